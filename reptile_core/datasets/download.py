@@ -1,0 +1,56 @@
+"""Files fetched from upstream into memory: nothing is kept before it is verified.
+
+That there is no network is noticed in seconds. The time limits of an HTTP client do not give that: they
+count anew for the name's look-up and for each of the host's addresses.
+"""
+
+import io
+import queue
+import threading
+from typing import IO, Any
+
+from reptile_core.datasets.common import Unavailable
+
+CONNECT_S, READ_S = 3.05, 30.0  # seconds; requests advises a little over TCP's 3 s until it sends again
+ANSWER_S = 5.0  # seconds until the network counts as absent
+
+
+class _Bounded(io.BytesIO):
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    def write(self, data: Any, /) -> int:
+        if self.tell() + len(data) > self.limit:
+            raise OSError(f"expected at most {self.limit} bytes, found more")
+        return super().write(data)
+
+
+def _ask(url: str, answer: queue.Queue[OSError | None]) -> None:
+    import requests  # here as below, because they are slow to import and a start from the cache needs neither
+
+    try:
+        requests.head(url, timeout=CONNECT_S, allow_redirects=True).raise_for_status()
+        answer.put(None)
+    except OSError as error:  # of which requests' own errors are a kind
+        answer.put(error)
+
+
+def download(url: str, *, limit: int, quiet: bool) -> IO[bytes]:
+    """The file at `url`, at most `limit` bytes of it; Unavailable if it is not to be had."""
+    import pooch
+
+    answer: queue.Queue[OSError | None] = queue.Queue()
+    threading.Thread(target=_ask, args=(url, answer), daemon=True).start()
+    buffer = _Bounded(limit)
+    try:
+        if (error := answer.get(timeout=ANSWER_S)) is not None:
+            raise error
+        fetch = pooch.HTTPDownloader(timeout=(CONNECT_S, READ_S), progressbar=not quiet, chunk_size=2**16)
+        fetch(url, buffer, None)
+    except queue.Empty:
+        raise Unavailable(f"{url}: no answer within {ANSWER_S:g} seconds") from None
+    except OSError as error:
+        reason = getattr(error.args[0] if error.args else None, "reason", error)  # without urllib3's wrapping
+        raise Unavailable(f"{url}: cannot be downloaded: {' '.join(str(reason).split())}") from error
+    return buffer

@@ -1,0 +1,94 @@
+"""Few-shot evaluation as the authors do it: adapt to the support set, classify one test example per class.
+
+Batch norm uses the batch at hand, so it matters what is classified together. With transduction all test examples share
+one batch. Without, each is alone in a batch with the whole support set, and nothing leaks from one to another.
+"""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, inner_loop
+from reptile_core.networks import Minibatch, Network
+from reptile_core.philox import Purpose
+from reptile_core.tasks import ImagePool, Sampling, Tasks, sample_tasks
+
+TEST_SHOTS = 1  # the authors' test set: one example per class
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over tasks with its standard error (0 for one task)."""
+
+    mean: float
+    standard_error: float
+    count: int
+
+
+def classify(
+    network: Network, phi: Phi, test: Minibatch, support: Minibatch, *, transductive: bool
+) -> Int[Tensor, "*lanes n_test"]:
+    """Predicted classes of the test examples. x of both: (*lanes, count, *shape)."""
+    if transductive:
+        return network(phi, test.x).argmax(-1)
+    # One more lane axis, over test examples: each is put in front of a copy of the support set, a batch of its own.
+    lanes = test.y.ndim - 1
+    copies = support.x.unsqueeze(lanes).expand(*test.y.shape, *support.x.shape[lanes:])
+    batches = torch.cat([test.x.unsqueeze(lanes + 1), copies], lanes + 1)
+    return network(phi.unsqueeze(-2) if lanes else phi, batches)[..., 0, :].argmax(-1)
+
+
+def evaluate(
+    network: Network,
+    loss: Loss,
+    phi: Float[Tensor, " P"],
+    pool: ImagePool,
+    tasks: Tasks,
+    optimizer: InnerOptimizer,
+    state: State | None = None,
+    *,
+    lanes: int = 1,
+) -> dict[str, Estimate]:
+    """Mean accuracy in [0, 1] over tasks (one leading axis), with and without transduction.
+
+    Every task starts from the same phi and the same state of the optimizer, and neither is changed, as in the authors'
+    evaluation. `lanes` tasks are adapted at once: as many as memory holds on a GPU, one on a CPU core.
+    """
+    count = tasks.test.label.shape[0]
+    correct: dict[str, list[Tensor]] = {"accuracy": [], "accuracy_transductive": []}
+    for start in range(0, count, lanes):
+        chunk = tasks[slice(start, start + lanes)]
+        width = chunk.test.label.shape[0]
+        adapted = phi.expand(width, -1)
+        for step in inner_loop(loss, adapted, [pool.minibatch(b) for b in chunk.minibatches], optimizer, state):
+            adapted = step.after
+        test, support = pool.minibatch(chunk.test), pool.minibatch(chunk.support)
+        for name, transductive in (("accuracy", False), ("accuracy_transductive", True)):
+            predicted = classify(network, adapted, test, support, transductive=transductive)
+            correct[name].append((predicted == test.y).double().mean(-1))
+    return {name: _estimate(torch.cat(parts)) for name, parts in correct.items()}
+
+
+def evaluation_tasks(sampling: Sampling, pool: ImagePool, *, seed: int, count: int) -> Tasks:
+    """The first `count` evaluation tasks of a seed: the same for every variant and at every iteration, so that their
+    difficulty cancels in comparisons."""
+    pool.check(sampling, TEST_SHOTS)
+    return sample_tasks(
+        sampling,
+        classes=pool.classes,
+        drawings=pool.drawings,
+        seed=seed,
+        purpose=Purpose.EVALUATION,
+        iteration=0,
+        task=torch.arange(count),
+        test_shots=TEST_SHOTS,
+    )
+
+
+def _estimate(per_task: Float[Tensor, " tasks"]) -> Estimate:
+    n = per_task.numel()
+    spread = per_task.std(correction=1).item() if n > 1 else 0.0
+    return Estimate(per_task.mean().item(), spread / sqrt(n), n)

@@ -1,0 +1,128 @@
+"""The inner loop: k steps of SGD or Adam on one task's minibatches, from phi_1 to phi_{k+1}, giving g_1 … g_k.
+
+Everything is a function of its arguments: losses take (phi, minibatch), optimizers take (phi, g, state). Leading axes
+of phi are lanes; a loss gives one number a lane, and as lanes share nothing, the gradient of the sum is each one's own.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from math import isfinite
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reptile_core.networks import Minibatch
+
+Phi = Float[Tensor, "*lanes P"]
+State = tuple[Tensor, ...]
+Loss = Callable[[Phi, Minibatch], Float[Tensor, "*lanes"]]
+
+
+class InnerOptimizer(Protocol):
+    """One step phi_i -> phi_{i+1}; `state` is whatever it carries from step to step, as tensors."""
+
+    @property
+    def learning_rate(self) -> float: ...
+
+    def start(self, phi: Phi) -> State: ...
+
+    def step(self, phi: Phi, g: Phi, state: State) -> tuple[Phi, State]: ...
+
+
+@dataclass(frozen=True)
+class SGD:
+    """phi_{i+1} = phi_i - alpha g_i."""
+
+    learning_rate: float
+
+    def __post_init__(self) -> None:
+        _check_learning_rate(self.learning_rate)
+
+    def start(self, phi: Phi) -> State:
+        return ()
+
+    def step(self, phi: Phi, g: Phi, state: State) -> tuple[Phi, State]:
+        return torch.add(phi, g, alpha=-self.learning_rate), state
+
+
+@dataclass(frozen=True)
+class Adam:
+    """Adam with beta1 = 0, as the authors use it inside: a gradient over the root of its running second moment.
+
+    State: second moments v, shaped like phi, and the number of steps t, in float64 as its powers need it. The formula
+    is torch.optim.Adam's (eps is added after the bias correction); TensorFlow's differs by a factor on eps alone.
+    """
+
+    learning_rate: float
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        _check_learning_rate(self.learning_rate)
+        if not 0 <= self.beta2 < 1:
+            raise ValueError(f"beta2: expected a number in [0, 1), found {self.beta2}")
+
+    def start(self, phi: Phi) -> State:
+        return torch.zeros_like(phi), torch.zeros((), dtype=torch.float64, device=phi.device)
+
+    def step(self, phi: Phi, g: Phi, state: State) -> tuple[Phi, State]:
+        v, t = state
+        v = self.beta2 * v + (1 - self.beta2) * g * g
+        t = t + 1
+        corrected = v / (1 - self.beta2**t)
+        return phi - self.learning_rate * g / (_root(corrected) + self.eps), (v, t)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Step i of the inner loop: phi_i, g_i = L_i'(phi_i), phi_{i+1}, and the optimizer's state after it."""
+
+    before: Phi
+    gradient: Phi
+    after: Phi
+    state: State
+
+
+def gradient(loss: Loss, phi: Phi, batch: Minibatch, *, differentiable: bool = False) -> Phi:
+    """L'(phi), lane by lane. `differentiable` keeps the graph, so that the result can be differentiated in phi."""
+    if not differentiable:
+        phi = phi.detach().requires_grad_()
+    with torch.enable_grad():
+        total = loss(phi, batch).sum()
+    return torch.autograd.grad(total, phi, create_graph=differentiable)[0]
+
+
+def inner_loop(
+    loss: Loss,
+    phi: Phi,
+    minibatches: Iterable[Minibatch],
+    optimizer: InnerOptimizer,
+    state: State | None = None,
+    *,
+    differentiable: bool = False,
+) -> Iterator[Step]:
+    """Run one step per minibatch and yield each as it is done; nothing is kept that the caller does not keep.
+
+    `state` carries Adam's moments over from an earlier task; None starts afresh.
+    """
+    state = optimizer.start(phi) if state is None else state
+    for batch in minibatches:
+        g = gradient(loss, phi, batch, differentiable=differentiable)
+        after, state = optimizer.step(phi, g, state)
+        yield Step(before=phi, gradient=g, after=after, state=state)
+        phi = after
+
+
+def _root(v: Tensor) -> Tensor:
+    """The square root, with derivative 0 at 0: the true one, infinite, would meet a gradient that is 0 throughout."""
+    if not v.requires_grad:
+        return v.sqrt()
+    positive = v > 0
+    return torch.where(positive, torch.where(positive, v, 1.0).sqrt(), 0.0)
+
+
+def _check_learning_rate(learning_rate: float) -> None:
+    if not (isfinite(learning_rate) and learning_rate > 0):
+        raise ValueError(f"learning_rate: expected a finite number above 0, found {learning_rate}")

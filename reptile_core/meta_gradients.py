@@ -1,0 +1,98 @@
+"""Update directions of the outer loop: Reptile, FOMAML, any sum of inner steps, and MAML with its second derivatives.
+
+All directions are displacements: under SGD phi_i - phi_{i+1} = alpha g_i, so that Reptile's phi_1 - phi_{k+1} is
+alpha (g_1 + … + g_k), FOMAML's alpha g_k and MAML's alpha g_MAML, and one outer step size serves them all. The authors'
+code does the same under Adam, where a step is not its gradient.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, gradient, inner_loop
+from reptile_core.networks import Minibatch
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A sum w_1 g_1 + … + w_k g_k by its weights and the name it has in the figures (LaTeX, without dollars)."""
+
+    name: str
+    weights: tuple[float, ...]
+    label: str
+
+    @property
+    def k(self) -> int:
+        return len(self.weights)
+
+
+def total(k: int) -> Variant:
+    """g_1 + … + g_k: Reptile with k steps."""
+    return Variant("+".join(f"g{i}" for i in range(1, k + 1)), (1.0,) * k, _sum_label(k))
+
+
+def average(k: int) -> Variant:
+    """(g_1 + … + g_k) / k."""
+    return Variant(f"({total(k).name})/{k}", (1.0 / k,) * k, rf"\frac{{1}}{{{k}}}({_sum_label(k)})")
+
+
+def last(k: int) -> Variant:
+    """g_k: first-order MAML with k steps."""
+    return Variant(f"g{k}", (0.0,) * (k - 1) + (1.0,), f"g_{k}")
+
+
+def figure_3(k_max: int = 4) -> tuple[Variant, ...]:
+    """The paper's ten variants for k_max = 4: g_1, and for each further k the sum, its average, the last gradient."""
+    if k_max < 1:
+        raise ValueError(f"k_max: expected at least 1 inner step, found {k_max}")
+    return (last(1), *(make(k) for k in range(2, k_max + 1) for make in (total, average, last)))
+
+
+def weighted_sum(
+    loss: Loss,
+    phi: Phi,
+    minibatches: Sequence[Minibatch],
+    optimizer: InnerOptimizer,
+    weights: Sequence[float],
+    state: State | None = None,
+) -> tuple[Phi, State]:
+    """sum_i w_i (phi_i - phi_{i+1}), alpha sum_i w_i g_i under SGD, and the optimizer's state after the task."""
+    if len(weights) != len(minibatches):
+        raise ValueError(f"weights: expected one per inner step ({len(minibatches)}), found {len(weights)}")
+    direction = torch.zeros_like(phi)
+    for weight, step in zip(weights, inner_loop(loss, phi, minibatches, optimizer, state), strict=True):
+        if weight:
+            direction += weight * (step.before - step.after)
+        state = step.state
+    assert state is not None  # at least one weight: a Variant has k >= 1
+    return direction, state
+
+
+def maml(
+    loss: Loss,
+    phi: Phi,
+    minibatches: Sequence[Minibatch],
+    optimizer: InnerOptimizer,
+    state: State | None = None,
+) -> tuple[Phi, State]:
+    """alpha d/dphi_1 L_k(phi_k), by reverse mode through the k - 1 inner steps, and the optimizer's state after them.
+
+    The state that comes in from earlier tasks is a constant of the derivative.
+    """
+    start = phi.detach().requires_grad_()
+    adapted, state = start, optimizer.start(phi) if state is None else state
+    with torch.enable_grad():
+        for step in inner_loop(loss, start, minibatches[:-1], optimizer, state, differentiable=True):
+            adapted, state = step.after, step.state
+        outer_loss = loss(adapted, minibatches[-1]).sum()
+    g = torch.autograd.grad(outer_loss, start)[0]
+    return optimizer.learning_rate * g, tuple(tensor.detach() for tensor in state)
+
+
+def _sum_label(k: int) -> str:
+    terms = [f"g_{i}" for i in range(1, k + 1)]
+    return " + ".join(terms if k <= 4 else [terms[0], r"\ldots", terms[-1]])
+
+
+__all__ = ["Variant", "average", "figure_3", "gradient", "last", "maml", "total", "weighted_sum"]

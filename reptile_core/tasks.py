@@ -1,0 +1,177 @@
+"""The task stream: which images make up each minibatch of each task, as a pure function of (seed, iteration, task).
+
+A task is n_way classes with some shots of each, cut into k minibatches as in the authors' code. What comes out are
+indices, drawn for many tasks at once; the images they point at may lie on any device.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int, UInt8
+from torch import Tensor
+
+from reptile_core import philox
+from reptile_core.networks import Minibatch
+from reptile_core.philox import Purpose, distinct, permutations
+
+# Iterations whose indices are drawn together: the cost per task falls until about here, and memory stays below 1 MB.
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a task is cut into minibatches.
+
+    shots: examples per class that the inner loop learns from.
+    batch, steps: size and number k of its minibatches.
+    replacement: draw each minibatch afresh from the shots, without repeats inside it; else cycle through reshuffled
+        epochs, where a partial minibatch carries over into the next epoch.
+    tail_shots: examples per class set aside for the last minibatch (FOMAML's separate tail); 0 for none.
+    """
+
+    n_way: int
+    shots: int
+    batch: int
+    steps: int
+    replacement: bool = False
+    tail_shots: int = 0
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("n_way", 2), ("shots", 1), ("batch", 1), ("steps", 1), ("tail_shots", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name}: expected at least {lowest}, found {getattr(self, name)}")
+        if self.tail_shots >= self.shots:
+            raise ValueError(f"tail_shots: expected fewer than the {self.shots} shots, found {self.tail_shots}")
+        if self.replacement and self.batch > self.pool:
+            raise ValueError(
+                f"batch: expected at most the {self.pool} examples of a task when drawn with replacement, "
+                f"found {self.batch}"
+            )
+
+    @property
+    def pool(self) -> int:
+        """Examples that the minibatches before the tail are drawn from."""
+        return self.n_way * (self.shots - self.tail_shots)
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Indices into a pool of images, and labels in [0, n_way): both (*tasks, count)."""
+
+    index: Int[Tensor, "*tasks count"]
+    label: Int[Tensor, "*tasks count"]
+
+    def take(self, order: Int[Tensor, "*tasks m"]) -> "Examples":
+        return Examples(self.index.gather(-1, order), self.label.gather(-1, order))
+
+    def __getitem__(self, task: int | slice) -> "Examples":
+        return Examples(self.index[task], self.label[task])
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """Tasks as indices: k minibatches to learn from, the support they are drawn from, and the test examples."""
+
+    minibatches: tuple[Examples, ...]
+    support: Examples
+    test: Examples
+
+    def __getitem__(self, task: int | slice) -> "Tasks":
+        return Tasks(tuple(batch[task] for batch in self.minibatches), self.support[task], self.test[task])
+
+
+@dataclass(frozen=True)
+class ImagePool:
+    """Images by class, on the device that trains, and the numbers that go into the network."""
+
+    images: UInt8[Tensor, "classes drawings *shape"]
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def classes(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def drawings(self) -> int:
+        return self.images.shape[1]
+
+    def minibatch(self, examples: Examples) -> Minibatch:
+        """Gather: index (*tasks, batch) -> x (*tasks, batch, *shape) in `dtype`."""
+        device = self.images.device
+        x = self.images.flatten(0, 1)[examples.index.to(device)].to(self.dtype)
+        return Minibatch(x, examples.label.to(device))
+
+    def check(self, sampling: Sampling, test_shots: int = 0) -> None:
+        """Is there enough here for such tasks? ValueError if not."""
+        if sampling.n_way > self.classes:
+            raise ValueError(f"n_way: expected at most the {self.classes} classes there are, found {sampling.n_way}")
+        if sampling.shots + test_shots > self.drawings:
+            raise ValueError(
+                f"shots: expected at most {self.drawings - test_shots} (a class has {self.drawings} drawings"
+                + (f", {test_shots} of them kept for testing" if test_shots else "")
+                + f"), found {sampling.shots}"
+            )
+
+
+def sample_tasks(
+    sampling: Sampling,
+    *,
+    classes: int,
+    drawings: int,
+    seed: int,
+    purpose: Purpose,
+    iteration: Int[Tensor, "*tasks"] | int,
+    task: Int[Tensor, "*tasks"] | int,
+    test_shots: int = 0,
+) -> Tasks:
+    """The tasks at the addresses (iteration, task): the same whatever else is asked for, in whatever order or place.
+
+    Every number a task needs comes from one stretch of the counter-based stream: n_way keys for its classes, one per
+    class and drawing for its examples, one per example and epoch (or minibatch) for their order.
+    """
+    n, pool = sampling.n_way, sampling.pool
+    body_steps = sampling.steps - bool(sampling.tail_shots)
+    orders = body_steps if sampling.replacement else -(-body_steps * sampling.batch // pool)
+    count = n + n * drawings + orders * pool
+    keys = philox.bits(seed, purpose, count, iteration=iteration, task=task)
+    for_classes, for_drawings, for_orders = keys.split([n, n * drawings, orders * pool], -1)
+
+    chosen = distinct(for_classes, classes)
+    drawn = permutations(for_drawings.unflatten(-1, (n, drawings)))[..., : sampling.shots + test_shots]
+    index = chosen.unsqueeze(-1) * drawings + drawn
+    label = torch.arange(n).unsqueeze(-1).expand_as(index)
+
+    def examples(part: slice) -> Examples:
+        return Examples(index[..., part].flatten(-2), label[..., part].flatten(-2))
+
+    tail_end = test_shots + sampling.tail_shots
+    support, body = examples(slice(test_shots, None)), examples(slice(tail_end, None))
+    order = permutations(for_orders.unflatten(-1, (orders, pool)))
+    if sampling.replacement:
+        order = order[..., : sampling.batch]
+    ordered = body.take(order.flatten(-2)[..., : body_steps * sampling.batch])
+    cuts = [slice(i * sampling.batch, (i + 1) * sampling.batch) for i in range(body_steps)]
+    minibatches = tuple(Examples(ordered.index[..., cut], ordered.label[..., cut]) for cut in cuts)
+    if sampling.tail_shots:
+        minibatches += (examples(slice(test_shots, tail_end)),)
+    return Tasks(minibatches, support, examples(slice(0, test_shots)))
+
+
+def training_stream(
+    sampling: Sampling, pool: ImagePool, *, seed: int, iterations: range, meta_batch: int
+) -> Iterator[Tasks]:
+    """For each iteration its meta-batch of tasks, shaped (meta_batch, …). Drawn in blocks, which changes no bit."""
+    for start in range(iterations.start, iterations.stop, BLOCK):
+        stop = min(start + BLOCK, iterations.stop)
+        block = sample_tasks(
+            sampling,
+            classes=pool.classes,
+            drawings=pool.drawings,
+            seed=seed,
+            purpose=Purpose.TRAINING,
+            iteration=torch.arange(start, stop).unsqueeze(-1),
+            task=torch.arange(meta_batch),
+        )
+        for row in range(stop - start):
+            yield block[row]

@@ -1,0 +1,214 @@
+"""Meta-training: sample a task, run k steps of SGD on it, move the initialization towards the result; repeat.
+
+A run is described whole by a `Run` and is a pure function of it and of the data: its state can be written down after
+any iteration and taken up again, and every bit after that is the same.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from reptile_core import evaluation
+from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, Loss, State
+from reptile_core.meta_gradients import maml, weighted_sum
+from reptile_core.networks import Network, cross_entropy, mini_imagenet, omniglot
+from reptile_core.tasks import ImagePool, Sampling, Tasks, training_stream
+
+# torch's optimizers by lower-case name, but for those that need more than a gradient of a vector.
+OUTER_OPTIMIZERS = {
+    name.lower(): kind
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and name not in ("Optimizer", "LBFGS", "SparseAdam", "Muon")
+}
+
+
+@dataclass(frozen=True)
+class Inner:
+    """The inner optimizer. `moments` says what becomes of Adam's second moments from task to task.
+
+    "kept": carried from each task into the next, as the authors do; "reset": every task starts afresh.
+    """
+
+    optimizer: Literal["sgd", "adam"]
+    learning_rate: float
+    reduction: Literal["sum", "mean"] = "sum"
+    moments: Literal["kept", "reset"] = "kept"
+
+    def __post_init__(self) -> None:
+        _choice("optimizer", self.optimizer, ("sgd", "adam"))
+        _choice("reduction", self.reduction, ("sum", "mean"))
+        _choice("moments", self.moments, ("kept", "reset"))
+        self.build()
+
+    def build(self) -> InnerOptimizer:
+        return SGD(self.learning_rate) if self.optimizer == "sgd" else Adam(self.learning_rate)
+
+
+@dataclass(frozen=True)
+class Outer:
+    """The outer step: phi <- phi - eps · direction with eps annealed linearly from `step` to `final` ("plain"), or the
+    direction handed to one of torch's optimizers ("adam", "rmsprop", …) as a gradient, with eps as learning rate."""
+
+    step: float
+    final: float = 0.0
+    optimizer: str = "plain"
+
+    def __post_init__(self) -> None:
+        _choice("optimizer", self.optimizer, ("plain", *OUTER_OPTIMIZERS))
+
+    def size(self, iteration: int, iterations: int) -> float:
+        """eps at an iteration, counted from 0."""
+        done = iteration / iterations
+        return self.step * (1 - done) + self.final * done
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """When and how accuracy is measured: every `every` iterations and at both ends, on the same `tasks` tasks."""
+
+    sampling: Sampling
+    tasks: int
+    every: int
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides the outcome of one meta-training run, but for the data.
+
+    weights: w_1 … w_k of the direction sum w_i (phi_i - phi_{i+1}), or "maml".
+    """
+
+    network: Literal["omniglot", "mini_imagenet"]
+    sampling: Sampling
+    weights: tuple[float, ...] | Literal["maml"]
+    inner: Inner
+    outer: Outer
+    evaluation: Evaluation
+    iterations: int
+    seed: int
+    meta_batch: int = 1
+    activation: str = "relu"
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self) -> None:
+        _choice("network", self.network, ("omniglot", "mini_imagenet"))
+        _choice("dtype", self.dtype, ("float32", "float64"))
+        for name, lowest in (("iterations", 1), ("meta_batch", 1), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name}: expected at least {lowest}, found {getattr(self, name)}")
+        if isinstance(self.weights, str):
+            _choice("weights", self.weights, ("maml",))
+        elif len(self.weights) != self.sampling.steps:
+            raise ValueError(f"weights: expected one per inner step ({self.sampling.steps}), found {len(self.weights)}")
+        if self.evaluation.sampling.n_way != self.sampling.n_way:
+            raise ValueError(
+                f"evaluation: expected tasks of {self.sampling.n_way} classes as in training, "
+                f"found {self.evaluation.sampling.n_way}"
+            )
+        build_network(self)  # which names the activation if there is no such one
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        return torch.float64 if self.dtype == "float64" else torch.float32
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a run stands: all that the rest of it depends on."""
+
+    iteration: int
+    phi: Tensor
+    inner: State | None = None
+    outer: dict[str, Tensor] | None = None
+
+
+def build_network(run: Run) -> Network:
+    make = {"omniglot": omniglot, "mini_imagenet": mini_imagenet}[run.network]
+    return make(run.sampling.n_way, activation=run.activation)
+
+
+def start(run: Run, device: torch.device | str = "cpu") -> TrainingState:
+    return TrainingState(0, build_network(run).initialize(run.seed, dtype=run.torch_dtype).to(device))
+
+
+def train(run: Run, pool: ImagePool, state: TrainingState) -> Iterator[TrainingState]:
+    """Go on from `state` to the end of the run, yielding the state after every iteration."""
+    pool.check(run.sampling)
+    loss = cross_entropy(build_network(run), reduction=run.inner.reduction)
+    outer = _OuterStep(run, state)
+    phi, inner = state.phi, state.inner
+    todo = range(state.iteration, run.iterations)
+    stream = training_stream(run.sampling, pool, seed=run.seed, iterations=todo, meta_batch=run.meta_batch)
+    for iteration, tasks in zip(todo, stream, strict=True):
+        direction, inner = meta_direction(run, loss, phi, pool, tasks, inner)
+        phi = outer(phi, direction, iteration)
+        yield TrainingState(iteration + 1, phi, inner, outer.state())
+
+
+def meta_direction(
+    run: Run, loss: Loss, phi: Tensor, pool: ImagePool, tasks: Tasks, inner: State | None
+) -> tuple[Tensor, State | None]:
+    """The direction averaged over a meta-batch, task after task, and Adam's moments for the next one."""
+    optimizer = run.inner.build()
+    mean = torch.zeros_like(phi)
+    for task in range(run.meta_batch):
+        minibatches = [pool.minibatch(batch) for batch in tasks[task].minibatches]
+        if run.weights == "maml":
+            direction, after = maml(loss, phi, minibatches, optimizer, inner)
+        else:
+            direction, after = weighted_sum(loss, phi, minibatches, optimizer, run.weights, inner)
+        mean += direction / run.meta_batch
+        inner = after if run.inner.moments == "kept" else None
+    return mean, inner
+
+
+def evaluate(run: Run, pool: ImagePool, state: TrainingState, *, lanes: int = 1) -> dict[str, evaluation.Estimate]:
+    """Accuracy of a state on the run's evaluation tasks, whose classes come from `pool`."""
+    network = build_network(run)
+    tasks = evaluation.evaluation_tasks(run.evaluation.sampling, pool, seed=run.seed, count=run.evaluation.tasks)
+    loss = cross_entropy(network, reduction=run.inner.reduction)
+    inner = state.inner if run.inner.moments == "kept" else None
+    return evaluation.evaluate(network, loss, state.phi, pool, tasks, run.inner.build(), inner, lanes=lanes)
+
+
+class _OuterStep:
+    """phi - eps · direction, or a step of one of torch's optimizers with the direction as gradient."""
+
+    def __init__(self, run: Run, state: TrainingState) -> None:
+        self.run = run
+        self.optimizer: torch.optim.Optimizer | None = None
+        if run.outer.optimizer != "plain":
+            self.parameter = state.phi.clone().requires_grad_()
+            self.optimizer = OUTER_OPTIMIZERS[run.outer.optimizer]([self.parameter], lr=run.outer.step)
+            # Copies, since the optimizer writes into them and `state` is the caller's.
+            kept = {name: value.clone() for name, value in (state.outer or {}).items()}
+            self.optimizer.state[self.parameter].update(kept)
+
+    def __call__(self, phi: Tensor, direction: Tensor, iteration: int) -> Tensor:
+        eps = self.run.outer.size(iteration, self.run.iterations)
+        if self.optimizer is None:
+            return torch.add(phi, direction, alpha=-eps)
+        self.optimizer.param_groups[0]["lr"] = eps
+        self.parameter.grad = direction
+        self.optimizer.step()
+        return self.parameter.detach().clone()
+
+    def state(self) -> dict[str, Tensor] | None:
+        """Tensors of the optimizer, copied: they must not change under a state that was yielded."""
+        if self.optimizer is None:
+            return None
+        state = self.optimizer.state[self.parameter]
+        return {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _choice(name: str, found: str, allowed: tuple[str, ...]) -> None:
+    if found not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(allowed)}, found {found!r}")
