@@ -1,0 +1,1 @@
+"""Experiments: from configurations to runs, from runs to tidy tables."""

@@ -1,0 +1,137 @@
+"""The ledger: each claim with its criterion, written before the run, and the verdict that measurement and control give.
+
+A claim is data. Its criterion is a band that every measured number must lie in; its negative control is the same check
+on a wrong formula, whose numbers must all lie outside. A control that does not fail makes any verdict "inconclusive:
+the check cannot fail".
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from reptile_core.files import write_atomically
+
+SUPPORTED, REFUTED, INCONCLUSIVE, NOT_JUDGED = "supported", "refuted", "inconclusive", "not judged"
+CANNOT_FAIL = "inconclusive: the check cannot fail"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What is claimed, where, and what would show it.
+
+    quantity: what is measured, in words with its unit. low, high: the band it must lie in; reason: why that wide.
+    control: the wrong formula that is checked beside it.
+    """
+
+    id: str
+    source: str
+    kind: Literal["theorem", "experiment"]
+    statement: str
+    quantity: str
+    low: float
+    high: float
+    reason: str
+    control: str
+
+    def __post_init__(self) -> None:
+        if not (isfinite(self.low) and isfinite(self.high) and self.low <= self.high):
+            raise ValueError(f"band of {self.id}: expected finite low <= high, found [{self.low}, {self.high}]")
+
+
+@dataclass(frozen=True)
+class Interval:
+    """What one case measured: a number alone (low = high), or an interval over seeds."""
+
+    low: float
+    high: float
+
+
+def judge(claim: Claim, measured: Sequence[Interval], controls: Sequence[Interval]) -> str:
+    """The verdict over all cases: supported if every one lies in the band, refuted if some one lies outside.
+
+    A number that is not finite lies in no band and outside none.
+    """
+    if not measured:
+        return NOT_JUDGED
+    if not controls or not all(_outside(claim, control) for control in controls):
+        return CANNOT_FAIL
+    if all(claim.low <= case.low and case.high <= claim.high for case in measured):
+        return SUPPORTED
+    return REFUTED if any(_outside(claim, case) for case in measured) else INCONCLUSIVE
+
+
+def ledger(claims: Iterable[Claim], measurements: pd.DataFrame, *, data: str, profile: str) -> pd.DataFrame:
+    """One row per claim from a tidy table with the columns claim, case, role ("check" or "control"), value, and
+    perhaps low and high."""
+    rows = []
+    for claim in claims:
+        mine = measurements[measurements.claim == claim.id]
+        measured, controls = (_intervals(mine[mine.role == role]) for role in ("check", "control"))
+        row = asdict(claim) | {"cases": len(measured), "controls": len(controls)}
+        for name, cases in (("measured", measured), ("control", controls)):
+            row |= {f"{name}_low": min((case.low for case in cases), default=None)}
+            row |= {f"{name}_high": max((case.high for case in cases), default=None)}
+        rows.append(row | {"verdict": judge(claim, measured, controls), "data": data, "profile": profile})
+    return pd.DataFrame(rows)
+
+
+def write_ledger(table: pd.DataFrame, folder: Path) -> list[Path]:
+    """claims.csv, claims.json and claims.md."""
+    contents = {
+        "claims.csv": table.to_csv(index=False, lineterminator="\n"),
+        "claims.json": table.to_json(orient="records", indent=2, force_ascii=False, double_precision=15) + "\n",
+        "claims.md": markdown(table),
+    }
+    for name, content in contents.items():
+        write_atomically(folder / name, content.encode())
+    return [folder / name for name in contents]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The ledger for people: verdict, claim, what was measured against which band, and what the control gave."""
+    lines = ["| verdict | claim | measured | band | control |", "|---|---|---|---|---|"]
+    for row in table.itertuples():
+        cells = [
+            f"**{row.verdict}**",
+            f"`{row.id}` ({row.source}) {row.statement}",
+            f"{row.quantity}: {_span(row.measured_low, row.measured_high)} in {row.cases} cases",
+            f"[{row.low:g}, {row.high:g}]: {row.reason}",
+            f"{row.control}: {_span(row.control_low, row.control_high)}",
+        ]
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def lines(table: pd.DataFrame) -> list[str]:
+    """The ledger for a terminal, one line a claim, and the count of verdicts."""
+    width = max(map(len, table.id), default=0)
+    body = [
+        f"{row.id:<{width}}  {row.verdict:<14} {row.quantity} {_span(row.measured_low, row.measured_high)}"
+        f"  (control {_span(row.control_low, row.control_high)})"
+        for row in table.itertuples()
+    ]
+    counts = table.verdict.value_counts()
+    return [*body, ", ".join(f"{count} {verdict}" for verdict, count in counts.items())]
+
+
+def _intervals(rows: pd.DataFrame) -> list[Interval]:
+    """A row's interval: its columns low and high where it has them, else its value alone."""
+    lows = rows["low"].fillna(rows["value"]) if "low" in rows else rows["value"]
+    highs = rows["high"].fillna(rows["value"]) if "high" in rows else rows["value"]
+    return [Interval(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
+
+
+def _outside(claim: Claim, interval: Interval) -> bool:
+    return (
+        isfinite(interval.low) and isfinite(interval.high) and (interval.high < claim.low or interval.low > claim.high)
+    )
+
+
+def _span(low: float | None, high: float | None) -> str:
+    if low is None or high is None or pd.isna(low) or pd.isna(high):
+        return "not measured"
+    return f"{low:.4g}" if low == high else f"{low:.4g} … {high:.4g}"

@@ -1,0 +1,151 @@
+"""Section 5.1: AvgGrad and AvgGradInner, and how much of each an update contains in expectation.
+
+The expectation over exchangeable minibatches of one task is made exact by a pool of m minibatches and all ordered
+choices of k of them without repetition: no sampling noise is left. Then, to leading orders,
+
+    E[sum_i w_i g_i] = (sum w_i) AvgGrad - alpha (sum w_i (i - 1)) AvgGradInner,
+    E[g_MAML]        = AvgGrad - 2 (k - 1) alpha AvgGradInner,
+
+with AvgGrad = E[g_bar_1] and AvgGradInner = E[H_bar_2 g_bar_1] = 1/2 d/dphi E[g_bar_1 . g_bar_2].
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import permutations
+from math import perm
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad
+
+from analysis.derivatives import Loss, Vector, derivative
+from analysis.taylor import maml_product
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What an update holds of the two terms: avg_grad, and avg_grad_inner per alpha. `unexplained` is what of its
+    first-order part lies along neither, as a multiple of AvgGradInner."""
+
+    avg_grad: float
+    avg_grad_inner: float
+    unexplained: float
+
+
+def average_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
+    """AvgGrad = E[g_bar_1]."""
+    return torch.stack([derivative(loss, phi) for loss in pool]).mean(0)
+
+
+def average_gradient_inner(pool: Sequence[Loss], phi: Vector) -> Vector:
+    """AvgGradInner = E[H_bar_2 g_bar_1] over ordered pairs of different minibatches, in m products:
+    sum_a H_a (sum_b g_b - g_a)."""
+    gradients = [derivative(loss, phi) for loss in pool]
+    whole = torch.stack(gradients).sum(0)
+    products = [derivative(loss, phi, whole - g) for loss, g in zip(pool, gradients, strict=True)]
+    return torch.stack(products).sum(0) / perm(len(pool), 2)
+
+
+def inner_product_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
+    """1/2 d/dphi E[g_bar_1 . g_bar_2] over pairs of different minibatches, by differentiating the inner products."""
+
+    def mean_inner_product(point: Vector) -> Tensor:
+        gradients = torch.stack([grad(loss)(point) for loss in pool])
+        gram = gradients @ gradients.T
+        return (gram.sum() - gram.diagonal().sum()) / perm(len(pool), 2)
+
+    return grad(mean_inner_product)(phi) / 2
+
+
+def predicted(weights: Sequence[float]) -> tuple[float, float]:
+    """(sum w_i, - sum w_i (i - 1)): the theorem's coefficients of AvgGrad and of alpha AvgGradInner."""
+    return sum(weights), -sum(w * i for i, w in enumerate(weights))
+
+
+def predicted_maml(k: int) -> tuple[float, float]:
+    """(1, -2 (k - 1)): the theorem's coefficients for MAML with k steps."""
+    return 1.0, -2.0 * (k - 1)
+
+
+def expected_inner_gradients(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Float[Tensor, "k P"]:
+    """E[g_1] … E[g_k], exactly, over all ordered k-subsets of the pool; any E[sum_i w_i g_i] is a sum of these.
+
+    Orders that begin alike share their first steps: a tree with perm(m, 1) + … + perm(m, k) gradients in all.
+    """
+    _check_steps(k, len(pool))
+    means = torch.zeros(k, phi.numel(), dtype=phi.dtype)
+    for depth, g in _tree(pool, phi, alpha, k, ()):
+        means[depth] += g / perm(len(pool), depth + 1)
+    return means
+
+
+def expected_maml(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Vector:
+    """E[g_MAML] with k steps, exactly, over all ordered k-subsets of the pool."""
+    _check_steps(k, len(pool))
+    return torch.stack([maml_product(order, phi, alpha) for order in permutations(pool, k)]).mean(0)
+
+
+def measure(
+    updates: Callable[[float], Float[Tensor, "n P"]], avg_grad: Vector, avg_grad_inner: Vector, *, alpha: float
+) -> list[Coefficients]:
+    """The coefficients in the limit alpha -> 0 of n expected updates, from their values at ± alpha and ± alpha / 2.
+
+    The even part in alpha holds order 0 and the odd part order 1, each with an error of two orders more, which
+    Richardson's extrapolation takes out to the fourth; then each is projected on the two terms by least squares.
+    """
+    plus, minus, half_plus, half_minus = (updates(t) for t in (alpha, -alpha, alpha / 2, -alpha / 2))
+    orders_0 = (4 * (half_plus + half_minus) - (plus + minus)) / 6
+    orders_1 = (8 * (half_plus - half_minus) - (plus - minus)) / (6 * alpha)
+    results = []
+    for order_0, order_1 in zip(orders_0, orders_1, strict=True):
+        share_0, share_1 = (_project(part, avg_grad, avg_grad_inner) for part in (order_0, order_1))
+        rest = order_1 - share_1[0] * avg_grad - share_1[1] * avg_grad_inner
+        results.append(Coefficients(share_0[0], share_1[1], float(rest.norm() / avg_grad_inner.norm())))
+    return results
+
+
+def _project(vector: Vector, first: Vector, second: Vector) -> tuple[float, float]:
+    """Coefficients of the least-squares combination of two vectors."""
+    solution = torch.linalg.lstsq(torch.stack([first, second], -1), vector.unsqueeze(-1)).solution
+    return float(solution[0]), float(solution[1])
+
+
+def _tree(
+    pool: Sequence[Loss], phi: Vector, alpha: float, k: int, used: tuple[int, ...]
+) -> Iterator[tuple[int, Vector]]:
+    """(i - 1, g_i) for the i-th step of every ordered choice, each prefix once."""
+    for index in set(range(len(pool))) - set(used):
+        g = derivative(pool[index], phi)
+        yield len(used), g
+        if len(used) + 1 < k:
+            yield from _tree(pool, phi - alpha * g, alpha, k, (*used, index))
+
+
+def _check_steps(k: int, m: int) -> None:
+    if not 1 <= k <= m:
+        raise ValueError(f"k: expected 1 … {m} steps for a pool of {m} minibatches, found {k}")
+
+
+def pair_expectation(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
+    """E[H_bar_2 g_bar_1] when the two minibatches are "independent" draws from the pool, "disjoint" or "repeated"."""
+    gradients = torch.stack([derivative(loss, phi) for loss in pool])
+    other = {
+        "independent": gradients.mean(0).expand_as(gradients),
+        "disjoint": (gradients.sum(0) - gradients) / (len(pool) - 1),
+        "repeated": gradients,
+    }[case]
+    return torch.stack([derivative(loss, phi, v) for loss, v in zip(pool, other, strict=True)]).mean(0)
+
+
+def pair_prediction(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
+    """1/2 d/dphi (|E g|^2 + tr Cov(g_1, g_2)), with covariance 0, - Var / (m - 1) or + Var in the three cases."""
+    share = {"independent": 0.0, "disjoint": -1 / (len(pool) - 1), "repeated": 1.0}[case]
+
+    def second_moment(point: Vector) -> Tensor:
+        gradients = torch.stack([grad(loss)(point) for loss in pool])
+        mean = gradients.mean(0)
+        variance = (gradients - mean).square().sum(-1).mean()
+        return mean @ mean + share * variance
+
+    return grad(second_moment)(phi) / 2

@@ -1,0 +1,97 @@
+"""Pools of minibatch losses to test theorems on: exact polynomials, a smooth network, and real minibatches.
+
+All in float64, with mean losses and smooth activations: rates hold only where the loss is smooth.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from analysis.derivatives import Loss, Vector
+from reptile_core.networks import Minibatch, cross_entropy, mlp, omniglot
+from reptile_core.philox import Purpose
+from reptile_core.tasks import ImagePool, Sampling, sample_tasks
+
+FLOAT = torch.float64
+
+
+@dataclass(frozen=True)
+class Pool:
+    """m exchangeable minibatch losses of one task, and the point at which they are looked at.
+
+    degree: that of the polynomial they are; None where they are none.
+    """
+
+    name: str
+    losses: tuple[Loss, ...]
+    phi: Vector
+    degree: int | None = None
+
+
+def quadratic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
+    """L(phi) = 1/2 (phi - c) . A (phi - c) with positive definite A: the k = 2 expansions are exact."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def one() -> Loss:
+        root = torch.randn(parameters, parameters, generator=generator, dtype=FLOAT)
+        a, centre = root @ root.T / parameters, torch.randn(parameters, generator=generator, dtype=FLOAT)
+        return lambda phi: (phi - centre) @ a @ (phi - centre) / 2
+
+    return Pool("quadratic", tuple(one() for _ in range(m)), _point(parameters, generator), degree=2)
+
+
+def cubic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
+    """A quadratic plus a cubic form: third derivatives, and none beyond."""
+    generator = torch.Generator().manual_seed(seed + 1)
+    base = quadratic(m, parameters=parameters, seed=seed)
+
+    def one(loss: Loss) -> Loss:
+        t = torch.randn(parameters, parameters, parameters, generator=generator, dtype=FLOAT) / parameters
+        return lambda phi: loss(phi) + torch.einsum("ijk,i,j,k->", t, phi, phi, phi) / 6
+
+    return Pool("cubic", tuple(one(loss) for loss in base.losses), base.phi, degree=3)
+
+
+def tanh_network(m: int = 5, *, seed: int = 0) -> Pool:
+    """Squared error of a 2-4-1 tanh network on random points of one task."""
+    generator = torch.Generator().manual_seed(seed)
+    network = mlp((2, 4, 1), activation="tanh")
+    teacher, phi = (_point(network.n_parameters, generator) for _ in range(2))
+
+    def one() -> Loss:
+        x = torch.randn(6, 2, generator=generator, dtype=FLOAT)
+        y = network(teacher, x) + 0.3 * torch.randn(6, 1, generator=generator, dtype=FLOAT)
+        return lambda phi: (network(phi, x) - y).square().mean()
+
+    return Pool("tanh network", tuple(one() for _ in range(m)), phi)
+
+
+def omniglot_softplus(images: ImagePool, m: int = 5, *, batch: int = 10, seed: int = 0) -> Pool:
+    """The paper's Omniglot network with softplus in place of ReLU, on m disjoint minibatches of one 5-way task."""
+    sampling = Sampling(n_way=5, shots=batch * m // 5, batch=batch, steps=m)
+    images.check(sampling)
+    task = sample_tasks(
+        sampling,
+        classes=images.classes,
+        drawings=images.drawings,
+        seed=seed,
+        purpose=Purpose.TRAINING,
+        iteration=0,
+        task=0,
+    )
+    network = omniglot(5, activation="softplus")
+    loss = cross_entropy(network, reduction="mean")
+
+    def one(minibatch: Minibatch) -> Loss:
+        return lambda phi: loss(phi, minibatch)
+
+    losses = tuple(one(images.minibatch(examples)) for examples in task.minibatches)
+    return Pool("Omniglot network, softplus", losses, network.initialize(seed, dtype=FLOAT))
+
+
+SMALL_POOLS: dict[str, Callable[[], Pool]] = {"quadratic": quadratic, "cubic": cubic, "tanh network": tanh_network}
+
+
+def _point(parameters: int, generator: torch.Generator) -> Vector:
+    return 0.7 * torch.randn(parameters, generator=generator, dtype=FLOAT)

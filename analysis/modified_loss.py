@@ -1,0 +1,59 @@
+"""Outside meta-learning: what shuffled SGD follows in the mean, and what the order of two minibatches changes.
+
+One epoch over m minibatches with step eps moves, in the mean over orders and up to O(eps^3), as gradient flow for the
+time m eps on L + eps / (4 m) sum_k |dL_k|^2, with L the mean loss (Smith et al. 2021, arXiv 2101.12176). Its extra term
+is AvgGradInner and the norm of the mean gradient: Reptile's 1/2 k (k - 1) once more.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import permutations
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from analysis.derivatives import Loss, Vector, derivative
+from analysis.taylor import inner_gradients
+
+
+def shuffled_displacement(pool: Sequence[Loss], phi: Vector, eps: float) -> Vector:
+    """Mean over all m! orders of the displacement of one epoch of SGD with step eps."""
+    epochs = [torch.stack(inner_gradients(order, phi, eps)).sum(0) for order in permutations(pool)]
+    return -eps * torch.stack(epochs).mean(0)
+
+
+def modified_gradient(pool: Sequence[Loss], eps: float) -> Callable[[Vector], Vector]:
+    """Gradient of L + eps / (4 m) sum_k |dL_k|^2, which is dL + eps / (2 m) sum_k H_k dL_k; eps = 0 gives plain dL."""
+    m = len(pool)
+
+    def at(phi: Vector) -> Vector:
+        gradients = [derivative(loss, phi) for loss in pool]
+        flow = torch.stack(gradients).mean(0)
+        if eps:
+            products = [derivative(loss, phi, g) for loss, g in zip(pool, gradients, strict=True)]
+            flow = flow + eps / (2 * m) * torch.stack(products).sum(0)
+        return flow
+
+    return at
+
+
+def flow_displacement(field: Callable[[Vector], Vector], phi: Vector, time: float) -> Vector:
+    """Displacement of phi' = - field(phi) after `time`, integrated to about the last digits of float64."""
+
+    def velocity(_: float, point: np.ndarray) -> np.ndarray:
+        return -field(torch.from_numpy(point)).numpy()
+
+    solution = solve_ivp(velocity, (0.0, time), phi.numpy(), method="DOP853", rtol=1e-13, atol=1e-15)
+    return torch.from_numpy(solution.y[:, -1]) - phi
+
+
+def order_difference(a: Loss, b: Loss, phi: Vector, alpha: float) -> Vector:
+    """theta_AB - theta_BA: two steps of SGD on A then B, less the same on B then A."""
+    ab, ba = (torch.stack(inner_gradients(order, phi, alpha)).sum(0) for order in ((a, b), (b, a)))
+    return -alpha * (ab - ba)
+
+
+def predicted_order_difference(a: Loss, b: Loss, phi: Vector, alpha: float) -> Tensor:
+    """alpha^2 (H_B g_A - H_A g_B)."""
+    return alpha**2 * (derivative(b, phi, derivative(a, phi)) - derivative(a, phi, derivative(b, phi)))

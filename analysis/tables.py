@@ -1,0 +1,39 @@
+"""Tidy tables: one row per measured number, with what it is and where it comes from, as CSV and as DataFrame."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from reptile_core.files import write_atomically
+
+COLUMNS = ["experiment", "variant", "seed", "iteration", "quantity", "value", "standard_error", "count"]
+CONFIDENCE = 0.95
+
+
+def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """One row per measurement. standard_error and count are those of `value` over the tasks it is a mean of."""
+    return pd.DataFrame(list(rows), columns=COLUMNS)
+
+
+def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean of `value` over seeds with a Student-t interval of the seeds' means: columns mean, low, high, seeds.
+
+    Student's t and not a bootstrap, which is far too narrow over three seeds. One seed has no interval: NaN.
+    """
+
+    def summarize(values: pd.Series) -> pd.Series:
+        n, mean = len(values), values.mean()
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
+        return pd.Series({"mean": mean, "low": mean - half, "high": mean + half, "seeds": n})
+
+    groups = table.groupby(by, sort=False, observed=True)["value"]
+    return groups.apply(summarize).unstack().astype({"seeds": int}).reset_index()
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Whole or not at all; numbers to full precision, so that equal bits give equal files."""
+    write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())

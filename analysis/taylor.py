@@ -1,0 +1,169 @@
+"""Section 5.1: the inner gradients and the meta-gradients as series in the inner learning rate alpha.
+
+Notation as in the paper, L_i the loss of minibatch i, all bars at the initialization phi_1:
+
+    g_bar_i = L_i'(phi_1),  H_bar_i = L_i''(phi_1),  T_bar_i = L_i'''(phi_1),  s_i = sum_{j<i} g_bar_j
+
+    g_i = g_bar_i - alpha H_bar_i s_i + alpha^2 (H_bar_i sum_{j<i} H_bar_j s_j + 1/2 T_bar_i[s_i, s_i]) + O(alpha^3)
+
+A series is a list of coefficients, [order 0, order 1, …]. Sums over j < i run along with i, so that all terms of a
+k-step loop cost O(k) products.
+"""
+
+from collections.abc import Callable, Sequence
+from math import isfinite
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.func import grad
+
+from analysis.derivatives import Loss, Vector, coefficients_in, derivative
+
+Series = list[Vector]
+HIGHEST_FORMULA = 2  # beyond it the terms have no short formula; `inner_gradient_series` goes to any order
+
+
+def inner_gradients(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""] | float) -> list[Vector]:
+    """g_1 … g_k of k steps of SGD, phi_{i+1} = phi_i - alpha g_i. Differentiable in phi and in alpha."""
+    gradients = []
+    for loss in losses:
+        gradients.append(grad(loss)(phi))
+        phi = phi - alpha * gradients[-1]
+    return gradients
+
+
+def maml_gradient(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""] | float) -> Vector:
+    """d/dphi_1 L_k(phi_k), differentiated through the k - 1 inner steps."""
+
+    def adapted_loss(start: Vector) -> Tensor:
+        point = start
+        for g in inner_gradients(losses[:-1], start, alpha):
+            point = point - alpha * g
+        return losses[-1](point)
+
+    return grad(adapted_loss)(phi)
+
+
+def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
+    """The same as the product (I - alpha L_1''(phi_1)) … (I - alpha L_{k-1}''(phi_{k-1})) g_k: exact, equation 21."""
+    points, gradients = [phi], inner_gradients(losses, phi, alpha)
+    for g in gradients[:-1]:
+        points.append(points[-1] - alpha * g)
+    v = gradients[-1]
+    for loss, point in reversed(list(zip(losses[:-1], points[:-1], strict=True))):
+        v = v - alpha * derivative(loss, point, v)
+    return v
+
+
+def inner_gradient_terms(losses: Sequence[Loss], phi: Vector, order: int) -> list[Series]:
+    """The series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above."""
+    _check_order(order)
+    s, firsts = torch.zeros_like(phi), torch.zeros_like(phi)  # sums over j < i of g_bar_j, and of order-1 terms
+    series = []
+    for loss in losses:
+        terms = [derivative(loss, phi)]
+        if order >= 1:
+            terms.append(-derivative(loss, phi, s))
+        if order >= 2:  # sum_{j<i} H_j s_j is minus the sum of the order-1 terms before
+            terms.append(derivative(loss, phi, -firsts) + derivative(loss, phi, s, s) / 2)
+        series.append(terms)
+        s = s + terms[0]
+        firsts = firsts + (terms[1] if order >= 1 else 0)
+    return series
+
+
+def maml_terms(losses: Sequence[Loss], phi: Vector, order: int) -> Series:
+    """The series of MAML's gradient to `order` 0, 1 or 2 in alpha.
+
+    Order 1 (equation 24) is -H_k s_k - sum_{j<k} H_j g_bar_k. Order 2 is the gradient in phi_1 of the order-2 term of
+    L_k(phi_k), which is g_bar_k . sum_{j<k} H_j s_j + 1/2 s_k . H_k s_k:
+
+        (order 2 of g_k) + sum_{j<k} ( T_j[g_bar_k, s_j] + H_j (H_k s_k + sum_{j<l<k} H_l g_bar_k) )
+    """
+    _check_order(order)
+    terms = [term.clone() for term in inner_gradient_terms(losses, phi, order)[-1]]
+    if order == 0:
+        return terms
+    g_bar_k, minus_h_k_s_k = terms[0].clone(), terms[1].clone()
+    partial_sums = _partial_sums([derivative(loss, phi) for loss in losses[:-1]], phi)
+    later = torch.zeros_like(phi)  # sum over j < l < k of H_l g_bar_k
+    for loss, s_j in reversed(list(zip(losses[:-1], partial_sums, strict=True))):
+        product = derivative(loss, phi, g_bar_k)
+        terms[1] -= product
+        if order >= 2:
+            terms[2] += derivative(loss, phi, g_bar_k, s_j) + derivative(loss, phi, later - minus_h_k_s_k)
+        later = later + product
+    return terms
+
+
+def weighted_terms(series: Sequence[Series], weights: Sequence[float]) -> Series:
+    """The series of sum_i w_i g_i from those of the g_i."""
+    if len(weights) != len(series):
+        raise ValueError(f"weights: expected one per inner step ({len(series)}), found {len(weights)}")
+    return [sum_of(weights, [terms[n] for terms in series]) for n in range(len(series[0]))]
+
+
+def inner_gradient_series(losses: Sequence[Loss], phi: Vector, order: int) -> list[Series]:
+    """The series of each g_i to any order, as derivatives in alpha at 0: the channel that knows no formula."""
+    zero = torch.zeros((), dtype=phi.dtype, device=phi.device)
+    stacked = coefficients_in(lambda alpha: torch.stack(inner_gradients(losses, phi, alpha)), order, at=zero)
+    return [[term[i] for term in stacked] for i in range(len(losses))]
+
+
+def maml_series(losses: Sequence[Loss], phi: Vector, order: int) -> Series:
+    """The series of MAML's gradient to any order, as derivatives in alpha at 0."""
+    zero = torch.zeros((), dtype=phi.dtype, device=phi.device)
+    return coefficients_in(lambda alpha: maml_gradient(losses, phi, alpha), order, at=zero)
+
+
+def evaluate_series(series: Series, alpha: float, order: int | None = None) -> Vector:
+    """The polynomial in alpha, truncated after `order`."""
+    kept = series if order is None else series[: order + 1]
+    return sum_of([alpha**n for n in range(len(kept))], kept)
+
+
+def sum_of(weights: Sequence[float], vectors: Sequence[Vector]) -> Vector:
+    """sum_i w_i v_i."""
+    return torch.einsum("i,ip->p", torch.tensor(weights, dtype=vectors[0].dtype), torch.stack(list(vectors)))
+
+
+def remainder_slope(
+    exact: Callable[[float], Vector], truncated: Callable[[float], Vector], alphas: Sequence[float]
+) -> tuple[float, list[float]]:
+    """Log-log slope of |exact - truncated| against alpha, by least squares, and the remainders themselves.
+
+    Remainders within a hundredfold of round-off, eps |exact|, say nothing about the rate and are left out of the fit;
+    the slope is nan where fewer than three are left. A truncation after order n should leave n + 1.
+    """
+    remainders, kept = [], []
+    for alpha in alphas:
+        if not (isfinite(alpha) and alpha > 0):
+            raise ValueError(f"alphas: expected finite numbers above 0, found {alpha}")
+        value = exact(alpha)
+        remainder = float((value - truncated(alpha)).norm())
+        remainders.append(remainder)
+        if remainder > 100 * torch.finfo(value.dtype).eps * float(value.norm()):
+            kept.append((alpha, remainder))
+    if len(kept) < 3:
+        return float("nan"), remainders
+    x, y = torch.tensor(kept, dtype=torch.float64).log().unbind(-1)
+    x, y = x - x.mean(), y - y.mean()
+    return float((x @ y) / (x @ x)), remainders
+
+
+def _partial_sums(vectors: Sequence[Vector], like: Vector) -> list[Vector]:
+    """s_1 = 0, s_2 = v_1, s_3 = v_1 + v_2, …: one per vector."""
+    sums, running = [], torch.zeros_like(like)
+    for vector in vectors:
+        sums.append(running)
+        running = running + vector
+    return sums
+
+
+def _check_order(order: int) -> None:
+    if order not in range(HIGHEST_FORMULA + 1):
+        raise ValueError(
+            f"order: expected 0 … {HIGHEST_FORMULA} for the formulas, found {order}; "
+            "inner_gradient_series and maml_series go to any order"
+        )

@@ -1,0 +1,126 @@
+"""The theorem rows of the ledger, with their criteria, written before any check was run.
+
+Bands are two-sided: a slope that is too good is a fault as well. P5.1 is a section of the paper, B the authors' post,
+N a row of ours that goes beyond both.
+"""
+
+from analysis.claims import Claim
+
+K_MAX = 5
+SLOPE = "the next order bends the fit by less than its share, a few times alpha times curvature, which is 0.01 to 0.03"
+COEFFICIENT = "Richardson's error at this alpha is of the fourth order in alpha times curvature, below 1e-6"
+ROUND_OFF = "float64 round-off, 2e-16, through a few thousand operations"
+
+
+def _claim(id: str, source: str, statement: str, criterion: tuple[str, float, float, str], control: str) -> Claim:
+    """criterion: what is measured, the band's low and high end, and why it is that wide."""
+    return Claim(id, source, "theorem", statement, *criterion, control)
+
+
+CLAIMS = (
+    _claim(
+        "taylor-gradient",
+        "P5.1",
+        "g_i = g_bar_i - alpha H_bar_i sum_{j<i} g_bar_j + O(alpha^2), i = 2 … 5",
+        ("slope of the remainder less 2", -0.05, 0.05, SLOPE),
+        "the sum taken over j <= i",
+    ),
+    _claim(
+        "taylor-maml",
+        "P5.1",
+        "MAML's gradient has its two first-order sums, k = 2 … 5",
+        ("slope of the remainder less 2", -0.05, 0.05, SLOPE),
+        "FOMAML's one sum in their place",
+    ),
+    _claim(
+        "taylor-maml-product",
+        "P5.1",
+        "MAML's gradient is prod_{j<k} (I - alpha L_j''(phi_j)) g_k, exactly",
+        ("relative difference", 0.0, 1e-12, ROUND_OFF),
+        "Hessians taken at phi_1",
+    ),
+    _claim(
+        "taylor-second-order",
+        "N",
+        "with the alpha^2 terms, third derivatives included, a remainder of order 3 is left of every gradient",
+        ("slope of the remainder less 3", -0.05, 0.05, SLOPE),
+        "without the third derivative",
+    ),
+    _claim(
+        "taylor-any-order",
+        "N",
+        "nested forward mode gives the series to any order: truncated after n it leaves order n + 1, n = 1 … 4",
+        ("slope of the remainder less (n + 1)", -0.05, 0.05, SLOPE),
+        "the last coefficient times 1.01",
+    ),
+    _claim(
+        "taylor-channels",
+        "N",
+        "the coefficients by formula equal those by nested forward mode, orders 0, 1 and 2",
+        ("relative difference", 0.0, 1e-12, ROUND_OFF),
+        "the third derivative's 1/2 left out",
+    ),
+    *(
+        _claim(
+            f"expectation-{name}",
+            "P5.1, B",
+            f"{words}, k = 2 … {K_MAX}",
+            ("error of a coefficient", -1e-3, 1e-3, COEFFICIENT),
+            f"the coefficients of {other}",
+        )
+        for name, words, other in (
+            ("maml", "E[g_MAML] = AvgGrad - 2 (k-1) alpha AvgGradInner", "FOMAML"),
+            ("fomaml", "E[g_k] = AvgGrad - (k-1) alpha AvgGradInner", "MAML"),
+            ("reptile", "E[g_1 + … + g_k] = k AvgGrad - 1/2 k (k-1) alpha AvgGradInner", "FOMAML"),
+        )
+    ),
+    _claim(
+        "expectation-any-sum",
+        "N",
+        "E[sum w_i g_i] = sum w_i AvgGrad - alpha sum w_i (i-1) AvgGradInner: figure 3's variants and random w",
+        ("error of a coefficient", -1e-3, 1e-3, COEFFICIENT),
+        "i in place of i - 1",
+    ),
+    _claim(
+        "inner-product-identity",
+        "P5.1",
+        "AvgGradInner = 1/2 d/dphi E[g_bar_1 . g_bar_2]",
+        ("relative difference", 0.0, 1e-12, ROUND_OFF),
+        "pairs of equal minibatches let in",
+    ),
+    _claim(
+        "overlap-covariance",
+        "N",
+        "E[H_bar_2 g_bar_1] = 1/2 d/dphi (|E g|^2 + tr Cov): independent, disjoint and repeated minibatches",
+        ("relative difference", 0.0, 1e-12, ROUND_OFF),
+        "one case's covariance for another's",
+    ),
+    _claim(
+        "joint-training",
+        "B, P5.1",
+        "k = 1 is joint training: the same update, and no AvgGradInner in it",
+        ("relative difference; coefficient", -1e-9, 1e-9, "round-off of the extrapolation, 2e-16 / alpha"),
+        "k = 2",
+    ),
+    _claim(
+        "solution-manifolds",
+        "P5.2",
+        "on affine manifolds Reptile's fixed point goes to the minimizer of the mean squared distance as k grows",
+        ("distance at k = 64", 0.0, 1e-6, "the slowest direction has shrunk by (1 - 0.36)^64 = 4e-13"),
+        "k = 1, joint training",
+    ),
+    _claim(
+        "implicit-sgd",
+        "B, N",
+        "an epoch of shuffled SGD moves in the mean as gradient flow on L + (eps/4m) sum |dL_k|^2, to O(eps^3)",
+        ("slope of the difference less 3", -0.05, 0.05, SLOPE),
+        "gradient flow on L alone",
+    ),
+    _claim(
+        "minibatch-order",
+        "N",
+        "theta_AB - theta_BA = alpha^2 (H_B g_A - H_A g_B) + O(alpha^3)",
+        ("slope of the remainder less 3", -0.05, 0.05, SLOPE),
+        "the opposite sign",
+    ),
+)
