@@ -1,0 +1,1 @@
+"""Drawing: figures take tidy tables and never compute what they show."""
