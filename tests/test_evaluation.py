@@ -1,0 +1,156 @@
+"""Few-shot evaluation against the naive one: torch.optim on copied weights, then test examples one by one or together.
+
+Predictions are compared exactly: logits agree to 1e-10 (test_networks), and the largest two are never so close here.
+The images are learnable, so that accuracies vary from task to task.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from reptile_core.evaluation import classify, evaluate, evaluation_tasks
+from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, inner_loop
+from reptile_core.networks import Minibatch, cross_entropy, omniglot
+from reptile_core.philox import Purpose
+from reptile_core.tasks import Sampling, Tasks, sample_tasks
+from tests import oracles
+from tests.cases import image_pool, minibatches, pairs
+
+NETWORK = omniglot(5)
+LOSS = cross_entropy(NETWORK, reduction="sum")
+POOL = image_pool()
+SAMPLING = Sampling(n_way=5, shots=2, batch=5, steps=3)
+COUNT = 7
+OPTIMIZERS: dict[str, tuple[InnerOptimizer, oracles.MakeOptimizer]] = {
+    "sgd": (SGD(0.003), oracles.sgd(0.003)),
+    "adam": (Adam(0.001), oracles.adam(0.001)),
+}
+
+
+@dataclass(frozen=True)
+class Naive:
+    """Accuracy of each task, by the oracle."""
+
+    one_by_one: list[float]
+    together: list[float]
+
+
+def phi_1() -> Tensor:
+    return NETWORK.initialize(0, dtype=torch.float64)
+
+
+def tasks() -> Tasks:
+    return evaluation_tasks(SAMPLING, POOL, seed=0, count=COUNT)
+
+
+def pictures(part) -> tuple[Tensor, Tensor]:
+    """Images and labels of one task, looked up one at a time."""
+    images = [POOL.images[i // POOL.drawings, i % POOL.drawings].double() for i in part.index.tolist()]
+    return torch.stack(images), part.label
+
+
+def naive(optimizer: str, warm_up: list[Minibatch] | None = None) -> Naive:
+    """Every task from phi_1 and, for Adam, from the moments that `warm_up` left."""
+    result = Naive([], [])
+    for t in range(COUNT):
+        task = tasks()[t]
+        module = oracles.omniglot_module(5)
+        theirs = OPTIMIZERS[optimizer][1](module.parameters())
+        oracles.inner_loop(module, phi_1(), pairs(warm_up or []), theirs)
+        oracles.inner_loop(module, phi_1(), [pictures(batch) for batch in task.minibatches], theirs)
+        (test, y), (support, _) = pictures(task.test), pictures(task.support)
+        predictions = (
+            oracles.classify_one_by_one(module, test, support),
+            oracles.classify_together(module, test),
+        )
+        for accuracies, found in zip((result.one_by_one, result.together), predictions, strict=True):
+            accuracies.append(float(np.mean(np.array(found) == y.numpy())))
+    return result
+
+
+@pytest.mark.parametrize("carried", [False, True])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_equals_the_naive_evaluation(optimizer: str, carried: bool) -> None:
+    mine = OPTIMIZERS[optimizer][0]
+    warm_up = minibatches(2) if carried else []
+    state = list(inner_loop(LOSS, phi_1(), warm_up, mine))[-1].state if carried else None
+    expected = naive(optimizer, warm_up)
+    for lanes in (1, 3, COUNT, 100):
+        found = evaluate(NETWORK, LOSS, phi_1(), POOL, tasks(), mine, state, lanes=lanes)
+        assert found.keys() == {"accuracy", "accuracy_transductive"}
+        for name, accuracies in (
+            ("accuracy", expected.one_by_one),
+            ("accuracy_transductive", expected.together),
+        ):
+            assert found[name].mean == pytest.approx(np.mean(accuracies), abs=1e-12)
+            error = np.std(accuracies, ddof=1) / np.sqrt(COUNT)
+            assert found[name].standard_error == pytest.approx(error, abs=1e-12)
+            assert found[name].count == COUNT
+
+
+def test_the_two_ways_differ_and_learn() -> None:
+    """The control of the test above: equal or chance-level numbers could not tell one way from the other."""
+    accuracies = naive("adam")
+    assert accuracies.one_by_one != accuracies.together
+    assert np.mean(accuracies.together) > 0.3
+
+
+@pytest.mark.parametrize("lanes", [0, 1, 3])
+@pytest.mark.parametrize("transductive", [False, True])
+def test_predictions_one_task_at_a_time(lanes: int, transductive: bool) -> None:
+    """With and without a lane axis, and with as many test examples as make coincidences improbable."""
+    shape = (lanes,) if lanes else ()
+    test, support = minibatches(2, *shape, batch=9)
+    phi = torch.stack([NETWORK.initialize(seed, dtype=torch.float64) for seed in range(max(lanes, 1))])
+    found = classify(NETWORK, phi if lanes else phi[0], test, support, transductive=transductive)
+    assert found.shape == (*shape, 9)
+    for lane in range(max(lanes, 1)):
+        module = oracles.load(oracles.omniglot_module(5), phi[lane])
+        own = (lane,) if lanes else ()
+        expected = (
+            oracles.classify_together(module, test.x[own])
+            if transductive
+            else oracles.classify_one_by_one(module, test.x[own], support.x[own])
+        )
+        assert found[own].tolist() == expected
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+def test_nothing_is_changed(lanes: int) -> None:
+    phi = phi_1()
+    state = list(inner_loop(LOSS, phi, minibatches(2), Adam(0.001)))[-1].state
+    before = [tensor.clone() for tensor in (phi, *state)]
+    first = evaluate(NETWORK, LOSS, phi, POOL, tasks(), Adam(0.001), state, lanes=lanes)
+    assert all(torch.equal(a, b) for a, b in zip((phi, *state), before, strict=True))
+    assert evaluate(NETWORK, LOSS, phi, POOL, tasks(), Adam(0.001), state, lanes=lanes) == first
+
+
+def test_one_task_has_no_standard_error() -> None:
+    one = evaluation_tasks(SAMPLING, POOL, seed=0, count=1)
+    found = evaluate(NETWORK, LOSS, phi_1(), POOL, one, SGD(0.003))
+    assert {(e.standard_error, e.count) for e in found.values()} == {(0.0, 1)}
+
+
+def test_tasks_are_those_of_the_evaluation_stream() -> None:
+    """The same whatever their count, one test example a class, and other tasks than in training."""
+    few, many = (evaluation_tasks(SAMPLING, POOL, seed=4, count=count) for count in (2, 5))
+    assert torch.equal(many.test.index[:2], few.test.index) and torch.equal(many.support.index[:2], few.support.index)
+    assert few.test.label.tolist() == [list(range(5))] * 2
+    arguments = {
+        "classes": POOL.classes,
+        "drawings": POOL.drawings,
+        "seed": 4,
+        "iteration": 0,
+        "test_shots": 1,
+    }
+    for purpose in (Purpose.EVALUATION, Purpose.TRAINING):
+        other = sample_tasks(SAMPLING, **arguments, purpose=purpose, task=torch.arange(2))
+        assert torch.equal(other.support.index, few.support.index) == (purpose == Purpose.EVALUATION)
+
+
+def test_too_small_a_pool() -> None:
+    with pytest.raises(ValueError, match=r"^shots: expected at most 19 .*kept for testing"):
+        evaluation_tasks(Sampling(5, 20, 5, 1), POOL, seed=0, count=1)

@@ -1,0 +1,108 @@
+"""The script as its users meet it: one clear line and exit code 2 before any work, or a whole set of files after it."""
+
+import json
+import os
+
+import pandas as pd
+import pytest
+
+import reproduce
+from analysis import ablation
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """A smoke profile of seconds."""
+    monkeypatch.setitem(ablation.SCALES, "smoke", ablation.Scale(iterations=2, every=2, tasks=1, seeds=1))
+
+
+def _run(tmp_path, *arguments):
+    return reproduce.main(
+        ["ablation", "--profile", "smoke", "--dataset", "glyphs", "--out", str(tmp_path), "--quiet", *arguments]
+    )
+
+
+def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, capsys):
+    assert _run(tmp_path) == 0
+    table = pd.read_csv(tmp_path / "tables" / "ablation.csv")
+    assert set(table.columns) >= {"experiment", "variant", "seed", "iteration", "quantity", "value"}
+    assert set(table.variant) == set(ablation.SETTINGS["variants"])
+    assert set(table.iteration) == {0, 2}
+    for name in ("ablation.png", "ablation.svg"):
+        assert (tmp_path / "figures" / name).stat().st_size > 10_000
+    assert "NOT OMNIGLOT" in (tmp_path / "figures" / "ablation.svg").read_text()
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["status"] == "finished"
+    assert manifest["data"]["real"] is False
+    assert manifest["experiments"]["ablation"]["iterations"] == 2
+    assert manifest["wall_seconds"].keys() == {"ablation"}
+    assert "NOT OMNIGLOT" in capsys.readouterr().out
+
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
+    before = (tmp_path / "tables" / "ablation.csv").read_bytes()
+    assert _run(tmp_path, "--workers", "1") == 0  # all is reused
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == files
+    assert (tmp_path / "tables" / "ablation.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workers", "0"], "--workers: expected at least 1, found 0"),
+        (["--seeds", "-1"], "--seeds: expected at least 1, found -1"),
+        (["--dataset", "auto", "--data", "/no/such/folder"], "data: expected a directory"),
+        (["--data", "/"], "data: expected none with the glyphs"),
+    ],
+)
+def test_bad_arguments_are_told_before_work(arguments, message, tmp_path, capsys):
+    assert _run(tmp_path, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("reproduce.py: error: ") and error.count("\n") == 1
+    assert not (tmp_path / "manifest.json").exists()
+
+
+def test_an_unknown_experiment_is_named(tmp_path, capsys):
+    assert reproduce.main(["nonsense", "--out", str(tmp_path)]) == 2
+    assert "EXPERIMENT: expected one of theory, ablation, found 'nonsense'" in capsys.readouterr().err
+
+
+def test_cuda_without_a_gpu(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert _run(tmp_path, "--device", "cuda") == 2
+    assert "found none that torch can use" in capsys.readouterr().err
+
+
+def test_out_that_is_a_file(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert _run(tmp_path / "file") == 2
+    assert "--out: expected a folder that can be written" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_out_that_cannot_be_written(tmp_path, capsys):
+    tmp_path.chmod(0o500)
+    assert _run(tmp_path / "x") == 2
+    assert "--out: expected a folder that can be written" in capsys.readouterr().err
+
+
+def test_unknown_option_is_argparses_exit_2(tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        _run(tmp_path, "--nonsense")
+    assert stop.value.code == 2
+
+
+def test_list_names_what_it_shows_and_takes(capsys):
+    assert reproduce.main(["--list"]) == 0
+    out = capsys.readouterr().out
+    assert "ablation" in out and "shows" in out and "takes" in out
+
+
+def test_damaged_run_file_ends_in_one_line_and_is_kept(tiny, tmp_path, capsys):
+    assert _run(tmp_path) == 0
+    victim = next((tmp_path / "runs").iterdir())
+    victim.write_bytes(b"nonsense")
+    assert _run(tmp_path) == 1
+    assert str(victim) in capsys.readouterr().err
+    assert victim.read_bytes() == b"nonsense"
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "interrupted"

@@ -1,0 +1,175 @@
+"""Runs as files: the same bits whatever the workers, however often killed; a wrong or damaged file is named."""
+
+import dataclasses
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from analysis.runs import Job, Source, execute, execute_all, local_executor
+from reptile_core import datasets
+from reptile_core.checkpoints import CheckpointError, load_checkpoint
+from reptile_core.tasks import Sampling
+from reptile_core.training import Evaluation, Inner, Outer, Run
+
+RUN = Run(
+    network="omniglot",
+    sampling=Sampling(n_way=2, shots=3, batch=4, steps=2),
+    weights=(1.0, 1.0),
+    inner=Inner("adam", 0.001),
+    outer=Outer(0.5, optimizer="adam"),
+    evaluation=Evaluation(Sampling(n_way=2, shots=1, batch=2, steps=1), tasks=2, every=3),
+    iterations=30,
+    seed=0,
+)
+
+
+@pytest.fixture(scope="module")
+def source():
+    return Source("glyphs", None, datasets.load("glyphs").content)
+
+
+def _job(source, folder, **changes):
+    return Job(dataclasses.replace(RUN, **changes), source, folder, "g1+g2")
+
+
+def _content(path):
+    """What a run left behind, but for how long it took."""
+    tensors, record = load_checkpoint(path)
+    return tensors, {name: value for name, value in record.items() if name != "seconds"}
+
+
+def _assert_same(one: Path, other: Path):
+    (tensors, record), (others, other_record) = _content(one), _content(other)
+    assert record == other_record
+    assert tensors.keys() == others.keys()
+    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+
+
+def test_rows_cover_the_schedule_and_a_finished_run_is_reused(source, tmp_path):
+    job = _job(source, tmp_path)
+    outcome = execute(job)
+    assert outcome.status == "finished"
+    assert sorted({row["iteration"] for row in outcome.rows}) == list(range(0, 31, 3))
+    assert {row["quantity"] for row in outcome.rows} == {"accuracy", "accuracy_transductive"}
+    before = job.path.stat().st_mtime_ns
+    again = execute(job)
+    assert (again.rows, again.status) == (outcome.rows, outcome.status)
+    assert job.path.stat().st_mtime_ns == before
+
+
+def test_fresh_does_it_anew_and_gets_the_same_bits(source, tmp_path):
+    job = _job(source, tmp_path / "a")
+    execute(job)
+    old = job.path.rename(tmp_path / "old.safetensors")
+    execute(job)
+    _assert_same(job.path, old)
+    before = job.path.stat().st_mtime_ns
+    execute(dataclasses.replace(job, fresh=True))
+    assert job.path.stat().st_mtime_ns != before
+    _assert_same(job.path, old)
+
+
+def test_one_or_two_workers_give_the_same_bits(source, tmp_path):
+    outcomes = []
+    for workers in (1, 2):
+        jobs = [_job(source, tmp_path / str(workers), seed=seed) for seed in range(3)]
+        with local_executor(workers) as executor:
+            results = execute_all(jobs, executor)
+        outcomes.append([results[job].rows for job in jobs])
+    assert outcomes[0] == outcomes[1]
+    for one in (tmp_path / "1").iterdir():
+        _assert_same(one, tmp_path / "2" / one.name)
+
+
+def test_killed_at_any_moment_and_resumed_gives_the_same_bits(source, tmp_path):
+    """SIGKILL at moments spread over the run, start-up and writes included, until it gets through."""
+    undisturbed, disturbed = _job(source, tmp_path / "a", iterations=150), _job(source, tmp_path / "b", iterations=150)
+    script = tmp_path / "run.py"
+    (tmp_path / "job").write_bytes(pickle.dumps(disturbed))
+    script.write_text(
+        "import pickle, sys, torch\n"
+        "from analysis.runs import execute\n"
+        "torch.set_num_threads(1)\n"
+        "print('ready', flush=True)\n"
+        f"execute(pickle.load(open({str(tmp_path / 'job')!r}, 'rb')))\n"
+    )
+    torch.set_num_threads(1)  # as in the workers: the number of threads may change the order of sums
+    execute(undisturbed)
+    killed = 0
+    for delay in (0.05, 0.4, 0.7, 1.0, None):
+        process = subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
+        process.stdout.readline()
+        if delay is not None:
+            time.sleep(delay)
+            killed += process.poll() is None
+            os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        if disturbed.path.exists():
+            load_checkpoint(disturbed.path)  # whole at every moment
+    assert killed >= 1
+    assert process.returncode == 0
+    _assert_same(undisturbed.path, disturbed.path)
+
+
+def test_stopped_before_the_second_measurement_measures_nothing_twice(source, tmp_path, monkeypatch):
+    job, whole = _job(source, tmp_path / "a"), _job(source, tmp_path / "b")
+    execute(whole)
+    with monkeypatch.context() as patch:
+        patch.setattr("reptile_core.training.train", lambda *arguments: iter(()))
+        execute(job)
+    execute(job)
+    _assert_same(job.path, whole.path)
+
+
+def test_key_depends_on_all_that_decides_and_on_nothing_else(source, tmp_path):
+    job = _job(source, tmp_path)
+    same = [dataclasses.replace(job, folder=tmp_path / "x"), dataclasses.replace(job, fresh=True)]
+    other = [
+        _job(source, tmp_path, seed=1),
+        _job(source, tmp_path, weights=(0.0, 1.0)),
+        _job(source, tmp_path, inner=Inner("adam", 0.002)),
+        _job(source, tmp_path, activation="tanh"),
+        dataclasses.replace(job, source=dataclasses.replace(source, content="0" * 64)),
+        dataclasses.replace(job, device="cuda"),
+    ]
+    assert {job.key} == {j.key for j in same}
+    assert len({job.key} | {j.key for j in other}) == 1 + len(other)
+
+
+def test_another_runs_file_is_refused_and_left_alone(source, tmp_path):
+    job, other = _job(source, tmp_path), _job(source, tmp_path, seed=1)
+    execute(other)
+    job.path.write_bytes(other.path.read_bytes())
+    before = job.path.read_bytes()
+    with pytest.raises(CheckpointError, match=f"expected the run {job.key}, found the run {other.key}"):
+        execute(job)
+    assert job.path.read_bytes() == before
+
+
+def test_a_damaged_file_is_named(source, tmp_path):
+    job = _job(source, tmp_path)
+    execute(job)
+    job.path.write_bytes(job.path.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match=job.path.name):
+        execute(job)
+
+
+def test_data_that_changed_under_a_run_is_refused(source, tmp_path):
+    job = dataclasses.replace(_job(source, tmp_path), source=dataclasses.replace(source, content="0" * 64))
+    with pytest.raises(datasets.DataError, match="found another"):
+        execute(job)
+
+
+def test_a_run_that_diverges_stops_and_says_where(source, tmp_path):
+    job = _job(source, tmp_path, inner=Inner("sgd", 1e30), outer=Outer(1e30))
+    outcome = execute(job)
+    assert outcome.status == "diverged before iteration 3"
+    assert {row["iteration"] for row in outcome.rows} == {0}
+    assert execute(job).status == outcome.status

@@ -1,0 +1,61 @@
+"""The split of characters against its definition, and its rotations against Pillow's."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reptile_core.datasets.split import Split, split_characters
+
+
+def characters(count: int, drawings: int = 1, size: int = 9) -> np.ndarray:
+    """Random grey images: no two of them are the same, turned or not."""
+    return np.random.default_rng(0).integers(0, 256, (count, drawings, size, size), dtype=np.uint8)
+
+
+def places(part: np.ndarray, images: np.ndarray) -> list[int]:
+    """Which character each of `part` is."""
+    known = {image.tobytes(): i for i, image in enumerate(images)}
+    return [known[image.tobytes()] for image in part]
+
+
+def unrotated(split: Split) -> np.ndarray:
+    return split.train[: len(split.train) // 4].numpy()
+
+
+def test_sizes_are_the_papers() -> None:
+    split = split_characters(characters(1623), seed=0)
+    assert (len(split.train), len(split.test)) == (4 * 1200, 423)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**40])
+def test_every_character_is_on_one_side(seed: int) -> None:
+    images = characters(40, drawings=3)
+    split = split_characters(images, seed=seed)
+    assert sorted(places(unrotated(split), images) + places(split.test.numpy(), images)) == list(range(40))
+    assert len(split.test) == 10  # 40 (1 - 1200/1623) = 10.4
+
+
+def test_rotations_equal_pillows() -> None:
+    split = split_characters(characters(12, drawings=2), seed=5)
+    n = len(unrotated(split))
+    for turns, angle in enumerate((0, 90, 180, 270)):
+        for character, drawings in enumerate(unrotated(split)):
+            for drawing, image in enumerate(drawings):
+                expected = np.asarray(Image.fromarray(image).rotate(angle))
+                np.testing.assert_array_equal(split.train[turns * n + character, drawing].numpy(), expected)
+
+
+def test_is_a_function_of_the_seed() -> None:
+    images = characters(40)
+    first, again, other = (split_characters(images, seed=seed) for seed in (3, 3, 4))
+    assert np.array_equal(first.train, again.train) and np.array_equal(first.test, again.test)
+    assert places(first.test.numpy(), images) != places(other.test.numpy(), images)
+
+
+def test_input_is_left_as_it_is() -> None:
+    images = characters(8)
+    images.flags.writeable = False  # as the loader hands them out
+    split = split_characters(images, seed=0)
+    split.train.zero_()
+    split.test.zero_()
+    np.testing.assert_array_equal(images, characters(8))

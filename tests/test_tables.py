@@ -1,0 +1,38 @@
+"""Tidy tables: the interval against a hand calculation, the file against its table."""
+
+import csv
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from analysis.tables import COLUMNS, over_seeds, tidy, write_csv
+
+
+def _table(values):
+    return pd.DataFrame({"variant": "g1", "seed": range(len(values)), "value": values})
+
+
+def test_interval_over_three_seeds_by_hand():
+    row = over_seeds(_table([0.1, 0.2, 0.6]), ["variant"]).iloc[0]
+    # mean 0.3, standard deviation sqrt(0.07), Student's t with two degrees of freedom 4.30265 (printed tables)
+    half = 4.30265 * np.sqrt(0.07) / np.sqrt(3)
+    assert row["mean"] == pytest.approx(0.3)
+    assert (row.low, row.high) == pytest.approx((0.3 - half, 0.3 + half), rel=1e-5)  # the tables have six digits
+    assert row.seeds == 3
+
+
+def test_one_seed_has_no_interval():
+    row = over_seeds(_table([0.4]), ["variant"]).iloc[0]
+    assert row["mean"] == 0.4
+    assert np.isnan(row.low) and np.isnan(row.high)
+
+
+def test_csv_keeps_every_bit(tmp_path):
+    rows = [dict.fromkeys(COLUMNS, "x") | {"value": 0.1 + 0.2, "standard_error": 1 / 3, "count": 7}]
+    table = tidy(rows)
+    write_csv(table, tmp_path / "t.csv")
+    with open(tmp_path / "t.csv", newline="") as file:
+        again = list(csv.DictReader(file))
+    assert list(again[0]) == COLUMNS
+    assert float(again[0]["value"]) == 0.1 + 0.2 and float(again[0]["standard_error"]) == 1 / 3
