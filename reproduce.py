@@ -19,7 +19,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from analysis import ablation, claims, manifest, theorems, theory
+from analysis import claims, manifest
+from analysis.experiments import ablation, theorems, theory
 from analysis.progress import progress
 from analysis.runs import Job, Outcome, Source, available_cores, execute_all, local_executor
 from analysis.tables import over_seeds, write_csv
@@ -63,7 +64,7 @@ class Experiment:
 
 def run_ablation(context: Context) -> list[str]:
     """Figure 3: train the ten variants over seeds, write the table and the learning curves."""
-    from figures.learning_curves import draw_ablation  # drawing libraries load while nothing waits for them
+    from figures.ablation import draw_ablation  # drawing libraries load while nothing waits for them
     from figures.style import save, stamp, style
 
     scale = ablation_scale(context)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, gradient, inner_loop
+from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, inner_loop
 from reptile_core.networks import Minibatch
 
 
@@ -93,6 +93,3 @@ def maml(
 def _sum_label(k: int) -> str:
     terms = [f"g_{i}" for i in range(1, k + 1)]
     return " + ".join(terms if k <= 4 else [terms[0], r"\ldots", terms[-1]])
-
-
-__all__ = ["Variant", "average", "figure_3", "gradient", "last", "maml", "total", "weighted_sum"]

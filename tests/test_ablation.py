@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import ablation
+from analysis.experiments import ablation
 from analysis.runs import Outcome, Source
 from reptile_core.meta_gradients import figure_3
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.func import grad, hessian
 
-from analysis.expectations import (
+from analysis.theory.expectations import (
     average_gradient,
     average_gradient_inner,
     expected_inner_gradients,
@@ -18,8 +18,8 @@ from analysis.expectations import (
     predicted,
     predicted_maml,
 )
-from analysis.losses import cubic, tanh_network
-from analysis.taylor import inner_gradients, maml_gradient
+from analysis.theory.losses import cubic, tanh_network
+from analysis.theory.taylor import inner_gradients, maml_gradient
 from reptile_core.meta_gradients import average, last, total
 
 

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from analysis.tables import over_seeds
-from figures.learning_curves import draw_ablation, family
+from figures.ablation import draw_ablation, family
 from figures.style import save, stamp, style
 from reptile_core.meta_gradients import average, figure_3, last, total
 

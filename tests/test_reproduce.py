@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import reproduce
-from analysis import ablation
+from analysis.experiments import ablation
 
 
 @pytest.fixture

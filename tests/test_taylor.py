@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.func import hessian
 
-from analysis.derivatives import derivative, hessian_products
-from analysis.losses import cubic, quadratic, tanh_network
-from analysis.taylor import (
+from analysis.theory.derivatives import derivative, hessian_products
+from analysis.theory.losses import cubic, quadratic, tanh_network
+from analysis.theory.taylor import (
     evaluate_series,
     inner_gradient_series,
     inner_gradient_terms,

@@ -4,12 +4,13 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis import manifolds, modified_loss, theory
 from analysis.claims import SUPPORTED, ledger
-from analysis.losses import quadratic, tanh_network
+from analysis.experiments import theory
+from analysis.experiments.theorems import CLAIMS
+from analysis.experiments.theory import Check, run_check
 from analysis.runs import Source
-from analysis.theorems import CLAIMS
-from analysis.theory import Check, run_check
+from analysis.theory import manifolds, modified_loss
+from analysis.theory.losses import quadratic, tanh_network
 
 NO_SOURCE = Source("glyphs", None, "")
 QUICK = [

@@ -19,7 +19,7 @@ from multiprocessing import get_context
 import torch
 import torch.nn.functional as F
 
-from analysis.ablation import BATCH, LEARNING_RATE, N_WAY, OUTER_STEP, SCALES, configure
+from analysis.experiments.ablation import BATCH, LEARNING_RATE, N_WAY, OUTER_STEP, SCALES, configure
 from analysis.runs import available_cores, local_executor
 from reptile_core import training
 from reptile_core.meta_gradients import total

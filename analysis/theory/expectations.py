@@ -19,8 +19,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad
 
-from analysis.derivatives import Loss, Vector, derivative
-from analysis.taylor import maml_product
+from analysis.theory.derivatives import Loss, Vector, derivative
+from analysis.theory.taylor import maml_product
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad
 
-from analysis.derivatives import Loss, Vector, coefficients_in, derivative
+from analysis.theory.derivatives import Loss, Vector, coefficients_in, derivative
 
 Series = list[Vector]
 HIGHEST_FORMULA = 2  # beyond it the terms have no short formula; `inner_gradient_series` goes to any order

@@ -13,8 +13,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from analysis.derivatives import Loss, Vector, derivative
-from analysis.taylor import inner_gradients
+from analysis.theory.derivatives import Loss, Vector, derivative
+from analysis.theory.taylor import inner_gradients
 
 
 def shuffled_displacement(pool: Sequence[Loss], phi: Vector, eps: float) -> Vector:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from analysis.derivatives import Loss, Vector
+from analysis.theory.derivatives import Loss, Vector
 from reptile_core.networks import Minibatch, cross_entropy, mlp, omniglot
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling, sample_tasks

@@ -11,9 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis import manifolds, modified_loss
-from analysis.derivatives import derivative
-from analysis.expectations import (
+from analysis.experiments.theorems import K_MAX
+from analysis.runs import Source, split_of
+from analysis.theory import manifolds, modified_loss
+from analysis.theory.derivatives import derivative
+from analysis.theory.expectations import (
     average_gradient,
     average_gradient_inner,
     expected_inner_gradients,
@@ -25,9 +27,8 @@ from analysis.expectations import (
     predicted,
     predicted_maml,
 )
-from analysis.losses import FLOAT, SMALL_POOLS, Pool, omniglot_softplus
-from analysis.runs import Source, split_of
-from analysis.taylor import (
+from analysis.theory.losses import FLOAT, SMALL_POOLS, Pool, omniglot_softplus
+from analysis.theory.taylor import (
     Series,
     evaluate_series,
     inner_gradient_series,
@@ -40,7 +41,6 @@ from analysis.taylor import (
     remainder_slope,
     weighted_terms,
 )
-from analysis.theorems import K_MAX
 from reptile_core.meta_gradients import figure_3, last, total
 from reptile_core.tasks import ImagePool
 

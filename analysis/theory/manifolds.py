@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import vmap
 
-from analysis.derivatives import Vector, derivative
-from analysis.losses import FLOAT
+from analysis.theory.derivatives import Vector, derivative
+from analysis.theory.losses import FLOAT
 
 
 @dataclass(frozen=True)
