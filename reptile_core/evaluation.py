@@ -14,7 +14,7 @@ from torch import Tensor
 from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, inner_loop
 from reptile_core.networks import Minibatch, Network
 from reptile_core.philox import Purpose
-from reptile_core.tasks import ImagePool, Sampling, Tasks, sample_tasks
+from reptile_core.tasks import ImagePool, Sampling, Tasks
 
 TEST_SHOTS = 1  # the authors' test set: one example per class
 
@@ -75,16 +75,8 @@ def evaluate(
 def evaluation_tasks(sampling: Sampling, pool: ImagePool, *, seed: int, count: int) -> Tasks:
     """The first `count` evaluation tasks of a seed: the same for every variant and at every iteration, so that their
     difficulty cancels in comparisons."""
-    pool.check(sampling, TEST_SHOTS)
-    return sample_tasks(
-        sampling,
-        classes=pool.classes,
-        drawings=pool.drawings,
-        seed=seed,
-        purpose=Purpose.EVALUATION,
-        iteration=0,
-        task=torch.arange(count),
-        test_shots=TEST_SHOTS,
+    return pool.sample(
+        sampling, seed=seed, purpose=Purpose.EVALUATION, iteration=0, task=torch.arange(count), test_shots=TEST_SHOTS
     )
 
 

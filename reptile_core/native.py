@@ -112,7 +112,12 @@ def shift_relu_backward(g: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _call(name: str, *arguments: object) -> None:
-    """Call a loop with tensors as pointers; all must be contiguous."""
+    """Call a loop with tensors as pointers: ValueError for one whose numbers do not lie one after the other."""
+    for a in arguments:
+        if isinstance(a, Tensor) and not a.is_contiguous():
+            raise ValueError(
+                f"{name}: expected contiguous tensors, found strides {a.stride()} for shape {tuple(a.shape)}"
+            )
     getattr(library(), name)(*(_pointer(a) if isinstance(a, Tensor) else a for a in arguments))
 
 

@@ -102,6 +102,29 @@ class ImagePool:
         x = self.images.flatten(0, 1)[examples.index.to(device)].to(self.dtype)
         return Minibatch(x, examples.label.to(device))
 
+    def sample(
+        self,
+        sampling: Sampling,
+        *,
+        seed: int,
+        purpose: Purpose,
+        iteration: Int[Tensor, "*tasks"] | int,
+        task: Int[Tensor, "*tasks"] | int,
+        test_shots: int = 0,
+    ) -> "Tasks":
+        """`sample_tasks` from these classes and drawings; ValueError where they do not suffice."""
+        self.check(sampling, test_shots)
+        return sample_tasks(
+            sampling,
+            classes=self.classes,
+            drawings=self.drawings,
+            seed=seed,
+            purpose=purpose,
+            iteration=iteration,
+            task=task,
+            test_shots=test_shots,
+        )
+
     def check(self, sampling: Sampling, test_shots: int = 0) -> None:
         """Is there enough here for such tasks? ValueError if not."""
         if sampling.n_way > self.classes:
@@ -164,14 +187,9 @@ def training_stream(
     """For each iteration its meta-batch of tasks, shaped (meta_batch, …). Drawn in blocks, which changes no bit."""
     for start in range(iterations.start, iterations.stop, BLOCK):
         stop = min(start + BLOCK, iterations.stop)
-        block = sample_tasks(
-            sampling,
-            classes=pool.classes,
-            drawings=pool.drawings,
-            seed=seed,
-            purpose=Purpose.TRAINING,
-            iteration=torch.arange(start, stop).unsqueeze(-1),
-            task=torch.arange(meta_batch),
+        iterations_here = torch.arange(start, stop).unsqueeze(-1)
+        block = pool.sample(
+            sampling, seed=seed, purpose=Purpose.TRAINING, iteration=iterations_here, task=torch.arange(meta_batch)
         )
         for row in range(stop - start):
             yield block[row]

@@ -11,7 +11,7 @@ import torch
 from analysis.theory.derivatives import Loss, Vector
 from reptile_core.networks import Minibatch, cross_entropy, mlp, omniglot
 from reptile_core.philox import Purpose
-from reptile_core.tasks import ImagePool, Sampling, sample_tasks
+from reptile_core.tasks import ImagePool, Sampling
 
 FLOAT = torch.float64
 
@@ -70,16 +70,7 @@ def tanh_network(m: int = 5, *, seed: int = 0) -> Pool:
 def omniglot_softplus(images: ImagePool, m: int = 5, *, batch: int = 10, seed: int = 0) -> Pool:
     """The paper's Omniglot network with softplus in place of ReLU, on m disjoint minibatches of one 5-way task."""
     sampling = Sampling(n_way=5, shots=batch * m // 5, batch=batch, steps=m)
-    images.check(sampling)
-    task = sample_tasks(
-        sampling,
-        classes=images.classes,
-        drawings=images.drawings,
-        seed=seed,
-        purpose=Purpose.TRAINING,
-        iteration=0,
-        task=0,
-    )
+    task = images.sample(sampling, seed=seed, purpose=Purpose.TRAINING, iteration=0, task=0)
     network = omniglot(5, activation="softplus")
     loss = cross_entropy(network, reduction="mean")
 
