@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 
-def write_atomically(path: Path, content: bytes) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Put `content` at `path`: a reader, at any moment and after any crash, finds the old file or the new one.
 
     OSError where that cannot be; the old file is then as it was and nothing is left beside it.

@@ -10,6 +10,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -239,7 +240,7 @@ def test_faults_of_a_folder(tmp_path: Path, data: Path) -> None:
 
 
 def test_a_large_file_is_not_opened(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(members, "MAX_ZIP_BYTES", 100)
+    monkeypatch.setattr(omniglot, "PNGS", replace(members.PNGS, zip_bytes=100))
     with pytest.raises(DataError, match="expected a zip of at most 100 bytes"):
         get(data, tmp_path)
 
@@ -451,7 +452,7 @@ def test_real_drawings_are_resized_as_by_hand(loaded: Characters, real: Path) ->
     wanted = {"0001_01", "0192_03", "0192_19", "0964_20", "0965_01", "1623_20"}
     seen = set()
     for part in omniglot.PUBLISHED.parts:
-        with members.members(sources[part.name], limit=part.limit, where="") as listing:
+        with members.members(sources[part.name], members.PNGS, limit=part.limit, where="") as listing:
             for name, read in listing:
                 if (address := name[-11:-4]) in wanted:
                     drawing = np.asarray(Image.open(io.BytesIO(read())))

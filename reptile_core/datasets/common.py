@@ -1,7 +1,10 @@
 """What every data set shares: the form it is handed on in, the one error, and how its files are kept."""
 
 import hashlib
+import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +36,65 @@ class Characters:
         self.images.setflags(write=False)  # else `content` could come to lie
 
 
+@dataclass(frozen=True)
+class ColourImages:
+    """Colour photographs whose classes its authors divided between meta-training, validation and testing."""
+
+    name: str  # "cifar_fs" or "mini_imagenet"
+    train: UInt8[np.ndarray, "classes images height width 3"]  # 0 … 255, read-only; may be a file that is mapped
+    validation: UInt8[np.ndarray, "classes images height width 3"]
+    test: UInt8[np.ndarray, "classes images height width 3"]
+    source: str  # for people: where it was read from
+    content: str  # SHA-256 (hex) of the three arrays' shapes and bytes: the data's identity
+    real: bool  # False for a part of the set, or anything else in its place: stamped on every output
+
+    def __post_init__(self) -> None:
+        for images in (self.train, self.validation, self.test):
+            images.setflags(write=False)  # else `content` could come to lie
+
+
+@contextmanager
+def faults(where: object) -> Iterator[None]:
+    """Hand on every failure as a DataError: hostile bytes make zipfile and PIL raise a dozen kinds."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise DataError(f"{where}: cannot be read: {reason}") from error
+
+
+def named_directory(data: Path | None) -> Path | None:
+    """The directory that the caller or else $REPTILE_DATA names, which must exist; None if neither does."""
+    name, value = "data", data
+    if data is None:
+        name, variable = "$REPTILE_DATA", os.environ.get("REPTILE_DATA")
+        if not variable:  # empty is unset, as shells have it
+            return None
+        value = Path(variable)
+    with faults(name):
+        directory = Path(value or "")
+        if not directory.is_dir():
+            raise DataError(f"{name}: expected a directory, found none at {str(directory)!r}")
+    return directory
+
+
+def cache_directory(cache: Path | None) -> Path:
+    """Where decoded images are kept: by default a directory of the user's."""
+    if cache is None:
+        import pooch  # here, because it takes longer to import than a cache takes to read
+
+        return Path(pooch.os_cache("reptile-verification"))
+    return Path(cache)
+
+
 def digest(images: np.ndarray) -> str:
     """SHA-256 (hex) of an array's bytes in C order."""
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
 
 
-def keep(path: Path, content: bytes) -> None:
+def keep(path: Path, content: bytes | memoryview) -> None:
     """Put a file into the cache whole or not at all, also where others do the same; warn if that cannot be.
 
     The data are at hand without the cache, so a read-only or full disk must not stop the caller.

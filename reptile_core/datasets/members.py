@@ -1,4 +1,4 @@
-"""The PNG files of a zip or a folder, read in memory and bounded, whoever packed it.
+"""The pictures in a zip or a folder, read in memory and bounded, whoever packed it.
 
 Nothing is ever unpacked to disk. What no honest zip of small pictures holds is refused by the zip's
 directory alone, before a byte is decompressed.
@@ -10,44 +10,56 @@ import stat
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO
 
 from reptile_core.datasets.common import DataError
 
-# About ten times the published zips' largest values (522 bytes, 1.1-fold, 9 MB), and far below harm.
-MAX_PNG_BYTES, MAX_RATIO, MAX_ZIP_BYTES = 2**13, 16, 2**26
+MAX_RATIO = 16  # of compression: pictures are compressed already
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Which files count, and how large one of them and a zip of them may be: ten times the published, no harm."""
+
+    suffix: str
+    file_bytes: int
+    zip_bytes: int
+
+    def __contains__(self, path: str) -> bool:
+        """macOS adds `__MACOSX/` and `._NAME.png`, which are no pictures."""
+        folder, _, name = path.rpartition("/")
+        return name.endswith(self.suffix) and not name.startswith(".") and "__MACOSX" not in folder.split("/")
+
+
+PNGS = Kind(".png", 2**13, 2**26)  # Omniglot's drawings: 522 bytes, 9 MB
+SHEETS = Kind(".webp", 2**24, 2**30)  # CIFAR-FS, the 600 images of a class in one: 1.2 MB, 100 MB
 
 Source = Path | IO[bytes]  # a zip, a folder, or a zip in memory
-Members = list[tuple[str, Callable[[], bytes]]]  # the path of each PNG file, and how to read it
+Members = list[tuple[str, Callable[[], bytes]]]  # the path of each picture, and how to read it
 
 
-def _is_png(path: str) -> bool:
-    """Whether a file counts: macOS adds `__MACOSX/` and `._NAME.png`, which are no pictures."""
-    folder, _, name = path.rpartition("/")
-    return name.endswith(".png") and not name.startswith(".") and "__MACOSX" not in folder.split("/")
-
-
-def _check_member(info: zipfile.ZipInfo, where: object) -> None:
+def _check_member(info: zipfile.ZipInfo, kind: Kind, where: object) -> None:
     name, mode = info.orig_filename, info.external_attr >> 16
     if name.startswith("/") or set(name) & set("\\:\0") or ".." in name.split("/") or stat.S_ISLNK(mode):
         raise DataError(f"{where}: expected members inside it, found {name!r}, which points elsewhere")
-    if not _is_png(name):
+    if name not in kind:
         return  # never read
     if info.flag_bits & 1:
         raise DataError(f"{where}: expected plain members, found {name!r} encrypted")
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others may take gigabytes
         raise DataError(f"{where}: expected members deflated or stored, found {name!r} of another method")
-    if info.file_size > min(MAX_PNG_BYTES, MAX_RATIO * max(info.compress_size, 1)):
+    if info.file_size > min(kind.file_bytes, MAX_RATIO * max(info.compress_size, 1)):
         raise DataError(
-            f"{where}: expected at most {MAX_PNG_BYTES} bytes a member, compressed {MAX_RATIO}-fold at most, "
+            f"{where}: expected at most {kind.file_bytes} bytes a member, compressed {MAX_RATIO}-fold at most, "
             f"found {name!r} of {info.file_size} bytes in {info.compress_size}"
         )
 
 
 def _check_count(count: int, limit: int, where: object) -> None:
-    """Bound the total too: each member that is read has at most MAX_PNG_BYTES."""
+    """Bound the total too: each member that is read has at most `file_bytes`."""
     if count > limit:
         raise DataError(f"{where}: expected at most {limit} files and folders, found {count} or more")
 
@@ -68,32 +80,32 @@ def files(folder: Path, *, limit: int) -> Iterator[os.DirEntry[str]]:
         yield entry
 
 
-def _read_file(path: str) -> bytes:
+def read_file(path: Path | str, limit: int) -> bytes:
+    """The file's bytes, at most `limit` + 1 of them: one more shows that there are too many."""
     with open(path, "rb") as file:
-        return file.read(MAX_PNG_BYTES + 1)
+        return file.read(limit + 1)
 
 
-def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
+def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) -> bytes:
     with archive.open(info) as file:
-        return file.read(MAX_PNG_BYTES + 1)  # bounded whatever the directory says
+        return file.read(limit + 1)  # bounded whatever the directory says
 
 
 @contextmanager
-def members(source: Source, *, limit: int, where: object) -> Iterator[Members]:
-    """The PNG files of a zip, or of a folder whose name begins their paths: at most `limit` files are looked
-    at.
+def members(source: Source, kind: Kind, *, limit: int, where: object) -> Iterator[Members]:
+    """The pictures of a zip, or of a folder whose name begins their paths: at most `limit` files are looked at.
 
-    A reader returns at most MAX_PNG_BYTES + 1 bytes. Raises DataError for what `_check_member` refuses; a
+    A reader returns at most `kind.file_bytes` + 1 bytes. Raises DataError for what `_check_member` refuses; a
     damaged zip may also lead zipfile to exceptions of its own.
     """
     if isinstance(source, Path) and source.is_dir():
         paths = {entry.path: Path(entry.path) for entry in files(source, limit=limit)}
         named = [(path.relative_to(source.parent).as_posix(), text) for text, path in paths.items()]
-        yield [(name, partial(_read_file, text)) for name, text in named if _is_png(name)]
+        yield [(name, partial(read_file, text, kind.file_bytes)) for name, text in named if name in kind]
         return
     size = source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)
-    if size > MAX_ZIP_BYTES:
-        raise DataError(f"{where}: expected a zip of at most {MAX_ZIP_BYTES} bytes, found {size}")
+    if size > kind.zip_bytes:
+        raise DataError(f"{where}: expected a zip of at most {kind.zip_bytes} bytes, found {size}")
     try:
         archive = zipfile.ZipFile(source)
     except zipfile.BadZipFile as error:
@@ -102,6 +114,6 @@ def members(source: Source, *, limit: int, where: object) -> Iterator[Members]:
         infos = archive.infolist()
         _check_count(len(infos), limit, where)
         for info in infos:
-            _check_member(info, where)
-        pngs = [info for info in infos if _is_png(info.filename)]
-        yield [(info.filename, partial(_read_member, archive, info)) for info in pngs]
+            _check_member(info, kind, where)
+        wanted = [info for info in infos if info.filename in kind]
+        yield [(info.filename, partial(_read_member, archive, info, kind.file_bytes)) for info in wanted]

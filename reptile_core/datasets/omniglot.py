@@ -8,11 +8,9 @@ Reptile did, by PIL's nearest neighbour. The result is kept in a cache, itself v
 import hashlib
 import io
 import json
-import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, product
 from pathlib import Path
@@ -21,9 +19,18 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from reptile_core.datasets.common import Characters, DataError, Unavailable, digest, keep
+from reptile_core.datasets.common import (
+    Characters,
+    DataError,
+    Unavailable,
+    cache_directory,
+    digest,
+    faults,
+    keep,
+    named_directory,
+)
 from reptile_core.datasets.download import download
-from reptile_core.datasets.members import MAX_PNG_BYTES, MAX_ZIP_BYTES, Source, files, members
+from reptile_core.datasets.members import PNGS, Source, files, members
 
 DRAWINGS = 20  # of each character, one by each of 20 people
 ORIGINAL, SIZE = 105, 28  # pixels across: as published, and as in the paper's experiments
@@ -68,18 +75,6 @@ PUBLISHED = Edition(
 )
 
 
-@contextmanager
-def _faults(where: object) -> Iterator[None]:
-    """Hand on every failure as a DataError: hostile bytes make zipfile and PIL raise a dozen kinds."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise DataError(f"{where}: cannot be read: {reason}") from error
-
-
 # ---- verifying and decoding
 
 
@@ -112,9 +107,9 @@ def _decode(png: bytes, name: str) -> UInt8[np.ndarray, "28 28"]:
     """One drawing as the authors of Reptile resized it."""
     from PIL import Image  # here, because a start from the cache decodes nothing
 
-    if len(png) > MAX_PNG_BYTES:
-        raise DataError(f"{name}: expected a PNG of at most {MAX_PNG_BYTES} bytes, found more")
-    with _faults(name), Image.open(io.BytesIO(png), formats=("PNG",)) as image:
+    if len(png) > PNGS.file_bytes:
+        raise DataError(f"{name}: expected a PNG of at most {PNGS.file_bytes} bytes, found more")
+    with faults(name), Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         if image.size != (ORIGINAL, ORIGINAL) or image.mode != "1":
             found = f"mode {image.mode!r}, {image.width}×{image.height}"
             raise DataError(f"{name}: expected mode '1' (1-bit), {ORIGINAL}×{ORIGINAL}, found {found}")
@@ -124,10 +119,10 @@ def _decode(png: bytes, name: str) -> UInt8[np.ndarray, "28 28"]:
 def _read_part(source: Source, part: Part, first: int, advance: Callable[[], object]) -> Images:
     where = source if isinstance(source, Path) else f"{part.name}.zip as downloaded"
     lines, drawings = [], []
-    with _faults(where), members(source, limit=part.limit, where=where) as listing:
+    with faults(where), members(source, PNGS, limit=part.limit, where=where) as listing:
         readers = dict(listing)
         for name in _in_order([name for name, _ in listing], part, first, where):
-            with _faults(f"{where}: {name}"):
+            with faults(f"{where}: {name}"):
                 png = readers[name]()
             drawings.append(_decode(png, f"{where}: {name}"))
             lines.append((name, f"{hashlib.sha256(png).hexdigest()}  {name}\n"))
@@ -170,16 +165,10 @@ def _locate(directory: Path, edition: Edition) -> dict[str, Path]:
 
 def _named(data: Path | None, edition: Edition) -> dict[str, Path]:
     """The sources that the caller or else the environment names, which must exist; empty if neither does."""
-    name, value = "data", data
-    if data is None:
-        name, variable = "$REPTILE_DATA", os.environ.get("REPTILE_DATA")
-        if not variable:  # empty is unset, as shells have it
-            return {}
-        value = Path(variable)
-    with _faults(name):
-        directory = Path(value or "")
-        if not directory.is_dir():
-            raise DataError(f"{name}: expected a directory, found none at {str(directory)!r}")
+    directory = named_directory(data)
+    if directory is None:
+        return {}
+    with faults(directory):
         found = _locate(directory, edition)
     if data is not None and not found:
         wanted = " and ".join(f"{part.name}.zip (or {part.name}/)" for part in edition.parts)
@@ -254,11 +243,7 @@ def load(
     found or named, and its kind Unavailable where nothing was. Warns of a cache that is damaged or cannot be
     written, and does without.
     """
-    if cache is None:
-        import pooch  # here, because it takes longer to import than the cache takes to read
-
-        cache = Path(pooch.os_cache("reptile-verification"))
-    cache = Path(cache)
+    cache = cache_directory(cache)
     decoded = cache / f"omniglot-{SIZE}-{edition.decoded[:12]}.npy"
     named = _named(data, edition)
     if named:
@@ -275,7 +260,7 @@ def _from_named(
 ) -> tuple[Images, str]:
     """From what was named: verified in full, unless just this state of it was before."""
     source = " and ".join(map(str, named.values()))
-    with _faults(source):
+    with faults(source):
         record, fingerprint = _record(cache, named), _fingerprint(named, edition)
     if _recorded(record) == fingerprint and (images := _cached(decoded, edition)) is not None:
         return images, source
@@ -295,7 +280,7 @@ def _from_zips(cache: Path, decoded: Path, edition: Edition, quiet: bool) -> tup
             return images, " and ".join(map(str, kept.values()))
         except DataError as error:
             warnings.warn(f"cache: a downloaded zip is damaged, will be fetched again: {error}", stacklevel=3)
-    fetched = {name: download(f"{URL}{name}.zip", limit=MAX_ZIP_BYTES, quiet=quiet) for name in kept}
+    fetched = {name: download(f"{URL}{name}.zip", limit=PNGS.zip_bytes, quiet=quiet) for name in kept}
     try:
         images = _read(fetched, edition, quiet)
     except DataError as error:
