@@ -1,0 +1,129 @@
+"""What the sets of colour photographs share: an order that every layout gives, and decoded pixels as a mapped file.
+
+A class's images are in order of their own digests. File names differ between the layouts that a set is handed around
+in; so the same pictures give the same bits whatever they are called. Pixels are kept as bare bytes, nothing else: there
+is no format to parse, and processes that map the file share its memory.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+from tqdm import tqdm
+
+from reptile_core.datasets.common import ColourImages, DataError, keep
+
+SPLITS = ("train", "val", "test")  # as the folders and lists of every layout are called
+
+Images = UInt8[np.ndarray, "images height width 3"]
+
+
+@dataclass(frozen=True)
+class Class:
+    """A class that was found, and how to read its images."""
+
+    split: str
+    name: str
+    read: Callable[[], Images]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """All classes of a set: those of meta-training first, then of validation, then of testing."""
+
+    pixels: UInt8[np.ndarray, "classes images height width 3"]
+    counts: tuple[int, ...]  # classes of each split
+    content: str  # see `ColourImages.content`
+
+    def handed_on(self, name: str, source: str, *, real: bool) -> ColourImages:
+        train, validation, test = np.split(self.pixels, list(accumulate(self.counts))[:-1])
+        return ColourImages(name, train, validation, test, source=source, content=self.content, real=real)
+
+
+def arranged(classes: Iterable[Class], where: object) -> tuple[list[Class], tuple[int, ...]]:
+    """Classes in order of split and name, and how many each split has; DataError if one is there twice."""
+    ordered = sorted(classes, key=lambda c: (SPLITS.index(c.split), c.name))
+    (name, times), *_ = Counter(c.name for c in ordered).most_common(1) or [("", 0)]
+    if times > 1:
+        places = " and ".join(c.split for c in ordered if c.name == name)
+        raise DataError(f"{where}: expected every class once, found {name!r} in {places}")
+    return ordered, tuple(sum(c.split == split for c in ordered) for split in SPLITS)
+
+
+def decode(classes: list[Class], counts: tuple[int, ...], shape: tuple[int, ...], *, quiet: bool) -> Decoded:
+    """Read every class, and put its images in order."""
+    pixels = np.empty((len(classes), *shape), np.uint8)
+    for i, found in enumerate(tqdm(classes, desc="decoding images", disable=quiet, delay=1, leave=False)):
+        pixels[i] = in_order(found.read())
+    return Decoded(pixels, counts, identity(pixels, counts))
+
+
+def in_order(images: Images) -> Images:
+    return images[sorted(range(len(images)), key=lambda i: hashlib.sha256(images[i].data).digest())]
+
+
+def identity(pixels: UInt8[np.ndarray, "classes images height width 3"], counts: tuple[int, ...]) -> str:
+    """SHA-256 (hex) of the shape, the number of classes in each split, and the bytes in C order."""
+    hasher = hashlib.sha256(json.dumps([pixels.shape, counts]).encode())
+    hasher.update(pixels.data)
+    return hasher.hexdigest()
+
+
+def fingerprint(asked: object, paths: Iterable[Path | os.DirEntry[str]]) -> str:
+    """SHA-256 (hex) of what was asked for and every file's path, size and time of change: no content is read."""
+    states = [(os.path.realpath(path), path.stat()) for path in paths]
+    lines = [repr(asked), *sorted(f"{path!r} {state.st_size} {state.st_mtime_ns}" for path, state in states)]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+
+
+# ---- the cache
+
+
+def remember(cache: Path, name: str, found: Decoded, key: str) -> None:
+    """Keep pixels, and that the sources with this fingerprint decode to them."""
+    keep(_pixels(cache, name, found.content), found.pixels.data)
+    record = {"shape": found.pixels.shape, "counts": found.counts, "content": found.content}
+    keep(_record(cache, name, key), json.dumps(record).encode())
+
+
+def recall(cache: Path, name: str, key: str) -> Decoded | None:
+    """What sources with this fingerprint decode to, if that is known and the cache has it whole."""
+    try:
+        record = json.loads(_record(cache, name, key).read_bytes())
+        shape, counts, content = tuple(record["shape"]), tuple(record["counts"]), str(record["content"])
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # not a fault: the sources are read again
+    return mapped(cache, name, shape, counts, content)
+
+
+def mapped(cache: Path, name: str, shape: tuple[int, ...], counts: tuple[int, ...], content: str) -> Decoded | None:
+    """The pixels with this content, verified, if the cache has them; a warning if it has something else."""
+    path = _pixels(cache, name, content)
+    try:
+        # Copy on write: torch wants memory that may be written, and the file must stay as it is.
+        pixels = np.asarray(np.memmap(path, np.uint8, "c", shape=shape))
+        if (found := identity(pixels, counts)) == content:
+            return Decoded(pixels, counts, content)
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever a damaged file or record may lead NumPy to
+        found = f"{type(error).__name__}: {error}"
+    expected = f"expected {content}, found {found}"
+    warnings.warn(f"cache: {path} is damaged and will be rebuilt: {expected}", stacklevel=2)
+    return None
+
+
+def _pixels(cache: Path, name: str, content: str) -> Path:
+    return cache / f"{name}-{content[:12]}.rgb"
+
+
+def _record(cache: Path, name: str, key: str) -> Path:
+    return cache / f"{name}-{key[:16]}.json"
