@@ -10,25 +10,24 @@ import argparse
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
 
 from analysis import claims, manifest
-from analysis.experiments import ablation, theorems, theory
-from analysis.progress import progress
-from analysis.runs import Job, Outcome, Source, available_cores, execute_all, local_executor
-from analysis.tables import over_seeds, write_csv
+from analysis.experiment import PROFILES, Context, Experiment, Result
+from analysis.experiments import EXPERIMENTS
+from analysis.runs import Source
+from analysis.tables import read_csv, write_csv
+from analysis.workers import Workers, available_cores
 from reptile_core import datasets
 from reptile_core.checkpoints import CheckpointError
-from reptile_core.meta_gradients import figure_3
 
-PROFILES = ("smoke", "quick", "paper")
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130  # as shells and argparse have them
 
 
@@ -37,143 +36,21 @@ class UsageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Context:
-    """What every experiment is given: where to write, on which data and device, at what scale."""
+class Plan:
+    """What the user asked for, checked: which experiments, where results go, the data and what each is given."""
 
-    profile: str
-    seeds: int | None
+    experiments: tuple[Experiment, ...]
     out: Path
     data: datasets.Characters
-    source: Source
-    device: str
-    workers: int
-    fresh: bool
-    quiet: bool
-    unsupported: list[str] = field(default_factory=list)  # theorems that the run did not support, for --strict
+    context: Context
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """An entry of the registry: what it shows, how long it takes by profile, its settings and its work."""
-
-    shows: str
-    takes: dict[str, str]
-    settings: Callable[[Context], Any]
-    run: Callable[[Context], list[str]]  # returns lines for the summary at the end
-
-
-def run_ablation(context: Context) -> list[str]:
-    """Figure 3: train the ten variants over seeds, write the table and the learning curves."""
-    from figures.ablation import draw_ablation  # drawing libraries load while nothing waits for them
-    from figures.style import save, stamp, style
-
-    scale = ablation_scale(context)
-    variants = figure_3()
-    jobs = ablation.jobs(
-        scale,
-        context.source,
-        context.out / "runs",
-        variants=variants,
-        device=context.device,
-        fresh=context.fresh,
-    )
-    outcomes = run_jobs(ablation.NAME, jobs, context)
-    curves = ablation.table(outcomes)
-    write_csv(curves, context.out / "tables" / "ablation.csv")
-    summary = ablation.summary(curves)
-    write_csv(summary, context.out / "tables" / "ablation_summary.csv")
-    intervals = over_seeds(curves[curves.quantity == "accuracy"], ["variant", "iteration"])
-    with style():
-        figure = draw_ablation(
-            intervals,
-            variants,
-            ablation.finding(summary, variants),
-            ablation.caption(scale),
-            chance=1 / ablation.N_WAY,
-        )
-        stamp(figure, data_line(context), real=context.data.real)
-        paths = save(figure, context.out / "figures", "ablation")
-    ended_early = [
-        f"{job.variant}, seed {job.run.seed}: {o.status}" for job, o in outcomes.items() if o.status != "finished"
-    ]
-    return [*ablation.report(summary), *ended_early, *(f"wrote {path}" for path in paths)]
-
-
-def run_theory(context: Context) -> list[str]:
-    """Section 5: judge every theorem on smooth losses, write the ledger and what is behind it."""
-    from figures.style import save, stamp, style
-    from figures.theory import draw_coefficients, draw_remainders
-
-    pieces = theory.checks()
-    with (
-        progress("theory", len(pieces), unit=" checks", quiet=context.quiet) as updates,
-        local_executor(min(context.workers, len(pieces)), updates) as executor,
-    ):
-        futures = [executor.submit(theory.run_check, check, context.source) for check in pieces]
-        for future in futures:
-            future.add_done_callback(lambda _: updates.put(1))
-        results = [future.result() for future in futures]
-    rows = pd.DataFrame([row for rows, _ in results for row in rows])
-    points = pd.DataFrame([point for _, points in results for point in points])
-    verdicts = claims.ledger(theorems.CLAIMS, rows, data=data_line(context), profile=context.profile)
-    write_csv(rows, context.out / "tables" / "theory.csv")
-    write_csv(points, context.out / "tables" / "remainders.csv")
-    paths = claims.write_ledger(verdicts, context.out)
-    with style():
-        for name, figure in (
-            ("remainders", draw_remainders(points)),
-            ("coefficients", draw_coefficients(rows[(rows.role == "check") & rows["update"].notna()])),
-        ):
-            stamp(figure, data_line(context), real=context.data.real)
-            paths += save(figure, context.out / "figures", name)
-    context.unsupported.extend(verdicts[verdicts.verdict != claims.SUPPORTED].id)
-    return [*claims.lines(verdicts), *(f"wrote {path}" for path in paths)]
-
-
-def ablation_scale(context: Context) -> ablation.Scale:
-    scale = ablation.SCALES[context.profile]
-    return scale if context.seeds is None else replace(scale, seeds=context.seeds)
-
-
-EXPERIMENTS = {
-    "theory": Experiment(
-        shows="section 5: every theorem judged by rate tests and exact enumeration, each beside a wrong formula",
-        takes={profile: "about a minute" for profile in PROFILES},
-        settings=lambda context: {"checks": len(theory.checks()), "steps_up_to": theorems.K_MAX, "dtype": "float64"},
-        run=run_theory,
-    ),
-    ablation.NAME: Experiment(
-        shows="figure 3: learning curves of the sums of inner gradients g_1 … g_k, over seeds",
-        takes=ablation.TAKES,
-        settings=lambda context: asdict(ablation_scale(context)) | ablation.SETTINGS,
-        run=run_ablation,
-    ),
-}
-
-
-def run_jobs(name: str, jobs: Sequence[Job], context: Context) -> dict[Job, Outcome]:
-    """Run all of an experiment's jobs in worker processes behind one progress bar."""
-    total = sum(job.training_steps for job in jobs)
-    with (
-        progress(name, total, quiet=context.quiet) as updates,
-        local_executor(min(context.workers, len(jobs)), updates) as executor,
-    ):
-        try:
-            outcomes = execute_all(jobs, executor)
-        except KeyboardInterrupt:
-            for process in list(executor._processes.values()):  # they would finish their runs first
-                process.terminate()
-            executor.shutdown(wait=False, cancel_futures=True)
-            raise
-    return {job: outcomes[job] for job in jobs}
-
-
-def data_line(context: Context) -> str:
-    """The line under every figure: which data, profile and seeds."""
-    data = context.data
+def data_line(plan: Plan) -> str:
+    """The line under every figure: which data, and at what scale."""
+    data = plan.data
     what = "Omniglot" if data.real else f"NOT OMNIGLOT: {data.name}, made-up characters"
     characters, drawings = data.images.shape[:2]
-    return f"Data: {what}, {characters:,} characters × {drawings} drawings · profile: {context.profile}"
+    return f"Data: {what}, {characters:,} characters × {drawings} drawings · profile: {plan.context.profile}"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -198,7 +75,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def prepare(options: argparse.Namespace) -> tuple[list[str], Context]:
+def prepare(options: argparse.Namespace) -> Plan:
     """Check everything that can be checked before work starts. UsageError or DataError, one line each."""
     unknown = [name for name in options.experiments if name not in EXPERIMENTS]
     if unknown:
@@ -215,16 +92,15 @@ def prepare(options: argparse.Namespace) -> tuple[list[str], Context]:
     data = datasets.load(options.dataset, data=options.data, quiet=options.quiet)
     context = Context(
         profile=options.profile,
-        seeds=options.seeds,
-        out=out,
-        data=data,
         source=Source(data.name, options.data, data.content),
+        workers=Workers(options.workers or (1 if device == "cuda" else available_cores()), quiet=options.quiet),
+        runs=out / "runs",
+        seeds=options.seeds,
         device=device,
-        workers=options.workers or (1 if device == "cuda" else available_cores()),
         fresh=options.fresh,
-        quiet=options.quiet,
     )
-    return options.experiments or list(EXPERIMENTS), context
+    names = options.experiments or list(EXPERIMENTS)
+    return Plan(tuple(EXPERIMENTS[name] for name in dict.fromkeys(names)), out, data, context)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -233,13 +109,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(listing())
         return 0
     try:
-        names, context = prepare(options)
+        plan = prepare(options)
     except (UsageError, datasets.DataError) as error:
         print(f"reproduce.py: error: {error}", file=sys.stderr)
         return USAGE_ERROR
     try:
-        run(names, context)
-        return FAILURE if options.strict and context.unsupported else 0
+        with plan.context.workers:
+            verdicts = run(plan)
+        theorems = verdicts[verdicts.kind == "theorem"]
+        return FAILURE if options.strict and not (theorems.verdict == claims.SUPPORTED).all() else 0
     except KeyboardInterrupt:
         print("\nInterrupted. What is done is kept; the same command goes on from there.", file=sys.stderr)
         return INTERRUPTED
@@ -252,31 +130,72 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return FAILURE
 
 
-def run(names: Sequence[str], context: Context) -> None:
-    """Write the manifest, do the experiments, complete the manifest, say what was found."""
-    path = context.out / "manifest.json"
+def run(plan: Plan) -> pd.DataFrame:
+    """Write the manifest, do the experiments, complete the manifest, say what was found. Returns the ledger of what was
+    run."""
+    path, context = plan.out / "manifest.json", plan.context
     record = manifest.begin(
         command=sys.argv,
         profile=context.profile,
-        experiments={name: EXPERIMENTS[name].settings(context) for name in names},
-        data=context.data,
+        experiments={experiment.name: experiment.settings(context) for experiment in plan.experiments},
+        data=plan.data,
         device=context.device,
-        workers=context.workers,
+        workers=context.workers.count,
     )
     manifest.write(record, path)
-    print(f"{data_line(context)} · {context.workers} workers on {context.device} · results in {context.out}/")
+    print(f"{data_line(plan)} · {context.workers.count} workers on {context.device} · results in {plan.out}/")
     seconds: dict[str, float] = {}
     status = "interrupted"
     lines: list[str] = []
+    written: list[Path] = []
     try:
-        for name in names:
+        for experiment in plan.experiments:
             began = time.perf_counter()
-            lines += EXPERIMENTS[name].run(context)
-            seconds[name] = round(time.perf_counter() - began, 2)
+            result = experiment.run(context)
+            written += [*write_tables(experiment, result, plan), *draw(experiment, result, plan)]
+            lines += result.lines
+            seconds[experiment.name] = round(time.perf_counter() - began, 2)
         status = "finished"
     finally:
         manifest.write(manifest.complete(record, status=status, wall_seconds=seconds), path)
-    print("\n".join([*lines, f"wrote {path}", data_line(context)]))
+    verdicts = judge(plan.out)
+    written += [*claims.write_ledger(verdicts, plan.out), path]
+    done = verdicts[verdicts.id.isin([claim.id for experiment in plan.experiments for claim in experiment.claims])]
+    print("\n".join([*lines, *claims.lines(done), *(f"wrote {path}" for path in written), data_line(plan)]))
+    return done
+
+
+def write_tables(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
+    """tables/NAME.csv for each of the result's, and tables/EXPERIMENT_measurements.csv for the ledger."""
+    tables = dict(result.tables)
+    if experiment.claims:
+        measurements = result.measurements.assign(data=data_line(plan))
+        tables[f"{experiment.name}_measurements"] = measurements
+    paths = []
+    for name, table in tables.items():
+        paths.append(plan.out / "tables" / f"{name}.csv")
+        write_csv(table, paths[-1])
+    return paths
+
+
+def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
+    """The figures of the experiment's namesake in figures/, stamped with the data they come from."""
+    from figures.style import save, stamp, style  # drawing libraries load while nothing waits for them
+
+    paths = []
+    with style():
+        figures = import_module(f"figures.{experiment.name}").draw(result.tables, experiment.settings(plan.context))
+        for name, figure in figures.items():
+            stamp(figure, data_line(plan), real=plan.data.real)
+            paths += save(figure, plan.out / "figures", name)
+    return paths
+
+
+def judge(out: Path) -> pd.DataFrame:
+    """The ledger of all claims from every measurement in the output folder, of this invocation or an earlier one."""
+    every = [claim for experiment in EXPERIMENTS.values() for claim in experiment.claims]
+    paths = [out / "tables" / f"{name}_measurements.csv" for name in EXPERIMENTS]
+    return claims.ledger(every, pd.concat([claims.NO_MEASUREMENTS, *(read_csv(p) for p in paths if p.exists())]))
 
 
 def listing() -> str:

@@ -7,16 +7,26 @@ the check cannot fail".
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
+from analysis.tables import student_t
 from reptile_core.files import write_atomically
 
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_JUDGED = "supported", "refuted", "inconclusive", "not judged"
 CANNOT_FAIL = "inconclusive: the check cannot fail"
+
+# role: "check" or "control" (others are let be); low, high: an interval over seeds, NaN where the value stands alone;
+# data: the line that names data and scale.
+NO_MEASUREMENTS = pd.DataFrame(
+    {
+        name: pd.Series(dtype=float if name in ("value", "low", "high") else object)
+        for name in ("claim", "case", "role", "value", "low", "high", "data")
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -64,9 +74,19 @@ def judge(claim: Claim, measured: Sequence[Interval], controls: Sequence[Interva
     return REFUTED if any(_outside(claim, case) for case in measured) else INCONCLUSIVE
 
 
-def ledger(claims: Iterable[Claim], measurements: pd.DataFrame, *, data: str, profile: str) -> pd.DataFrame:
-    """One row per claim from a tidy table with the columns claim, case, role ("check" or "control"), value, and
-    perhaps low and high."""
+def measurement(claim: str, case: str, role: str, values: Iterable[float]) -> dict[str, Any]:
+    """A row for the ledger: the mean of one value per seed, with its interval. One seed alone judges nothing."""
+    values = list(values)
+    mean, low, high = student_t(values)
+    if len(values) < 2:
+        low, high = -inf, inf
+    return {"claim": claim, "case": case, "role": role, "value": mean, "low": low, "high": high}
+
+
+def ledger(claims: Iterable[Claim], measurements: pd.DataFrame) -> pd.DataFrame:
+    """One row per claim from a table with the columns of NO_MEASUREMENTS, or some of them; a claim without measurements
+    is not judged."""
+    measurements = measurements.reindex(columns=NO_MEASUREMENTS.columns)
     rows = []
     for claim in claims:
         mine = measurements[measurements.claim == claim.id]
@@ -75,7 +95,8 @@ def ledger(claims: Iterable[Claim], measurements: pd.DataFrame, *, data: str, pr
         for name, cases in (("measured", measured), ("control", controls)):
             row |= {f"{name}_low": min((case.low for case in cases), default=None)}
             row |= {f"{name}_high": max((case.high for case in cases), default=None)}
-        rows.append(row | {"verdict": judge(claim, measured, controls), "data": data, "profile": profile})
+        data = "; ".join(dict.fromkeys(mine["data"].dropna()))
+        rows.append(row | {"verdict": judge(claim, measured, controls), "data": data})
     return pd.DataFrame(rows)
 
 
@@ -119,9 +140,8 @@ def lines(table: pd.DataFrame) -> list[str]:
 
 
 def _intervals(rows: pd.DataFrame) -> list[Interval]:
-    """A row's interval: its columns low and high where it has them, else its value alone."""
-    lows = rows["low"].fillna(rows["value"]) if "low" in rows else rows["value"]
-    highs = rows["high"].fillna(rows["value"]) if "high" in rows else rows["value"]
+    """A row's interval: its low and high where it has them, else its value alone."""
+    lows, highs = (rows[side].fillna(rows["value"]) for side in ("low", "high"))
     return [Interval(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
 
 

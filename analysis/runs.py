@@ -1,43 +1,32 @@
 """Runs of meta-training as files: each is keyed by all that decides its outcome, resumed where it stands, done once.
 
-A run's file holds its state and the rows measured so far. Runs go through a `concurrent.futures.Executor`, one process
-and one thread each, so that how many there are changes no bit.
+A run's file holds its state, the rows measured so far and, for analyses along training, phi at some of the iterations
+where it was measured.
 """
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Callable, Iterable
-from concurrent.futures import Executor, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from analysis.workers import Progress
 from reptile_core import datasets, native, training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.datasets.split import Split, split_characters
+from reptile_core.inner_loop import Phi
 from reptile_core.tasks import ImagePool
 from reptile_core.training import Run, TrainingState
 
 # Raised whenever the same configuration would give other bits than before, so that old files are not taken for new.
-NUMERICS_VERSION = 2
+NUMERICS_VERSION = 3
 
-# Large pages, and freed memory kept: each step takes and frees the same few megabytes, and page faults and misses of
-# the address translation would each cost a sixth of it. (Settings of glibc; ignored elsewhere.)
-WORKER_ENVIRONMENT = {
-    "MALLOC_TRIM_THRESHOLD_": "2000000000",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
-
-Progress = Callable[[int], None]  # told the number of inner steps done since it was last called
+SNAPSHOTS = 8  # about as many are kept, evenly spaced, besides the first: 0.4 MB each for the Omniglot network
 
 
 @dataclass(frozen=True)
@@ -94,7 +83,7 @@ class Outcome:
 
 def execute(job: Job, progress: Progress = lambda steps: None) -> Outcome:
     """Bring a run to its end from wherever its file says it stands, and return what it measured."""
-    state, rows, seconds, status = _resume(job)
+    state, rows, kept, seconds, status = _resume(job)
     if status != "running":
         progress(job.training_steps)
         return Outcome(rows, status, seconds, state.iteration)
@@ -120,7 +109,9 @@ def execute(job: Job, progress: Progress = lambda steps: None) -> Outcome:
                         "count": estimate.count,
                     }
                 )
-        _save(job, state, rows, seconds + time.perf_counter() - began, status)
+        if is_snapshot(job.run, state.iteration):
+            kept[f"at.{state.iteration}"] = state.phi.clone()  # a file holds no tensor twice
+        _save(job, state, rows, kept, seconds + time.perf_counter() - began, status)
         return status
 
     steps = job.run.meta_batch * job.run.sampling.steps  # of the inner loop in one iteration: what progress counts
@@ -140,40 +131,16 @@ def execute(job: Job, progress: Progress = lambda steps: None) -> Outcome:
     return Outcome(rows, status, seconds + time.perf_counter() - began, state.iteration)
 
 
-def execute_all(jobs: Iterable[Job], executor: Executor) -> dict[Job, Outcome]:
-    """Run all jobs, longest first so that none is left to run alone at the end. An exception of a job is raised only
-    once the others have ended: what they did is kept in their files."""
-    ordered = sorted(jobs, key=lambda job: -job.training_steps)
-    futures = {job: executor.submit(_in_worker, job) for job in ordered}
-    wait(futures.values())
-    return {job: future.result() for job, future in futures.items()}
+def snapshots(job: Job) -> dict[int, Phi]:
+    """phi by iteration, as kept while the run went on; CheckpointError if the run has not begun."""
+    tensors, _ = _load(job)
+    return {int(name.removeprefix("at.")): phi for name, phi in tensors.items() if name.startswith("at.")}
 
 
-def local_executor(workers: int, progress_queue: Any = None) -> ProcessPoolExecutor:
-    """Processes of one thread each. They inherit the environment, which is set here before the first of them starts."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()})
-    return ProcessPoolExecutor(
-        workers, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(progress_queue,)
-    )
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-_progress_queue: Any = None
-
-
-def _start_worker(progress_queue: Any) -> None:
-    global _progress_queue
-    _progress_queue = progress_queue
-    torch.set_num_threads(1)
-
-
-def _in_worker(job: Job) -> Outcome:
-    queue = _progress_queue
-    return execute(job, queue.put if queue is not None else lambda steps: None)
+def is_snapshot(run: Run, iteration: int) -> bool:
+    """Is phi kept at this iteration of a run? Some multiples of when it is measured, and both ends."""
+    stride = run.evaluation.every * max(1, round(run.iterations / run.evaluation.every / SNAPSHOTS))
+    return iteration % stride == 0 or iteration == run.iterations
 
 
 @lru_cache(maxsize=1)
@@ -192,21 +159,29 @@ def split_of(source: Source, seed: int) -> Split:
     return split_characters(_characters(source).images, seed=seed)
 
 
-def _resume(job: Job) -> tuple[TrainingState, list[dict[str, Any]], float, str]:
-    if job.fresh or not job.path.exists():
-        return training.start(job.run, job.device), [], 0.0, "running"
+def _load(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, record = load_checkpoint(job.path)
     if record.get("key") != job.key:
         raise CheckpointError(f"{job.path}: expected the run {job.key}, found the run {record.get('key')}")
-    parts = {name: tensor.to(job.device) for name, tensor in tensors.items()}
+    return {name: tensor.to(job.device) for name, tensor in tensors.items()}, record
+
+
+def _resume(job: Job) -> tuple[TrainingState, list[dict[str, Any]], dict[str, Tensor], float, str]:
+    """State, rows, snapshots, seconds and status: those of the job's file, or of a run that has not begun."""
+    if job.fresh or not job.path.exists():
+        return training.start(job.run, job.device), [], {}, 0.0, "running"
+    parts, record = _load(job)
     inner = tuple(parts[f"inner.{i}"] for i in range(record["inner"])) if record["inner"] is not None else None
     outer = {n.removeprefix("outer."): t for n, t in parts.items() if n.startswith("outer.")} or None
+    kept = {name: tensor for name, tensor in parts.items() if name.startswith("at.")}
     state = TrainingState(record["iteration"], parts["phi"], inner, outer)
-    return state, record["rows"], record["seconds"], record["status"]
+    return state, record["rows"], kept, record["seconds"], record["status"]
 
 
-def _save(job: Job, state: TrainingState, rows: list[dict[str, Any]], seconds: float, status: str) -> None:
-    tensors = {"phi": state.phi}
+def _save(
+    job: Job, state: TrainingState, rows: list[dict[str, Any]], kept: dict[str, Tensor], seconds: float, status: str
+) -> None:
+    tensors = {"phi": state.phi, **kept}
     tensors |= {f"inner.{i}": tensor for i, tensor in enumerate(state.inner or ())}
     tensors |= {f"outer.{name}": tensor for name, tensor in (state.outer or {}).items()}
     record = {

@@ -1,6 +1,6 @@
 """Tidy tables: one row per measured number, with what it is and where it comes from, as CSV and as DataFrame."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,15 @@ def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows), columns=COLUMNS)
 
 
+def student_t(values: Sequence[float] | pd.Series) -> tuple[float, float, float]:
+    """Mean and the ends of its Student-t interval; the ends are NaN for one value."""
+    n, mean = len(values), float(np.mean(values))
+    if n < 2:
+        return mean, float("nan"), float("nan")
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return mean, mean - half, mean + half
+
+
 def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean of `value` over seeds with a Student-t interval of the seeds' means: columns mean, low, high, seeds.
 
@@ -26,9 +35,8 @@ def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """
 
     def summarize(values: pd.Series) -> pd.Series:
-        n, mean = len(values), values.mean()
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * values.std(ddof=1) / np.sqrt(n) if n > 1 else np.nan
-        return pd.Series({"mean": mean, "low": mean - half, "high": mean + half, "seeds": n})
+        mean, low, high = student_t(values)
+        return pd.Series({"mean": mean, "low": low, "high": high, "seeds": len(values)})
 
     groups = table.groupby(by, sort=False, observed=True)["value"]
     return groups.apply(summarize).unstack().astype({"seeds": int}).reset_index()
@@ -37,3 +45,8 @@ def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Whole or not at all; numbers to full precision, so that equal bits give equal files."""
     write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
+
+
+def read_csv(path: Path) -> pd.DataFrame:
+    """What `write_csv` wrote, to the bit."""
+    return pd.read_csv(path, float_precision="round_trip")

@@ -1,11 +1,14 @@
 """What the theorems look like: remainders that fall by the power they should, coefficients where they are predicted."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from figures.style import COLOURS, WARNING
+from figures.style import COLOURS, WARNING, finish
 
 PANELS = {
     "taylor-gradient": "order 1 kept: $\\alpha^2$ should be left",
@@ -37,6 +40,13 @@ COEFFICIENTS_CAPTION = (
 )
 
 
+def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
+    """From the tables theory (with the columns of coefficients) and remainders."""
+    rows = tables["theory"]
+    coefficients = rows[(rows.role == "check") & rows["update"].notna()]
+    return {"remainders": draw_remainders(tables["remainders"]), "coefficients": draw_coefficients(coefficients)}
+
+
 def draw_remainders(points: pd.DataFrame) -> Figure:
     """From the table of remainders: columns claim, case ("pool: which"), role, order, alpha, remainder, slope."""
     figure, axes = plt.subplots(1, len(PANELS), figsize=(10.5, 5.8))
@@ -53,11 +63,7 @@ def draw_remainders(points: pd.DataFrame) -> Figure:
         " and ".join(_span(points[(points.claim == claim) & (points.role == role)].slope) for claim in PANELS)
         for role in ("check", "control")
     ]
-    figure.suptitle(
-        f"Remainders fall with slopes {spans[0]}; with a wrong term {spans[1]}",
-        x=0.01, ha="left", fontsize=11.5, weight="bold",
-    )  # fmt: skip
-    return _finish(figure, REMAINDERS_CAPTION)
+    return finish(figure, f"Remainders fall with slopes {spans[0]}; with a wrong term {spans[1]}", REMAINDERS_CAPTION)
 
 
 def draw_coefficients(rows: pd.DataFrame) -> Figure:
@@ -73,11 +79,11 @@ def draw_coefficients(rows: pd.DataFrame) -> Figure:
         ax.set(xlabel="predicted coefficient", ylabel="measured coefficient", title=f"of {term}")
     axes[0].legend(loc="upper left", fontsize=8)
     worst = (rows.measured - rows.predicted).abs().max()
-    figure.suptitle(
+    return finish(
+        figure,
         f"What updates hold of AvgGrad and AvgGradInner: measured and predicted differ by at most {worst:.0e}",
-        x=0.01, ha="left", fontsize=11.5, weight="bold",
-    )  # fmt: skip
-    return _finish(figure, COEFFICIENTS_CAPTION)
+        COEFFICIENTS_CAPTION,
+    )
 
 
 def _draw_pool(ax: Axes, case: pd.DataFrame, colour: str) -> None:
@@ -101,9 +107,3 @@ def _kind(update: str) -> str:
     if "/" in update:
         return "average"
     return "sum (Reptile)" if "+" in update or update == "Reptile" else "last gradient (FOMAML)"
-
-
-def _finish(figure: Figure, caption: str) -> Figure:
-    figure.text(0.01, 0.045, caption, fontsize=7.5, color="0.25", va="bottom")
-    figure.tight_layout(rect=(0, 0.12, 1, 0.98))
-    return figure

@@ -55,15 +55,12 @@ def _outcomes(final):
     }
 
 
-def test_table_summary_and_finding():
+def test_table_and_summary():
     table = ablation.table(_outcomes(lambda variant, seed: 0.6 if variant == "g1" else 0.9 + 0.02 * seed))
     assert len(table) == 10 * 2 * 2
     summary = ablation.summary(table)
     assert list(summary.variant) == [variant.name for variant in figure_3()]
     assert summary.set_index("variant")["mean"]["g4"] == pytest.approx(0.91)
-    assert ablation.finding(summary, figure_3()) == (
-        "g₁ alone ends at 60 % accuracy, the sum of 4 inner gradients at 91 %"
-    )
     assert len(ablation.report(summary)) == 11
 
 

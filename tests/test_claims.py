@@ -49,7 +49,7 @@ def test_verdicts(measured, control, verdict):
 def _judged(values, controls=(1.0,)):
     rows = [{"claim": "a", "case": "x", "role": "check", "value": value} for value in values]
     rows += [{"claim": "a", "case": "c", "role": "control", "value": value} for value in controls]
-    return ledger([CLAIM], pd.DataFrame(rows), data="none", profile="test").iloc[0]
+    return ledger([CLAIM], pd.DataFrame(rows)).iloc[0]
 
 
 def test_one_counterexample_among_many_cases_refutes():
@@ -71,13 +71,13 @@ def test_controls_may_fail_on_either_side_of_the_band_but_all_must():
 def test_intervals_over_seeds_are_used_where_there_are_some():
     rows = [{"claim": "a", "case": "x", "role": "check", "value": 2.0, "low": 1.0, "high": 3.0}]
     rows += [{"claim": "a", "case": "c", "role": "control", "value": 1.0}]
-    assert ledger([CLAIM], pd.DataFrame(rows), data="none", profile="test").verdict[0] == INCONCLUSIVE
+    assert ledger([CLAIM], pd.DataFrame(rows)).verdict[0] == INCONCLUSIVE
 
 
 def test_files_and_lines(tmp_path):
     rows = [{"claim": "a", "case": "x", "role": role, "value": v} for role, v in (("check", 2.0), ("control", 1.0))]
     other = Claim("b", "P6", "experiment", "more | is better", "gain", 0.0, 1.0, "r", "c")
-    table = ledger([CLAIM, other], pd.DataFrame(rows), data="none", profile="test")
+    table = ledger([CLAIM, other], pd.DataFrame(rows))
     write_ledger(table, tmp_path)
     assert [row["verdict"] for row in json.loads((tmp_path / "claims.json").read_text())] == [SUPPORTED, NOT_JUDGED]
     assert list(pd.read_csv(tmp_path / "claims.csv").id) == ["a", "b"]

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from analysis.runs import Job, Source, execute, execute_all, local_executor
+from analysis.runs import Job, Source, execute, snapshots
+from analysis.workers import Workers
 from reptile_core import datasets
 from reptile_core.checkpoints import CheckpointError, load_checkpoint
 from reptile_core.tasks import Sampling
@@ -64,6 +65,19 @@ def test_rows_cover_the_schedule_and_a_finished_run_is_reused(source, tmp_path):
     assert job.path.stat().st_mtime_ns == before
 
 
+def test_snapshots_are_where_the_run_went(source, tmp_path):
+    """A run of 30 measured every 3: ten measurements are about as many as are kept."""
+    job = _job(source, tmp_path)
+    execute(job)
+    kept = snapshots(job)
+    assert sorted(kept) == list(range(0, 31, 3))
+    shorter = _job(source, tmp_path, iterations=1, outer=Outer(0.5, 0.5, "adam"))
+    longer = dataclasses.replace(shorter, run=dataclasses.replace(shorter.run, iterations=3))
+    execute(shorter), execute(longer)  # without annealing the one is the beginning of the other
+    assert torch.equal(snapshots(shorter)[0], kept[0])
+    assert torch.equal(snapshots(longer)[3], load_checkpoint(longer.path)[0]["phi"])
+
+
 def test_fresh_does_it_anew_and_gets_the_same_bits(source, tmp_path):
     job = _job(source, tmp_path / "a")
     execute(job)
@@ -80,9 +94,8 @@ def test_one_or_two_workers_give_the_same_bits(source, tmp_path):
     outcomes = []
     for workers in (1, 2):
         jobs = [_job(source, tmp_path / str(workers), seed=seed) for seed in range(3)]
-        with local_executor(workers) as executor:
-            results = execute_all(jobs, executor)
-        outcomes.append([results[job].rows for job in jobs])
+        with Workers(workers, quiet=True) as pool:
+            outcomes.append([outcome.rows for outcome in pool.map("runs", execute, jobs)])
     assert outcomes[0] == outcomes[1]
     for one in (tmp_path / "1").iterdir():
         _assert_same(one, tmp_path / "2" / one.name)

@@ -13,6 +13,12 @@ from analysis.theory import manifolds, modified_loss
 from analysis.theory.losses import quadratic, tanh_network
 
 NO_SOURCE = Source("glyphs", None, "")
+
+
+def ignore(units: int) -> None:
+    """Progress that nobody watches."""
+
+
 QUICK = [
     *(Check(name, "tanh network") for name in ("gradients", "identities", "joint training", "sgd", "any order")),
     *(Check("updates", "tanh network", k) for k in (2, 3)),
@@ -22,8 +28,8 @@ QUICK = [
 
 
 def test_every_claim_is_supported_on_the_smallest_losses_and_has_a_control_that_fails():
-    rows = pd.DataFrame([row for check in QUICK for row in run_check(check, NO_SOURCE)[0]])
-    table = ledger(CLAIMS, rows, data="none", profile="test")
+    rows = pd.DataFrame([row for check in QUICK for row in run_check(check, ignore, source=NO_SOURCE)[0]])
+    table = ledger(CLAIMS, rows)
     assert dict(zip(table.id, table.verdict, strict=True)) == {claim.id: SUPPORTED for claim in CLAIMS}
 
 
@@ -45,8 +51,8 @@ WRONG = {
 def test_a_wrong_series_turns_the_verdict(name, monkeypatch):
     right = theory.inner_gradient_terms
     monkeypatch.setattr(theory, "inner_gradient_terms", lambda *a: [WRONG[name](terms) for terms in right(*a)])
-    rows = pd.DataFrame(run_check(Check("gradients", "tanh network"), NO_SOURCE)[0])
-    table = ledger(CLAIMS, rows, data="none", profile="test").set_index("id")
+    rows = pd.DataFrame(run_check(Check("gradients", "tanh network"), ignore, source=NO_SOURCE)[0])
+    table = ledger(CLAIMS, rows).set_index("id")
     assert SUPPORTED not in set(table.verdict[["taylor-gradient", "taylor-second-order"]][-1:])
 
 

@@ -5,11 +5,13 @@ outer step 0.25 annealed linearly to 0 (an average divides by k), evaluation aft
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from analysis.experiment import Context, Experiment, Result
 from analysis.runs import Job, Outcome, Source
 from analysis.tables import over_seeds, tidy
 from reptile_core.meta_gradients import Variant, figure_3
@@ -41,7 +43,7 @@ SCALES = {
 }
 # On two cores of an AMD EPYC; on a GPU not measured.
 TAKES = {"smoke": "about half a minute", "quick": "about 7 minutes", "paper": "under 2 hours a seed"}
-SETTINGS = {
+SETTINGS: dict[str, Any] = {
     "n_way": N_WAY,
     "shots": SHOTS,
     "train_shots": "5 k",
@@ -96,31 +98,6 @@ def summary(curves: pd.DataFrame) -> pd.DataFrame:
     return over_seeds(measured[measured.iteration == measured.iteration.max()], ["variant"])
 
 
-def finding(summary: pd.DataFrame, variants: Sequence[Variant]) -> str:
-    """The figure's title: where g_1 ended, and the longest sum beside it."""
-    final = summary.set_index("variant")["mean"]
-    first, longest = variants[0], max(variants, key=lambda variant: (variant.k, sum(variant.weights)))
-    return (
-        f"g₁ alone ends at {100 * final[first.name]:.0f} % accuracy, "
-        f"the sum of {longest.k} inner gradients at {100 * final[longest.name]:.0f} %"
-    )
-
-
-def caption(scale: Scale) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
-    band = (
-        f"Mean of {scale.seeds} seeds, band: 95 % Student-t interval of that mean." if scale.seeds > 1 else "One seed."
-    )
-    return (
-        "Each curve uses one combination of a task's inner SGD gradients as the meta-gradient: $\\phi \\leftarrow "
-        "\\phi - \\epsilon\\,\\alpha\\,(w_1 g_1 + \\ldots + w_k g_k)$, with $g_i$ the gradient met at step i.\n"
-        f"5-way 5-shot, k disjoint minibatches of {BATCH}, $\\alpha$ = {LEARNING_RATE} on the summed loss, "
-        f"$\\epsilon$ = {OUTER_STEP} annealed linearly to 0 over {scale.iterations:,} iterations. {band}\n"
-        f"Accuracy after {EVALUATION_STEPS} steps on the 5-shot support of {scale.tasks} test tasks, the same ones at "
-        "every point of every curve of a seed; one test example per class; no transduction."
-    )
-
-
 def report(summary: pd.DataFrame) -> list[str]:
     """Lines for the end of the run: final accuracy of each variant."""
     lines = ["final accuracy on test characters (95 % interval over seeds)"]
@@ -128,6 +105,37 @@ def report(summary: pd.DataFrame) -> list[str]:
         interval = f"  [{100 * max(row.low, 0):5.1f}, {100 * min(row.high, 1):5.1f}]" if row.seeds > 1 else ""
         lines.append(f"  {row.variant:<18}{100 * row.mean:5.1f} %{interval}")
     return lines
+
+
+def scale_of(context: Context) -> Scale:
+    """The profile's scale, with the user's number of seeds where there is one."""
+    scale = SCALES[context.profile]
+    return scale if context.seeds is None else replace(scale, seeds=context.seeds)
+
+
+def run(context: Context) -> Result:
+    """Train the ten variants over seeds."""
+    outcomes = context.train(
+        NAME, jobs(scale_of(context), context.source, context.runs, device=context.device, fresh=context.fresh)
+    )
+    curves = table(outcomes)
+    final = summary(curves)
+    intervals = over_seeds(curves[curves.quantity == "accuracy"], ["variant", "iteration"])
+    ended_early = [
+        f"{job.variant}, seed {job.run.seed}: {o.status}" for job, o in outcomes.items() if o.status != "finished"
+    ]
+    tables = {NAME: curves, f"{NAME}_intervals": intervals, f"{NAME}_summary": final}
+    return Result(tables, lines=[*report(final), *ended_early])
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    shows="figure 3: learning curves of the sums of inner gradients g_1 … g_k, over seeds",
+    takes=TAKES,
+    claims=(),
+    settings=lambda context: asdict(scale_of(context)) | SETTINGS,
+    run=run,
+)
 
 
 def _rows(outcomes: Mapping[Job, Outcome]) -> Iterable[dict]:

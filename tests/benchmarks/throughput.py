@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 
 from analysis.experiments.ablation import BATCH, LEARNING_RATE, N_WAY, OUTER_STEP, SCALES, configure
-from analysis.runs import available_cores, local_executor
+from analysis.workers import available_cores, local_executor
 from reptile_core import training
 from reptile_core.meta_gradients import total
 from reptile_core.tasks import ImagePool

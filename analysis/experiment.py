@@ -1,0 +1,65 @@
+"""What an experiment is: settings by profile, work that gives tidy tables and measurements, claims these are to judge.
+
+Its namesake in figures/ draws it from the tables and settings alone, so that figures can be made anew from files.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.claims import NO_MEASUREMENTS, Claim
+from analysis.runs import Job, Outcome, Source, execute
+from analysis.workers import Workers
+
+PROFILES = ("smoke", "quick", "paper")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every experiment is given: at what scale, on which data and device, with whom, and where runs are kept.
+
+    seeds: how many, where the user says so; None for the profile's.
+    """
+
+    profile: str
+    source: Source
+    workers: Workers
+    runs: Path
+    seeds: int | None = None
+    device: str = "cpu"
+    fresh: bool = False
+
+    def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
+        """All runs, by whatever worker is free; those that are finished are only read."""
+        return dict(
+            zip(jobs, self.workers.map(name, execute, jobs, sizes=[j.training_steps for j in jobs]), strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """Tidy tables by name; measurements for the ledger (columns claim, case, role, value, and perhaps low and high);
+    lines for the summary at the end."""
+
+    tables: Mapping[str, pd.DataFrame]
+    measurements: pd.DataFrame = field(default_factory=NO_MEASUREMENTS.copy)
+    lines: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An entry of the registry.
+
+    shows: what, in a line. takes: how long, by profile. claims: what it judges. settings: everything that decides the
+    outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work.
+    """
+
+    name: str
+    shows: str
+    takes: Mapping[str, str]
+    claims: tuple[Claim, ...]
+    settings: Callable[[Context], dict[str, Any]]
+    run: Callable[[Context], Result]
