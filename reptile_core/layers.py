@@ -201,44 +201,71 @@ class Normalize(Function):
 
 
 class NormalizeReLU(Function):
-    """max(0, scale · x̂ + shift) in C. Derivatives beyond the first go by the tensor code."""
+    """max(0, scale · x̂ + shift) in C."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
         out, normalized, rstd = native.normalize_relu(x, scale, shift, BATCH_NORM_EPS)
-        ctx.save_for_backward(x, scale, shift, out, normalized, rstd)
+        ctx.save_for_backward(x, scale, out, normalized, rstd)
         return out
 
     @staticmethod
     def backward(ctx: Any, *cotangent: Tensor) -> tuple:
-        x, scale, shift, out, normalized, rstd = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _again(lambda *inputs: F.relu(_normalize_affine(*inputs)), (x, scale, shift), cotangent[0])
-        return native.normalize_relu_backward(cotangent[0].contiguous(), out, normalized, rstd, scale)
+        return NormalizeReLUGradient.apply(cotangent[0].contiguous(), *ctx.saved_tensors)
+
+
+class NormalizeReLUGradient(Function):
+    """The gradients of NormalizeReLU in x, scale and shift, in C, as a function of its cotangent g, x and scale.
+
+    Its own derivative is tensor code. With u = g where the output is above 0, J as in `_project` and N samples, these
+    gradients are scale J u, sum(u x̂) and sum(u); what follows differentiates their products with (c, c_scale, c_shift):
+    J through x̂ and through rstd, while where the output is above 0 does not change.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, g: Tensor, x: Tensor, scale: Tensor, out: Tensor, normalized: Tensor, rstd: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.save_for_backward(g, x, scale, out, normalized, rstd)
+        return native.normalize_relu_backward(g, out, normalized, rstd, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple:
+        g, x, scale, out, normalized, rstd = ctx.saved_tensors
+        c, c_scale, c_shift = cotangents
+        if torch.is_grad_enabled():  # what C normalized is a constant to autograd: derivatives beyond must reach x
+            normalized, rstd = Normalize.apply(x, BATCH_NORM_EPS)
+        u, factor = _where_above(out, g), scale * rstd
+        projected = _project(c, normalized, rstd)
+        from_scale = (u * projected).sum(-2, keepdim=True)
+        from_g = _where_above(out, torch.addcmul(torch.addcmul(c_shift, normalized, c_scale), projected, scale))
+        along_c, along_u = ((part * normalized).mean(-2, keepdim=True) for part in (c, u))
+        from_normalized = (c_scale - factor * along_c) * u - factor * along_u * c
+        from_rstd = normalized * (factor * from_scale / -x.shape[-2])
+        return from_g, _project(from_normalized, normalized, rstd) + from_rstd, from_scale, None, None, None
 
 
 class ShiftReLU(Function):
-    """max(0, x + shift) in C. Derivatives beyond the first go by the tensor code."""
+    """max(0, x + shift) in C."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shift: Tensor) -> Tensor:
         out = native.shift_relu(x, shift)
-        ctx.save_for_backward(x, shift, out)
+        ctx.save_for_backward(out)
         return out
 
     @staticmethod
     def backward(ctx: Any, *cotangent: Tensor) -> tuple:
-        x, shift, out = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            return _again(lambda *inputs: F.relu(inputs[0] + inputs[1]), (x, shift), cotangent[0])
+        (out,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # linear in the cotangent, and where the output is above 0 does not change
+            g_x = _where_above(out, cotangent[0])
+            return g_x, g_x.sum(-2, keepdim=True)
         return native.shift_relu_backward(cotangent[0].contiguous(), out)
 
 
-def _again(f: Callable[..., Tensor], inputs: tuple[Tensor, ...], cotangent: Tensor) -> tuple:
-    """The gradients of f as a graph that can be differentiated further in the inputs and the cotangent."""
-    wanted = [tensor for tensor in inputs if tensor.requires_grad]
-    gradients = iter(torch.autograd.grad(f(*inputs), wanted, cotangent, create_graph=True))
-    return tuple(next(gradients) if tensor.requires_grad else None for tensor in inputs)
+def _where_above(out: Tensor, g: Tensor) -> Tensor:
+    """g where out > 0, else 0: linear in g, a constant in out. (Ten times as fast as torch.where on a CPU.)"""
+    return torch.ops.aten.threshold_backward(g, out.detach(), 0)
 
 
 def _normalize_affine(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:

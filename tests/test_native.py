@@ -87,6 +87,21 @@ def test_fused_epilogues_and_their_first_and_second_derivatives(name, extent):
 
 
 @needs_compiler
+def test_third_derivatives_of_the_fused_normalization():
+    """Beyond the second, what C computed must be connected to the input again."""
+    *inputs, cotangent = _block((2,), 70, 8)
+    results = []
+    for f in FUSED["normalize"]:
+        x, scale, shift, g = leaves = [tensor.clone().requires_grad_() for tensor in (*inputs, cotangent)]
+        first = torch.autograd.grad(f(x, scale, shift), leaves[:3], g, create_graph=True)
+        curved = (x, scale, g)  # the shift enters through the ReLU alone, whose second derivative is 0
+        second = torch.autograd.grad(sum(part.square().sum() for part in first), curved, create_graph=True)
+        results.append(torch.autograd.grad(sum(part.square().sum() for part in second), curved))
+    for fused, tensor_code in zip(*results, strict=True):
+        assert_close(fused, tensor_code, 10 * SUMS)
+
+
+@needs_compiler
 def test_network_gradient_and_maml_with_and_without(without_native):
     network = omniglot(5)
     loss, phi = cross_entropy(network, reduction="mean"), network.initialize(0)
