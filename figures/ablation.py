@@ -14,18 +14,9 @@ from reptile_core.meta_gradients import Variant, figure_3
 MARKERS = {"joint": "o", "sum": "s", "average": "D", "last": "^"}
 
 
-def family(variant: Variant) -> str:
-    """What a variant is among its fellows with the same k, which gives it colour and marker."""
-    if variant.k == 1:
-        return "joint"
-    if variant.weights[0] == 0:
-        return "last"
-    return "sum" if variant.weights[0] == 1 else "average"
-
-
 def draw_curve(ax: Axes, curve: pd.DataFrame, variant: Variant) -> None:
     """One variant's mean with its interval over seeds; columns iteration, mean, low, high (NaN where there is none)."""
-    kind = family(variant)
+    kind = variant.kind
     every = max(1, len(curve) // 8)
     ax.plot(
         curve.iteration, 100 * curve["mean"], color=COLOURS[kind], marker=MARKERS[kind], markevery=every,

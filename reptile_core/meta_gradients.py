@@ -26,6 +26,14 @@ class Variant:
     def k(self) -> int:
         return len(self.weights)
 
+    @property
+    def kind(self) -> str:
+        """What it is among its fellows of the same k: "joint" (k = 1), "sum", "average", "last", or "other"."""
+        if self.k == 1:
+            return "joint"
+        kinds = {"sum": total(self.k), "average": average(self.k), "last": last(self.k)}
+        return next((kind for kind, variant in kinds.items() if variant.weights == self.weights), "other")
+
 
 def total(k: int) -> Variant:
     """g_1 + … + g_k: Reptile with k steps."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from analysis.claims import CANNOT_FAIL, REFUTED, SUPPORTED, ledger
 from analysis.experiments import ablation
 from analysis.runs import Outcome, Source
 from reptile_core.meta_gradients import figure_3
@@ -74,3 +75,32 @@ def test_a_run_that_diverged_is_missing_from_the_final_row_not_from_the_table():
     assert "g2" in set(table.variant)
     assert "g2" not in set(ablation.summary(table).variant)
     assert isinstance(table, pd.DataFrame)
+
+
+def _verdicts(effect):
+    """Verdicts on made-up curves: from 0.5 to effect(variant) and a little more for each seed."""
+    table = ablation.table(_outcomes(lambda variant, seed: effect(variant) + 0.001 * seed))
+    rows = pd.DataFrame(ablation.measurements(table, figure_3()))
+    return dict(ledger(ablation.CLAIMS, rows)[["id", "verdict"]].to_numpy())
+
+
+def _paper(variant):
+    """As the paper's figure has it: g1 flat, the rest better the longer, sums gaining more than the last."""
+    k = variant.count("g") if "+" in variant else int(variant[1])
+    if k == 1:
+        return 0.5
+    return 0.7 + 0.06 * k if "+" in variant else 0.8 + 0.03 * k
+
+
+def test_verdicts_on_made_up_curves():
+    assert set(_verdicts(_paper).values()) == {SUPPORTED}
+    assert _verdicts(lambda variant: 0.9 if variant == "g1" else _paper(variant))["ablation-g1"] == REFUTED
+    assert _verdicts(lambda variant: 0.8 if variant == "g2" else _paper(variant))["ablation-g2-beats-sum"] == REFUTED
+    assert _verdicts(lambda v: 1.7 - _paper(v) if v != "g1" else 0.5)["ablation-more-is-better"] == REFUTED
+    assert _verdicts(lambda variant: 0.5)["ablation-g1"] == CANNOT_FAIL
+
+
+def test_one_seed_is_inconclusive():
+    table = ablation.table(_outcomes(lambda variant, seed: _paper(variant)))
+    rows = pd.DataFrame(ablation.measurements(table[table.seed == 0], figure_3()))
+    assert not {SUPPORTED, REFUTED} & set(ledger(ablation.CLAIMS, rows).verdict)

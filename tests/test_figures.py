@@ -6,9 +6,9 @@ import pytest
 
 from analysis.experiments import ablation
 from analysis.tables import over_seeds
-from figures.ablation import draw, family
+from figures.ablation import draw
 from figures.style import save, stamp, style
-from reptile_core.meta_gradients import average, figure_3, last, total
+from reptile_core.meta_gradients import figure_3
 
 matplotlib.use("Agg")
 
@@ -61,7 +61,3 @@ def test_stand_in_data_is_stamped_in_a_warning_colour(tables):
     text = figure.texts[-1]
     assert text.get_text() == "NOT OMNIGLOT"
     assert text.get_color() == "#B00020"
-
-
-def test_families():
-    assert [family(v) for v in (last(1), total(3), average(3), last(3))] == ["joint", "sum", "average", "last"]

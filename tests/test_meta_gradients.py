@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, gradient, inner_loop
-from reptile_core.meta_gradients import average, figure_3, last, maml, total, weighted_sum
+from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, total, weighted_sum
 from reptile_core.networks import Minibatch, cross_entropy, omniglot
 from tests import oracles
 from tests.cases import assert_close, minibatches, normal, pairs
@@ -211,3 +211,14 @@ def test_errors() -> None:
         figure_3(0)
     with pytest.raises(ValueError, match=r"^weights: expected one per inner step \(2\), found 3"):
         weighted_sum(LOSS, phi_1(), minibatches(2), SGD(ALPHA), (1, 1, 1))
+
+
+def test_kinds():
+    odd = Variant("odd", (0.5, 1.0), "odd")
+    assert [v.kind for v in (last(1), total(3), average(3), last(3), odd)] == [
+        "joint",
+        "sum",
+        "average",
+        "last",
+        "other",
+    ]
