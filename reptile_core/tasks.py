@@ -83,10 +83,11 @@ class Tasks:
 
 @dataclass(frozen=True)
 class ImagePool:
-    """Images by class, on the device that trains, and the numbers that go into the network."""
+    """Images by class, on the device that trains, and the numbers that go into the network: byte / white."""
 
     images: UInt8[Tensor, "classes drawings *shape"]
     dtype: torch.dtype = torch.float32
+    white: int = 1  # the byte that goes in as 1.0: 1 for drawings of ink and paper, 255 for photographs
 
     @property
     def classes(self) -> int:
@@ -97,9 +98,9 @@ class ImagePool:
         return self.images.shape[1]
 
     def minibatch(self, examples: Examples) -> Minibatch:
-        """Gather: index (*tasks, batch) -> x (*tasks, batch, *shape) in `dtype`."""
+        """Gather: index (*tasks, batch) -> x (*tasks, batch, *shape) in `dtype`, in [0, 1]."""
         device = self.images.device
-        x = self.images.flatten(0, 1)[examples.index.to(device)].to(self.dtype)
+        x = self.images.flatten(0, 1)[examples.index.to(device)].to(self.dtype).div_(self.white)
         return Minibatch(x, examples.label.to(device))
 
     def sample(

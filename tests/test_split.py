@@ -1,10 +1,11 @@
-"""The split of characters against its definition, and its rotations against Pillow's."""
+"""The split of characters against its definition, and its rotations against Pillow's; photographs as published."""
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from reptile_core.datasets.split import Split, split_characters
+from reptile_core.datasets.common import ColourImages
+from reptile_core.datasets.split import Split, split_characters, split_images
 
 
 def characters(count: int, drawings: int = 1, size: int = 9) -> np.ndarray:
@@ -59,3 +60,15 @@ def test_input_is_left_as_it_is() -> None:
     split.train.zero_()
     split.test.zero_()
     np.testing.assert_array_equal(images, characters(8))
+
+
+def test_photographs_are_divided_as_published() -> None:
+    """Training and test classes as they are, in place: a copy for every process would take a gigabyte."""
+    train, validation, test = (np.full((classes, 3, 9, 9, 3), classes, np.uint8) for classes in (4, 1, 2))
+    images = ColourImages("photographs", train, validation, test, source="here", content="", real=False)
+    split = split_images(images)
+    for part, expected in ((split.train, train), (split.test, test)):
+        assert np.array_equal(part.numpy(), expected) and part.data_ptr() == expected.ctypes.data
+    assert split.white == 255 and split_characters(characters(4), seed=0).white == 1
+    with pytest.raises(ValueError, match="read-only"):
+        images.train[0] = 0

@@ -232,6 +232,17 @@ def test_minibatch_holds_the_images_of_its_indices(dtype: torch.dtype) -> None:
     assert torch.equal(found.y, batch.label)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bytes_of_photographs_go_in_as_the_authors_scale_them(dtype: torch.dtype) -> None:
+    """NumPy's bytes / 0xff, to the bit; the pool itself stays as it is."""
+    images = torch.arange(256, dtype=torch.uint8).view(2, 8, 4, 4, 1).expand(2, 8, 4, 4, 3)
+    batch = Examples(torch.tensor([[15, 0], [7, 9]]), torch.zeros(2, 2, dtype=torch.long))
+    found = ImagePool(images, dtype, white=255).minibatch(batch).x
+    expected = images.numpy().reshape(16, 4, 4, 3)[batch.index].astype(str(dtype).removeprefix("torch.")) / 0xFF
+    assert found.dtype == dtype and torch.equal(found, torch.from_numpy(expected))
+    assert (float(found.min()), float(found.max()), int(images.max())) == (0, 1, 255)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

@@ -1,5 +1,6 @@
-"""Which characters train (1,200 of Omniglot's 1,623, by seed, with rotations as new classes) and which test."""
+"""Which classes train and which test: characters by seed, with rotations as new classes; photographs as published."""
 
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,6 +9,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from reptile_core import philox
+from reptile_core.datasets.common import ColourImages
 
 TRAIN_SHARE = 1200 / 1623  # the authors' split of Omniglot; other sets of characters are cut in the same proportion
 ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
@@ -15,10 +17,11 @@ ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint sets of characters; `train` holds every one of its characters four times, turned by right angles."""
+    """Disjoint sets of classes; of characters, `train` holds every one four times, turned by right angles."""
 
-    train: UInt8[Tensor, "rotated_classes drawings height width"]
-    test: UInt8[Tensor, "classes drawings height width"]
+    train: UInt8[Tensor, "train_classes drawings *shape"]
+    test: UInt8[Tensor, "classes drawings *shape"]
+    white: int = 1  # the byte that goes into a network as 1.0
 
 
 def split_characters(images: UInt8[np.ndarray, "characters drawings height width"], *, seed: int) -> Split:
@@ -30,3 +33,11 @@ def split_characters(images: UInt8[np.ndarray, "characters drawings height width
     train = images[order[:n_train]]
     turned = np.concatenate([np.rot90(train, turns, axes=(2, 3)) for turns in range(ROTATIONS)])
     return Split(torch.from_numpy(turned), torch.from_numpy(images[order[n_train:]]))
+
+
+def split_images(images: ColourImages) -> Split:
+    """The published division: the classes of validation are in neither part. Not a copy, and not to be written to."""
+    with warnings.catch_warnings():
+        # torch has no tensors that are read-only, and a copy for every process would take a gigabyte.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return Split(torch.from_numpy(images.train), torch.from_numpy(images.test), white=255)
