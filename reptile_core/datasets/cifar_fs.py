@@ -7,6 +7,7 @@ images are Mini-ImageNet.
 """
 
 import io
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -184,12 +185,10 @@ def _locate(directory: Path) -> Path | None:
     return None
 
 
-def _fingerprint(source: Path, edition: Edition) -> str:
+def _files(source: Path, edition: Edition) -> list[Path | os.DirEntry[str]]:
     if source.is_file():
-        return fingerprint(edition, [source])
-    return fingerprint(
-        edition, [*files(source, limit=edition.limit), *files(_images_beside(source), limit=edition.limit)]
-    )
+        return [source]
+    return [entry for folder in (source, _images_beside(source)) for entry in files(folder, limit=edition.limit)]
 
 
 def load(
@@ -204,13 +203,13 @@ def load(
     """
     cache, directory = cache_directory(cache), named_directory(data)
     with faults(directory):
-        source = directory and _locate(directory)
+        source = _locate(directory) if directory else None
     if source is None:
         if data is not None:
             raise DataError(f"data: expected {WANTED}, in {directory} or its {NAME}/, found neither")
         return _kept(cache, edition)
     with faults(source):
-        key = _fingerprint(source, edition)
+        key = fingerprint(source, edition, _files(source, edition))
     images = recall(cache, NAME, key)
     if images is None:
         images = _read(source, edition, quiet)

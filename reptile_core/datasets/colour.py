@@ -77,11 +77,11 @@ def identity(pixels: UInt8[np.ndarray, "classes images height width 3"], counts:
     return hasher.hexdigest()
 
 
-def fingerprint(asked: object, paths: Iterable[Path | os.DirEntry[str]]) -> str:
+def fingerprint(root: Path, asked: object, paths: Iterable[Path | os.DirEntry[str]]) -> str:
     """SHA-256 (hex) of what was asked for and every file's path, size and time of change: no content is read."""
-    states = [(os.path.realpath(path), path.stat()) for path in paths]
-    lines = [repr(asked), *sorted(f"{path!r} {state.st_size} {state.st_mtime_ns}" for path, state in states)]
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+    states = sorted((os.fspath(path), path.stat()) for path in paths)
+    lines = [f"{path!r} {state.st_size} {state.st_mtime_ns}" for path, state in states]
+    return hashlib.sha256("\n".join([repr(root.resolve()), repr(asked), *lines]).encode()).hexdigest()
 
 
 # ---- the cache
