@@ -68,8 +68,8 @@ def omniglot_module(n_way: int, *, activation: str = "relu", dtype: torch.dtype 
     return module.to(dtype)
 
 
-def mini_imagenet_module(n_way: int, *, size: int, dtype: torch.dtype = torch.float64) -> nn.Module:
-    return Convolutional(n_way, size=size, channels=3, filters=32, activation="relu", pool=True).to(dtype)
+def mini_imagenet_module(n_way: int, *, size: int, filters: int = 32, dtype: torch.dtype = torch.float64) -> nn.Module:
+    return Convolutional(n_way, size=size, channels=3, filters=filters, activation="relu", pool=True).to(dtype)
 
 
 def mlp_module(widths: Sequence[int], *, activation: str, dtype: torch.dtype = torch.float64) -> nn.Module:

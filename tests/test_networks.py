@@ -39,6 +39,12 @@ CASES = {
         4,
         (32, 32, 3),
     ),
+    "mini_imagenet 32, 64 filters": (
+        mini_imagenet(5, size=32, filters=64),
+        lambda d: oracles.mini_imagenet_module(5, size=32, filters=64, dtype=d),
+        5,
+        (32, 32, 3),
+    ),
     "mlp tanh": (
         mlp((4, 7, 6, 3)),
         lambda d: oracles.mlp_module((4, 7, 6, 3), activation="tanh", dtype=d),
@@ -123,6 +129,7 @@ def test_two_lane_axes() -> None:
         (omniglot(5), 9 * 64 + 3 * 9 * 64**2 + 4 * 2 * 64 + 256 * 5 + 5),
         (omniglot(20), 9 * 64 + 3 * 9 * 64**2 + 4 * 2 * 64 + 256 * 20 + 20),
         (mini_imagenet(5), 27 * 32 + 3 * 9 * 32**2 + 4 * 2 * 32 + 36 * 32 * 5 + 5),
+        (mini_imagenet(5, size=32, filters=64), 27 * 64 + 3 * 9 * 64**2 + 4 * 2 * 64 + 4 * 64 * 5 + 5),
         (mlp(), 64 + 64 + 64 * 64 + 64 + 64 + 1),
     ],
 )
