@@ -1,0 +1,208 @@
+"""Mini-ImageNet (Vinyals et al. 2016, in the split of Ravi and Larochelle 2017): read from a copy of the user's.
+
+64 classes train, 16 validate, 20 test, each of 600 colour images, made 84×84. ImageNet may not be passed on, so this
+is never downloaded, and as the copies that go around were compressed anew in many ways, no digest of it is published:
+the sizes are all that tells the set from a part of it. Three layouts are read:
+
+- folders: `train/`, `val/` and `test/`, in each a folder of images for every class, as the authors of Reptile have it;
+- tables: `train.csv`, `val.csv` and `test.csv`, each "filename,label" under a header, beside `images/`;
+- lists: `train.txt`, `val.txt` and `test.txt` beside folders of classes, as of ImageNet. A line names a class (all its
+  images) or one image as "class/file", which is how the authors' own lists (`metadata/imagenet_*.txt`) are written.
+"""
+
+import csv
+import io
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import UInt8
+
+from reptile_core.datasets.colour import SPLITS, Class, Images, arranged, decode, fingerprint, recall, remember
+from reptile_core.datasets.common import (
+    ColourImages,
+    DataError,
+    Unavailable,
+    cache_directory,
+    faults,
+    named_directory,
+)
+from reptile_core.datasets.members import read_file
+
+# The authors resize by PIL's default of their time, nearest neighbour; bicubic is the default since Pillow 7.
+Resampling = Literal["nearest", "bicubic"]
+
+NAME = "mini_imagenet"
+SIZE = 84  # pixels across
+COUNTS, IMAGES = (64, 16, 20), 600  # of the published set: classes of each split, images of a class
+SUFFIXES = (".jpg", ".jpeg", ".png")  # in upper case too
+PLACES = (NAME, "miniimagenet", "mini-imagenet", "")  # where copies lie below a directory of data
+# ImageNet's largest training images have about 60 million pixels and 15 MB.
+MAX_PIXELS, MAX_FILE_BYTES, MAX_LIST_BYTES = 2**26, 2**25, 2**23
+WANTED = (
+    f"{', '.join(f'{split}/' for split in SPLITS)} with a folder for each class, or images/ with train.csv, val.csv "
+    "and test.csv, or folders of classes with train.txt, val.txt and test.txt"
+)
+
+Listing = dict[str, list[Path]]  # the images of each class
+
+
+# ---- the three layouts
+
+
+def _images(folder: Path) -> list[Path]:
+    """The image files of a class, whatever they are called."""
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES)]
+    return [folder / name for name in names if not name.startswith(".")]
+
+
+def _from_folders(folder: Path) -> Listing:
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    return {name: _images(folder / name) for name in names}
+
+
+def _from_table(path: Path) -> Listing:
+    rows = list(csv.reader(_text(path).splitlines()))
+    if rows[:1] != [["filename", "label"]] or any(len(row) != 2 for row in rows):
+        raise DataError(f"{path}: expected the columns filename and label, found something else")
+    listing: Listing = {}
+    for name, label in rows[1:]:
+        listing.setdefault(label, []).append(path.parent / "images" / _inside(name, path))
+    return listing
+
+
+def _from_list(path: Path) -> Listing:
+    listing: Listing = {}
+    for line in _text(path).split():
+        label, slash, name = line.partition("/")
+        folder = path.parent / _inside(label, path)
+        listing.setdefault(label, []).extend([folder / _inside(name, path)] if slash else _images(folder))
+    return listing
+
+
+LAYOUTS: dict[str, Callable[[Path], Listing]] = {"": _from_folders, ".csv": _from_table, ".txt": _from_list}
+
+
+def _text(path: Path) -> str:
+    content = read_file(path, MAX_LIST_BYTES)
+    if len(content) > MAX_LIST_BYTES:
+        raise DataError(f"{path}: expected at most {MAX_LIST_BYTES} bytes, found more")
+    return content.decode()
+
+
+def _inside(name: str, where: Path) -> str:
+    if name in ("", ".", "..") or set(name) & set("/\\:\0"):
+        raise DataError(f"{where}: expected the names of files and folders beside it, found {name!r}")
+    return name
+
+
+def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[Path]]:
+    """The images of each class by (split, class), equally many of every one."""
+    found = {
+        (split, name): paths for split in SPLITS for name, paths in LAYOUTS[suffix](root / f"{split}{suffix}").items()
+    }
+    for split in SPLITS:
+        if split not in {owner for owner, _ in found}:
+            raise DataError(f"{root}: expected classes in {split}{suffix}, found none")
+    few, many = (choose(found, key=lambda key: len(found[key])) for choose in (min, max))
+    if not found[few] or len(found[few]) != len(found[many]):
+        numbers = " and ".join(f"{len(found[key])} of {'/'.join(key)}" for key in (few, many))
+        raise DataError(
+            f"{root}: expected equally many images of every class, found {numbers} "
+            "(to choose among them, name them in train.txt, val.txt and test.txt as class/file)"
+        )
+    for key, paths in found.items():
+        if len(set(paths)) < len(paths):
+            raise DataError(f"{root}: expected every image once, found some of {'/'.join(key)} twice")
+    return found
+
+
+# ---- decoding
+
+
+def _decode(path: Path, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
+    """One image as the authors made it: resized first, whatever its shape, and then made RGB."""
+    from PIL import Image  # here, because a start from the cache decodes nothing
+
+    with faults(path):
+        content = read_file(path, MAX_FILE_BYTES)
+        if len(content) > MAX_FILE_BYTES:
+            raise DataError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, found more")
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:  # whatever their names say
+            if image.width * image.height > MAX_PIXELS:  # before one of them is decoded
+                raise DataError(f"{path}: expected at most {MAX_PIXELS} pixels, found {image.width}×{image.height}")
+            return np.asarray(image.resize((SIZE, SIZE), Image.Resampling[resampling.upper()]).convert("RGB"))
+
+
+def _read(paths: list[Path], resampling: Resampling) -> Images:
+    """A class, on all cores: decoding and resizing leave Python's lock to others."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return np.stack(list(pool.map(partial(_decode, resampling=resampling), paths)))
+
+
+# ---- finding
+
+
+def _locate(directory: Path) -> tuple[Path, str] | None:
+    """The folder that holds a layout and the layout's suffix; DataError where there is only a part of one."""
+    part = ""
+    for below in PLACES:
+        for suffix in LAYOUTS:
+            marks = [directory / below / f"{split}{suffix}" for split in SPLITS]
+            there = [mark for mark in marks if (mark.is_file() if suffix else mark.is_dir())]
+            if len(there) == len(marks):
+                return directory / below, suffix
+            if there:
+                missing = [mark.name for mark in marks if mark not in there]
+                part = part or f"expected {' and '.join(missing)} beside {' and '.join(map(str, there))}, found none"
+    if part:
+        raise DataError(f"{directory}: {part}")
+    return None
+
+
+def load(
+    *, data: Path | None = None, cache: Path | None = None, quiet: bool = False, resampling: Resampling = "nearest"
+) -> ColourImages:
+    """Mini-ImageNet from `data`, else from `$REPTILE_DATA`: a directory that holds a layout, or whose `mini_imagenet/`
+    does.
+
+    `resampling` is how images of another size come to 84×84: "nearest", PIL's default when the authors ran their code,
+    or "bicubic", its default now. `cache` is a directory of this function's own, by default one of the user's; decoded
+    images are kept there until a file changes. `quiet` hides the progress bar. Classes are in order of their names, a
+    class's images in order of their digests. `real` says that the sizes are the published ones, which a smaller set's
+    are not. Raises DataError for a fault of what was found or named, and its kind Unavailable where nothing was. Warns
+    of a cache that is damaged or cannot be written, and does without.
+    """
+    if resampling not in get_args(Resampling):
+        raise DataError(f"resampling: expected one of {', '.join(get_args(Resampling))}, found {resampling!r}")
+    cache, directory = cache_directory(cache), named_directory(data)
+    with faults(directory):
+        located = _locate(directory) if directory else None
+    if located is None:
+        if data is not None:
+            raise DataError(f"data: expected {WANTED}, in {directory} or its {NAME}/, found none")
+        raise Unavailable(
+            f"{NAME}: expected {WANTED}, in --data DIR or $REPTILE_DATA, found none; it is not downloaded, since its "
+            "images come from ImageNet (https://image-net.org), which each user has to ask for"
+        )
+    root, suffix = located
+    with faults(root):
+        listings = _listings(root, suffix)
+        paths = [path for images in listings.values() for path in images]
+        key = fingerprint(root, resampling, [*paths, *(root / f"{split}{suffix}" for split in SPLITS)])
+    found = recall(cache, NAME, key)
+    if found is None:
+        classes, counts = arranged(
+            (Class(*of, partial(_read, images, resampling)) for of, images in listings.items()), root
+        )
+        n_images = len(paths) // len(classes)
+        found = decode(classes, counts, (n_images, SIZE, SIZE, 3), quiet=quiet)
+        remember(cache, NAME, found, key)
+    real = (found.counts, found.pixels.shape[1]) == (COUNTS, IMAGES)
+    return found.handed_on(NAME, str(root), real=real)
