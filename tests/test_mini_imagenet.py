@@ -282,7 +282,7 @@ def test_no_image_raises_anything_else(
     damaged = tmp_path / "damaged.JPEG"
     damaged.write_bytes(content)
     try:
-        image = mini_imagenet._decode(damaged, "nearest")
+        image = mini_imagenet._decode(str(damaged), "nearest")
     except DataError as error:
         assert str(error).startswith(str(damaged)) and "\n" not in str(error)
     else:

@@ -7,7 +7,6 @@ images are Mini-ImageNet.
 """
 
 import io
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,10 +184,11 @@ def _locate(directory: Path) -> Path | None:
     return None
 
 
-def _files(source: Path, edition: Edition) -> list[Path | os.DirEntry[str]]:
+def _files(source: Path, edition: Edition) -> list[str]:
+    """All that what is read may depend on."""
     if source.is_file():
-        return [source]
-    return [entry for folder in (source, _images_beside(source)) for entry in files(folder, limit=edition.limit)]
+        return [str(source)]
+    return [entry.path for folder in (source, _images_beside(source)) for entry in files(folder, limit=edition.limit)]
 
 
 def load(

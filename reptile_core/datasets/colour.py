@@ -77,9 +77,9 @@ def identity(pixels: UInt8[np.ndarray, "classes images height width 3"], counts:
     return hasher.hexdigest()
 
 
-def fingerprint(root: Path, asked: object, paths: Iterable[Path | os.DirEntry[str]]) -> str:
+def fingerprint(root: Path, asked: object, paths: Iterable[str]) -> str:
     """SHA-256 (hex) of what was asked for and every file's path, size and time of change: no content is read."""
-    states = sorted((os.fspath(path), path.stat()) for path in paths)
+    states = ((path, os.stat(path)) for path in sorted(paths))
     lines = [f"{path!r} {state.st_size} {state.st_mtime_ns}" for path, state in states]
     return hashlib.sha256("\n".join([repr(root.resolve()), repr(asked), *lines]).encode()).hexdigest()
 

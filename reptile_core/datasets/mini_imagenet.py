@@ -48,23 +48,21 @@ WANTED = (
     "and test.csv, or folders of classes with train.txt, val.txt and test.txt"
 )
 
-Listing = dict[str, list[Path]]  # the images of each class
+Listing = dict[str, list[str]]  # the paths of each class's images: as strings, since there are 60,000
 
 
 # ---- the three layouts
 
 
-def _images(folder: Path) -> list[Path]:
+def _images(folder: str) -> list[str]:
     """The image files of a class, whatever they are called."""
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.name.lower().endswith(SUFFIXES)]
-    return [folder / name for name in names if not name.startswith(".")]
+    names = [name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES)]
+    return [f"{folder}/{name}" for name in names if not name.startswith(".")]
 
 
 def _from_folders(folder: Path) -> Listing:
     with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-    return {name: _images(folder / name) for name in names}
+        return {entry.name: _images(entry.path) for entry in entries if entry.is_dir() and entry.name[0] != "."}
 
 
 def _from_table(path: Path) -> Listing:
@@ -73,7 +71,7 @@ def _from_table(path: Path) -> Listing:
         raise DataError(f"{path}: expected the columns filename and label, found something else")
     listing: Listing = {}
     for name, label in rows[1:]:
-        listing.setdefault(label, []).append(path.parent / "images" / _inside(name, path))
+        listing.setdefault(label, []).append(f"{path.parent}/images/{_inside(name, path)}")
     return listing
 
 
@@ -81,8 +79,8 @@ def _from_list(path: Path) -> Listing:
     listing: Listing = {}
     for line in _text(path).split():
         label, slash, name = line.partition("/")
-        folder = path.parent / _inside(label, path)
-        listing.setdefault(label, []).extend([folder / _inside(name, path)] if slash else _images(folder))
+        folder = f"{path.parent}/{_inside(label, path)}"
+        listing.setdefault(label, []).extend([f"{folder}/{_inside(name, path)}"] if slash else _images(folder))
     return listing
 
 
@@ -102,7 +100,7 @@ def _inside(name: str, where: Path) -> str:
     return name
 
 
-def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[Path]]:
+def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
     """The images of each class by (split, class), equally many of every one."""
     found = {
         (split, name): paths for split in SPLITS for name, paths in LAYOUTS[suffix](root / f"{split}{suffix}").items()
@@ -126,7 +124,7 @@ def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[Path]]:
 # ---- decoding
 
 
-def _decode(path: Path, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
+def _decode(path: str, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
     """One image as the authors made it: resized first, whatever its shape, and then made RGB."""
     from PIL import Image  # here, because a start from the cache decodes nothing
 
@@ -140,7 +138,7 @@ def _decode(path: Path, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
             return np.asarray(image.resize((SIZE, SIZE), Image.Resampling[resampling.upper()]).convert("RGB"))
 
 
-def _read(paths: list[Path], resampling: Resampling) -> Images:
+def _read(paths: list[str], resampling: Resampling) -> Images:
     """A class, on all cores: decoding and resizing leave Python's lock to others."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return np.stack(list(pool.map(partial(_decode, resampling=resampling), paths)))
@@ -195,7 +193,7 @@ def load(
     with faults(root):
         listings = _listings(root, suffix)
         paths = [path for images in listings.values() for path in images]
-        key = fingerprint(root, resampling, [*paths, *(root / f"{split}{suffix}" for split in SPLITS)])
+        key = fingerprint(root, resampling, [*paths, *(f"{root}/{split}{suffix}" for split in SPLITS)])
     found = recall(cache, NAME, key)
     if found is None:
         classes, counts = arranged(
