@@ -5,7 +5,7 @@ to the theory. What comes out is measured (k steps of SGD as they are), predicte
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite, perm
 from numbers import Real
@@ -102,8 +102,13 @@ def analyse(
         shaped alike but for the first dimension.
     alpha: the learning rate of the inner SGD, above 0.
     steps: k, 1 … the number of minibatches m (all by default); the others are only in the expectations.
-    order: the highest of the series, 0 … 2. It costs about one product with a Hessian a step, and two more for 2.
+    order: the highest of the series, 0 … 2. At 2 each step costs a handful of products with Hessians.
     most_orders: leave the coefficients out if m (m - 1) … (m - k + 1), the ordered choices of k minibatches, is above.
+        Each of them costs four times MAML's gradient, and all of them most of the time that this takes.
+
+    The series holds where the loss is smooth (tanh, GELU, softplus). Derivatives go by forward over reverse mode:
+    `written_out` mends torch's norms, squared error and attention for it; where torch lacks the forward mode (GLU,
+    Huber loss, cdist) it raises NotImplementedError.
 
     Raises ValueError or TypeError for unusable arguments, a loss that is not a finite scalar function of the
     parameters, and random layers, before any derivative is taken. Warns of normalization by a minibatch's statistics.
@@ -133,7 +138,7 @@ def analyse(
         g_bar = torch.stack([derivative(on_minibatch, phi) for on_minibatch in pool])
         avg_grad, avg_grad_inner = g_bar.mean(0), average_gradient_inner(pool, phi)
         left_out = _why_left_out(len(pool), k, most_orders)
-        coefficients = () if left_out else _coefficients(pool, phi, alpha, k, avg_grad, avg_grad_inner)
+        coefficients = [] if left_out else _coefficients(pool, phi, alpha, k, avg_grad, avg_grad_inner)
     gram = g_bar @ g_bar.T
     return Analysis(
         names=names,
@@ -195,7 +200,7 @@ def _why_left_out(m: int, k: int, most_orders: int) -> str:
 
 def _coefficients(
     pool: Sequence[Loss], phi: Vector, alpha: float, k: int, avg_grad: Vector, avg_grad_inner: Vector
-) -> Iterator[tuple[str, str, float, float]]:
+) -> list[tuple[str, str, float, float]]:
     """The rows of `Analysis.coefficients`."""
 
     def updates(t: float) -> Float[Tensor, "3 P"]:
@@ -208,10 +213,15 @@ def _coefficients(
         "Reptile": predicted([1.0] * k),
     }
     found = measure(updates, avg_grad, avg_grad_inner, alpha=alpha)
-    for (update, (first, inner)), measured in zip(theorem.items(), found, strict=True):
-        yield update, "AvgGrad", first, measured.avg_grad
-        yield update, "AvgGradInner", inner, measured.avg_grad_inner
-        yield update, "unexplained", 0.0, measured.unexplained
+    return [
+        row
+        for (update, (first, inner)), measured in zip(theorem.items(), found, strict=True)
+        for row in (
+            (update, "AvgGrad", first, measured.avg_grad),
+            (update, "AvgGradInner", inner, measured.avg_grad_inner),
+            (update, "unexplained", 0.0, measured.unexplained),
+        )
+    ]
 
 
 # From models and minibatches to losses of one vector.
