@@ -14,7 +14,6 @@ import csv
 import io
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Literal, get_args
@@ -139,9 +138,7 @@ def _decode(path: str, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
 
 
 def _read(paths: list[str], resampling: Resampling) -> Images:
-    """A class, on all cores: decoding and resizing leave Python's lock to others."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.stack(list(pool.map(partial(_decode, resampling=resampling), paths)))
+    return np.stack([_decode(path, resampling) for path in paths])
 
 
 # ---- finding
