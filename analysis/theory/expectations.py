@@ -7,12 +7,14 @@ choices of k of them without repetition: no sampling noise is left. Then, to lea
     E[g_MAML]        = AvgGrad - 2 (k - 1) alpha AvgGradInner,
 
 with AvgGrad = E[g_bar_1] and AvgGradInner = E[H_bar_2 g_bar_1] = 1/2 d/dphi E[g_bar_1 . g_bar_2].
+
+Where a pool is too large to enumerate, the same expectations are sampled, with their standard errors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from math import perm
+from math import perm, sqrt
 
 import torch
 from jaxtyping import Float
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.func import grad
 
 from analysis.theory.derivatives import Loss, Vector, derivative
-from analysis.theory.taylor import maml_product
+from analysis.theory.taylor import inner_gradients, maml_product
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,14 @@ class Coefficients:
     avg_grad: float
     avg_grad_inner: float
     unexplained: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number from a sample, and its standard error."""
+
+    value: float
+    standard_error: float
 
 
 def average_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
@@ -86,6 +96,48 @@ def expected_maml(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Ve
     return torch.stack([maml_product(order, phi, alpha) for order in permutations(pool, k)]).mean(0)
 
 
+def sampled_inner_gradients(
+    pool: Sequence[Loss], phi: Vector, alpha: float, k: int, *, samples: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "k P"], Float[Tensor, "k P"]]:
+    """E[g_1] … E[g_k] and their standard errors from so many random ordered k-subsets of the pool, k gradients each.
+
+    The errors of different i and parameters are those of one sample: they go together.
+    """
+    _check_steps(k, len(pool))
+    return monte_carlo(lambda: torch.stack(inner_gradients(_draw(pool, k, generator), phi, alpha)), samples)
+
+
+def sampled_terms(
+    pool: Sequence[Loss], phi: Vector, *, samples: int, generator: torch.Generator
+) -> tuple[Float[Tensor, "2 P"], Float[Tensor, "2 P"]]:
+    """(AvgGrad, AvgGradInner) and their standard errors from so many random ordered pairs of different minibatches."""
+    _check_steps(2, len(pool))
+
+    def one() -> Tensor:
+        first, second = _draw(pool, 2, generator)
+        g = derivative(first, phi)
+        return torch.stack([g, derivative(second, phi, g)])
+
+    return monte_carlo(one, samples)
+
+
+def monte_carlo(draw: Callable[[], Tensor], samples: int) -> tuple[Tensor, Tensor]:
+    """The mean of so many independent draws and its standard error, number by number.
+
+    Welford's recurrence: two tensors are held, and nothing cancels where the spread is small against the mean.
+    """
+    if samples < 2:
+        raise ValueError(f"samples: expected at least 2, for a standard error, found {samples}")
+    mean = draw()
+    squares = torch.zeros_like(mean)
+    for n in range(2, samples + 1):
+        value = draw()
+        step = value - mean
+        mean = mean + step / n
+        squares = squares + step * (value - mean)
+    return mean, (squares / (samples - 1)).sqrt() / sqrt(samples)
+
+
 def measure(
     updates: Callable[[float], Float[Tensor, "n P"]], avg_grad: Vector, avg_grad_inner: Vector, *, alpha: float
 ) -> list[Coefficients]:
@@ -120,6 +172,11 @@ def _tree(
         yield len(used), g
         if len(used) + 1 < k:
             yield from _tree(pool, phi - alpha * g, alpha, k, (*used, index))
+
+
+def _draw(pool: Sequence[Loss], k: int, generator: torch.Generator) -> list[Loss]:
+    """k different minibatches in random order."""
+    return [pool[index] for index in torch.randperm(len(pool), generator=generator)[:k].tolist()]
 
 
 def _check_steps(k: int, m: int) -> None:
