@@ -1,7 +1,8 @@
 """Derivatives of a scalar loss of one flat vector, of any order, along given directions: forward over reverse.
 
 Theory code never sees a network: a loss is a function of phi (P,). No Hessian is ever formed; one more direction costs
-one more forward-mode pass over what came before.
+one more forward-mode pass over what came before. `gradient` and `hessian_at` are for where nothing differentiates
+further: they go by plain reverse mode, which alone has the core's compiled loops.
 """
 
 from collections.abc import Callable
@@ -28,8 +29,29 @@ def along(f: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor
     return jvp(f, (x,), (direction,))[1]
 
 
+def gradient(loss: Loss, phi: Vector) -> Vector:
+    """L'(phi), as the core takes it; not to be differentiated again."""
+    point = phi.detach().requires_grad_()
+    with torch.enable_grad():
+        return torch.autograd.grad(loss(point), point)[0]
+
+
+def hessian_at(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
+    """L''(phi) as the function v -> L''(phi) v; not to be differentiated again.
+
+    Reverse over reverse: what does not depend on v, the gradient and its graph, is computed and held once, at the cost
+    of a gradient; every product then runs back through it, which by flops are two gradients more.
+    """
+    point = phi.detach().requires_grad_()
+    with torch.enable_grad():
+        g = torch.autograd.grad(loss(point), point, create_graph=True)[0]
+    if not g.requires_grad:  # a linear loss
+        return torch.zeros_like
+    return lambda v: torch.autograd.grad(g, point, v, retain_graph=True)[0]
+
+
 def hessian_products(loss: Loss, phi: Vector, vectors: Float[Tensor, "n P"]) -> Float[Tensor, "n P"]:
-    """L'' v for many vectors at once."""
+    """L'' v for many vectors in one batched pass. `hessian_at` in turn needs less memory, and on a CPU no more time."""
     return vmap(lambda v: derivative(loss, phi, v))(vectors)
 
 

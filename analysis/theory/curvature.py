@@ -1,0 +1,140 @@
+"""The curvature of a minibatch loss at phi: trace, largest eigenvalues and spectral density of its Hessian.
+
+Section 5.1 expands g_i in alpha H: the series says something about the inner loop that is really run where alpha times
+the largest eigenvalues stays small. Everything here needs products L''(phi) v alone, and a product is never more than
+three gradients. The sampled quantities take random signs z, for which E[z . f(L'') z] = tr f(L''):
+
+    the trace (Hutchinson), f(x) = x, and the density of eigenvalues (stochastic Lanczos quadrature), any f.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import pi, sqrt
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.linalg import eigh_tridiagonal
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+
+from analysis.theory.derivatives import Loss, Vector, hessian_at
+from analysis.theory.expectations import Estimate, monte_carlo
+
+
+@dataclass(frozen=True)
+class Eigenpairs:
+    """Eigenvalues in falling order, their unit vectors, and residuals |H v - value v|: as H is symmetric, an
+    eigenvalue of it lies within the residual of each value."""
+
+    values: Float[Tensor, " n"]
+    vectors: Float[Tensor, "n P"]
+    residuals: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True)
+class SpectralDensity:
+    """The density of the eigenvalues as points with weights, one row a random vector; float64. Rows of weights add up
+    to 1, and a row integrates polynomials of degree below twice its points as its random vector does, exactly."""
+
+    points: Float[Tensor, "samples steps"]
+    weights: Float[Tensor, "samples steps"]
+
+    def moment(self, order: int) -> Estimate:
+        """tr(H^order) / P, with its standard error over the random vectors."""
+        each = (self.weights * self.points**order).sum(-1)
+        return Estimate(float(each.mean()), float(each.std()) / sqrt(len(each)))
+
+    def smoothed(self, at: Float[Tensor, " n"], *, width: float) -> Float[Tensor, " n"]:
+        """The density at some places, each point widened to a normal distribution of standard deviation `width`."""
+        bells = torch.exp(-(((at.unsqueeze(-1) - self.points.flatten()) / width) ** 2) / 2) / (width * sqrt(2 * pi))
+        return bells @ self.weights.flatten() / len(self.weights)
+
+
+def trace(loss: Loss, phi: Vector, *, samples: int, generator: torch.Generator) -> Estimate:
+    """tr L''(phi) by Hutchinson's estimator, the mean of z . L'' z: one product a sample."""
+    product = hessian_at(loss, phi)
+
+    def one() -> Tensor:
+        z = _signs(phi, generator)
+        return z @ product(z)
+
+    mean, standard_error = monte_carlo(one, samples)
+    return Estimate(float(mean), float(standard_error))
+
+
+def extreme_eigenvalues(
+    loss: Loss, phi: Vector, *, count: int, which: str = "LA", tolerance: float = 0.0, generator: torch.Generator
+) -> Eigenpairs:
+    """The `count` largest eigenvalues of L''(phi), by ARPACK's restarted Lanczos method.
+
+    which: "LA" for the largest, "SA" for the lowest, "LM" for the largest in magnitude.
+    tolerance: relative, on the values; 0 for round-off. The generator draws the start, the only chance in it.
+    """
+    if not 1 <= count < len(phi):
+        raise ValueError(f"count: expected 1 … {len(phi) - 1} eigenvalues of {len(phi)}, found {count}")
+    if which not in ("LA", "SA", "LM"):
+        raise ValueError(f'which: expected "LA", "SA" or "LM", found {which!r}')
+    product = hessian_at(loss, phi)
+    start = _signs(phi, generator).cpu().numpy()
+    operator = LinearOperator(
+        2 * (len(phi),), matvec=lambda v: product(torch.from_numpy(v).to(phi)).cpu().numpy(), dtype=start.dtype
+    )
+    values, columns = eigsh(operator, k=count, which=which, v0=start, tol=tolerance)
+    falling = np.argsort(values)[::-1]
+    found, vectors = (torch.from_numpy(a[falling].copy()).to(phi) for a in (values, columns.T))
+    residuals = torch.stack([(product(v) - value * v).norm() for value, v in zip(found, vectors, strict=True)])
+    return Eigenpairs(found, vectors, residuals)
+
+
+def spectral_density(
+    loss: Loss, phi: Vector, *, steps: int, samples: int, generator: torch.Generator
+) -> SpectralDensity:
+    """The density of the eigenvalues of L''(phi): `steps` products for each of `samples` random vectors.
+
+    A vector z makes eigenvalues weigh by its components along their eigenvectors, 1 / P each on average. Lanczos'
+    tridiagonal matrix is the Gauss quadrature of these weights: its eigenvalues are the points, the squares of its
+    eigenvectors' first components the weights.
+    """
+    if not 1 <= steps <= len(phi):
+        raise ValueError(f"steps: expected 1 … {len(phi)}, the parameters there are, found {steps}")
+    if samples < 2:
+        raise ValueError(f"samples: expected at least 2, for a standard error, found {samples}")
+    product = hessian_at(loss, phi)
+    points, weights = torch.zeros(2, samples, steps, dtype=torch.float64)
+    for row in range(samples):
+        values, vectors = eigh_tridiagonal(*_lanczos(product, _signs(phi, generator), steps))
+        points[row, : len(values)] = torch.from_numpy(values)
+        weights[row, : len(values)] = torch.from_numpy(vectors[0] ** 2)
+    return SpectralDensity(points, weights)
+
+
+def _lanczos(product: Callable[[Vector], Vector], start: Vector, steps: int) -> tuple[list[float], list[float]]:
+    """Diagonal and off-diagonal of the tridiagonal matrix of at most so many steps; it holds a basis (steps, P).
+
+    Every vector is made orthogonal to all before, twice, which suffices: otherwise round-off brings back eigenvalues
+    that were found already, as ghosts. What is left within round-off of 0 ends it: the space is invariant.
+    """
+    basis = start.new_empty(steps, len(start))
+    basis[0] = start / start.norm()
+    diagonal: list[float] = []
+    off_diagonal: list[float] = []
+    size = 0.0  # of H, from below
+    for n in range(steps):
+        w = product(basis[n])
+        size = max(size, float(w.norm()))
+        diagonal.append(float(basis[n] @ w))
+        known = basis[: n + 1]
+        for _ in range(2):
+            w = w - known.T @ (known @ w)
+        rest = float(w.norm())
+        if n + 1 == steps or rest <= sqrt(len(start)) * torch.finfo(w.dtype).eps * size:
+            break
+        off_diagonal.append(rest)
+        basis[n + 1] = w / rest
+    return diagonal, off_diagonal
+
+
+def _signs(like: Vector, generator: torch.Generator) -> Vector:
+    """Independent random signs, drawn on the CPU. Of all independent entries they give the trace the least variance."""
+    return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)
