@@ -1,0 +1,136 @@
+"""Inner products between minibatch gradients: what AvgGradInner, the gradient of E[g_1 . g_2], is said to raise.
+
+The Gram matrix of the gradients of n losses, all at one phi, and of the gradients of single examples; cosines, in
+which the gradients' norms do not count; and their means within a task against those between tasks. Where n gradients
+do not fit into memory, blocks of them are held, at most two at a time, and taken anew when they are met again.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from analysis.theory.derivatives import Loss, Vector, gradient
+from analysis.theory.expectations import Estimate
+from reptile_core.networks import Minibatch, Network
+
+Gram = Float[Tensor, "n n"]
+Terms = Callable[[Vector], Float[Tensor, " n"]]
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Means over pairs of different gradients: of one task, of two tasks, and the first less the second.
+
+    Every task counts the same, and so does every pair of tasks. Standard errors are over tasks, by leaving out one at a
+    time (jackknife): pairs that share a gradient or a task are dependent, and counting them as a sample would make the
+    errors far too small.
+    """
+
+    within: Estimate
+    between: Estimate
+    difference: Estimate
+
+
+def gradient_gram(losses: Sequence[Loss], phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gram:
+    """L_i'(phi) . L_j'(phi) for all pairs of losses.
+
+    max_bytes: for the gradients that are held. With b of them in half of it, about n (1 + n / b) / 2 are computed in
+    all: one each where all fit, more where they are taken anew.
+    """
+    return _gram(lambda index: gradient(losses[index], phi), len(losses), phi, max_bytes)
+
+
+def example_gram(terms: Terms, phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gram:
+    """The inner products of the gradients of single examples, from the terms (n,) that they add to the batch's loss.
+
+    With batch norm an example's gradient depends on its batch. Here it is the derivative of the example's own term with
+    the whole batch present, all of it moving along with phi, so that the gradients add up to that of the summed loss.
+    The terms' graph is held besides max_bytes; each gradient runs back through it.
+    """
+    point = phi.detach().requires_grad_()
+    with torch.enable_grad():
+        each = terms(point).unbind()
+    return _gram(lambda index: torch.autograd.grad(each[index], point, retain_graph=True)[0], len(each), phi, max_bytes)
+
+
+def example_terms(network: Network, batch: Minibatch) -> Terms:
+    """The cross entropy of each example of a batch, as a function of phi; their sum is the loss that is summed."""
+    return lambda phi: F.cross_entropy(network(phi, batch.x), batch.y, reduction="none")
+
+
+def cosines(gram: Gram) -> Gram:
+    """g_i . g_j / (|g_i| |g_j|); nan in the row and column of a gradient that is 0, which has no direction."""
+    norms = gram.diagonal().sqrt()
+    return gram / torch.outer(norms, norms)
+
+
+def summarize(matrix: Gram, tasks: Int[Tensor, " n"]) -> Summary:
+    """Means of inner products or cosines within and between tasks; tasks[i] is the task of gradient i.
+
+    The diagonal, a gradient with itself, never counts. A nan anywhere in what is averaged makes the mean nan.
+    """
+    if tasks.shape != matrix.shape[:1]:
+        raise ValueError(f"tasks: expected one label for each of {len(matrix)} gradients, found {tuple(tasks.shape)}")
+    _, label, sizes = tasks.unique(return_inverse=True, return_counts=True)
+    if len(sizes) < 3 or sizes.min() < 2:
+        raise ValueError(
+            f"tasks: expected at least 3 tasks with at least 2 gradients each, found {len(sizes)} tasks "
+            f"with {sizes.min()} and more"
+        )
+    means = _block_means(matrix.double(), label, sizes)
+    whole = _statistics(means)
+    kept = ~torch.eye(len(sizes), dtype=torch.bool)
+    without = torch.stack([_statistics(means[rows][:, rows]) for rows in kept])
+    errors = (without - without.mean(0)).square().sum(0).mul((len(sizes) - 1) / len(sizes)).sqrt()
+    estimates = [Estimate(*pair) for pair in zip(whole.tolist(), errors.tolist(), strict=True)]
+    return Summary(*estimates)
+
+
+def _block_means(matrix: Gram, label: Int[Tensor, " n"], sizes: Int[Tensor, " tasks"]) -> Float[Tensor, "tasks tasks"]:
+    """Means over the pairs of gradients of each pair of tasks, on the diagonal over different ones of one task."""
+    indicator = F.one_hot(label).to(matrix)
+    sums = indicator.T @ (matrix - matrix.diagonal().diag()) @ indicator
+    return sums / (torch.outer(sizes, sizes) - sizes.diag())
+
+
+def _statistics(means: Float[Tensor, "tasks tasks"]) -> Float[Tensor, " 3"]:
+    """Within, between, difference."""
+    tasks = len(means)
+    within = means.diagonal().mean()
+    between = (means.sum() - means.diagonal().sum()) / (tasks * (tasks - 1))
+    return torch.stack([within, between, within - between])
+
+
+def _gram(row: Callable[[int], Vector], n: int, like: Vector, max_bytes: int) -> Gram:
+    """The Gram matrix of n rows, in blocks of as many as fit twice into max_bytes."""
+    size = max_bytes // (2 * like.numel() * like.element_size())
+    if size < 1:
+        raise ValueError(
+            f"max_bytes: expected room for two gradients, {2 * like.numel() * like.element_size()}, found {max_bytes}"
+        )
+    blocks = [range(n)[start : start + size] for start in range(0, n, size)]
+
+    def rows(block: range) -> Float[Tensor, "b P"]:
+        out = like.new_empty(len(block), like.numel())
+        for target, index in zip(out, block, strict=True):
+            target.copy_(row(index))
+        return out
+
+    gram = like.new_empty(n, n)
+    for position, block in enumerate(blocks):
+        own = rows(block)
+        _place(gram, block, block, own @ own.T)
+        for later in blocks[position + 1 :]:
+            product = own @ rows(later).T
+            _place(gram, block, later, product)
+            _place(gram, later, block, product.T)
+    return gram
+
+
+def _place(gram: Gram, rows: range, columns: range, product: Tensor) -> None:
+    gram[rows.start : rows.stop, columns.start : columns.stop] = product
