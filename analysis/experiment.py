@@ -4,7 +4,7 @@ Its namesake in figures/ draws it from the tables and settings alone, so that fi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import pandas as pd
 from analysis.claims import NO_MEASUREMENTS, Claim
 from analysis.runs import Job, Outcome, Source, execute
 from analysis.workers import Workers
+from reptile_core.training import Run
 
 PROFILES = ("smoke", "quick", "paper")
 
@@ -31,12 +32,19 @@ class Context:
     seeds: int | None = None
     device: str = "cpu"
     fresh: bool = False
+    trained: set[str] = field(default_factory=set)  # keys of the runs that this invocation has seen to
+
+    def job(self, run: Run, name: str) -> Job:
+        """A run on these data and this device, kept with the others; `name` is what tables call it."""
+        return Job(run, self.source, self.runs, name, self.device)
 
     def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
-        """All runs, by whatever worker is free; those that are finished are only read."""
-        return dict(
-            zip(jobs, self.workers.map(name, execute, jobs, sizes=[j.training_steps for j in jobs]), strict=True)
-        )
+        """All runs, by whatever worker is free. Those that are finished are only read, unless all is to be fresh and
+        this is the first time that they are asked for."""
+        anew = [replace(job, fresh=self.fresh and job.key not in self.trained) for job in jobs]
+        outcomes = self.workers.map(name, execute, anew, sizes=[job.training_steps for job in jobs])
+        self.trained.update(job.key for job in jobs)
+        return dict(zip(jobs, outcomes, strict=True))
 
 
 @dataclass(frozen=True)

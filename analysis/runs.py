@@ -109,7 +109,7 @@ def execute(job: Job, progress: Progress = lambda steps: None) -> Outcome:
                         "count": estimate.count,
                     }
                 )
-        if is_snapshot(job.run, state.iteration):
+        if state.iteration in snapshot_iterations(job.run):
             kept[f"at.{state.iteration}"] = state.phi.clone()  # a file holds no tensor twice
         _save(job, state, rows, kept, seconds + time.perf_counter() - began, status)
         return status
@@ -137,10 +137,10 @@ def snapshots(job: Job) -> dict[int, Phi]:
     return {int(name.removeprefix("at.")): phi for name, phi in tensors.items() if name.startswith("at.")}
 
 
-def is_snapshot(run: Run, iteration: int) -> bool:
-    """Is phi kept at this iteration of a run? Some multiples of when it is measured, and both ends."""
+def snapshot_iterations(run: Run) -> list[int]:
+    """Where phi is kept: at some of the multiples of when it is measured, and at both ends."""
     stride = run.evaluation.every * max(1, round(run.iterations / run.evaluation.every / SNAPSHOTS))
-    return iteration % stride == 0 or iteration == run.iterations
+    return [*range(0, run.iterations, stride), run.iterations]
 
 
 @lru_cache(maxsize=1)

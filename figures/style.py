@@ -32,12 +32,13 @@ def style() -> Iterator[None]:
         yield
 
 
-def finish(figure: Figure, finding: str, caption: str) -> Figure:
-    """Title with the finding, caption under the axes with room for its lines and for the stamp, everything in place."""
+def finish(figure: Figure, finding: str, caption: str, *, right: float = 1.0) -> Figure:
+    """Title with the finding; caption under the axes, with room for its lines and for the stamp. The axes end at the
+    share `right` of the width."""
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11.5, weight="bold")
     inch = figure.get_figheight()
     figure.text(0.01, 0.24 / inch, caption, fontsize=7.5, color="0.25", va="bottom")
-    figure.tight_layout(rect=(0, (0.27 + 0.14 * (caption.count("\n") + 1)) / inch, 1, 1 - 0.1 / inch))
+    figure.tight_layout(rect=(0, (0.27 + 0.14 * (caption.count("\n") + 1)) / inch, right, 1 - 0.1 / inch))
     return figure
 
 

@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 
 from analysis.claims import CANNOT_FAIL, REFUTED, SUPPORTED, ledger
+from analysis.experiment import Context
 from analysis.experiments import ablation
 from analysis.runs import Outcome, Source
+from analysis.workers import Workers
 from reptile_core.meta_gradients import figure_3
 
-SOURCE = Source("glyphs", None, "0" * 64)
+CONTEXT = Context("smoke", Source("glyphs", None, "0" * 64), Workers(1, quiet=True), Path("runs"))
 
 
 def test_settings_are_the_papers():
@@ -33,14 +35,14 @@ def test_an_average_is_the_sum_at_the_outer_step_over_k():
 
 
 def test_jobs_are_variants_times_seeds():
-    jobs = ablation.jobs(ablation.Scale(1, 1, 1, seeds=3), SOURCE, Path("runs"))
+    jobs = ablation.jobs(ablation.Scale(1, 1, 1, seeds=3), CONTEXT)
     assert len(jobs) == 30
     assert len({job.key for job in jobs}) == 30
 
 
 def _outcomes(final):
     """Made-up outcomes: every variant at 0.5, then at final(variant, seed)."""
-    jobs = ablation.jobs(ablation.Scale(10, 10, 1, seeds=2), SOURCE, Path("runs"))
+    jobs = ablation.jobs(ablation.Scale(10, 10, 1, seeds=2), CONTEXT)
     row = {"quantity": "accuracy", "standard_error": 0.1, "count": 1}
     return {
         job: Outcome(

@@ -1,8 +1,17 @@
 """What the script runs: each module computes tidy tables, judges claims and is drawn by its namesake in figures/."""
 
 from analysis.experiment import Experiment
-from analysis.experiments import ablation, theory
+from analysis.experiments import (
+    ablation,
+    theory,
+    zero_shot,
+)
 
 EXPERIMENTS: dict[str, Experiment] = {
-    experiment.name: experiment for experiment in (theory.EXPERIMENT, ablation.EXPERIMENT)
+    module.EXPERIMENT.name: module.EXPERIMENT
+    for module in (
+        theory,
+        ablation,
+        zero_shot,
+    )
 }

@@ -6,14 +6,13 @@ outer step 0.25 annealed linearly to 0 (an average divides by k), evaluation aft
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
-from analysis.runs import Job, Outcome, Source
+from analysis.runs import Job, Outcome
 from analysis.tables import over_seeds, tidy
 from reptile_core.meta_gradients import Variant, figure_3
 from reptile_core.tasks import Sampling
@@ -106,18 +105,10 @@ def configure(variant: Variant, scale: Scale, seed: int) -> Run:
     )
 
 
-def jobs(
-    scale: Scale,
-    source: Source,
-    folder: Path,
-    *,
-    variants: Sequence[Variant] | None = None,
-    device: str = "cpu",
-    fresh: bool = False,
-) -> list[Job]:
+def jobs(scale: Scale, context: Context, *, variants: Sequence[Variant] | None = None) -> list[Job]:
     """All runs of the experiment: every variant from every seed."""
     return [
-        Job(configure(variant, scale, seed), source, folder, variant.name, device, fresh)
+        context.job(configure(variant, scale, seed), variant.name)
         for variant in (figure_3() if variants is None else variants)
         for seed in range(scale.seeds)
     ]
@@ -180,9 +171,7 @@ def scale_of(context: Context) -> Scale:
 
 def run(context: Context) -> Result:
     """Train the ten variants over seeds."""
-    outcomes = context.train(
-        NAME, jobs(scale_of(context), context.source, context.runs, device=context.device, fresh=context.fresh)
-    )
+    outcomes = context.train(NAME, jobs(scale_of(context), context))
     curves = table(outcomes)
     final = summary(curves)
     intervals = over_seeds(curves[curves.quantity == "accuracy"], ["variant", "iteration"])
