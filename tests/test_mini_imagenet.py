@@ -149,12 +149,17 @@ def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         get(None, tmp_path)
 
 
-def test_real_is_said_of_the_published_sizes_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_is_said_of_the_published_classes_and_numbers_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders(tmp_path / "data")
-    for counts, images, real in (((3, 1, 2), 3, True), ((3, 1, 2), 4, False), ((3, 2, 1), 3, False)):
-        monkeypatch.setattr(mini_imagenet, "COUNTS", counts)
+    names = "\n".join(["test/n04", "test/n07", "train/n01", "train/n02", "train/n03", "val/n05"])
+    monkeypatch.setattr(mini_imagenet, "CLASSES", hashlib.sha256(names.encode()).hexdigest())
+    for images in (600, 3):
         monkeypatch.setattr(mini_imagenet, "IMAGES", images)
-        assert get(tmp_path / "data", tmp_path).real == real
+        assert get(tmp_path / "data", tmp_path).real == (images == 3)
+    (tmp_path / "data" / "val" / "n05").rename(tmp_path / "data" / "val" / "n06")
+    assert not get(tmp_path / "data", tmp_path).real
 
 
 # ---- resizing

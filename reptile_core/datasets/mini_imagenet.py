@@ -1,8 +1,8 @@
 """Mini-ImageNet (Vinyals et al. 2016, in the split of Ravi and Larochelle 2017): read from a copy of the user's.
 
-64 classes train, 16 validate, 20 test, each of 600 colour images, made 84×84. ImageNet may not be passed on, so this
-is never downloaded, and as the copies that go around were compressed anew in many ways, no digest of it is published:
-the sizes are all that tells the set from a part of it. Three layouts are read:
+64 classes train, 16 validate, 20 test, each of 600 colour images, made 84×84. ImageNet is for each user to ask for, so
+this is never downloaded; and as the copies that go around differ in size and compression, no digest of their pixels is
+the published one: names of classes and numbers of images are what tells the set from another. Three layouts are read:
 
 - folders: `train/`, `val/` and `test/`, in each a folder of images for every class, as the authors of Reptile have it;
 - tables: `train.csv`, `val.csv` and `test.csv`, each "filename,label" under a header, beside `images/`;
@@ -11,6 +11,7 @@ the sizes are all that tells the set from a part of it. Three layouts are read:
 """
 
 import csv
+import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -37,10 +38,12 @@ Resampling = Literal["nearest", "bicubic"]
 
 NAME = "mini_imagenet"
 SIZE = 84  # pixels across
-COUNTS, IMAGES = (64, 16, 20), 600  # of the published set: classes of each split, images of a class
+IMAGES = 600  # of each class of the published set
+# SHA-256 of its classes: the sorted lines "<split>/<WordNet ID>" as the authors of Reptile list them.
+CLASSES = "ac58afdd80aa96ed946788ad3b93bfb641b6b962def8261f78cbe776963a518b"
 SUFFIXES = (".jpg", ".jpeg", ".png")  # in upper case too
 PLACES = (NAME, "miniimagenet", "mini-imagenet", "")  # where copies lie below a directory of data
-# ImageNet's largest training images have about 60 million pixels and 15 MB.
+# Far above what photographs on the web take, and far below harm.
 MAX_PIXELS, MAX_FILE_BYTES, MAX_LIST_BYTES = 2**26, 2**25, 2**23
 WANTED = (
     f"{', '.join(f'{split}/' for split in SPLITS)} with a folder for each class, or images/ with train.csv, val.csv "
@@ -170,9 +173,9 @@ def load(
     `resampling` is how images of another size come to 84×84: "nearest", PIL's default when the authors ran their code,
     or "bicubic", its default now. `cache` is a directory of this function's own, by default one of the user's; decoded
     images are kept there until a file changes. `quiet` hides the progress bar. Classes are in order of their names, a
-    class's images in order of their digests. `real` says that the sizes are the published ones, which a smaller set's
-    are not. Raises DataError for a fault of what was found or named, and its kind Unavailable where nothing was. Warns
-    of a cache that is damaged or cannot be written, and does without.
+    class's images in order of their digests. `real` says that these are the published classes, with as many images.
+    Raises DataError for a fault of what was found or named, and its kind Unavailable where nothing was. Warns of a
+    cache that is damaged or cannot be written, and does without.
     """
     if resampling not in get_args(Resampling):
         raise DataError(f"resampling: expected one of {', '.join(get_args(Resampling))}, found {resampling!r}")
@@ -190,14 +193,13 @@ def load(
     with faults(root):
         listings = _listings(root, suffix)
         paths = [path for images in listings.values() for path in images]
+        n_images = len(paths) // len(listings)
         key = fingerprint(root, resampling, [*paths, *(f"{root}/{split}{suffix}" for split in SPLITS)])
     found = recall(cache, NAME, key)
     if found is None:
-        classes, counts = arranged(
-            (Class(*of, partial(_read, images, resampling)) for of, images in listings.items()), root
-        )
-        n_images = len(paths) // len(classes)
+        each = (Class(*of, partial(_read, images, resampling)) for of, images in listings.items())
+        classes, counts = arranged(each, root)
         found = decode(classes, counts, (n_images, SIZE, SIZE, 3), quiet=quiet)
         remember(cache, NAME, found, key)
-    real = (found.counts, found.pixels.shape[1]) == (COUNTS, IMAGES)
-    return found.handed_on(NAME, str(root), real=real)
+    names = hashlib.sha256("\n".join(sorted(map("/".join, listings))).encode()).hexdigest()
+    return found.handed_on(NAME, str(root), real=(names, n_images) == (CLASSES, IMAGES))
