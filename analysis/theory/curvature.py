@@ -1,8 +1,8 @@
 """The curvature of a minibatch loss at phi: trace, largest eigenvalues and spectral density of its Hessian.
 
 Section 5.1 expands g_i in alpha H: the series says something about the inner loop that is really run where alpha times
-the largest eigenvalues stays small. Everything here needs products L''(phi) v alone, and a product is never more than
-three gradients. The sampled quantities take random signs z, for which E[z . f(L'') z] = tr f(L''):
+the largest eigenvalues stays small. Everything here needs products L''(phi) v alone, of the gradient linearized once.
+The sampled quantities take random signs z, for which E[z . f(L'') z] = tr f(L''):
 
     the trace (Hutchinson), f(x) = x, and the density of eigenvalues (stochastic Lanczos quadrature), any f.
 """

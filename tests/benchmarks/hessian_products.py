@@ -1,0 +1,108 @@
+"""The cost of a Hessian-vector product of the paper's Omniglot network, in gradients of our own network.
+
+    python -m tests.benchmarks.hessian_products [--rounds N] [--vectors N]
+
+Float32, one thread, made-up images, the allocator set as in the script's workers. All candidates take turns in every
+round, and the ratios are taken round by round against our gradient, the fast one with its compiled loops, since
+machines are noisy. The plain network is torch.nn's; curvlinops is measured on it where it is installed.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch.func import functional_call
+
+from analysis.theory.derivatives import derivative, gradient, hessian_at, hessian_products
+from analysis.workers import WORKER_ENVIRONMENT
+from reptile_core.networks import cross_entropy, omniglot
+from tests.benchmarks.throughput import N_WAY, plain_model
+from tests.cases import generator, minibatch, normal
+
+try:
+    from curvlinops import HessianLinearOperator
+except ImportError:
+    HessianLinearOperator = None
+
+BATCHES = 25, 10
+OURS = "our gradient"
+
+
+def candidates(batch: int, vectors: int) -> dict[str, tuple[Callable[[], object], int]]:
+    """What is timed, and how many products one call makes."""
+    data = minibatch(batch=batch, dtype=torch.float32)
+    network = omniglot(N_WAY)
+    mean_loss, phi = cross_entropy(network, reduction="mean"), network.initialize(0)
+    v = normal(vectors, network.n_parameters, dtype=torch.float32)
+    product = hessian_at(loss := lambda point: mean_loss(point, data), phi)
+
+    model = plain_model()
+    parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
+    x = data.x.unsqueeze(1)
+    directions = tuple(torch.randn(p.shape, generator=generator()) for p in parameters.values())
+
+    def plain_gradient(create_graph: bool = False) -> tuple[torch.Tensor, ...]:
+        plain_loss = F.cross_entropy(functional_call(model, parameters, (x,)), data.y)
+        return torch.autograd.grad(plain_loss, tuple(parameters.values()), create_graph=create_graph)
+
+    def plain_product() -> object:
+        return torch.autograd.grad(plain_gradient(True), tuple(parameters.values()), directions)
+
+    timed: dict[str, tuple[Callable[[], object], int]] = {
+        OURS: (lambda: gradient(loss, phi), 1),
+        "our product, from nothing": (lambda: hessian_at(loss, phi)(v[0]), 1),
+        "our product, each further": (lambda: product(v[0]), 1),
+        f"our {vectors} products in turn, each": (lambda: [f(u) for f in [hessian_at(loss, phi)] for u in v], vectors),
+        f"our {vectors} products batched, each": (lambda: hessian_products(loss, phi, v), vectors),
+        "our forward over reverse": (lambda: derivative(loss, phi, v[0]), 1),
+        "plain gradient": (plain_gradient, 1),
+        "plain reverse over reverse": (plain_product, 1),
+    }
+    if HessianLinearOperator is not None:
+        operator = HessianLinearOperator(model, torch.nn.CrossEntropyLoss(), list(parameters.values()), [(x, data.y)])
+        timed["curvlinops"] = (lambda: operator @ list(directions), 1)
+    return timed
+
+
+def measure(timed: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, list[float]]:
+    """Seconds a product, by round; the first round is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in timed}
+    for counted in [False] + [True] * rounds:
+        for name, (call, products) in timed.items():
+            call()  # each finds its own data in the caches
+            began = time.perf_counter()
+            call()
+            if counted:
+                seconds[name].append((time.perf_counter() - began) / products)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=31)
+    parser.add_argument("--vectors", type=int, default=8)
+    options = parser.parse_args()
+    if any(os.environ.get(name) is None for name in WORKER_ENVIRONMENT):  # read when a process starts
+        environment = WORKER_ENVIRONMENT | os.environ
+        command = [sys.executable, "-m", "tests.benchmarks.hessian_products", *sys.argv[1:]]
+        sys.exit(subprocess.run(command, env=environment).returncode)
+    torch.set_num_threads(1)
+    median = statistics.median
+    print(f"Omniglot network, float32, one thread, {options.rounds} rounds, medians.")
+    for batch in BATCHES:
+        seconds = measure(candidates(batch, options.vectors), options.rounds)
+        print(f"\nbatch {batch:2d}                             ms   our gradients (quartiles)")
+        for name, times in seconds.items():
+            ratios = [t / ours for t, ours in zip(times, seconds[OURS], strict=True)]
+            low, middle, high = statistics.quantiles(ratios)
+            print(f"{name:34s} {1e3 * median(times):6.2f}   {middle:5.2f} ({low:.2f} … {high:.2f})")
+
+
+if __name__ == "__main__":
+    main()
