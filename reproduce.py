@@ -45,12 +45,13 @@ class Plan:
     context: Context
 
 
-def data_line(plan: Plan) -> str:
-    """The line under every figure: which data, and at what scale."""
+def data_line(plan: Plan, experiment: Experiment) -> str:
+    """The line under every figure: which data, and at what scale. An experiment may have data of its own."""
     data = plan.data
     what = "Omniglot" if data.real else f"NOT OMNIGLOT: {data.name}, made-up characters"
     characters, drawings = data.images.shape[:2]
-    return f"Data: {what}, {characters:,} characters × {drawings} drawings · profile: {plan.context.profile}"
+    what = experiment.data or f"{what}, {characters:,} characters × {drawings} drawings"
+    return f"Data: {what} · profile: {plan.context.profile}"
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -143,7 +144,8 @@ def run(plan: Plan) -> pd.DataFrame:
         workers=context.workers.count,
     )
     manifest.write(record, path)
-    print(f"{data_line(plan)} · {context.workers.count} workers on {context.device} · results in {plan.out}/")
+    sources = list(dict.fromkeys(data_line(plan, experiment) for experiment in plan.experiments))
+    print("\n".join([*sources, f"{context.workers.count} workers on {context.device} · results in {plan.out}/"]))
     seconds: dict[str, float] = {}
     status = "interrupted"
     lines: list[str] = []
@@ -161,7 +163,7 @@ def run(plan: Plan) -> pd.DataFrame:
     verdicts = judge(plan.out)
     written += [*claims.write_ledger(verdicts, plan.out), path]
     done = verdicts[verdicts.id.isin([claim.id for experiment in plan.experiments for claim in experiment.claims])]
-    print("\n".join([*lines, *claims.lines(done), *(f"wrote {path}" for path in written), data_line(plan)]))
+    print("\n".join([*lines, *claims.lines(done), *(f"wrote {path}" for path in written), *sources]))
     return done
 
 
@@ -169,7 +171,7 @@ def write_tables(experiment: Experiment, result: Result, plan: Plan) -> list[Pat
     """tables/NAME.csv for each of the result's, and tables/EXPERIMENT_measurements.csv for the ledger."""
     tables = dict(result.tables)
     if experiment.claims:
-        measurements = result.measurements.assign(data=data_line(plan))
+        measurements = result.measurements.assign(data=data_line(plan, experiment))
         tables[f"{experiment.name}_measurements"] = measurements
     paths = []
     for name, table in tables.items():
@@ -186,7 +188,8 @@ def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
     with style():
         figures = import_module(f"figures.{experiment.name}").draw(result.tables, experiment.settings(plan.context))
         for name, figure in figures.items():
-            stamp(figure, data_line(plan), real=plan.data.real)
+            real = plan.data.real or experiment.data is not None
+            stamp(figure, data_line(plan, experiment), real=real)
             paths += save(figure, plan.out / "figures", name)
     return paths
 

@@ -62,7 +62,8 @@ class Experiment:
     """An entry of the registry.
 
     shows: what, in a line. takes: how long, by profile. claims: what it judges. settings: everything that decides the
-    outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work.
+    outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work. data: the words that
+    name the data where they are not the images that the script loads.
     """
 
     name: str
@@ -71,3 +72,4 @@ class Experiment:
     claims: tuple[Claim, ...]
     settings: Callable[[Context], dict[str, Any]]
     run: Callable[[Context], Result]
+    data: str | None = None

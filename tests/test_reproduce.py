@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 import reproduce
-from analysis.experiments import ablation
+from analysis.experiments import EXPERIMENTS, ablation
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_bad_arguments_are_told_before_work(arguments, message, tmp_path, capsys
 
 def test_an_unknown_experiment_is_named(tmp_path, capsys):
     assert reproduce.main(["nonsense", "--out", str(tmp_path)]) == 2
-    assert "EXPERIMENT: expected one of theory, ablation, found 'nonsense'" in capsys.readouterr().err
+    assert f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found 'nonsense'" in capsys.readouterr().err
 
 
 def test_cuda_without_a_gpu(monkeypatch, tmp_path, capsys):
