@@ -1,5 +1,7 @@
 """One look for all figures: type, colours that the colour-blind can tell apart, and the line that names the data."""
 
+import re
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from matplotlib.figure import Figure
 # Okabe and Ito's palette (2008), by what a curve is.
 COLOURS = {"joint": "#6b6b6b", "sum": "#0072B2", "average": "#56B4E9", "last": "#D55E00"}
 WARNING = "#B00020"
+CHARACTERS_AN_INCH = 17.5  # of captions, at 7.5 points in DejaVu Sans
 
 
 @contextmanager
@@ -33,13 +36,21 @@ def style() -> Iterator[None]:
 
 
 def finish(figure: Figure, finding: str, caption: str, *, right: float = 1.0) -> Figure:
-    """Title with the finding; caption under the axes, with room for its lines and for the stamp. The axes end at the
-    share `right` of the width."""
+    """Title with the finding; caption, wrapped, under the axes, with room for its lines and for the stamp. The axes end
+    at the share `right` of the width."""
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11.5, weight="bold")
     inch = figure.get_figheight()
-    figure.text(0.01, 0.24 / inch, caption, fontsize=7.5, color="0.25", va="bottom")
-    figure.tight_layout(rect=(0, (0.27 + 0.14 * (caption.count("\n") + 1)) / inch, right, 1 - 0.1 / inch))
+    lines = _wrapped(caption, round(CHARACTERS_AN_INCH * figure.get_figwidth()))
+    figure.text(0.01, 0.24 / inch, "\n".join(lines), fontsize=7.5, color="0.25", va="bottom")
+    figure.tight_layout(rect=(0, (0.27 + 0.14 * len(lines)) / inch, right, 1 - 0.1 / inch))
     return figure
+
+
+def _wrapped(caption: str, width: int) -> list[str]:
+    """Lines of at most so many characters; formulas are not broken, and are drawn shorter than they are written."""
+    whole = re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace(" ", "\0"), caption)
+    lines = [line for part in whole.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False)]
+    return [line.replace("\0", " ") for line in lines]
 
 
 def stamp(figure: Figure, text: str, *, real: bool) -> None:

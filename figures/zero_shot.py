@@ -17,7 +17,7 @@ LINES = {1: "-", 2: ":", 3: "--", 4: "-"}
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
     """From the table zero_shot: columns variant, seed, iteration, quantity, value."""
     table, n = tables["zero_shot"], settings["n_way"]
-    means = table.groupby(["quantity", "variant", "iteration"], sort=False).value.mean()
+    means = table.groupby(["quantity", "variant", "iteration"]).value.mean()
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 5.2))
     panels = (
         ("accuracy", 100, 100 / n, "accuracy (%)", "chance"),
@@ -33,7 +33,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
             after = scale * means[f"{quantity}_after", variant.name]
             ax.plot(after.index, after, "o", color=colour, markersize=4, markerfacecolor="none", clip_on=False)
         ax.axhline(level, color="0.3", linestyle=":", linewidth=1)
-        ax.annotate(name, (0.02, level), xycoords=("axes fraction", "data"), xytext=(0, 3),
+        ax.annotate(name, (0.02, level), xycoords=("axes fraction", "data"), xytext=(0, -10),
                     textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip
         ax.set(xlabel="meta-iterations", ylabel=label)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")

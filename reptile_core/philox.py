@@ -24,6 +24,7 @@ class Purpose(IntEnum):
     EVALUATION = 1
     SPLIT = 2
     INITIALIZATION = 3
+    ANALYSIS = 4
 
 
 def _multiply(a: int, b: Int[Tensor, "*n"]) -> tuple[Int[Tensor, "*n"], Int[Tensor, "*n"]]:

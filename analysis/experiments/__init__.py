@@ -4,6 +4,7 @@ from analysis.experiment import Experiment
 from analysis.experiments import (
     ablation,
     theory,
+    validity,
     zero_shot,
 )
 
@@ -12,6 +13,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     for module in (
         theory,
         ablation,
+        validity,
         zero_shot,
     )
 }

@@ -3,15 +3,24 @@
 The runs are those of `ablation`: whoever comes first trains them, the others read their files.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
 
 from analysis.experiment import Context
 from analysis.experiments import ablation
 from analysis.runs import Job, snapshot_iterations, snapshots, split_of
+from analysis.theory.derivatives import Loss
 from reptile_core.inner_loop import Phi
 from reptile_core.meta_gradients import Variant
-from reptile_core.tasks import ImagePool
+from reptile_core.networks import Minibatch, cross_entropy
+from reptile_core.philox import Purpose
+from reptile_core.tasks import ImagePool, Sampling
+from reptile_core.training import build_network
 
 
 @dataclass(frozen=True)
@@ -29,14 +38,23 @@ class Point:
     def is_last(self) -> bool:
         return self.iteration == self.job.run.iterations
 
-    @property
-    def test_pool(self) -> ImagePool:
-        """Images of the characters that the run has not trained on."""
-        return ImagePool(
-            split_of(self.job.source, self.job.run.seed).test.to(self.job.device), self.job.run.torch_dtype
-        )
+    def pool(self, part: Literal["train", "test"], dtype: torch.dtype | None = None) -> ImagePool:
+        """Images of the characters that the run trains or is tested on; `dtype` for another than the run's."""
+        images = getattr(split_of(self.job.source, self.job.run.seed), part)
+        return ImagePool(images.to(self.job.device), dtype or self.job.run.torch_dtype)
 
-    def row(self, quantity: str, value: float) -> dict:
+    def losses(
+        self, sampling: Sampling, task: int, *, dtype: torch.dtype | None = None, activation: str | None = None
+    ) -> list[Loss]:
+        """The losses of a task's minibatches as functions of phi, reduced as in the run. The tasks are of training
+        characters, and others than those that the run has met. dtype, activation: for others than the run's."""
+        pool, run = self.pool("train", dtype), self.job.run
+        drawn = pool.sample(sampling, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=self.iteration, task=task)
+        network = build_network(replace(run, activation=activation or run.activation))
+        loss = cross_entropy(network, reduction=run.inner.reduction)
+        return [partial(_of, loss, pool.minibatch(examples)) for examples in drawn.minibatches]
+
+    def row(self, quantity: str, value: float) -> dict[str, Any]:
         """A row of a tidy table."""
         return {
             "variant": self.job.variant,
@@ -45,6 +63,10 @@ class Point:
             "quantity": quantity,
             "value": value,
         }
+
+
+def _of(loss: Callable[[Phi, Minibatch], Tensor], minibatch: Minibatch, phi: Phi) -> Tensor:
+    return loss(phi, minibatch)
 
 
 def points(context: Context, variants: Sequence[Variant]) -> list[Point]:
@@ -57,3 +79,12 @@ def points(context: Context, variants: Sequence[Variant]) -> list[Point]:
         if outcomes[job].status == "finished"
         for iteration in snapshot_iterations(job.run)
     ]
+
+
+def spread(every: Sequence[Point], count: int) -> list[Point]:
+    """At most `count` (two or more) points of each run, evenly spaced, both ends among them."""
+    chosen = []
+    for job in dict.fromkeys(point.job for point in every):
+        mine = [point for point in every if point.job == job]
+        chosen += [mine[j] for j in sorted({round(n * (len(mine) - 1) / (count - 1)) for n in range(count)})]
+    return chosen

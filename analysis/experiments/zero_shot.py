@@ -57,7 +57,7 @@ CLAIMS = (
 def measure(point: Point, progress: Progress, *, tasks: int, adapted_tasks: int) -> list[dict[str, Any]]:
     """Accuracy and mean cross-entropy (nats) on the support sets of evaluation tasks before adaptation and, at the last
     point, after it."""
-    run, pool = point.job.run, point.test_pool
+    run, pool = point.job.run, point.pool("test")
     network, phi, sampling = build_network(run), point.phi, run.evaluation.sampling
     drawn = pool.sample(
         sampling, seed=run.seed, purpose=Purpose.EVALUATION, iteration=0, task=torch.arange(tasks), test_shots=1
