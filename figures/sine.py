@@ -1,0 +1,98 @@
+"""Section 4: 32 steps on 10 points of a sine wave, from an untrained network, joint training's and Reptile's."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from figures.style import COLOURS, finish
+
+WORDS = {"untrained": "untrained", "joint": "joint training", "reptile": "Reptile"}
+LOOKS = {"untrained": ("#009E73", "D"), "joint": (COLOURS["joint"], "o"), "reptile": (COLOURS["sum"], "s")}
+
+
+def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
+    """From the tables sine_picture and sine_intervals: a figure for each activation of the network."""
+    waves, losses = tables["sine_picture"], tables["sine_intervals"]
+    first = settings["activations"][0]
+    return {
+        "sine" if activation == first else f"sine_{activation}": _draw(
+            waves[waves.activation == activation], losses[losses.activation == activation], activation, settings
+        )
+        for activation in settings["activations"]
+    }
+
+
+def finding(losses: pd.DataFrame) -> str:
+    """The title: what is left of the waves after the last step."""
+    final = losses[losses.step == losses.step.max()].set_index("initialization")["mean"]
+    left = {name: f"{100 * final[name]:.{0 if final[name] >= 0.1 else 1}f} %" for name in ("reptile", "joint")}
+    return (
+        f"What {losses.step.max()} steps on ten points leave unexplained of a sine:\n"
+        f"{left['reptile']} from Reptile's initialization, {left['joint']} from joint training's"
+    )
+
+
+def caption(activation: str, settings: Mapping[str, Any]) -> str:
+    """What the figure shows, to be understood without the paper at hand."""
+    inner, seeds = settings["inner"], settings["seeds"]
+    band = f"mean of {seeds} seeds, band: 95 % Student-t interval of that mean" if seeds > 1 else "one seed"
+    shown = ", ".join(map(str, settings["shown"]))
+    return (
+        "Tasks: $f(x) = a\\,\\sin(x + b)$, a uniform on [0.1, 5], b on [0, 2π], at "
+        f"{settings['points']} points; network {settings['network']}, {activation}; SGD with $\\alpha$ = "
+        f"{inner['learning_rate']} on the mean squared error.\n"
+        "Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,\\alpha\\,(g_1 + \\ldots + g_5)$, five disjoint minibatches "
+        f"of {settings['batch']}. Joint training: the same waves and points, all $g_i$ taken at $\\phi_1$.\n"
+        f"Both: {settings['iterations']:,} iterations, $\\epsilon$ from {settings['outer_step']['from']} linearly to "
+        f"0. Curves: the first test wave of seed 0 after {shown} steps.\n"
+        f"Loss: on all {settings['points']} points of {settings['tasks']} test waves a seed, "
+        f"over that of f = 0: {band}."
+    )
+
+
+def _draw(waves: pd.DataFrame, losses: pd.DataFrame, activation: str, settings: Mapping[str, Any]) -> Figure:
+    figure, axes = plt.subplots(2, 2, figsize=(9.6, 8.2))
+    panels = dict(zip(WORDS, axes.flat, strict=False))
+    top = 1.15 * max(waves.y.abs().max(), waves.prediction.abs().max())
+    for name, ax in panels.items():
+        _draw_wave(ax, waves[waves.initialization == name], LOOKS[name][0])
+        ax.set(title=f"start: {WORDS[name]}", xlabel="x", ylabel="f(x)", ylim=(-top, top))
+    axes[0, 0].legend(loc="upper center", ncol=3, fontsize=7.5, columnspacing=1.0, handlelength=1.6)
+    _draw_losses(axes[1, 1], losses)
+    for ax in axes.flat:
+        ax.title.set_fontsize(10)
+    return finish(figure, finding(losses), caption(activation, settings))
+
+
+def _draw_wave(ax: Axes, curves: pd.DataFrame, colour: str) -> None:
+    """The wave, the points seen, and the prediction after each number of steps, the later the darker."""
+    steps = sorted(curves.step.unique())
+    for order, step in enumerate(steps):
+        curve = curves[curves.step == step]
+        end = order == len(steps) - 1
+        ax.plot(
+            curve.x, curve.prediction, color=colour, alpha=1.0 if end else 0.25 + 0.12 * order,
+            linewidth=2.0 if end else 1.2, linestyle=":" if order == 0 else "-",
+            label=f"after {step}" if order in (0, len(steps) - 1) else None,
+        )  # fmt: skip
+    wave = curves[curves.step == steps[0]]
+    ax.plot(wave.x, wave.y, color="black", linewidth=1.2, linestyle="--", label="wave")
+    seen = wave[wave.seen]
+    ax.scatter(seen.x, seen.y, s=30, color="black", zorder=3, label="10 points")
+
+
+def _draw_losses(ax: Axes, losses: pd.DataFrame) -> None:
+    for name, (colour, marker) in LOOKS.items():
+        curve = losses[losses.initialization == name]
+        ax.plot(curve.step, curve["mean"], color=colour, marker=marker, markevery=8, markersize=4, linewidth=1.6,
+                label=WORDS[name])  # fmt: skip
+        if curve.low.notna().all():
+            ax.fill_between(curve.step, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
+    ax.axhline(1, color="0.5", linestyle=":", linewidth=1)
+    ax.set(yscale="log", xlabel="gradient steps on the ten points", ylabel="loss / loss of f = 0", title="test waves")
+    ax.set_xticks(range(0, int(losses.step.max()) + 1, 8))
+    ax.legend(loc="lower left", fontsize=8)

@@ -1,0 +1,170 @@
+"""Section 4's sine waves: the paper's settings, training and adaptation against plain loops, the ledger, the figure."""
+
+import copy
+from math import pi
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from analysis.claims import CANNOT_FAIL, INCONCLUSIVE, REFUTED, SUPPORTED, ledger
+from analysis.experiments import sine
+from analysis.tables import over_seeds
+from figures.sine import draw
+from figures.style import style
+from reptile_core import philox
+from reptile_core.networks import mlp
+from reptile_core.philox import Purpose
+
+matplotlib.use("Agg")
+
+ITERATIONS = 6
+
+
+def test_settings_are_the_papers():
+    assert sine.SCALES["paper"].iterations == 30_000
+    assert set(sine.SCALES["paper"].activations) == {"tanh", "relu"}  # the authors' script, and the paper
+    assert (sine.POINTS, sine.BATCH, sine.K, sine.TEST_STEPS) == (50, 10, 5, 32)
+    assert (sine.LEARNING_RATE, sine.OUTER_STEP) == (0.02, 0.1)
+    assert mlp().shapes["linear1.weight"] == (64, 64)
+    assert sine.grid().tolist() == pytest.approx(np.linspace(-5, 5, 50).tolist(), abs=1e-6)
+
+
+def test_waves_are_sines_of_the_papers_amplitudes_and_phases():
+    waves = sine.draw_waves(2, Purpose.EVALUATION, task=torch.arange(400))
+    assert waves.y.shape == (2, 400, 50)
+    assert not torch.equal(waves.y[0], waves.y[1])
+    assert torch.equal(waves.order.sort(-1).values, torch.arange(50).expand(2, 400, 50))
+    # a sin(x + b) by least squares on sin x and cos x, without knowing what was drawn
+    x = sine.grid().double()
+    basis = torch.stack([x.sin(), x.cos()], -1)
+    solution = torch.linalg.lstsq(basis, waves.y[0].double().T)
+    fitted = basis @ solution.solution
+    assert (fitted.T - waves.y[0]).abs().max() < 1e-5
+    amplitude = solution.solution.norm(dim=0)
+    phase = torch.atan2(solution.solution[1], solution.solution[0]) % (2 * pi)
+    for values, low, high in ((amplitude, 0.1, 5.0), (phase, 0.0, 2 * pi)):
+        assert low <= values.min() and values.max() <= high
+        # uniform: the mean of 400 is within 4 standard errors of the middle
+        assert abs(values.mean() - (low + high) / 2) < 4 * (high - low) / 12**0.5 / 20
+
+
+def _module(phi, activation):
+    """The network as torch.nn has it; its weights are the transposes of ours."""
+    act = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[activation]
+    widths = (1, 64), (64, 64), (64, 1)
+    layers = [torch.nn.Linear(*w) for w in widths]
+    parts = mlp(activation=activation).unflatten(phi)
+    for index, layer in enumerate(layers):
+        layer.weight.data = parts[f"linear{index}.weight"].T.clone()
+        layer.bias.data = parts[f"linear{index}.bias"].clone()
+    return torch.nn.Sequential(layers[0], act(), layers[1], act(), layers[2])
+
+
+def _flat(module):
+    return torch.cat([part.t().flatten() for layer in module[::2] for part in (layer.weight.data, layer.bias.data)])
+
+
+def _sgd_step(module, x, y, step):
+    loss = torch.nn.functional.mse_loss(module(x), y)
+    grads = torch.autograd.grad(loss, list(module.parameters()))
+    for parameter, g in zip(module.parameters(), grads, strict=True):
+        parameter.data -= step * g
+
+
+def _wave(seed, purpose, iteration):
+    u = philox.uniform(seed, purpose, 52, iteration=iteration)
+    a, b = 0.1 + 4.9 * u[0], 2 * pi * u[1]
+    x = torch.linspace(-5, 5, 50)
+    return x.unsqueeze(1), (a * torch.sin(x + b)).float().unsqueeze(1), u[2:].argsort()
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu"])
+@pytest.mark.parametrize("name", ["reptile", "joint"])
+def test_training_is_the_authors_loop(name, activation):
+    """Copy the weights, take five SGD steps (or one on everything, five times as long), move a part of the way."""
+    found = sine.train(sine.Item(name, activation, ITERATIONS, seeds=2, tasks=1), lambda steps: None)
+    for seed in range(2):
+        module = _module(mlp(activation=activation).initialize(seed), activation)
+        for iteration in range(ITERATIONS):
+            x, y, order = _wave(seed, Purpose.TRAINING, iteration)
+            before = copy.deepcopy(module.state_dict())
+            if name == "joint":
+                _sgd_step(module, x, y, 5 * 0.02)
+            else:
+                for start in range(0, 50, 10):
+                    chosen = order[start : start + 10]
+                    _sgd_step(module, x[chosen], y[chosen], 0.02)
+            step = 0.1 * (1 - iteration / ITERATIONS)
+            after = module.state_dict()
+            module.load_state_dict({key: before[key] + (after[key] - before[key]) * step for key in before})
+        # float32 through 6 x 5 steps: sums are ordered differently
+        torch.testing.assert_close(found[seed], _flat(module), rtol=1e-4, atol=1e-5)
+
+
+def test_adaptation_is_plain_sgd_on_ten_points():
+    network = mlp()
+    phi = torch.stack([network.initialize(seed) for seed in range(2)])
+    adapted = sine.adapt(network, phi, tasks=3)
+    assert adapted.squared_error.shape == (33, 2, 3)
+    module = _module(phi[0], "tanh")
+    x, y, order = _wave(0, Purpose.EVALUATION, 0)
+    for step in range(33):
+        f = module(x)
+        assert adapted.squared_error[step, 0, 0] == pytest.approx((f - y).square().mean().item(), rel=1e-3)
+        torch.testing.assert_close(adapted.picture[step], f.squeeze(1).detach(), rtol=1e-3, atol=1e-4)
+        _sgd_step(module, x[order[:10]], y[order[:10]], 0.02)
+    assert adapted.energy[0, 0] == pytest.approx(y.square().mean().item())
+
+
+def test_predicting_zero_leaves_all():
+    network = mlp()
+    adapted = sine.adapt(network, torch.zeros(2, network.n_parameters), tasks=4)
+    torch.testing.assert_close(adapted.relative[0].mean(-1), torch.ones(2, dtype=torch.float64))
+
+
+def _losses(final, seeds=3):
+    """A made-up table: 1 before the steps, final[initialization] after the last."""
+    return pd.DataFrame(
+        {"activation": "tanh", "initialization": name, "seed": seed, "step": step, "value": value + 0.001 * seed}
+        for name, last in final.items()
+        for seed in range(seeds)
+        for step, value in ((0, 1.0), (32, last))
+    )
+
+
+def _verdicts(final, seeds=3):
+    rows = pd.DataFrame(sine.measurements(_losses(final, seeds)))
+    return dict(ledger(sine.CLAIMS, rows)[["id", "verdict"]].to_numpy())
+
+
+def test_verdicts_on_made_up_losses():
+    fits = {"untrained": 0.8, "joint": 0.9, "reptile": 0.03}
+    assert _verdicts(fits) == {"sine": SUPPORTED, "sine-joint": SUPPORTED}
+    assert _verdicts(fits | {"reptile": 0.5})["sine"] == REFUTED
+    assert _verdicts(fits | {"reptile": 0.1})["sine"] == INCONCLUSIVE
+    assert _verdicts(fits | {"joint": 0.02})["sine-joint"] == REFUTED
+    assert _verdicts(fits | {"joint": 0.02})["sine"] == CANNOT_FAIL
+    assert not {SUPPORTED, REFUTED} & set(_verdicts(fits, seeds=1).values())
+
+
+def test_figure_is_the_tables():
+    losses = _losses({"untrained": 0.8, "joint": 0.9, "reptile": 0.03})
+    item = sine.Item("untrained", "tanh", 0, seeds=1, tasks=1)
+    untrained = sine.train_and_adapt(item, lambda steps: None)
+    picture = sine.picture({item: untrained})
+    assert (picture.seen.sum(), len(picture)) == (10 * len(sine.SHOWN), 50 * len(sine.SHOWN))
+    waves = pd.concat([picture.assign(initialization=name) for name in sine.INITIALIZATIONS])
+    tables = {
+        "sine_picture": waves,
+        "sine_intervals": over_seeds(losses, ["activation", "initialization", "step"]),
+    }
+    settings = sine.SETTINGS | {"activations": ("tanh",), "iterations": 30_000, "seeds": 3, "tasks": 100}
+    with style():
+        figures = draw(tables, settings)
+    assert figures.keys() == {"sine"}
+    assert "3.1 % from Reptile's initialization, 90 % from joint training's" in figures["sine"].get_suptitle()
+    curves = {line.get_label(): list(line.get_ydata()) for line in figures["sine"].axes[3].get_lines()}
+    assert curves["Reptile"] == pytest.approx([1.001, 0.031])
