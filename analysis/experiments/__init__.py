@@ -3,6 +3,8 @@
 from analysis.experiment import Experiment
 from analysis.experiments import (
     ablation,
+    sgd,
+    sine,
     theory,
     validity,
     zero_shot,
@@ -13,6 +15,8 @@ EXPERIMENTS: dict[str, Experiment] = {
     for module in (
         theory,
         ablation,
+        sgd,
+        sine,
         validity,
         zero_shot,
     )

@@ -1,0 +1,170 @@
+"""SGD outside meta-learning: equal loss at the end, paths and alignment against plain loops, the ledger, the figure."""
+
+import matplotlib
+import pandas as pd
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch.nn.functional import cosine_similarity, cross_entropy
+
+from analysis.claims import CANNOT_FAIL, REFUTED, SUPPORTED, ledger
+from analysis.experiments import sgd
+from analysis.tables import over_seeds
+from figures.sgd import draw
+from figures.style import style
+from reptile_core import networks
+
+matplotlib.use("Agg")
+
+LOSS = networks.cross_entropy(sgd.NETWORK, reduction="mean")
+SEEDS = 2
+
+
+@pytest.fixture(scope="module")
+def data():
+    return sgd.digits(SEEDS)
+
+
+@pytest.fixture(scope="module")
+def start():
+    return torch.stack([sgd.NETWORK.initialize(seed) for seed in range(SEEDS)])
+
+
+def test_settings():
+    assert sgd.FULL % sgd.SMALL == 0
+    for scale in sgd.SCALES.values():
+        assert {sgd.SMALL, sgd.FULL} <= set(scale.batches)
+        assert all(sgd.TRAINING_IMAGES % batch == 0 for batch in scale.batches)  # whole epochs
+    assert sgd.SCALES["quick"].seeds >= 8
+
+
+def test_every_digit_is_trained_on_or_tested_with(data):
+    images, labels = load_digits(return_X_y=True)
+    for seed in range(SEEDS):
+        x = torch.cat([data.train.x[seed], data.test.x[seed]]) * 16
+        y = torch.cat([data.train.y[seed], data.test.y[seed]])
+        rows = sorted(zip(map(tuple, x.tolist()), y.tolist(), strict=True))
+        assert rows == sorted(zip(map(tuple, images.tolist()), labels.tolist(), strict=True))
+    assert data.train.x.shape == (SEEDS, 500, 64)
+    assert not torch.equal(data.train.y[0], data.train.y[1])
+
+
+def test_an_epoch_meets_every_image_once(data):
+    order = torch.stack([torch.randperm(500, generator=torch.Generator().manual_seed(s)) for s in range(SEEDS)])
+    epoch = sgd.minibatches(data.train, order, 50)
+    assert epoch.x.shape == (SEEDS, 10, 50, 64)
+    for seed in range(SEEDS):
+        torch.testing.assert_close(epoch.x[seed].flatten(0, 1), data.train.x[seed, order[seed]])
+        assert torch.equal(epoch.y[seed].flatten(), data.train.y[seed, order[seed]])
+
+
+def test_full_batch_is_plain_gradient_descent_to_the_target(data, start):
+    """Seed by seed, and the end point's loss lies at the target, on the segment of the last step."""
+    target = 1.5
+    end, steps = sgd.train(start, data.train, LOSS, batch=500, target=target)
+    for seed in range(SEEDS):
+        x, y = data.train.x[seed], data.train.y[seed]
+        phi = start[seed].clone().requires_grad_()
+        count = 0
+        while True:
+            loss = cross_entropy(sgd.NETWORK(phi, x), y)
+            if loss <= target:
+                break
+            before, g = phi.detach(), torch.autograd.grad(loss, phi)[0]
+            phi = (before - 0.3 * g).requires_grad_()
+            count += 1
+        assert steps[seed] == count
+        t = (end[seed] - before).norm() / (phi - before).norm()
+        torch.testing.assert_close(end[seed], torch.lerp(before, phi.detach(), t), rtol=1e-4, atol=1e-5)
+        assert cross_entropy(sgd.NETWORK(end[seed], x), y).item() == pytest.approx(target, abs=1e-5)
+
+
+def test_all_sizes_end_at_equal_loss(data, start):
+    for batch, order in ((10, 0), (10, 1), (500, 0)):
+        end, _ = sgd.train(start, data.train, LOSS, batch=batch, target=1.0, order=order)
+        torch.testing.assert_close(LOSS(end, data.train), torch.full((SEEDS,), 1.0), rtol=0, atol=1e-5)
+
+
+def test_orders_differ_and_repeat(data, start):
+    paths = [sgd.train(start, data.train, LOSS, batch=10, target=1.5, order=order)[0] for order in (0, 1, 0)]
+    assert torch.equal(paths[0], paths[2])
+    assert not torch.equal(paths[0], paths[1])
+
+
+def test_a_path_that_never_arrives_has_no_end(data, start, monkeypatch):
+    monkeypatch.setattr(sgd, "MOST_STEPS", 2)
+    end, _ = sgd.train(start, data.train, LOSS, batch=500, target=0.01)
+    assert end.isnan().all()
+
+
+def test_measures_are_those_of_a_plain_loop(data, start):
+    found = sgd.measure(start, data, LOSS)
+    common = sgd.minibatches(data.train, sgd._orders(SEEDS, sgd.Purpose.EVALUATION, 500), 10)
+    for seed in range(SEEDS):
+        g = []
+        for x, y in zip(common.x[seed], common.y[seed], strict=True):
+            phi = start[seed].clone().requires_grad_()
+            g.append(torch.autograd.grad(cross_entropy(sgd.NETWORK(phi, x), y), phi)[0].double())
+        pairs = [(i, j) for i in range(50) for j in range(i)]
+        cosine = sum(cosine_similarity(g[i], g[j], dim=0) for i, j in pairs) / len(pairs)
+        product = sum(g[i] @ g[j] for i, j in pairs) / len(pairs)
+        mean = torch.stack(g).mean(0)
+        variance = sum((one - mean).square().sum() for one in g) / 49
+        logits = sgd.NETWORK(start[seed], data.test.x[seed])
+        gap = cross_entropy(logits, data.test.y[seed]) - cross_entropy(
+            sgd.NETWORK(start[seed], data.train.x[seed]), data.train.y[seed]
+        )
+        accuracy = (logits.argmax(-1) == data.test.y[seed]).double().mean()
+        for name, value in (
+            ("cosine", cosine),
+            ("inner product", product),
+            ("variance", variance),
+            ("generalization gap", gap),
+            ("test accuracy", accuracy),
+        ):
+            assert found[name][seed].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
+
+
+def _table(cosine, gap, seeds=16):
+    """Made-up rows: what minibatches of 10 are better by than the full batch, with chance of deviation about 0.01."""
+    chance = torch.randn(seeds, generator=torch.Generator().manual_seed(0)).mul(0.01).tolist()
+    rows = []
+    for seed in range(seeds):
+        for batch, variant in ((10, "plain"), (10, "another order"), (10, "settled"), (500, "plain")):
+            small, other = batch == 10, variant == "another order"
+            values = dict.fromkeys(sgd.MEASURED, 0.5)
+            values["cosine"] += cosine * small + chance[seed] * other
+            values["generalization gap"] -= gap * small + chance[seed] * other
+            values["test accuracy"] += chance[seed] * other
+            values["inner product"] += chance[seed] * other
+            rows += [
+                {"batch": batch, "variant": variant, "seed": seed, "quantity": quantity, "value": value}
+                for quantity, value in values.items()
+            ]
+    return pd.DataFrame(rows)
+
+
+def _verdicts(*effects, seeds=16):
+    rows = pd.DataFrame(sgd.measurements(_table(*effects, seeds=seeds)))
+    return tuple(ledger(sgd.CLAIMS, rows).verdict)
+
+
+def test_verdicts_on_made_up_tables():
+    assert _verdicts(0.1, 0.1) == (SUPPORTED, SUPPORTED)
+    assert _verdicts(-0.1, 0.1) == (REFUTED, SUPPORTED)
+    assert _verdicts(0.1, 0.0) == (SUPPORTED, REFUTED)  # less than chance
+    assert _verdicts(0.1, 0.1, seeds=3) == (CANNOT_FAIL, CANNOT_FAIL)  # chance is not known well enough
+    assert not {SUPPORTED, REFUTED} & set(_verdicts(0.1, 0.1, seeds=1))
+
+
+def test_figure_is_the_table():
+    table = _table(0.1, 0.2)
+    summary = over_seeds(table, ["batch", "variant", "quantity"])
+    settings = sgd.SETTINGS | {"seeds": 16, "target": 0.02, "batches": (10, 500)}
+    with style():
+        figure = draw({"sgd": table, "sgd_summary": summary}, settings)["sgd"]
+    assert "cosine 0.600 against 0.500" in figure.get_suptitle()
+    line = figure.axes[0].get_lines()[0]
+    assert list(line.get_xdata()) == [10, 500]
+    assert list(line.get_ydata()) == pytest.approx([0.6, 0.5])
+    assert len(sgd.report(summary)) == 6
