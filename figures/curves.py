@@ -1,0 +1,35 @@
+"""The line of figures over seeds: a mean with its interval."""
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+
+def draw_curve(
+    ax: Axes, curve: pd.DataFrame, x: str = "iteration", *, colour: str, marker: str, label: str, line: str = "-"
+) -> None:
+    """Accuracy in % against the column x, with its interval over seeds; columns x, mean, low, high in [0, 1] (the last
+    two NaN where there is one seed)."""
+    every = max(1, len(curve) // 8)
+    ax.plot(
+        curve[x], 100 * curve["mean"], line, color=colour, marker=marker, markevery=every, markersize=4, linewidth=1.6,
+        label=label,
+    )  # fmt: skip
+    if curve.low.notna().any():
+        low, high = (100 * curve[side].clip(0, 1) for side in ("low", "high"))
+        ax.fill_between(curve[x], low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def over_iterations(ax: Axes, chance: float) -> None:
+    """Axes of a learning curve: iterations with separators, and the line of chance (accuracy in [0, 1])."""
+    ax.axhline(100 * chance, color="0.5", linestyle=":", linewidth=1)
+    ax.annotate("chance", (0.02, 100 * chance), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip
+    ax.set_xlabel("meta-iterations")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+
+
+def seeds_in_words(seeds: int) -> str:
+    """What lines and bands are, for a caption."""
+    return f"Mean of {seeds} seeds, band: 95 % Student-t interval of that mean." if seeds > 1 else "One seed."
