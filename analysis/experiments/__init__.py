@@ -3,6 +3,9 @@
 from analysis.experiment import Experiment
 from analysis.experiments import (
     ablation,
+    outer,
+    overlap,
+    rho,
     sgd,
     sine,
     theory,
@@ -15,6 +18,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     for module in (
         theory,
         ablation,
+        outer,
+        overlap,
+        rho,
         sgd,
         sine,
         validity,

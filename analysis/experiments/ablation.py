@@ -4,16 +4,18 @@ Omniglot 5-way 5-shot, plain SGD in both loops, k disjoint minibatches of 25, le
 outer step 0.25 annealed linearly to 0 (an average divides by k), evaluation after 5 steps of batch 25.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
 
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
+from analysis.experiments import sweeps
+from analysis.experiments.sweeps import Scale
 from analysis.runs import Job, Outcome
-from analysis.tables import over_seeds, tidy
+from analysis.tables import over_seeds
 from reptile_core.meta_gradients import Variant, figure_3
 from reptile_core.tasks import Sampling
 from reptile_core.training import Evaluation, Inner, Outer, Run
@@ -24,18 +26,6 @@ BATCH = 25
 LEARNING_RATE = 0.003  # on the sum over a minibatch, as the authors' code minimizes it: 0.075 on the mean
 OUTER_STEP = 0.25
 EVALUATION_STEPS = 5
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much of the experiment a profile runs; every other setting is the paper's."""
-
-    iterations: int
-    every: int
-    tasks: int
-    seeds: int
-
-
 SCALES = {
     "smoke": Scale(iterations=30, every=15, tasks=4, seeds=2),
     "quick": Scale(iterations=500, every=100, tasks=24, seeds=3),
@@ -116,7 +106,7 @@ def jobs(scale: Scale, context: Context, *, variants: Sequence[Variant] | None =
 
 def table(outcomes: Mapping[Job, Outcome]) -> pd.DataFrame:
     """The tidy table behind the figure, ordered by variant, seed and iteration."""
-    return tidy(_rows(outcomes))
+    return sweeps.curves(NAME, outcomes)
 
 
 def summary(curves: pd.DataFrame) -> pd.DataFrame:
@@ -136,9 +126,7 @@ def report(summary: pd.DataFrame) -> list[str]:
 
 def measurements(curves: pd.DataFrame, variants: Sequence[Variant]) -> list[dict[str, Any]]:
     """Rows for the ledger: every comparison is of the same seed, that is of the same tasks."""
-    accuracy = curves[curves.quantity == "accuracy"].pivot_table(
-        index="seed", columns=["variant", "iteration"], values="value"
-    )
+    accuracy = sweeps.by_seed(curves)
     by_k: dict[str, dict[int, str]] = {
         kind: {variant.k: variant.name for variant in variants if variant.k > 1 and variant.kind == kind}
         for kind in ("sum", "average", "last")
@@ -165,8 +153,7 @@ def measurements(curves: pd.DataFrame, variants: Sequence[Variant]) -> list[dict
 
 def scale_of(context: Context) -> Scale:
     """The profile's scale, with the user's number of seeds where there is one."""
-    scale = SCALES[context.profile]
-    return scale if context.seeds is None else replace(scale, seeds=context.seeds)
+    return sweeps.scale_of(SCALES, context)
 
 
 def run(context: Context) -> Result:
@@ -175,11 +162,10 @@ def run(context: Context) -> Result:
     curves = table(outcomes)
     final = summary(curves)
     intervals = over_seeds(curves[curves.quantity == "accuracy"], ["variant", "iteration"])
-    ended_early = [
-        f"{job.variant}, seed {job.run.seed}: {o.status}" for job, o in outcomes.items() if o.status != "finished"
-    ]
     tables = {NAME: curves, f"{NAME}_intervals": intervals, f"{NAME}_summary": final}
-    return Result(tables, pd.DataFrame(measurements(curves, figure_3())), [*report(final), *ended_early])
+    return Result(
+        tables, pd.DataFrame(measurements(curves, figure_3())), [*report(final), *sweeps.ended_early(outcomes)]
+    )
 
 
 EXPERIMENT = Experiment(
@@ -190,9 +176,3 @@ EXPERIMENT = Experiment(
     settings=lambda context: asdict(scale_of(context)) | SETTINGS,
     run=run,
 )
-
-
-def _rows(outcomes: Mapping[Job, Outcome]) -> Iterable[dict]:
-    for job, outcome in outcomes.items():
-        for row in outcome.rows:
-            yield {"experiment": NAME, "variant": job.variant, "seed": job.run.seed, **row}

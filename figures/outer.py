@@ -1,0 +1,74 @@
+"""Learning curves of Reptile beside MAML, and of the plain outer step beside Adam."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from figures.curves import draw_curve, over_iterations, seeds_in_words
+from figures.style import COLOURS, finish
+
+LOOKS = {
+    "Reptile": (COLOURS["sum"], "s"),
+    "Reptile, average": (COLOURS["average"], "D"),
+    "FOMAML": (COLOURS["last"], "^"),
+    "MAML": ("#CC79A7", "v"),
+    "joint training": (COLOURS["joint"], "o"),
+    "Reptile, Adam outside": ("#009E73", "P"),
+}
+PANELS = {
+    "which meta-gradient, by the plain step": ("Reptile", "Reptile, average", "FOMAML", "MAML", "joint training"),
+    "which outer step, for Reptile's": ("Reptile", "Reptile, Adam outside"),
+}
+
+
+def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
+    """From the tables outer_intervals (columns variant, iteration, mean, low, high), outer_races and
+    outer_validation."""
+    curves: Mapping[str, pd.DataFrame] = {
+        str(name): part for name, part in tables["outer_intervals"].groupby("variant")
+    }
+    figure, axes = plt.subplots(1, len(PANELS), figsize=(10.5, 5.8), sharey=True)
+    for ax, (title, methods) in zip(axes, PANELS.items(), strict=True):
+        for method in methods:
+            colour, marker = LOOKS[method]
+            draw_curve(ax, curves[method], colour=colour, marker=marker, label=method)
+        over_iterations(ax, 1 / settings["n_way"])
+        ax.set_title(title, fontsize=10)
+        ax.set_ylim(0, 101)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncol=3, fontsize=8.5, columnspacing=1.2)
+    axes[0].set_ylabel("accuracy on test characters (%)")
+    words = finding(tables["outer_races"], curves)
+    return {"outer": finish(figure, words, caption(settings, tables["outer_validation"]))}
+
+
+def finding(races: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> str:
+    """The title: where Reptile meets MAML's accuracy, and where both outer steps end; means over seeds."""
+    mean = races[races.variant == "Reptile"][["iterations", "maml_iterations"]].mean()
+    ends = {name: curve.sort_values("iteration")["mean"].iloc[-1] for name, curve in curves.items()}
+    adam, plain = (f"{100 * ends[name]:.0f} %" for name in ("Reptile, Adam outside", "Reptile"))
+    return (
+        f"Reptile needs {mean.iterations:,.0f} iterations where MAML needs {mean.maml_iterations:,.0f}; "
+        f"Adam outside ends at {adam}, the plain step at {plain}"
+    )
+
+
+def caption(settings: Mapping[str, Any], validation: pd.DataFrame) -> str:
+    """What the figure shows, to be understood without the paper at hand."""
+    inner, outer = settings["inner"], settings["outer_step"]["from"]
+    chosen = validation.step[validation.accuracy.fillna(-1.0).idxmax()]
+    grid = ", ".join(f"{step:g}" for step in validation.step)
+    return (
+        f"After k = {settings['k']} steps of inner SGD from $\\phi$ to W: Reptile's meta-gradient is $g_1 + \\ldots + "
+        "g_k = (\\phi - W)/\\alpha$ (or that over k), FOMAML's is $g_k$, MAML's $\\partial L_k / \\partial \\phi$ with "
+        "second derivatives; joint training's is $g_1$ alone. Title: iterations to the highest accuracy that both "
+        f"reach (means over seeds). {settings['n_way']}-way {settings['shots']}-shot, disjoint minibatches of "
+        f"{inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the summed loss. Plain step: $\\epsilon$ = {outer} "
+        f"on $\\alpha$ times the meta-gradient. Adam: $\\epsilon$ = {chosen:g}, the best of {grid} on a seed that is "
+        f"not shown. Both are annealed linearly to 0 over {settings['iterations']:,} iterations. "
+        f"{seeds_in_words(settings['seeds'])} Accuracy after {settings['evaluation_steps']} steps on the "
+        f"{settings['shots']}-shot support of {settings['tasks']} test tasks, the same ones for every curve of a seed; "
+        "one test example per class; no transduction."
+    )

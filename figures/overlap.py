@@ -1,0 +1,83 @@
+"""Figure 4: final accuracy against inner steps, minibatch size and outer step, for each choice of minibatches."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from figures.curves import draw_curve, seeds_in_words
+from figures.style import COLOURS, finish
+
+LOOKS = {
+    "Reptile, cycling": (COLOURS["sum"], "s", "-"),
+    "FOMAML, separate tail": (COLOURS["last"], "^", "-"),
+    "FOMAML, shared tail, cycling": ("#CC79A7", "o", "--"),
+    "FOMAML, shared tail, replacement": ("#009E73", "D", ":"),
+}
+
+
+def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
+    """From the table overlap_intervals: columns sweep, method, point, mean, low, high."""
+    intervals, fixed = tables["overlap_intervals"], settings["fixed"]
+    samples = settings["n_way"] * settings["train_shots"]
+    titles = {
+        "steps": (f"minibatches of {fixed['batch']}", "inner steps k", samples / fixed["batch"]),
+        "batch": (f"{fixed['steps']} inner steps", "samples in a minibatch", samples / fixed["steps"]),
+        "outer_step": (f"{fixed['steps']} inner steps, full batch", "outer step $\\epsilon$", None),
+    }
+    shown = [sweep for sweep in titles if settings["grid"][sweep]]
+    figure, axes = plt.subplots(1, len(shown), figsize=(10.5, 5.2), sharey=True, squeeze=False)
+    for ax, sweep in zip(axes[0], shown, strict=True):
+        for method, (colour, marker, line) in LOOKS.items():
+            mine = intervals[(intervals.sweep == sweep) & (intervals.method == method)].sort_values("point")
+            if not mine.empty:
+                draw_curve(ax, mine, "point", colour=colour, marker=marker, line=line, label=method)
+        title, label, edge = titles[sweep]
+        ax.set_title(title, fontsize=10)
+        ax.set_xlabel(label)
+        if sweep == "outer_step":
+            ax.set_xscale("log", base=2)
+        ax.set_xticks(settings["grid"][sweep], [f"{x:g}" for x in settings["grid"][sweep]])
+        if edge is not None:
+            _mark_overlap(ax, edge)
+    axes[0][0].set_ylabel("final accuracy on test characters (%)")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    return {"overlap": finish(figure, finding(intervals), caption(settings), right=0.77)}
+
+
+def finding(intervals: pd.DataFrame) -> str:
+    """The title: both tails of FOMAML at the most inner steps."""
+    steps = intervals[intervals.sweep == "steps"]
+    most = steps[steps.point == steps.point.max()].set_index("method")["mean"]
+    tails = ("FOMAML, separate tail", "FOMAML, shared tail, cycling")
+    if not set(tails) <= set(most.index):
+        return "Overlap between inner minibatches (some runs ended early)"
+    separate, shared = (f"{100 * most[tail]:.0f} %" for tail in tails)
+    return f"After {steps.point.max():g} inner steps FOMAML ends at {separate} with a tail of its own, {shared} without"
+
+
+def caption(settings: Mapping[str, Any]) -> str:
+    """What the figure shows, to be understood without the paper at hand."""
+    n, inner = settings["n_way"] * settings["train_shots"], settings["inner"]
+    return (
+        f"Meta-training on {settings['n_way']}-way tasks of {n} samples. Reptile's update is $g_1 + \\ldots + g_k$, "
+        "FOMAML's is $g_k$, the gradient of the last of k minibatches (the tail). "
+        f"Separate tail: {settings['tail']}, that no earlier minibatch holds. Shared tail: drawn as the others, by "
+        f"cycling through all {n} or each afresh (replacement). Right of the "
+        f"dotted line cycling meets samples twice. Full batch: all that a method may draw from, {n}, or "
+        f"{n - settings['fixed']['batch']} before a separate tail (where drawing afresh is cycling). Inner SGD, "
+        f"$\\alpha$ = {inner['learning_rate']:g} on the {inner['reduction']} loss; "
+        f"{settings['iterations']:,} meta-iterations, outer step {settings['fixed']['outer_step']:g} where it is not "
+        "varied, annealed linearly to 0. The paper gives no rates: these are figure 3's. "
+        f"Accuracy after {settings['evaluation_steps']} steps on the {settings['shots']}-shot support of "
+        f"{settings['tasks']} test tasks a seed, without transduction. {seeds_in_words(settings['seeds'])}"
+    )
+
+
+def _mark_overlap(ax: Axes, edge: float) -> None:
+    ax.axvline(edge, color="0.5", linestyle=":", linewidth=1)
+    ax.annotate("overlap →", (edge, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip

@@ -1,0 +1,122 @@
+"""Figure 4's runs against the paper's setting, which minibatches really overlap, verdicts on made-up accuracies."""
+
+import json
+from dataclasses import replace
+
+import matplotlib
+import pytest
+import torch
+
+from analysis.claims import CANNOT_FAIL, REFUTED, SUPPORTED
+from analysis.experiments import ablation, overlap
+from analysis.experiments.overlap import METHODS, REPLACEMENT, REPTILE, SEPARATE, SHARED, Grid, Point
+from figures.overlap import LOOKS, draw
+from figures.style import style
+from reptile_core.meta_gradients import total
+from reptile_core.philox import Purpose
+from reptile_core.tasks import ImagePool
+from tests.made_up import context, verdicts
+
+matplotlib.use("Agg")
+
+SCALE = overlap.SCALES["paper"]
+POINTS = overlap.GRIDS["paper"].points()
+
+
+def test_settings_are_figure_3s_with_100_samples_a_task():
+    assert (SCALE.iterations, SCALE.seeds >= 3) == (40_000, True)
+    evaluation = ablation.configure(total(4), SCALE, seed=0).evaluation.sampling
+    for method, point in overlap.cases(overlap.GRIDS["paper"]):
+        run = overlap.configure(method, point, SCALE, seed=0)
+        assert (run.sampling.n_way * run.sampling.shots, run.sampling.steps) == (100, point.steps)
+        assert (run.outer.step, run.outer.final, run.outer.optimizer) == (point.outer_step, 0.0, "plain")
+        assert run.weights == ((1.0,) * point.steps if method is REPTILE else (0.0,) * (point.steps - 1) + (1.0,))
+        assert (run.inner.optimizer, run.inner.reduction) == ("sgd", "mean")
+        assert run.inner.learning_rate == pytest.approx(25 * 0.003)
+        assert run.evaluation.sampling == evaluation
+
+
+@pytest.mark.parametrize("point", POINTS, ids=str)
+def test_tails_overlap_where_it_is_said(point):
+    pool = ImagePool(torch.zeros(10, 20, 1, 1, dtype=torch.uint8))
+
+    def drawn(method):
+        sampling = overlap.configure(method, point, SCALE, seed=0).sampling
+        tasks = pool.sample(sampling, seed=0, purpose=Purpose.TRAINING, iteration=0, task=0)
+        *earlier, tail = (batch.index.tolist() for batch in tasks.minibatches)
+        return earlier, tail
+
+    earlier, tail = drawn(SEPARATE)
+    assert not set(tail) & {i for batch in earlier for i in batch}
+    assert len(tail) == min(point.batch, 25)
+    assert all(len(batch) == min(point.batch, 100 - len(tail)) for batch in earlier)
+    earlier, tail = drawn(SHARED)
+    assert bool(set(tail) & {i for batch in earlier for i in batch}) == point.overlaps
+    assert len(tail) == point.batch
+
+
+def test_drawing_afresh_is_left_out_where_it_is_cycling():
+    cases = overlap.cases(Grid(steps=(4,), batch=(25, 100), outer_step=(0.25,)))
+    assert [p.sweep for m, p in cases if m is REPLACEMENT] == ["steps", "batch"]
+    assert len(cases) == 4 * 4 - 2
+
+
+def test_points_of_two_sweeps_may_be_one_run():
+    assert Point("steps", steps=4).run_name(SHARED) == Point("batch", batch=25).run_name(SHARED)
+    assert len({p.run_name(m) for p in POINTS for m in METHODS}) == len(METHODS) * len(
+        {replace(p, sweep="") for p in POINTS}
+    )
+
+
+def _run(monkeypatch, final, *, seeds=3):
+    """Made-up final accuracies by (method's name, steps, batch), a little better from seed to seed."""
+    monkeypatch.setitem(overlap.GRIDS, "smoke", Grid(steps=(2, 4, 6, 8), batch=(25, 100), outer_step=(0.25,)))
+
+    def accuracy(job, iteration):
+        method, point = job.variant.split(": ")
+        steps, batch = (int(word.strip(",")) for word in point.split()[0:4:3])
+        return final(method, steps, batch) + 0.001 * job.run.seed * (len(method) % 3)
+
+    made = context(accuracy, seeds=seeds)
+    return overlap.EXPERIMENT.run(made), overlap.EXPERIMENT.settings(made)
+
+
+def _paper(method, steps, batch):
+    return 0.9 if method == SHARED.name and steps * batch > 100 else 0.96
+
+
+def test_verdicts(monkeypatch):
+    def judged(final, **options):
+        return verdicts(overlap.EXPERIMENT, _run(monkeypatch, final, **options)[0])
+
+    assert set(judged(_paper).values()) == {SUPPORTED}
+    assert judged(lambda method, steps, batch: 0.96)["overlap-tail"] == REFUTED
+    assert judged(lambda method, steps, batch: 0.96)["overlap-others"] == CANNOT_FAIL
+    everything_falls = judged(lambda method, steps, batch: 0.9 if steps * batch > 100 else 0.96)
+    assert everything_falls["overlap-others"] == REFUTED
+    assert not {SUPPORTED, REFUTED} & set(judged(_paper, seeds=1).values())
+
+
+def test_measurements_are_the_means_of_the_points(monkeypatch):
+    def final(method, steps, batch):
+        return 0.9 - (0.01 * steps if method == SHARED.name and steps > 4 else 0.0)
+
+    rows = _run(monkeypatch, final, seeds=1)[0].measurements.set_index(["claim", "case"])["value"]
+    assert rows["overlap-tail", "inner steps: overlap"] == pytest.approx((0.06 + 0.08) / 2)
+    assert rows["overlap-tail", "inner steps: no overlap"] == pytest.approx(0.0)
+    assert rows["overlap-others", f"inner steps: {SHARED.name}"] == pytest.approx(-0.07)
+    assert rows["overlap-others", f"minibatch: {REPTILE.name}"] == pytest.approx(0.0)
+
+
+def test_figure_draws_the_numbers(monkeypatch):
+    result, settings = _run(monkeypatch, _paper, seeds=1)
+    assert json.loads(json.dumps(settings))["grid"]["steps"] == [2, 4, 6, 8]
+    assert set(LOOKS) == {method.name for method in METHODS}
+    with style():
+        figure = draw(result.tables, settings)["overlap"]
+    steps, _, outer = figure.axes
+    lines = {line.get_label(): list(line.get_ydata()) for line in steps.get_lines()}
+    assert lines[SHARED.name] == pytest.approx([96, 96, 90, 90])
+    assert lines[SEPARATE.name] == pytest.approx([96, 96, 96, 96])
+    assert REPLACEMENT.name not in [line.get_label() for line in outer.get_lines()]
+    assert figure.get_suptitle() == "After 8 inner steps FOMAML ends at 96 % with a tail of its own, 90 % without"
