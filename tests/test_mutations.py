@@ -1,0 +1,110 @@
+"""The ledger's checks can fail: each of these changes to the source, a sign, factor, bar or index, turns a verdict.
+
+A change is made to the text of one module, which is run anew and put in the place of the right one wherever that is in
+use; then the ledger is drawn up from one small check on a tanh network or a cubic.
+"""
+
+import inspect
+import sys
+from dataclasses import dataclass
+from types import ModuleType
+
+import pandas as pd
+import pytest
+
+from analysis.claims import NOT_JUDGED, SUPPORTED, ledger
+from analysis.experiments.theorems import CLAIMS
+from analysis.experiments.theory import Check, run_check
+from analysis.runs import Source
+from analysis.theory import derivatives, expectations, manifolds, modified_loss, taylor
+
+Checks = tuple[Check, ...]
+GRADIENTS, IDENTITIES, SGD, ANY_ORDER = (
+    (Check(name, "tanh network"),) for name in ("gradients", "identities", "sgd", "any order")
+)
+# The control of the second order is among the gradients.
+UPDATES = {k: (*GRADIENTS, Check("updates", "tanh network", k)) for k in (2, 3, 4)}
+EXPECTATIONS, MANIFOLDS = (Check("expectations", "tanh network", 2),), (Check("solution manifolds"),)
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change of `right`, which stands once in the module, to `wrong`, and the checks that are to notice."""
+
+    module: ModuleType
+    right: str
+    wrong: str
+    checks: Checks
+
+    def __str__(self) -> str:
+        return f"{self.module.__name__.split('.')[-1]}: {self.right} -> {self.wrong}"
+
+
+MUTATIONS = [
+    Mutation(taylor, "phi = phi - alpha * gradients[-1]", "phi = phi + alpha * gradients[-1]", GRADIENTS),
+    Mutation(taylor, "phi = phi - alpha * gradients[-1]", "phi = phi - 2 * alpha * gradients[-1]", GRADIENTS),
+    Mutation(taylor, "phi = phi - alpha * gradients[-1]", "phi = phi - alpha * gradients[0]", GRADIENTS),
+    Mutation(taylor, "point = point - alpha * g\n", "point = point + alpha * g\n", UPDATES[2]),
+    Mutation(taylor, "return losses[-1](point)", "return losses[0](point)", UPDATES[2]),
+    Mutation(taylor, "v = v - alpha * derivative", "v = v + alpha * derivative", IDENTITIES),
+    Mutation(taylor, "zip(losses[:-1], points[:-1]", "zip(losses[:-1], points[1:]", IDENTITIES),
+    Mutation(taylor, "terms.append(-derivative(loss, phi, s))", "terms.append(derivative(loss, phi, s))", GRADIENTS),
+    Mutation(taylor, "derivative(loss, phi, s, s) / 2", "derivative(loss, phi, s, s)", GRADIENTS),
+    Mutation(taylor, "derivative(loss, phi, -firsts)", "derivative(loss, phi, firsts)", GRADIENTS),
+    Mutation(taylor, "s = s + terms[0]", "s = terms[0]", GRADIENTS),
+    Mutation(taylor, "firsts = firsts + (terms[1]", "firsts = (terms[1]", GRADIENTS),
+    Mutation(taylor, "terms[1] -= product", "terms[1] += product", UPDATES[2]),
+    Mutation(taylor, "later - minus_h_k_s_k", "later + minus_h_k_s_k", UPDATES[3]),
+    Mutation(taylor, "derivative(loss, phi, g_bar_k, s_j)", "derivative(loss, phi, g_bar_k, g_bar_k)", UPDATES[3]),
+    Mutation(taylor, "later = later + product", "later = product", UPDATES[4]),
+    Mutation(taylor, "sum_of(weights, [terms[n]", "sum_of(weights[::-1], [terms[n]", UPDATES[2]),
+    Mutation(taylor, "alpha**n for n in range(len(kept))", "alpha**n / (n + 1) for n in range(len(kept))", GRADIENTS),
+    Mutation(expectations, "derivative(loss, phi, whole - g)", "derivative(loss, phi, whole)", IDENTITIES),
+    Mutation(expectations, "grad(mean_inner_product)(phi) / 2", "grad(mean_inner_product)(phi)", IDENTITIES),
+    Mutation(expectations, "(gram.sum() - gram.diagonal().sum())", "gram.sum()", IDENTITIES),
+    Mutation(expectations, "return sum(weights), -sum(w", "return sum(weights), sum(w", EXPECTATIONS),
+    Mutation(expectations, "for i, w in enumerate(weights))", "for i, w in enumerate(weights, 1))", EXPECTATIONS),
+    Mutation(expectations, "-2.0 * (k - 1)", "-2.0 * k", EXPECTATIONS),
+    Mutation(expectations, "_tree(pool, phi - alpha * g,", "_tree(pool, phi + alpha * g,", EXPECTATIONS),
+    Mutation(expectations, "/ perm(len(pool), depth + 1)", "/ perm(len(pool), k)", EXPECTATIONS),
+    Mutation(expectations, '"disjoint": -1 / (len(pool) - 1)', '"disjoint": -1 / len(pool)', IDENTITIES),
+    Mutation(expectations, "(8 * (half_plus", "(4 * (half_plus", EXPECTATIONS),
+    Mutation(modified_loss, "eps / (2 * m)", "eps / m", SGD),
+    Mutation(modified_loss, "derivative(b, phi, derivative(a, phi))", "derivative(a, phi, derivative(a, phi))", SGD),
+    Mutation(manifolds, "[inverse @ task.b", "[-inverse @ task.b", MANIFOLDS),
+    Mutation(manifolds, "points = points - alpha", "points = points + alpha", MANIFOLDS),
+    Mutation(derivatives, "factorial *= n", "factorial += n", ANY_ORDER),
+    Mutation(derivatives, "return jvp(f, (x,), (direction,))[1]", "return -jvp(f, (x,), (direction,))[1]", GRADIENTS),
+]
+
+
+def verdicts(checks: Checks) -> set[str]:
+    source = Source("glyphs", None, "")
+    rows = [row for check in checks for row in run_check(check, lambda _: None, source=source)[0]]
+    return set(ledger(CLAIMS, pd.DataFrame(rows)).verdict) - {NOT_JUDGED}
+
+
+def mutate(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put what the changed module defines in the place of the right, in every module of `analysis`."""
+    module, source = mutation.module, inspect.getsource(mutation.module)
+    assert source.count(mutation.right) == 1, mutation
+    namespace = {"__name__": module.__name__}
+    exec(compile(source.replace(mutation.right, mutation.wrong), str(module.__file__), "exec"), namespace)
+    users = [other for name, other in sys.modules.items() if name.startswith("analysis")]
+    for name, value in namespace.items():
+        if getattr(value, "__module__", None) == module.__name__ and inspect.isfunction(value):
+            right = getattr(module, name)
+            for user in users:
+                if getattr(user, name, None) is right:
+                    monkeypatch.setattr(user, name, value)
+
+
+@pytest.mark.parametrize("checks", sorted({mutation.checks for mutation in MUTATIONS}, key=str), ids=str)
+def test_the_right_source_is_supported(checks):
+    assert verdicts(checks) == {SUPPORTED}
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=str)
+def test_a_wrong_source_is_not(mutation, monkeypatch):
+    mutate(mutation, monkeypatch)
+    assert verdicts(mutation.checks) != {SUPPORTED}
