@@ -84,7 +84,7 @@ def expected_inner_gradients(pool: Sequence[Loss], phi: Vector, alpha: float, k:
     Orders that begin alike share their first steps: a tree with perm(m, 1) + … + perm(m, k) gradients in all.
     """
     _check_steps(k, len(pool))
-    means = torch.zeros(k, phi.numel(), dtype=phi.dtype)
+    means = phi.new_zeros(k, phi.numel())
     for depth, g in _tree(pool, phi, alpha, k, ()):
         means[depth] += g / perm(len(pool), depth + 1)
     return means

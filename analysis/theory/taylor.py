@@ -125,7 +125,7 @@ def evaluate_series(series: Series, alpha: float, order: int | None = None) -> V
 
 def sum_of(weights: Sequence[float], vectors: Sequence[Vector]) -> Vector:
     """sum_i w_i v_i."""
-    return torch.einsum("i,ip->p", torch.tensor(weights, dtype=vectors[0].dtype), torch.stack(list(vectors)))
+    return torch.einsum("i,ip->p", vectors[0].new_tensor(weights), torch.stack(list(vectors)))
 
 
 def remainder_slope(
