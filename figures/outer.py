@@ -58,7 +58,7 @@ def finding(races: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> str:
 def caption(settings: Mapping[str, Any], validation: pd.DataFrame) -> str:
     """What the figure shows, to be understood without the paper at hand."""
     inner, outer = settings["inner"], settings["outer_step"]["from"]
-    chosen = validation.step[validation.accuracy.fillna(-1.0).idxmax()]
+    chosen = validation.step[validation.accuracy.idxmax()]
     grid = ", ".join(f"{step:g}" for step in validation.step)
     return (
         f"After k = {settings['k']} steps of inner SGD from $\\phi$ to W: Reptile's meta-gradient is $g_1 + \\ldots + "

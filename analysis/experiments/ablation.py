@@ -22,6 +22,7 @@ from reptile_core.training import Evaluation, Inner, Outer, Run
 
 NAME = "ablation"
 N_WAY = SHOTS = 5
+CHANCE = 1 / N_WAY
 BATCH = 25
 LEARNING_RATE = 0.003  # on the sum over a minibatch, as the authors' code minimizes it: 0.075 on the mean
 OUTER_STEP = 0.25

@@ -18,6 +18,7 @@ import pandas as pd
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
 from analysis.experiments import ablation, sweeps
+from analysis.experiments.ablation import CHANCE
 from analysis.experiments.sweeps import Scale
 from analysis.runs import Job, Outcome
 from analysis.tables import over_seeds
@@ -74,12 +75,12 @@ def configure(method: str, scale: Scale, seed: int, *, adam_step: float) -> Run:
 
 
 def validation(context: Context, scale: Scale) -> tuple[dict[Job, Outcome], pd.DataFrame]:
-    """Adam outside at each step of the grid, from the seed set aside: columns step, accuracy (NaN if it diverged)."""
+    """Adam outside, each step of the grid, from the seed set aside: columns step, accuracy."""
     scale = replace(scale, every=scale.iterations, tasks=VALIDATION_TASKS[context.profile])
     named = [(f"{step:g}", configure(ADAM, scale, VALIDATION_SEED, adam_step=step)) for step in ADAM_STEPS]
     outcomes = sweeps.train(context, f"{NAME}: choosing Adam's step", named)
-    accuracy = sweeps.by_seed(sweeps.curves(NAME, outcomes)).loc[VALIDATION_SEED]
-    ends = [accuracy.get((name, scale.iterations), np.nan) for name, _ in named]
+    accuracy = sweeps.by_seed(sweeps.curves(NAME, outcomes), diverged=CHANCE).loc[VALIDATION_SEED]
+    ends = [accuracy.get((name, scale.iterations), CHANCE) for name, _ in named]
     return outcomes, pd.DataFrame({"step": ADAM_STEPS, "accuracy": ends})
 
 
@@ -127,8 +128,7 @@ def measurements(curves: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows for the ledger: every comparison is of the same seed, that is of the same tasks."""
     race = races(curves).set_index(["variant", "seed"])
     ahead = (race.maml_iterations - race.iterations) / curves.iteration.max()
-    ends = sweeps.by_seed(curves).reindex(columns=[(name, curves.iteration.max()) for name in METHODS])
-    final = ends.droplevel("iteration", axis="columns")
+    final = sweeps.by_seed(curves, diverged=CHANCE).xs(curves.iteration.max(), axis="columns", level="iteration")
     return [
         measurement("faster-than-maml", "Reptile", "check", ahead["Reptile"]),
         measurement("faster-than-maml", "joint training", "control", ahead["joint training"]),
@@ -157,7 +157,7 @@ def run(context: Context) -> Result:
     """Choose Adam's step, then train all methods over seeds."""
     scale = sweeps.scale_of(SCALES, context)
     tried, chosen = validation(context, scale)
-    step = float(chosen.step[chosen.accuracy.fillna(-1.0).idxmax()])  # of equals the smallest
+    step = float(chosen.step[chosen.accuracy.idxmax()])  # of equals the smallest
     outcomes = sweeps.train(
         context,
         NAME,

@@ -16,7 +16,7 @@ import pandas as pd
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
 from analysis.experiments import ablation, sweeps
-from analysis.experiments.ablation import BATCH, LEARNING_RATE, N_WAY, OUTER_STEP
+from analysis.experiments.ablation import BATCH, CHANCE, LEARNING_RATE, N_WAY, OUTER_STEP
 from analysis.experiments.sweeps import Scale
 from analysis.tables import over_seeds
 from reptile_core.meta_gradients import last, total
@@ -146,15 +146,16 @@ def cases(grid: Grid) -> list[tuple[Method, Point]]:
 
 
 def finals(grid: Grid, curves: pd.DataFrame) -> pd.DataFrame:
-    """Final accuracy: columns sweep, value, overlaps, method, variant (the run's name), seed, accuracy in [0, 1]."""
+    """Final accuracy: columns sweep, value, overlaps, method, variant (the run's name), seed, accuracy in [0, 1]; a run
+    that diverged ends at chance."""
     design = pd.DataFrame(
         [
             {"sweep": p.sweep, "value": p.value, "overlaps": p.overlaps, "method": m.name, "variant": p.run_name(m)}
             for m, p in cases(grid)
         ]
     )
-    ends = curves[(curves.quantity == "accuracy") & (curves.iteration == curves.iteration.max())]
-    return design.merge(ends[["variant", "seed", "value"]].rename(columns={"value": "accuracy"}), on="variant")
+    ends = sweeps.by_seed(curves, diverged=CHANCE).xs(curves.iteration.max(), axis="columns", level="iteration")
+    return design.merge(ends.melt(ignore_index=False, value_name="accuracy").reset_index(), on="variant")
 
 
 def measurements(finals: pd.DataFrame) -> list[dict[str, Any]]:

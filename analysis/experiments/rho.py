@@ -17,7 +17,7 @@ from scipy import stats
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
 from analysis.experiments import ablation, sweeps
-from analysis.experiments.ablation import N_WAY
+from analysis.experiments.ablation import CHANCE
 from analysis.experiments.sweeps import Scale
 from analysis.tables import over_seeds
 from reptile_core.meta_gradients import Variant, total
@@ -87,10 +87,10 @@ def gains(curves: pd.DataFrame) -> pd.DataFrame:
 
     A run that diverged classifies at chance from there on.
     """
-    accuracy = sweeps.by_seed(curves)
+    accuracy = sweeps.by_seed(curves, diverged=CHANCE)
     rows = []
     for variant in VARIANTS:
-        mine = accuracy[variant.name].reindex(columns=sorted(curves.iteration.unique())).fillna(1 / N_WAY)
+        mine = accuracy[variant.name]
         for seed, gain in (mine.loc[:, mine.columns > 0].mean(axis=1) - mine[0]).items():
             rows.append(
                 {

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from math import nan
 from typing import Any
 
 import pandas as pd
@@ -38,11 +39,15 @@ def curves(name: str, outcomes: Mapping[Job, Outcome]) -> pd.DataFrame:
     return tidy(_rows(name, outcomes))
 
 
-def by_seed(curves: pd.DataFrame) -> pd.DataFrame:
-    """Accuracy without transduction: a row for each seed, columns (variant, iteration); NaN where a run had ended."""
-    return curves[curves.quantity == "accuracy"].pivot_table(
-        index="seed", columns=["variant", "iteration"], values="value"
-    )
+def by_seed(curves: pd.DataFrame, *, diverged: float = nan) -> pd.DataFrame:
+    """Accuracy without transduction: a row for each seed, columns (variant, iteration), every one of each.
+
+    diverged: what stands where a run had ended early; chance is fair, where a variant is to be judged by such runs too.
+    """
+    measured = curves[curves.quantity == "accuracy"]
+    levels = [measured.variant.unique(), sorted(measured.iteration.unique())]
+    columns = pd.MultiIndex.from_product(levels, names=["variant", "iteration"])
+    return measured.pivot(index="seed", columns=columns.names, values="value").reindex(columns=columns).fillna(diverged)
 
 
 def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
