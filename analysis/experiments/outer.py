@@ -193,7 +193,11 @@ def settings(context: Context) -> dict[str, Any]:
 EXPERIMENT = Experiment(
     name=NAME,
     shows="Reptile beside MAML at figure 3's settings, and phi - W as a gradient for Adam",
-    takes={"smoke": "half a minute", "quick": "4 minutes, 2 after the ablation", "paper": "2 hours a seed after it"},
+    takes={
+        "smoke": "half a minute",
+        "quick": "4 minutes, 3 after the ablation",
+        "paper": "half an hour, and half an hour a seed, after the ablation (an estimate)",
+    },
     claims=CLAIMS,
     settings=settings,
     run=run,
