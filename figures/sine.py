@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from figures.style import COLOURS, finish
 
@@ -15,14 +16,14 @@ LOOKS = {"untrained": ("#009E73", "D"), "joint": (COLOURS["joint"], "o"), "repti
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables sine_picture and sine_intervals: a figure for each activation of the network."""
+    """From the tables sine_picture and sine_intervals: a figure for each network, the first one's called sine."""
     waves, losses = tables["sine_picture"], tables["sine_intervals"]
-    first = settings["activations"][0]
+    first = settings["networks"][0]
     return {
-        "sine" if activation == first else f"sine_{activation}": _draw(
-            waves[waves.activation == activation], losses[losses.activation == activation], activation, settings
+        "sine" if network == first else f"sine_{network.lower().replace(', ', '_')}": _draw(
+            waves[waves.network == network], losses[losses.network == network], network, settings
         )
-        for activation in settings["activations"]
+        for network in settings["networks"]
     }
 
 
@@ -36,36 +37,37 @@ def finding(losses: pd.DataFrame) -> str:
     )
 
 
-def caption(activation: str, settings: Mapping[str, Any]) -> str:
+def caption(network: str, settings: Mapping[str, Any]) -> str:
     """What the figure shows, to be understood without the paper at hand."""
     inner, seeds = settings["inner"], settings["seeds"]
     band = f"mean of {seeds} seeds, band: 95 % Student-t interval of that mean" if seeds > 1 else "one seed"
+    widths = "-".join(map(str, settings["widths"]))
     shown = ", ".join(map(str, settings["shown"]))
     return (
         "Tasks: $f(x) = a\\,\\sin(x + b)$, a uniform on [0.1, 5], b on [0, 2π], at "
-        f"{settings['points']} points; network {settings['network']}, {activation}; SGD with $\\alpha$ = "
-        f"{inner['learning_rate']} on the mean squared error.\n"
+        f"{settings['points']} points; network {widths}, {network}; SGD with $\\alpha$ = "
+        f"{inner['learning_rate']} on the mean squared error. "
         "Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,\\alpha\\,(g_1 + \\ldots + g_5)$, five disjoint minibatches "
-        f"of {settings['batch']}. Joint training: the same waves and points, all $g_i$ taken at $\\phi_1$.\n"
+        f"of {settings['batch']}. Joint training: the same waves and points, all $g_i$ taken at $\\phi_1$. "
         f"Both: {settings['iterations']:,} iterations, $\\epsilon$ from {settings['outer_step']['from']} linearly to "
-        f"0. Curves: the first test wave of seed 0 after {shown} steps.\n"
+        f"0. Curves: the first test wave of seed 0 after {shown} steps. "
         f"Loss: on all {settings['points']} points of {settings['tasks']} test waves a seed, "
         f"over that of f = 0: {band}."
     )
 
 
-def _draw(waves: pd.DataFrame, losses: pd.DataFrame, activation: str, settings: Mapping[str, Any]) -> Figure:
+def _draw(waves: pd.DataFrame, losses: pd.DataFrame, network: str, settings: Mapping[str, Any]) -> Figure:
     figure, axes = plt.subplots(2, 2, figsize=(9.6, 8.2))
     panels = dict(zip(WORDS, axes.flat, strict=False))
     top = 1.15 * max(waves.y.abs().max(), waves.prediction.abs().max())
     for name, ax in panels.items():
         _draw_wave(ax, waves[waves.initialization == name], LOOKS[name][0])
-        ax.set(title=f"start: {WORDS[name]}", xlabel="x", ylabel="f(x)", ylim=(-top, top))
-    axes[0, 0].legend(loc="upper center", ncol=3, fontsize=7.5, columnspacing=1.0, handlelength=1.6)
+        ax.set(title=f"start: {WORDS[name]}", xlabel="x", ylabel="f(x)", ylim=(-top, 1.25 * top))
+    axes[0, 0].legend(loc="upper center", ncol=4, fontsize=7.5, columnspacing=1.0, handlelength=1.6)
     _draw_losses(axes[1, 1], losses)
     for ax in axes.flat:
         ax.title.set_fontsize(10)
-    return finish(figure, finding(losses), caption(activation, settings))
+    return finish(figure, finding(losses), caption(network, settings))
 
 
 def _draw_wave(ax: Axes, curves: pd.DataFrame, colour: str) -> None:
@@ -95,4 +97,7 @@ def _draw_losses(ax: Axes, losses: pd.DataFrame) -> None:
     ax.axhline(1, color="0.5", linestyle=":", linewidth=1)
     ax.set(yscale="log", xlabel="gradient steps on the ten points", ylabel="loss / loss of f = 0", title="test waves")
     ax.set_xticks(range(0, int(losses.step.max()) + 1, 8))
-    ax.legend(loc="lower left", fontsize=8)
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")
+    ax.yaxis.set_minor_locator(NullLocator())
+    ax.legend(loc="center right", fontsize=8)

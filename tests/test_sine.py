@@ -25,10 +25,12 @@ ITERATIONS = 6
 
 def test_settings_are_the_papers():
     assert sine.SCALES["paper"].iterations == 30_000
-    assert set(sine.SCALES["paper"].activations) == {"tanh", "relu"}  # the authors' script, and the paper
+    assert set(sine.JUDGED) <= set(sine.SCALES["paper"].networks)
+    activations = [sine.NETWORKS[network][0] for network in sine.JUDGED]
+    assert activations == ["tanh", "relu"]  # the authors' script, and the paper
     assert (sine.POINTS, sine.BATCH, sine.K, sine.TEST_STEPS) == (50, 10, 5, 32)
     assert (sine.LEARNING_RATE, sine.OUTER_STEP) == (0.02, 0.1)
-    assert mlp().shapes["linear1.weight"] == (64, 64)
+    assert sine.WIDTHS == (1, 64, 64, 1)
     assert sine.grid().tolist() == pytest.approx(np.linspace(-5, 5, 50).tolist(), abs=1e-6)
 
 
@@ -74,6 +76,22 @@ def _sgd_step(module, x, y, step):
         parameter.data -= step * g
 
 
+def test_first_weights_are_pytorchs():
+    """Each part as uniform and as wide as torch.nn.Linear's own."""
+    network = mlp()
+    found = network.unflatten(torch.stack([sine.initialize(network, seed, "pytorch") for seed in range(50)]))
+    torch.manual_seed(0)
+    for index, widths in enumerate(((1, 64), (64, 64), (64, 1))):
+        layers = [torch.nn.Linear(*widths) for _ in range(50)]
+        for part in ("weight", "bias"):
+            theirs = torch.stack([getattr(layer, part).detach() for layer in layers])
+            ours = found[f"linear{index}.{part}"]
+            assert ours.abs().max() <= widths[0] ** -0.5
+            # standard deviation of at least 50 numbers: to a tenth, or four standard errors
+            assert ours.std().item() == pytest.approx(theirs.std().item(), rel=max(0.1, 4 * ours.numel() ** -0.5))
+    assert torch.equal(sine.initialize(network, 3, "glorot"), network.initialize(3))
+
+
 def _wave(seed, purpose, iteration):
     u = philox.uniform(seed, purpose, 52, iteration=iteration)
     a, b = 0.1 + 4.9 * u[0], 2 * pi * u[1]
@@ -87,7 +105,7 @@ def test_training_is_the_authors_loop(name, activation):
     """Copy the weights, take five SGD steps (or one on everything, five times as long), move a part of the way."""
     found = sine.train(sine.Item(name, activation, ITERATIONS, seeds=2, tasks=1), lambda steps: None)
     for seed in range(2):
-        module = _module(mlp(activation=activation).initialize(seed), activation)
+        module = _module(sine.initialize(mlp(activation=activation), seed, "pytorch"), activation)
         for iteration in range(ITERATIONS):
             x, y, order = _wave(seed, Purpose.TRAINING, iteration)
             before = copy.deepcopy(module.state_dict())
@@ -128,7 +146,7 @@ def test_predicting_zero_leaves_all():
 def _losses(final, seeds=3):
     """A made-up table: 1 before the steps, final[initialization] after the last."""
     return pd.DataFrame(
-        {"activation": "tanh", "initialization": name, "seed": seed, "step": step, "value": value + 0.001 * seed}
+        {"network": "tanh", "initialization": name, "seed": seed, "step": step, "value": value + 0.001 * seed}
         for name, last in final.items()
         for seed in range(seeds)
         for step, value in ((0, 1.0), (32, last))
@@ -159,9 +177,9 @@ def test_figure_is_the_tables():
     waves = pd.concat([picture.assign(initialization=name) for name in sine.INITIALIZATIONS])
     tables = {
         "sine_picture": waves,
-        "sine_intervals": over_seeds(losses, ["activation", "initialization", "step"]),
+        "sine_intervals": over_seeds(losses, ["network", "initialization", "step"]),
     }
-    settings = sine.SETTINGS | {"activations": ("tanh",), "iterations": 30_000, "seeds": 3, "tasks": 100}
+    settings = sine.SETTINGS | {"networks": ("tanh",), "iterations": 30_000, "seeds": 3, "tasks": 100}
     with style():
         figures = draw(tables, settings)
     assert figures.keys() == {"sine"}
