@@ -14,7 +14,7 @@ from figures.style import COLOURS, finish
 PANELS = {
     "cosine": "cosine of two minibatch gradients",
     "inner product": "inner product of two minibatch gradients",
-    "variance": "variance of minibatch gradients, summed over φ",
+    "variance": "variance of minibatch gradients (trace)",
     "generalization gap": "test loss − training loss (nats)",
     "test accuracy": "test accuracy",
 }
@@ -59,12 +59,13 @@ def caption(summary: pd.DataFrame, settings: Mapping[str, Any]) -> str:
     return (
         f"Digits classifier ({settings['network']}), SGD $\\phi \\leftarrow \\phi - \\alpha g$ with $\\alpha$ = "
         f"{settings['learning_rate']} on the mean loss of minibatches (epochs without repeats of {count} training "
-        "images), from one initialization a seed\n"
+        "images), from one initialization a seed "
         f"to the point where the loss on all training images first is {settings['target']} nats "
         f"({steps.min():,.0f} … {steps.max():,.0f} steps in the mean). "
-        f"Gradients there: of {count // on} disjoint minibatches of {on}, the same for all; means over all pairs.\n"
+        f"Gradients there: of {count // on} disjoint minibatches of {on}, the same for all; means over all pairs. "
         f"{bars}; dots: single seeds. Another order: other random numbers for the order of the images alone. "
-        f"Settled: by full batch from {settings['settled_from'] * settings['target']:g} nats on."
+        f"Settled: by full batch from {settings['settled_from'] * settings['target']:g} nats on, "
+        "without what the noise of small minibatches adds to the mean gradient."
     )
 
 

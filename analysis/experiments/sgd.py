@@ -72,7 +72,7 @@ SETTINGS: dict[str, Any] = {
     "settled_from": SETTLED_FROM,
     "most_steps": MOST_STEPS,
 }
-UNIT = "less full batch's, in standard deviations of what another order of the minibatches changes in it"
+UNIT = "less the full batch's, in standard deviations of what another order changes"
 REASON = "less than one such deviation is what chance makes in one seed of three"
 CONTROL = f"minibatches of {SMALL} in another order, compared with themselves"
 CLAIMS = (
@@ -150,7 +150,7 @@ def train(
     optimizer, seeds, in_epoch = SGD(LEARNING_RATE), len(phi), TRAINING_IMAGES // batch
     end, steps = torch.full_like(phi, float("nan")), torch.zeros(seeds, dtype=torch.long)
     for step in range(MOST_STEPS):
-        if step % in_epoch == 0:
+        if step == 0 or (in_epoch > 1 and step % in_epoch == 0):  # the full batch has no order
             shuffled = _orders(seeds, Purpose.TRAINING, TRAINING_IMAGES, iteration=step // in_epoch, task=order)
             epoch = minibatches(data, shuffled, batch)
         here = Minibatch(epoch.x[:, step % in_epoch], epoch.y[:, step % in_epoch])
