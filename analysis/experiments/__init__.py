@@ -3,6 +3,7 @@
 from analysis.experiment import Experiment
 from analysis.experiments import (
     ablation,
+    inner_products,
     outer,
     overlap,
     rho,
@@ -10,6 +11,7 @@ from analysis.experiments import (
     sine,
     theory,
     validity,
+    variance,
     zero_shot,
 )
 
@@ -18,12 +20,14 @@ EXPERIMENTS: dict[str, Experiment] = {
     for module in (
         theory,
         ablation,
+        inner_products,
         outer,
         overlap,
         rho,
         sgd,
         sine,
         validity,
+        variance,
         zero_shot,
     )
 }

@@ -1,0 +1,293 @@
+"""Does meta-training raise the inner product between gradients of different minibatches of one task?
+
+AvgGradInner = 1/2 d/dphi E[g_bar_1 . g_bar_2] is in every update with k > 1 and not in joint training's g_1. Here inner
+products and cosines of minibatch gradients are measured along figure 3's runs, within tasks and between them, at the
+initialization and after adaptation. And one small step is taken along what Reptile's update has beyond k AvgGrad: does
+it alone raise the inner product of its task? With independent minibatches a longer gradient raises the inner product
+too; cosines and squared norms stand beside.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from math import perm
+from typing import Any, Literal, get_args
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analysis.claims import Claim, measurement
+from analysis.experiment import Context, Experiment, Result
+from analysis.experiments import ablation
+from analysis.experiments.along_training import Point, points, spread
+from analysis.tables import over_seeds
+from analysis.theory.derivatives import Loss, Vector, gradient
+from analysis.theory.expectations import expected_inner_gradients
+from analysis.theory.inner_products import Gram, cosines, gradient_gram, summarize
+from analysis.workers import Progress
+from reptile_core.meta_gradients import last, total
+from reptile_core.networks import Minibatch, cross_entropy
+from reptile_core.philox import Purpose
+from reptile_core.tasks import Sampling
+from reptile_core.training import build_network
+
+NAME = "inner_products"
+Characters = Literal["train", "test"]
+MINIBATCHES = 4  # of a task: the most disjoint ones of 25 that 20 drawings of 5 characters give
+SAMPLING = Sampling(ablation.N_WAY, ablation.SHOTS * MINIBATCHES, ablation.BATCH, MINIBATCHES)
+VARIANTS = (last(1), total(2), last(2), total(4), last(4))
+REPTILE = total(MINIBATCHES)  # whose steps are taken apart, and whose Gram matrices are drawn
+STEP_SHARE = 0.1  # of figure 3's outer step on the same task: small, and above float32's round-off by far
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Tasks at each point; how many points of a run, both ends among them; and tasks on which steps are taken, at both
+    ends of Reptile's runs."""
+
+    tasks: int
+    points: int
+    step_tasks: int
+
+
+SCALES = {"smoke": Scale(4, 2, 1), "quick": Scale(6, 3, 2), "paper": Scale(24, 9, 8)}
+CLAIMS = (
+    Claim(
+        "inner-product-rises",
+        "B",
+        "experiment",
+        "meta-training with k > 1 raises the cosine between gradients of minibatches of one task, at the "
+        "initialization: above joint training's (g1), and more than that of pairs from different tasks",
+        "cosine within tasks, at the end: less g1's; or its rise in training less that between tasks",
+        0.05,
+        2.0,
+        "a twentieth of an aligned pair's; some dozens of pairs leave an error of about 0.02",
+        "pairs from different tasks in the place of one task's",
+    ),
+    Claim(
+        "inner-product-step",
+        "B",
+        "experiment",
+        "a small step along what Reptile's expected update has beyond k AvgGrad raises the inner product between "
+        "gradients of minibatches of its task",
+        "relative change of the mean inner product",
+        0.0,
+        1e3,
+        "any rise, over seeds",
+        "a step of the same length the other way",
+    ),
+)
+
+
+def losses_of(point: Point, characters: Characters, tasks: int) -> list[list[Loss]]:
+    """The losses of each task's minibatches: the same tasks at every point of every variant of a seed, none of them
+    from the training stream."""
+    pool, run = point.pool(characters), point.job.run
+    drawn = pool.sample(SAMPLING, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=0, task=torch.arange(tasks))
+    loss = cross_entropy(build_network(run), reduction=run.inner.reduction)
+    return [[partial(_of, loss, pool.minibatch(batch)) for batch in drawn[i].minibatches] for i in range(tasks)]
+
+
+def adapted(loss: Loss, phi: Vector, *, alpha: float, steps: int) -> Vector:
+    """phi after so many steps of SGD on one minibatch."""
+    for _ in range(steps):
+        phi = phi - alpha * gradient(loss, phi)
+    return phi
+
+
+def grams(losses: Sequence[Sequence[Loss]], phi: Vector, *, alpha: float, steps: int) -> tuple[Gram, Gram]:
+    """Gram matrices of all tasks' gradients, task by task: at phi; and after adaptation, each task's at its own
+    parameters, `steps` steps on its first minibatch away, of its other minibatches."""
+    before = gradient_gram([loss for mine in losses for loss in mine], phi)
+    moved = []
+    for first, *others in losses:
+        displacement = adapted(first, phi, alpha=alpha, steps=steps) - phi
+        moved += [partial(_displaced, loss, displacement) for loss in others]
+    return before, gradient_gram(moved, phi)
+
+
+def summaries(gram: Gram, tasks: int) -> list[dict[str, Any]]:
+    """Rows quantity, pairs, value, standard_error of a Gram matrix whose gradients lie task by task.
+
+    pairs: "within" and "between" tasks and their "difference"; "self", a gradient with itself.
+    """
+    gram, task = gram.cpu().double(), torch.arange(tasks).repeat_interleave(len(gram) // tasks)
+    rows = [{"quantity": "inner product", "pairs": "self", "value": float(gram.diagonal().mean())}]
+    for quantity, matrix in (("inner product", gram), ("cosine", cosines(gram))):
+        for pairs, estimate in vars(summarize(matrix, task)).items():
+            rows.append({"quantity": quantity, "pairs": pairs, **asdict(estimate)})
+    return rows
+
+
+def measure(item: tuple[Point, Characters], progress: Progress, *, tasks: int) -> tuple[list[dict[str, Any]], Gram]:
+    """Rows of one point, before and after adaptation, and the Gram matrix before it."""
+    point, characters = item
+    run = point.job.run
+    before, after = grams(
+        losses_of(point, characters, tasks),
+        point.phi,
+        alpha=run.inner.learning_rate,
+        steps=run.evaluation.sampling.steps,
+    )
+    where = {"variant": point.job.variant, "seed": run.seed, "iteration": point.iteration, "characters": characters}
+    rows = [
+        where | {"when": when} | row
+        for when, gram in (("before", before), ("after", after))
+        for row in summaries(gram, tasks)
+    ]
+    progress(1)
+    return rows, before.cpu()
+
+
+def pair_means(losses: Sequence[Loss], phi: Vector) -> dict[str, float]:
+    """Means over pairs of different losses of their gradients' inner product and cosine, and over the losses of the
+    squared norm."""
+    gram = gradient_gram(losses, phi).double()
+    cosine = cosines(gram)
+    return {
+        "inner product": float(gram.sum() - gram.trace()) / perm(len(losses), 2),
+        "cosine": float(cosine.sum() - cosine.trace()) / perm(len(losses), 2),
+        "squared norm": float(gram.diagonal().mean()),
+    }
+
+
+def step_effects(losses: Sequence[Loss], phi: Vector, alpha: float) -> list[dict[str, Any]]:
+    """Rows direction, quantity, before, after of small steps phi - s u, all of the same length, on one task.
+
+    With all its minibatches in every order, E[g_1 + … + g_k] is exact; u is what it has "beyond" k AvgGrad, the
+    "opposite" of that, or "AvgGrad".
+    """
+    means = expected_inner_gradients(losses, phi, alpha, len(losses))
+    update, avg_grad = means.sum(0), means[0]
+    beyond = update - len(losses) * avg_grad
+    length = STEP_SHARE * ablation.OUTER_STEP * alpha * update.norm()
+    before = pair_means(losses, phi)
+    rows = []
+    for direction, u in (("beyond", beyond), ("opposite", -beyond), ("AvgGrad", avg_grad)):
+        after = pair_means(losses, phi - length * u / u.norm())
+        rows += [{"direction": direction, "quantity": q, "before": before[q], "after": after[q]} for q in before]
+    return rows
+
+
+def measure_steps(point: Point, progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
+    """Rows of `step_effects` on each task at one point."""
+    run = point.job.run
+    rows = []
+    for task, losses in enumerate(losses_of(point, "train", tasks)):
+        where = {"seed": run.seed, "iteration": point.iteration, "task": task}
+        rows += [where | row for row in step_effects(losses, point.phi, run.inner.learning_rate)]
+        progress(1)
+    return rows
+
+
+def changes(steps: pd.DataFrame) -> pd.DataFrame:
+    """Means over tasks, seed by seed: columns seed, iteration, direction, quantity, value. Cosines: after less before;
+    inner products and squared norms: the same relative to before."""
+    by = ["direction", "quantity", "iteration", "seed"]
+    mean = steps.groupby(by, sort=False)[["before", "after"]].mean().reset_index()
+    unit = mean.before.abs().where(mean.quantity != "cosine", 1.0)
+    return mean.assign(value=(mean.after - mean.before) / unit)[[*by, "value"]]
+
+
+def measurements(table: pd.DataFrame, steps: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for the ledger. Judged: training characters before adaptation. Test characters, cosines of a step and the
+    step along AvgGrad are told beside."""
+    cosine = table[(table.when == "before") & (table.quantity == "cosine")].pivot_table(
+        index="seed", columns=["characters", "pairs", "variant", "iteration"], values="value"
+    )
+    start, end, joint = table.iteration.min(), table.iteration.max(), VARIANTS[0].name
+    rows = []
+    for characters, pairs, rising, role in (
+        ("train", "within", "difference", "check"),
+        ("train", "between", "between", "control"),
+        ("test", "within", "difference", "beside"),
+    ):
+        level, rise = cosine[characters, pairs], cosine[characters, rising]
+        for variant in [v.name for v in VARIANTS if v.k > 1]:
+            against_joint = level[variant, end] - level[joint, end]
+            against_others = rise[variant, end] - rise[variant, start]
+            for case, values in (("end less g1's", against_joint), ("rise less other tasks'", against_others)):
+                rows.append(measurement("inner-product-rises", f"{variant}, {characters}: {case}", role, values))
+    judged = {("beyond", "inner product"): "check", ("opposite", "inner product"): "control"}
+    for (direction, quantity, iteration), part in changes(steps).groupby(["direction", "quantity", "iteration"]):
+        case = f"{direction}, {quantity}, after {iteration} iterations"
+        rows.append(
+            measurement("inner-product-step", case, judged.get((direction, quantity), "beside"), part.value.dropna())
+        )
+    return rows
+
+
+def gram_table(by_point: Iterable[tuple[Point, Gram]]) -> pd.DataFrame:
+    """Long table of Gram matrices: columns variant, seed, iteration, row, column, inner_product, cosine."""
+    parts = []
+    for point, gram in by_point:
+        cells = pd.DataFrame(
+            [
+                (row, column, float(gram[row, column]), float(cosine))
+                for row, line in enumerate(cosines(gram.double()))
+                for column, cosine in enumerate(line)
+            ],
+            columns=["row", "column", "inner_product", "cosine"],
+        )
+        parts.append(cells.assign(variant=point.job.variant, seed=point.job.run.seed, iteration=point.iteration))
+    return pd.concat(parts)
+
+
+def run(context: Context) -> Result:
+    """Measure points of the variants' runs on training and on test characters; take Reptile's steps apart."""
+    scale = SCALES[context.profile]
+    every = points(context, VARIANTS)
+    items = [(point, characters) for point in spread(every, scale.points) for characters in get_args(Characters)]
+    found = context.workers.map(NAME, partial(measure, tasks=scale.tasks), items, unit=" points")
+    table = pd.DataFrame([row for rows, _ in found for row in rows])
+
+    ends = [point for point in spread(every, 2) if point.job.variant == REPTILE.name]
+    work = partial(measure_steps, tasks=scale.step_tasks)
+    effects = context.workers.map(f"{NAME}, steps", work, ends, sizes=[scale.step_tasks] * len(ends), unit=" tasks")
+    steps = pd.DataFrame([row for rows in effects for row in rows])
+
+    by_item = {item: gram for item, (_, gram) in zip(items, found, strict=True)}
+    drawn = [(point, by_item[point, "train"]) for point in ends if point.job == ends[0].job]
+    tables = {
+        NAME: table,
+        f"{NAME}_intervals": over_seeds(table, ["variant", "characters", "when", "quantity", "pairs", "iteration"]),
+        f"{NAME}_steps": steps,
+        f"{NAME}_changes": over_seeds(changes(steps), ["direction", "quantity", "iteration"]),
+        f"{NAME}_gram": gram_table(drawn),
+    }
+    return Result(tables, pd.DataFrame(measurements(table, steps)))
+
+
+def settings(context: Context) -> dict[str, Any]:
+    return asdict(SCALES[context.profile]) | {
+        "variants": {variant.name: variant.label for variant in VARIANTS},
+        "n_way": ablation.N_WAY,
+        "minibatches": MINIBATCHES,
+        "batch": ablation.BATCH,
+        "learning_rate": ablation.LEARNING_RATE,
+        "adaptation_steps": ablation.EVALUATION_STEPS,
+        "outer_step": ablation.OUTER_STEP,
+        "step_share": STEP_SHARE,
+        "seeds": ablation.scale_of(context).seeds,
+    }
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    shows="whether Reptile raises the inner product between gradients of minibatches of one task",
+    takes={"smoke": "seconds", "quick": "a minute and a half after the ablation", "paper": "an hour after it"},
+    claims=CLAIMS,
+    settings=settings,
+    run=run,
+)
+
+
+def _of(loss: Callable[[Vector, Minibatch], Tensor], minibatch: Minibatch, phi: Vector) -> Float[Tensor, ""]:
+    return loss(phi, minibatch)
+
+
+def _displaced(loss: Loss, displacement: Vector, phi: Vector) -> Float[Tensor, ""]:
+    """The loss at phi + displacement: its gradient in phi at one phi is that at each task's own parameters."""
+    return loss(phi + displacement)

@@ -1,0 +1,157 @@
+"""Inner products and cosines of minibatch gradients: along meta-training, pair by pair, and after one step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from figures.curves import seeds_in_words
+from figures.style import COLOURS, finish
+from reptile_core.meta_gradients import Variant, figure_3
+
+LINES = {1: "-", 2: "--", 4: "-"}
+MARKERS = {"joint": "o", "sum": "s", "last": "^"}
+WHEN = {"before": "at the initialization", "after": "after adaptation"}
+DIRECTIONS = {
+    "beyond": ("what Reptile has beyond $k$ AvgGrad", COLOURS["sum"]),
+    "opposite": ("the opposite of that", COLOURS["average"]),
+    "AvgGrad": ("AvgGrad", COLOURS["joint"]),
+}
+
+
+def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
+    """From the tables inner_products_intervals, inner_products_gram and inner_products_changes."""
+    return {
+        "inner_products": _along_training(tables["inner_products_intervals"], settings),
+        "inner_products_gram": _matrices(tables["inner_products_gram"], settings),
+        "inner_products_steps": _steps(tables["inner_products_changes"], settings),
+    }
+
+
+def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
+    variants = [variant for variant in figure_3() if variant.name in settings["variants"]]
+    panels = (("cosine", "within", "cosine"), ("inner product", "within", "inner product"),
+              ("inner product", "self", "squared norm"))  # fmt: skip
+    figure, axes = plt.subplots(len(WHEN), len(panels), figsize=(11, 6.8), sharex=True)
+    for row, (when, words) in enumerate(WHEN.items()):
+        for ax, (quantity, pairs, label) in zip(axes[row], panels, strict=True):
+            part = table[(table.when == when) & (table.quantity == quantity)]
+            for variant in variants:
+                mine = part[part.variant == variant.name]
+                train = mine[mine.characters == "train"]
+                _line(ax, train[train.pairs == pairs], variant)
+                if pairs == "within":
+                    between = train[train.pairs == "between"]
+                    ax.plot(between.iteration, between["mean"], ":", color=COLOURS[variant.kind], linewidth=1.1)
+                test = mine[(mine.characters == "test") & (mine.pairs == pairs)]
+                ax.plot(test.iteration, test["mean"], MARKERS[variant.kind], color=COLOURS[variant.kind],
+                        markersize=5, markerfacecolor="none", clip_on=False)  # fmt: skip
+            ax.set_title(f"{label}, {words}", fontsize=9.5)
+            ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+            ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
+    for ax in axes[-1]:
+        ax.set_xlabel("meta-iterations")
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
+    within = table[(table.when == "before") & (table.quantity == "cosine") & (table.pairs == "within")]
+    mean = within[within.characters == "train"].set_index(["variant", "iteration"])["mean"]
+    joint, longest = variants[0].name, max(variants, key=lambda variant: (sum(variant.weights), variant.k))
+    (first, *_, end) = sorted(within.iteration.unique())
+    finding = (
+        f"Gradients of one task's minibatches: cosine {mean[joint, first]:.2f} before meta-training, "
+        f"{mean[joint, end]:.2f} after it with $\\mathbf{{g_1}}$, {mean[longest.name, end]:.2f} with ${longest.label}$"
+    )
+    caption = (
+        "Pairs of different minibatches. Solid and dashed lines: of one task; dotted: of two tasks, whose labels are "
+        f"dealt independently; filled marks and lines: training characters, hollow: test characters. "
+        f"{settings['tasks']} tasks of {settings['n_way']} characters a seed with {settings['minibatches']} disjoint "
+        f"minibatches of {settings['batch']}, the same tasks for every variant; gradients of the summed loss.\n"
+        f"After adaptation: each task's gradients after {settings['adaptation_steps']} SGD steps "
+        f"($\\alpha$ = {settings['learning_rate']}) on its first minibatch, of the others. "
+        + seeds_in_words(settings["seeds"])
+    )
+    return finish(figure, finding, caption, right=0.85)
+
+
+def _line(ax: Axes, curve: pd.DataFrame, variant: Variant) -> None:
+    """Mean along training with its interval over seeds."""
+    colour = COLOURS[variant.kind]
+    ax.plot(curve.iteration, curve["mean"], LINES[variant.k], color=colour, marker=MARKERS[variant.kind],
+            markersize=4, linewidth=1.5, label=f"${variant.label}$")  # fmt: skip
+    if curve.low.notna().any():
+        ax.fill_between(curve.iteration, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+
+
+def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
+    """Gram matrices as heat maps: cosines above, inner products below, one column for each iteration."""
+    iterations, size = sorted(table.iteration.unique()), settings["minibatches"]
+    rows = (("cosine", "cosine", -1.0, 1.0), ("inner_product", "inner product", None, None))
+    figure, axes = plt.subplots(len(rows), len(iterations), figsize=(8.6, 8.9), squeeze=False)
+    for line, (column, label, low, high) in zip(axes, rows, strict=True):
+        for ax, iteration in zip(line, iterations, strict=True):
+            grid = table[table.iteration == iteration].pivot(index="row", columns="column", values=column)
+            top = high if high is not None else grid.abs().to_numpy().max()
+            sns.heatmap(grid, ax=ax, vmin=low if low is not None else -top, vmax=top, cmap="RdBu_r", square=True,
+                        xticklabels=False, yticklabels=False, cbar_kws={"shrink": 0.75})  # fmt: skip
+            tasks = range(len(grid) // size)
+            for edge in tasks:
+                ax.axhline(edge * size, color="0.25", linewidth=0.6)
+                ax.axvline(edge * size, color="0.25", linewidth=0.6)
+            middles = [(task + 0.5) * size for task in tasks]
+            ax.set_xticks(middles, [str(task + 1) for task in tasks], fontsize=8)
+            ax.set_yticks(middles, [str(task + 1) for task in tasks], fontsize=8, rotation=0)
+            ax.set(xlabel="task", ylabel="task")
+            ax.set_title(f"{label}, after {iteration:,} iterations", fontsize=9.5)
+    other = table[table.row // size != table.column // size].groupby("iteration").cosine.mean()
+    same = table[(table.row // size == table.column // size) & (table.row != table.column)]
+    mean = same.groupby("iteration").cosine.mean()
+    finding = (
+        f"Cosines of minibatch gradients within a task: {mean[iterations[0]]:.2f} before Reptile, "
+        f"{mean[iterations[-1]]:.2f} after it; between tasks {other[iterations[0]]:.2f} and {other[iterations[-1]]:.2f}"
+    )
+    caption = (
+        f"All pairs of gradients of {size} minibatches of each task at the initialization, along a run of "
+        f"{table.variant.iloc[0]}, seed {table.seed.iloc[0]}; training characters, summed loss of {settings['batch']} "
+        "examples. The diagonal is a gradient with itself: 1, and its squared norm. With independent minibatches, "
+        "longer gradients raise inner products at an equal cosine."
+    )
+    return finish(figure, finding, caption)
+
+
+def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
+    """Change of inner product, cosine and squared norm after one step, by direction, at the start and at the end."""
+    panels = (
+        ("inner product", 100, "inner product (%)"), ("cosine", 1, "cosine"), ("squared norm", 100, "squared norm (%)")
+    )  # fmt: skip
+    iterations = sorted(table.iteration.unique())
+    figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 4.4))
+    for ax, (quantity, scale, label) in zip(axes, panels, strict=True):
+        for shift, (direction, (words, colour)) in zip((-0.2, 0, 0.2), DIRECTIONS.items(), strict=True):
+            mine = table[(table.quantity == quantity) & (table.direction == direction)].set_index("iteration")
+            mine = scale * mine.loc[iterations, ["mean", "low", "high"]]
+            x = [position + shift for position in range(len(iterations))]
+            ax.plot(x, mine["mean"], "o", color=colour, markersize=6, label=words)
+            ax.vlines(x, mine.low, mine.high, color=colour, linewidth=1.6)
+        ax.axhline(0, color="0.3", linewidth=1)
+        ax.set_xticks(range(len(iterations)), [f"after {iteration:,}\niterations" for iteration in iterations])
+        ax.set_xlim(-0.5, len(iterations) - 0.5)
+        ax.grid(visible=False, axis="x")
+        ax.set_title(f"change of the {label}", fontsize=9.5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3, fontsize=9,
+                  bbox_to_anchor=(0.5, 0.21))  # fmt: skip
+    beyond = table[(table.direction == "beyond") & (table.quantity == "inner product")]["mean"]
+    verb = "raises" if (beyond > 0).all() else "does not always raise"
+    finding = f"A small step along what Reptile adds to AvgGrad {verb} the inner product of its task's gradients"
+    k = settings["minibatches"]
+    caption = (
+        f"One task's {k} minibatches of {settings['batch']}, E[$g_1 + \\ldots + g_{k}$] exactly over all their orders "
+        f"($\\alpha$ = {settings['learning_rate']}), at points of a run of Reptile; steps of equal length, "
+        f"{settings['step_share']:g} of the outer step (eps = {settings['outer_step']:g}) on that task. Inner product "
+        f"and cosine: means over pairs of different minibatches. {settings['step_tasks']} tasks a point and seed. "
+        + ("Bars: 95 % Student-t intervals over " if settings["seeds"] > 1 else "")
+        + f"{settings['seeds']} seeds."
+    )
+    return finish(figure, finding, caption)
