@@ -93,7 +93,7 @@ def prepare(options: argparse.Namespace) -> Plan:
     data = datasets.load(options.dataset, data=options.data, quiet=options.quiet)
     context = Context(
         profile=options.profile,
-        source=Source(data.name, options.data, data.content),
+        source=Source(data.name, options.data, data.content, data.real),
         workers=Workers(options.workers or (1 if device == "cuda" else available_cores()), quiet=options.quiet),
         runs=out / "runs",
         seeds=options.seeds,

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.claims import NO_MEASUREMENTS, Claim
-from analysis.runs import Job, Outcome, Source, execute
+from analysis.runs import Job, Outcome, Source, execute, find
 from analysis.workers import Workers
 from reptile_core.training import Run
 
@@ -22,7 +22,8 @@ PROFILES = ("smoke", "quick", "paper")
 class Context:
     """What every experiment is given: at what scale, on which data and device, with whom, and where runs are kept.
 
-    seeds: how many, where the user says so; None for the profile's.
+    source: the data that the script loads. seeds: how many, where the user says so; None for the profile's. cells: the
+    beginnings of the names of what `few_shot` is to train, where the user says so; none for all.
     """
 
     profile: str
@@ -30,13 +31,19 @@ class Context:
     workers: Workers
     runs: Path
     seeds: int | None = None
+    cells: tuple[str, ...] = ()
     device: str = "cpu"
     fresh: bool = False
     trained: set[str] = field(default_factory=set)  # keys of the runs that this invocation has seen to
 
-    def job(self, run: Run, name: str) -> Job:
-        """A run on these data and this device, kept with the others; `name` is what tables call it."""
-        return Job(run, self.source, self.runs, name, self.device)
+    def job(self, run: Run, name: str, source: Source | None = None) -> Job:
+        """A run on this device and these data, or others, kept with the others; `name` is what tables call it."""
+        return Job(run, source or self.source, self.runs, name, self.device)
+
+    def find(self, name: str) -> Source:
+        """Other data than these, by name, where the user keeps these or wherever data are looked for; DataError, with
+        the reason, where they are not to be had."""
+        return find(name, self.source.directory, quiet=self.workers.quiet)
 
     def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
         """All runs, by whatever worker is free. Those that are finished are only read, unless all is to be fresh and

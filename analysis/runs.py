@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from analysis.workers import Progress
 from reptile_core import datasets, native, training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-from reptile_core.datasets.split import Split, split_characters
+from reptile_core.datasets.split import Split, split_characters, split_images
 from reptile_core.inner_loop import Phi
 from reptile_core.tasks import ImagePool
 from reptile_core.training import Run, TrainingState
@@ -31,11 +31,13 @@ SNAPSHOTS = 8  # about as many are kept, evenly spaced, besides the first: 0.4 M
 
 @dataclass(frozen=True)
 class Source:
-    """How a worker finds the data again, and the content it must then find."""
+    """How a worker finds the data again, by `datasets.load`, and the content it must then find. real: False for what
+    only stands in for the data of that name."""
 
     name: str
     directory: Path | None
     content: str
+    real: bool = True
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Job:
         """Inner steps of the whole run: the unit of progress, and what it costs but for evaluation."""
         return self.run.iterations * self.run.meta_batch * self.run.sampling.steps
 
+    def pool(self, part: Literal["train", "test"], dtype: torch.dtype | None = None) -> ImagePool:
+        """Images of the classes that the run trains or is tested on; `dtype` for another than the run's."""
+        split = split_of(self.source, self.run.seed)
+        return ImagePool(getattr(split, part).to(self.device), dtype or self.run.torch_dtype, split.white)
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -87,10 +94,7 @@ def execute(job: Job, progress: Progress = lambda steps: None) -> Outcome:
     if status != "running":
         progress(job.training_steps)
         return Outcome(rows, status, seconds, state.iteration)
-    split = split_of(job.source, job.run.seed)
-    train_pool, test_pool = (
-        ImagePool(images.to(job.device), job.run.torch_dtype) for images in (split.train, split.test)
-    )
+    train_pool, test_pool = job.pool("train"), job.pool("test")
     began = time.perf_counter()
 
     def measure(state: TrainingState) -> str:
@@ -143,20 +147,44 @@ def snapshot_iterations(run: Run) -> list[int]:
     return [*range(0, run.iterations, stride), run.iterations]
 
 
+def final_state(job: Job) -> TrainingState:
+    """Where a run ended; CheckpointError or FileNotFoundError where it has not."""
+    parts, record = _load(job)
+    if record["status"] != "finished":
+        raise CheckpointError(f"{job.path}: expected a finished run, found one that is {record['status']}")
+    return _state(parts, record)
+
+
+def find(name: str, directory: Path | None, *, quiet: bool) -> Source:
+    """The source of the data with this name, from `directory` or wherever `datasets.load` looks; DataError, with the
+    reason, where they are not to be had."""
+    try:
+        images = datasets.load(name, data=directory, quiet=quiet)  # type: ignore[call-overload]
+    except datasets.DataError:
+        if directory is None:
+            raise
+        return find(name, None, quiet=quiet)  # the directory may have been named for other data
+    return Source(name, directory, images.content, images.real)
+
+
 @lru_cache(maxsize=1)
-def _characters(source: Source) -> datasets.Characters:
-    characters = datasets.load(source.name, data=source.directory, quiet=True)  # type: ignore[arg-type]
-    if characters.content != source.content:
+def _images(source: Source) -> datasets.Characters | datasets.ColourImages:
+    images = datasets.load(source.name, data=source.directory, quiet=True)  # type: ignore[call-overload]
+    if images.content != source.content:
         raise datasets.DataError(
             f"data: expected the content {source.content[:12]} that this run began with, found another"
         )
-    return characters
+    return images
 
 
 @lru_cache(maxsize=1)
 def split_of(source: Source, seed: int) -> Split:
-    """The split of a source's characters by seed, kept for the next run that asks for it in this process."""
-    return split_characters(_characters(source).images, seed=seed)
+    """The split of a source's characters by seed, or of its photographs as published, kept for the next run that asks
+    for it in this process."""
+    images = _images(source)
+    if isinstance(images, datasets.ColourImages):
+        return split_images(images)
+    return split_characters(images.images, seed=seed)
 
 
 def _load(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -171,11 +199,14 @@ def _resume(job: Job) -> tuple[TrainingState, list[dict[str, Any]], dict[str, Te
     if job.fresh or not job.path.exists():
         return training.start(job.run, job.device), [], {}, 0.0, "running"
     parts, record = _load(job)
+    kept = {name: tensor for name, tensor in parts.items() if name.startswith("at.")}
+    return _state(parts, record), record["rows"], kept, record["seconds"], record["status"]
+
+
+def _state(parts: dict[str, Tensor], record: dict[str, Any]) -> TrainingState:
     inner = tuple(parts[f"inner.{i}"] for i in range(record["inner"])) if record["inner"] is not None else None
     outer = {n.removeprefix("outer."): t for n, t in parts.items() if n.startswith("outer.")} or None
-    kept = {name: tensor for name, tensor in parts.items() if name.startswith("at.")}
-    state = TrainingState(record["iteration"], parts["phi"], inner, outer)
-    return state, record["rows"], kept, record["seconds"], record["status"]
+    return TrainingState(record["iteration"], parts["phi"], inner, outer)
 
 
 def _save(

@@ -41,7 +41,7 @@ def classify(
     return network(phi.unsqueeze(-2) if lanes else phi, batches)[..., 0, :].argmax(-1)
 
 
-def evaluate(
+def accuracies(
     network: Network,
     loss: Loss,
     phi: Float[Tensor, " P"],
@@ -51,8 +51,8 @@ def evaluate(
     state: State | None = None,
     *,
     lanes: int = 1,
-) -> dict[str, Estimate]:
-    """Mean accuracy in [0, 1] over tasks (one leading axis), with and without transduction.
+) -> dict[str, Float[Tensor, " tasks"]]:
+    """Accuracy in [0, 1] of each task (one leading axis), with and without transduction.
 
     Every task starts from the same phi and the same state of the optimizer, and neither is changed, as in the authors'
     evaluation. `lanes` tasks are adapted at once: as many as memory holds on a GPU, one on a CPU core.
@@ -69,18 +69,34 @@ def evaluate(
         for name, transductive in (("accuracy", False), ("accuracy_transductive", True)):
             predicted = classify(network, adapted, test, support, transductive=transductive)
             correct[name].append((predicted == test.y).double().mean(-1))
-    return {name: _estimate(torch.cat(parts)) for name, parts in correct.items()}
+    return {name: torch.cat(parts) for name, parts in correct.items()}
 
 
-def evaluation_tasks(sampling: Sampling, pool: ImagePool, *, seed: int, count: int) -> Tasks:
-    """The first `count` evaluation tasks of a seed: the same for every variant and at every iteration, so that their
-    difficulty cancels in comparisons."""
-    return pool.sample(
-        sampling, seed=seed, purpose=Purpose.EVALUATION, iteration=0, task=torch.arange(count), test_shots=TEST_SHOTS
-    )
+def evaluate(
+    network: Network,
+    loss: Loss,
+    phi: Float[Tensor, " P"],
+    pool: ImagePool,
+    tasks: Tasks,
+    optimizer: InnerOptimizer,
+    state: State | None = None,
+    *,
+    lanes: int = 1,
+) -> dict[str, Estimate]:
+    """The means of `accuracies` over tasks."""
+    found = accuracies(network, loss, phi, pool, tasks, optimizer, state, lanes=lanes)
+    return {name: estimate(per_task) for name, per_task in found.items()}
 
 
-def _estimate(per_task: Float[Tensor, " tasks"]) -> Estimate:
+def evaluation_tasks(sampling: Sampling, pool: ImagePool, *, seed: int, count: int, first: int = 0) -> Tasks:
+    """Evaluation tasks first … first + count - 1 of a seed: the same for every variant and at every iteration, so that
+    their difficulty cancels in comparisons."""
+    tasks = torch.arange(first, first + count)
+    return pool.sample(sampling, seed=seed, purpose=Purpose.EVALUATION, iteration=0, task=tasks, test_shots=TEST_SHOTS)
+
+
+def estimate(per_task: Float[Tensor, " tasks"]) -> Estimate:
+    """The mean of one number a task."""
     n = per_task.numel()
     spread = per_task.std(correction=1).item() if n > 1 else 0.0
     return Estimate(per_task.mean().item(), spread / sqrt(n), n)

@@ -259,7 +259,7 @@ def test_evaluation_is_that_of_the_runs_tasks() -> None:
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"network": "resnet"}, r"^network: expected one of omniglot, mini_imagenet, found 'resnet'"),
+        ({"network": "resnet"}, r"^network: expected one of omniglot, mini_imagenet, cifar_fs, found 'resnet'"),
         ({"dtype": "float16"}, r"^dtype: expected one of float32, float64, found 'float16'"),
         ({"iterations": 0}, r"^iterations: expected at least 1, found 0"),
         ({"meta_batch": 0}, r"^meta_batch: expected at least 1, found 0"),

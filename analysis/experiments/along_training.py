@@ -13,7 +13,7 @@ from torch import Tensor
 
 from analysis.experiment import Context
 from analysis.experiments import ablation
-from analysis.runs import Job, snapshot_iterations, snapshots, split_of
+from analysis.runs import Job, snapshot_iterations, snapshots
 from analysis.theory.derivatives import Loss
 from reptile_core.inner_loop import Phi
 from reptile_core.meta_gradients import Variant
@@ -39,9 +39,8 @@ class Point:
         return self.iteration == self.job.run.iterations
 
     def pool(self, part: Literal["train", "test"], dtype: torch.dtype | None = None) -> ImagePool:
-        """Images of the characters that the run trains or is tested on; `dtype` for another than the run's."""
-        images = getattr(split_of(self.job.source, self.job.run.seed), part)
-        return ImagePool(images.to(self.job.device), dtype or self.job.run.torch_dtype)
+        """As the job has it."""
+        return self.job.pool(part, dtype)
 
     def losses(
         self, sampling: Sampling, task: int, *, dtype: torch.dtype | None = None, activation: str | None = None

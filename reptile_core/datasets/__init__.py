@@ -1,15 +1,22 @@
-"""The characters that tasks are made of: Omniglot, as in the paper, or a stand-in that always says so."""
+"""The images that tasks are made of, by name: Omniglot, or a stand-in that always says so; colour photographs."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, get_args, overload
 
-from reptile_core.datasets import glyphs, omniglot
-from reptile_core.datasets.common import Characters, DataError, Unavailable, digest
+from reptile_core.datasets import cifar_fs, glyphs, mini_imagenet, omniglot
+from reptile_core.datasets.common import Characters, ColourImages, DataError, Unavailable, digest
 
-__all__ = ["Characters", "DataError", "Unavailable", "load"]
+__all__ = ["Characters", "ColourImages", "DataError", "Unavailable", "load"]
 
-Name = Literal["auto", "omniglot", "glyphs"]
+OfCharacters = Literal["auto", "omniglot", "glyphs"]
+OfPhotographs = Literal["cifar_fs", "mini_imagenet"]
+PHOTOGRAPHS: dict[str, Callable[..., ColourImages]] = {
+    "cifar_fs": cifar_fs.load,
+    "mini_imagenet": mini_imagenet.load,
+}
+NAMES = (*get_args(OfCharacters), *get_args(OfPhotographs))
 
 STAND_IN_SEED = 0  # everyone without Omniglot sees the same stand-in
 
@@ -34,19 +41,38 @@ def _glyphs() -> Characters:
     return Characters(name="glyphs", images=images, source=source, content=digest(images), real=False)
 
 
+@overload
 def load(
-    name: Name = "auto", *, data: Path | None = None, cache: Path | None = None, quiet: bool = False
-) -> Characters:
-    """The characters by name: "omniglot", "glyphs", or "auto" for Omniglot if it can be had, else the glyphs.
+    name: OfCharacters = ..., *, data: Path | None = ..., cache: Path | None = ..., quiet: bool = ...
+) -> Characters: ...
 
-    Omniglot is looked for in `data`, `$REPTILE_DATA`, `cache` (by default the user's) and on the network;
-    see `omniglot.load`. That glyphs took its place is announced on stderr whatever `quiet` says, which hides
-    only progress. Raises DataError for an unknown name; for `data` or `$REPTILE_DATA` named but not there;
-    for `data` without Omniglot, or beside "glyphs"; for data that are not Omniglot's; where "omniglot" is
-    not to be had.
+
+@overload
+def load(
+    name: OfPhotographs, *, data: Path | None = ..., cache: Path | None = ..., quiet: bool = ...
+) -> ColourImages: ...
+
+
+def load(
+    name: OfCharacters | OfPhotographs = "auto",
+    *,
+    data: Path | None = None,
+    cache: Path | None = None,
+    quiet: bool = False,
+) -> Characters | ColourImages:
+    """Images by name: of characters "omniglot", "glyphs", or "auto" for Omniglot if it can be had, else the glyphs; of
+    photographs "cifar_fs" or "mini_imagenet".
+
+    All but the glyphs are looked for in `data`, `$REPTILE_DATA`, `cache` (by default the user's) and, Omniglot alone,
+    on the network; see `load` of each. That glyphs took Omniglot's place is announced on stderr whatever `quiet` says,
+    which hides only progress. Raises DataError for an unknown name; for `data` or `$REPTILE_DATA` named but not there;
+    for `data` without what is named, or beside "glyphs"; for data that are not what they should be; where what is named
+    is not to be had.
     """
-    if name not in get_args(Name):
-        raise DataError(f"name: expected one of {', '.join(get_args(Name))}, found {name!r}")
+    if name not in NAMES:
+        raise DataError(f"name: expected one of {', '.join(NAMES)}, found {name!r}")
+    if name in PHOTOGRAPHS:
+        return PHOTOGRAPHS[name](data=data, cache=cache, quiet=quiet)
     if name == "glyphs":
         if data is not None:
             raise DataError(f"data: expected none with the glyphs, which are generated, found {str(data)!r}")
