@@ -7,6 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from figures.curves import draw_curve, seeds_in_words
 from figures.style import COLOURS, finish
@@ -38,9 +39,10 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
         title, label, edge = titles[sweep]
         ax.set_title(title, fontsize=10)
         ax.set_xlabel(label)
-        if sweep == "outer_step":
+        if sweep != "steps":
             ax.set_xscale("log", base=2)
-        ax.set_xticks(settings["grid"][sweep], [f"{x:g}" for x in settings["grid"][sweep]])
+            ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xticks(settings["grid"][sweep], [f"{x:g}" for x in settings["grid"][sweep]], fontsize=8)
         if edge is not None:
             _mark_overlap(ax, edge)
     axes[0][0].set_ylabel("final accuracy on test characters (%)")
@@ -62,13 +64,16 @@ def finding(intervals: pd.DataFrame) -> str:
 def caption(settings: Mapping[str, Any]) -> str:
     """What the figure shows, to be understood without the paper at hand."""
     n, inner = settings["n_way"] * settings["train_shots"], settings["inner"]
+    full = (
+        f"Full batch: all that a method may draw from, {n}, or {n - settings['fixed']['batch']} before a separate tail "
+        "(where drawing afresh is cycling). "
+    )
     return (
         f"Meta-training on {settings['n_way']}-way tasks of {n} samples. Reptile's update is $g_1 + \\ldots + g_k$, "
         "FOMAML's is $g_k$, the gradient of the last of k minibatches (the tail). "
         f"Separate tail: {settings['tail']}, that no earlier minibatch holds. Shared tail: drawn as the others, by "
         f"cycling through all {n} or each afresh (replacement). Right of the "
-        f"dotted line cycling meets samples twice. Full batch: all that a method may draw from, {n}, or "
-        f"{n - settings['fixed']['batch']} before a separate tail (where drawing afresh is cycling). Inner SGD, "
+        f"dotted line cycling meets samples twice. {full if settings['grid']['outer_step'] else ''}Inner SGD, "
         f"$\\alpha$ = {inner['learning_rate']:g} on the {inner['reduction']} loss; "
         f"{settings['iterations']:,} meta-iterations, outer step {settings['fixed']['outer_step']:g} where it is not "
         "varied, annealed linearly to 0. The paper gives no rates: these are figure 3's. "
