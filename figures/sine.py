@@ -12,6 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from figures.style import COLOURS, finish
 
 WORDS = {"untrained": "untrained", "joint": "joint training", "reptile": "Reptile"}
+FIRST_WEIGHTS = {"pytorch": "and biases within ±1/√(fan-in)", "glorot": "Glorot's, biases 0"}
 LOOKS = {"untrained": ("#009E73", "D"), "joint": (COLOURS["joint"], "o"), "reptile": (COLOURS["sum"], "s")}
 
 
@@ -42,11 +43,12 @@ def caption(network: str, settings: Mapping[str, Any]) -> str:
     inner, seeds = settings["inner"], settings["seeds"]
     band = f"mean of {seeds} seeds, band: 95 % Student-t interval of that mean" if seeds > 1 else "one seed"
     widths = "-".join(map(str, settings["widths"]))
+    activation, scheme = settings["activation_and_first_weights"][network]
     shown = ", ".join(map(str, settings["shown"]))
     return (
         "Tasks: $f(x) = a\\,\\sin(x + b)$, a uniform on [0.1, 5], b on [0, 2π], at "
-        f"{settings['points']} points; network {widths}, {network}; SGD with $\\alpha$ = "
-        f"{inner['learning_rate']} on the mean squared error. "
+        f"{settings['points']} points; network {widths}, {activation}, first weights {FIRST_WEIGHTS[scheme]}; SGD with "
+        f"$\\alpha$ = {inner['learning_rate']} on the mean squared error. "
         "Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,\\alpha\\,(g_1 + \\ldots + g_5)$, five disjoint minibatches "
         f"of {settings['batch']}. Joint training: the same waves and points, all $g_i$ taken at $\\phi_1$. "
         f"Both: {settings['iterations']:,} iterations, $\\epsilon$ from {settings['outer_step']['from']} linearly to "
