@@ -76,7 +76,7 @@ CLAIMS = (
         0.0,
         1e3,
         "any rise, over seeds",
-        "a step of the same length the other way",
+        "a step of the same length along AvgGrad: k = 1, joint training",
     ),
 )
 
@@ -193,7 +193,7 @@ def changes(steps: pd.DataFrame) -> pd.DataFrame:
 
 def measurements(table: pd.DataFrame, steps: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows for the ledger. Judged: training characters before adaptation. Test characters, cosines of a step and the
-    step along AvgGrad are told beside."""
+    step the other way are told beside."""
     cosine = table[(table.when == "before") & (table.quantity == "cosine")].pivot_table(
         index="seed", columns=["characters", "pairs", "variant", "iteration"], values="value"
     )
@@ -210,7 +210,7 @@ def measurements(table: pd.DataFrame, steps: pd.DataFrame) -> list[dict[str, Any
             against_others = rise[variant, end] - rise[variant, start]
             for case, values in (("end less g1's", against_joint), ("rise less other tasks'", against_others)):
                 rows.append(measurement("inner-product-rises", f"{variant}, {characters}: {case}", role, values))
-    judged = {("beyond", "inner product"): "check", ("opposite", "inner product"): "control"}
+    judged = {("beyond", "inner product"): "check", ("AvgGrad", "inner product"): "control"}
     for (direction, quantity, iteration), part in changes(steps).groupby(["direction", "quantity", "iteration"]):
         case = f"{direction}, {quantity}, after {iteration} iterations"
         rows.append(
