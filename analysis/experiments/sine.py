@@ -1,7 +1,7 @@
 """Section 4: from 10 points of a sine wave, 32 steps of gradient descent find the wave, if Reptile chose the start.
 
 Tasks are a sin(x + b). As the average over the phase b is 0 everywhere, joint training can learn no more than f = 0,
-and the steps from there are those of an untrained network. Reptile's k = 5 minibatches of 10 are one pass over the 50
+and nothing in it prepares the steps from there. Reptile's k = 5 minibatches of 10 are one pass over the 50
 points; joint training sees the same points of the same waves, in one gradient at phi_1 weighted by k, and so takes the
 same AvgGrad step: the two differ in where g_2 … g_k are taken and in nothing else.
 """
