@@ -20,8 +20,9 @@ import pandas as pd
 import torch
 
 from analysis import claims, manifest
-from analysis.experiment import PROFILES, Context, Experiment, Result
-from analysis.experiments import EXPERIMENTS
+from analysis.claims import PROFILES
+from analysis.experiment import Context, Experiment, Result
+from analysis.experiments import EXPERIMENTS, few_shot
 from analysis.runs import Source
 from analysis.tables import read_csv, write_csv
 from analysis.workers import Workers, available_cores
@@ -69,6 +70,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes of one thread each (default: one a core)")
     parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N-1 (default: the profile's)")
+    parser.add_argument(
+        "--cells", nargs="+", default=(), metavar="CELL", help="of few_shot: omniglot-5way, cifar-fs-reptile … (all)"
+    )
     parser.add_argument("--fresh", action="store_true", help="do finished runs anew")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--strict", action="store_true", help="exit with 1 unless every theorem is supported")
@@ -85,6 +89,9 @@ def prepare(options: argparse.Namespace) -> Plan:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise UsageError(f"--{name}: expected at least 1, found {value}")
+    for cell in options.cells:
+        if not any(name.startswith(cell) for name in few_shot.CELLS):
+            raise UsageError(f"--cells: expected beginnings of {', '.join(few_shot.CELLS)}, found {cell!r}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: expected a CUDA device for cuda, found none that torch can use")
     device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,6 +104,7 @@ def prepare(options: argparse.Namespace) -> Plan:
         workers=Workers(options.workers or (1 if device == "cuda" else available_cores()), quiet=options.quiet),
         runs=out / "runs",
         seeds=options.seeds,
+        cells=tuple(options.cells),
         device=device,
         fresh=options.fresh,
     )
@@ -171,7 +179,8 @@ def write_tables(experiment: Experiment, result: Result, plan: Plan) -> list[Pat
     """tables/NAME.csv for each of the result's, and tables/EXPERIMENT_measurements.csv for the ledger."""
     tables = dict(result.tables)
     if experiment.claims:
-        measurements = result.measurements.assign(data=data_line(plan, experiment))
+        own = result.measurements.get("data", pd.Series(index=result.measurements.index, dtype=object))
+        measurements = result.measurements.assign(data=own.fillna(data_line(plan, experiment)))
         tables[f"{experiment.name}_measurements"] = measurements
     paths = []
     for name, table in tables.items():

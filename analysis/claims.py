@@ -2,7 +2,7 @@
 
 A claim is data. Its criterion is a band that every measured number must lie in; its negative control is the same check
 on a wrong formula, whose numbers must all lie outside. A control that does not fail makes any verdict "inconclusive:
-the check cannot fail".
+the check cannot fail"; so does a profile smaller than the one that the claim is about: neither pass nor refutation.
 """
 
 from collections.abc import Iterable, Sequence
@@ -18,13 +18,15 @@ from reptile_core.files import write_atomically
 
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_JUDGED = "supported", "refuted", "inconclusive", "not judged"
 CANNOT_FAIL = "inconclusive: the check cannot fail"
+TOO_SMALL = "inconclusive: the scale is too small"
+PROFILES = ("smoke", "quick", "paper")  # from small to large
 
 # role: "check" or "control" (others are let be); low, high: an interval over seeds, NaN where the value stands alone;
-# data: the line that names data and scale.
+# data: the line that names data and scale; profile: that scale alone.
 NO_MEASUREMENTS = pd.DataFrame(
     {
         name: pd.Series(dtype=float if name in ("value", "low", "high") else object)
-        for name in ("claim", "case", "role", "value", "low", "high", "data")
+        for name in ("claim", "case", "role", "value", "low", "high", "data", "profile")
     }
 )
 
@@ -34,7 +36,8 @@ class Claim:
     """What is claimed, where, and what would show it.
 
     quantity: what is measured, in words with its unit. low, high: the band it must lie in; reason: why that wide.
-    control: the wrong formula that is checked beside it.
+    control: the wrong formula that is checked beside it. least: the smallest profile at which it is judged; what the
+    paper says of its figures, at tens of thousands of iterations, a few hundred can neither support nor refute.
     """
 
     id: str
@@ -46,6 +49,7 @@ class Claim:
     high: float
     reason: str
     control: str
+    least: Literal["smoke", "quick", "paper"] = "quick"
 
     def __post_init__(self) -> None:
         if not (isfinite(self.low) and isfinite(self.high) and self.low <= self.high):
@@ -96,7 +100,9 @@ def ledger(claims: Iterable[Claim], measurements: pd.DataFrame) -> pd.DataFrame:
             row |= {f"{name}_low": min((case.low for case in cases), default=None)}
             row |= {f"{name}_high": max((case.high for case in cases), default=None)}
         data = "; ".join(dict.fromkeys(mine["data"].dropna()))
-        rows.append(row | {"verdict": judge(claim, measured, controls), "data": data})
+        small = any(PROFILES.index(profile) < PROFILES.index(claim.least) for profile in set(mine["profile"].dropna()))
+        verdict = TOO_SMALL if measured and small else judge(claim, measured, controls)
+        rows.append(row | {"verdict": verdict, "data": data})
     return pd.DataFrame(rows)
 
 

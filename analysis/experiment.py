@@ -15,8 +15,6 @@ from analysis.runs import Job, Outcome, Source, execute, find
 from analysis.workers import Workers
 from reptile_core.training import Run
 
-PROFILES = ("smoke", "quick", "paper")
-
 
 @dataclass(frozen=True)
 class Context:
@@ -56,8 +54,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Result:
-    """Tidy tables by name; measurements for the ledger (columns claim, case, role, value, and perhaps low and high);
-    lines for the summary at the end."""
+    """Tidy tables by name; measurements for the ledger (columns claim, case, role, value, and perhaps low and high, and
+    data where these are not the script's own); lines for the summary at the end."""
 
     tables: Mapping[str, pd.DataFrame]
     measurements: pd.DataFrame = field(default_factory=NO_MEASUREMENTS.copy)

@@ -1,5 +1,6 @@
 """The judge on made-up tables: supported, refuted, inconclusive, not judged, and a check that cannot fail."""
 
+import dataclasses
 import json
 
 import pandas as pd
@@ -11,6 +12,7 @@ from analysis.claims import (
     NOT_JUDGED,
     REFUTED,
     SUPPORTED,
+    TOO_SMALL,
     Claim,
     Interval,
     judge,
@@ -88,3 +90,14 @@ def test_files_and_lines(tmp_path):
 def test_a_band_must_be_one():
     with pytest.raises(ValueError, match="band of a"):
         Claim("a", "P5", "theorem", "s", "q", 2.0, 1.0, "r", "c")
+
+
+@pytest.mark.parametrize(
+    ("least", "profile", "verdict"),
+    [("quick", "smoke", TOO_SMALL), ("quick", "paper", SUPPORTED), ("paper", "quick", TOO_SMALL)],
+)
+def test_a_smaller_scale_than_the_claims_gives_no_verdict(least, profile, verdict):
+    rows = [{"claim": "a", "role": role, "value": v, "profile": profile} for role, v in (("check", 2), ("control", 1))]
+    claim = dataclasses.replace(CLAIM, least=least)
+    assert ledger([claim], pd.DataFrame(rows)).verdict[0] == verdict
+    assert ledger([claim], pd.DataFrame(rows[:0], columns=["claim"])).verdict[0] == NOT_JUDGED

@@ -13,7 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis.experiment import PROFILES, Context, Experiment, Result
+from analysis.claims import PROFILES
+from analysis.experiment import Context, Experiment, Result
 from analysis.experiments.theorems import CLAIMS, K_MAX
 from analysis.runs import Source, split_of
 from analysis.theory import manifolds, modified_loss
