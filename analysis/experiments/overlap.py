@@ -27,6 +27,7 @@ TRAIN_SHOTS = 20  # all drawings of a character: 100 samples a task
 SAMPLES = N_WAY * TRAIN_SHOTS
 STEPS = 4  # the last that need no sample twice: 4 minibatches of 25
 INNER = Inner("sgd", LEARNING_RATE * BATCH, reduction="mean")
+BOUND = ". Bound to the paper's scale after a first look at 160 iterations, where the controls' intervals were too wide"
 CLAIMS = (
     Claim(
         "overlap-tail",
@@ -36,8 +37,9 @@ CLAIMS = (
         "final accuracy, separate tail less shared tail (cycling), mean over the points of a sweep that overlap",
         0.02,
         1.0,
-        "a fall that is seen in a figure, and some standard errors of 500 tasks (0.4 points at 95 %)",
+        "a fall that is seen in a figure, and some standard errors of 500 tasks (0.4 points at 95 %)" + BOUND,
         "the points that do not overlap, where both draw disjoint minibatches and are the same algorithm",
+        least="paper",
     ),
     Claim(
         "overlap-others",
@@ -47,8 +49,9 @@ CLAIMS = (
         "final accuracy, mean over the points of a sweep that overlap, less that at the last point that does not",
         -0.02,
         1.0,
-        "less than the least fall that counts for the shared tail",
+        "less than the least fall that counts for the shared tail" + BOUND,
         "shared tail, cycling",
+        least="paper",
     ),
 )
 
