@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.claims import CANNOT_FAIL, INCONCLUSIVE, REFUTED, SUPPORTED, ledger
+from analysis.claims import CANNOT_FAIL, INCONCLUSIVE, NOT_JUDGED, REFUTED, SUPPORTED, ledger
 from analysis.experiments import sine
 from analysis.tables import over_seeds
 from figures.sine import draw
@@ -155,7 +155,9 @@ def _losses(final, seeds=3):
 
 def _verdicts(final, seeds=3):
     rows = pd.DataFrame(sine.measurements(_losses(final, seeds)))
-    return dict(ledger(sine.CLAIMS, rows)[["id", "verdict"]].to_numpy())
+    verdicts = dict(ledger(sine.CLAIMS, rows)[["id", "verdict"]].to_numpy())
+    assert {verdicts.pop(f"{claim}-relu") for claim in ("sine", "sine-joint")} == {NOT_JUDGED}
+    return verdicts
 
 
 def test_verdicts_on_made_up_losses():
