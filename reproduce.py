@@ -180,7 +180,8 @@ def write_tables(experiment: Experiment, result: Result, plan: Plan) -> list[Pat
     tables = dict(result.tables)
     if experiment.claims:
         own = result.measurements.get("data", pd.Series(index=result.measurements.index, dtype=object))
-        measurements = result.measurements.assign(data=own.fillna(data_line(plan, experiment)))
+        data = own.fillna(data_line(plan, experiment))
+        measurements = result.measurements.assign(data=data, profile=plan.context.profile)
         tables[f"{experiment.name}_measurements"] = measurements
     paths = []
     for name, table in tables.items():

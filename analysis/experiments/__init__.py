@@ -3,6 +3,7 @@
 from analysis.experiment import Experiment
 from analysis.experiments import (
     ablation,
+    few_shot,
     inner_products,
     outer,
     overlap,
@@ -20,6 +21,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     for module in (
         theory,
         ablation,
+        few_shot,
         inner_products,
         outer,
         overlap,

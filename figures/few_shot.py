@@ -1,0 +1,109 @@
+"""Section 6.1's tables as dots: ours with its interval above the published accuracy with its own, a panel a cell."""
+
+from collections.abc import Mapping
+from math import floor
+from textwrap import fill, shorten
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from figures.style import COLOURS, finish
+
+TITLES = {
+    "omniglot-5way": "Omniglot 5-way",
+    "omniglot-20way": "Omniglot 20-way",
+    "mini-imagenet": "Mini-ImageNet 5-way",
+    "cifar-fs": "CIFAR-FS 5-way",
+}
+# The paper's rows from the top, and what no meta-training gives.
+ROWS = [("maml", True), ("fomaml", True), ("reptile", False), ("reptile", True), ("untrained", False)]
+COLOUR = {"maml": "#009E73", "fomaml": COLOURS["last"], "reptile": COLOURS["sum"], "untrained": COLOURS["joint"]}
+OURS: dict[str, Any] = {"fmt": "o", "markersize": 5.5, "capsize": 2}
+PUBLISHED: dict[str, Any] = {"fmt": "D", "markersize": 4.5, "capsize": 2, "markerfacecolor": "white"}
+APART = 0.15  # ours above the middle of its row, the published below
+
+
+def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
+    """From the table few_shot_summary: a row for each cell, in %."""
+    summary, titles = tables["few_shot_summary"], dict(TITLES)
+    if settings["main_data"] != "omniglot":
+        titles = {name: title.replace("Omniglot", settings["main_data"]) for name, title in TITLES.items()}
+    figure, axes = plt.subplots(2, len(titles), figsize=(13.2, 8.6), sharey=True)
+    for column, (benchmark, title) in enumerate(titles.items()):
+        cells = summary[summary.benchmark == benchmark].groupby("shots")
+        for ax, (shots, cell) in zip(axes[:, column], cells, strict=True):
+            _draw_cell(ax, cell.set_index(["method", "transductive"]).loc[ROWS])
+            ax.set_title(f"{title} {shots}-shot", fontsize=10)
+    for ax in axes[-1]:
+        ax.set_xlabel("accuracy on test classes (%)")
+    axes[0, 0].errorbar([], [], xerr=[], color="0.2", label="here", **OURS)
+    axes[0, 0].errorbar([], [], xerr=[], color="0.2", label="published", **PUBLISHED)
+    axes[0, 0].legend(loc="lower left", bbox_to_anchor=(-0.02, 1.1), ncol=2, fontsize=9, columnspacing=1.2)
+    return {"few_shot": finish(figure, finding(summary, settings, titles), caption(settings))}
+
+
+def finding(summary: pd.DataFrame, settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """The title: Reptile's first measured cell without transduction, beside the paper's."""
+    measured = summary[(summary.method == "reptile") & ~summary.transductive & (summary.status == "measured")]
+    if measured.empty:
+        return "Few-shot accuracy: nothing measured of Reptile"
+    cell = measured.iloc[0]
+    benchmark = settings["benchmarks"][cell.benchmark]
+    iterations, full = benchmark["scale"]["iterations"], benchmark["iterations"]
+    words = f"{titles[cell.benchmark]} {cell.shots}-shot: Reptile reaches {cell['mean']:.1f} %"
+    if iterations < full:
+        words += f" after {iterations:,} of {full:,} meta-iterations"
+    if pd.isna(cell.published) or settings["main_data"] != "omniglot":
+        return words
+    return f"{words}, the paper {cell.published:.1f} %"
+
+
+def caption(settings: Mapping[str, Any]) -> str:
+    """What the figure shows, to be understood without the paper at hand."""
+    seeds, benchmarks = settings["seeds"], settings["benchmarks"]
+    ours = (
+        f"mean of {seeds} seeds, bar: 95 % Student-t interval of that mean"
+        if seeds > 1
+        else "one seed, bar: 95 % interval of the mean over tasks"
+    )
+    trained = "; ".join(
+        f"{TITLES[name]}: {b['scale']['iterations']:,} meta-iterations of the authors' {b['iterations']:,}, "
+        f"{b['scale']['tasks']:,} test tasks a cell"
+        for name, b in benchmarks.items()
+    )
+    return (
+        "Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,(\\phi_1 - \\phi_{k+1})$, mean over "
+        f"{settings['meta_batch']} tasks, $\\epsilon$ from 1 linearly to 0; k steps of Adam ($\\beta_1$ = 0, moments "
+        "kept from task to task). FOMAML: the last step alone, on examples that the steps before have not seen. MAML: "
+        "the gradient through the steps of the loss on those, given to Adam (0.001, annealed to 0).\n"
+        f"Accuracy after {settings['evaluation_steps']} steps on the test task's shots, one test example per class; "
+        "transduction: these are classified in one batch, so that batch norm sees them together; untrained: the random "
+        "initialization.\n"
+        f"Here: {ours}. Published: Reptile's from Nichol et al. 2018, MAML's and FOMAML's from Finn et al. 2017, "
+        "MAML's on CIFAR-FS (not in the paper) from Bertinetto et al. 2019, in their own settings; bar: ± as "
+        "published.\n"
+        f"{trained}."
+    )
+
+
+def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
+    """One panel: the rows of a cell from the top."""
+    middle = range(len(cell) - 1, -1, -1)
+    for y, (method, _), row in zip(middle, cell.index, cell.itertuples(), strict=True):
+        ours = [[row.mean - row.low], [row.high - row.mean]]
+        ax.errorbar(row.mean, y + APART, xerr=ours, color=COLOUR[method], **OURS)
+        ax.errorbar(row.published, y - APART, xerr=row.published_half, color=COLOUR[method], **PUBLISHED)
+        for value, side, offset in ((row.mean, APART, 5), (row.published, -APART, -11)):
+            if pd.notna(value):
+                ax.annotate(f"{value:.1f}", (value, y + side), xytext=(0, offset), textcoords="offset points",
+                            ha="center", fontsize=7, color="0.25")  # fmt: skip
+    ax.set_yticks(middle, cell.row)
+    ax.set_ylim(-0.7, len(cell) - 0.4)
+    ends = cell[["low", "mean", "published"]].min(axis=None)
+    ax.set_xlim(10 * max(0, floor(ends / 10 - 0.2)), 103)
+    if cell["mean"].isna().all():
+        reason = fill(shorten(cell.status.iloc[0], 110, placeholder=" …"), 36)
+        ax.text(0.03, 0.03, reason, transform=ax.transAxes, fontsize=7.5, color="0.35")
