@@ -17,8 +17,8 @@ LINES = {1: "-", 2: "--", 4: "-"}
 MARKERS = {"joint": "o", "sum": "s", "last": "^"}
 WHEN = {"before": "at the initialization", "after": "after adaptation"}
 DIRECTIONS = {
-    "beyond": ("what Reptile has beyond $k$ AvgGrad", COLOURS["sum"]),
-    "opposite": ("the opposite of that", COLOURS["average"]),
+    "beyond": ("beyond k AvgGrad", COLOURS["sum"]),
+    "opposite": ("its opposite", COLOURS["average"]),
     "AvgGrad": ("AvgGrad", COLOURS["joint"]),
 }
 
@@ -52,6 +52,7 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
                         markersize=5, markerfacecolor="none", clip_on=False)  # fmt: skip
             ax.set_title(f"{label}, {words}", fontsize=9.5)
             ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+            ax.yaxis.set_major_formatter("{x:.1f}" if quantity == "cosine" else "{x:,.0f}")
             ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     for ax in axes[-1]:
         ax.set_xlabel("meta-iterations")
@@ -62,7 +63,7 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     (first, *_, end) = sorted(within.iteration.unique())
     finding = (
         f"Gradients of one task's minibatches: cosine {mean[joint, first]:.2f} before meta-training, "
-        f"{mean[joint, end]:.2f} after it with $\\mathbf{{g_1}}$, {mean[longest.name, end]:.2f} with ${longest.label}$"
+        f"{mean[joint, end]:.2f} after joint training, {mean[longest.name, end]:.2f} after Reptile, k = {longest.k}"
     )
     caption = (
         "Pairs of different minibatches. Solid and dashed lines: of one task; dotted: of two tasks, whose labels are "
@@ -86,39 +87,45 @@ def _line(ax: Axes, curve: pd.DataFrame, variant: Variant) -> None:
 
 
 def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
-    """Gram matrices as heat maps: cosines above, inner products below, one column for each iteration."""
-    iterations, size = sorted(table.iteration.unique()), settings["minibatches"]
-    rows = (("cosine", "cosine", -1.0, 1.0), ("inner_product", "inner product", None, None))
-    figure, axes = plt.subplots(len(rows), len(iterations), figsize=(8.6, 8.9), squeeze=False)
-    for line, (column, label, low, high) in zip(axes, rows, strict=True):
-        for ax, iteration in zip(line, iterations, strict=True):
-            grid = table[table.iteration == iteration].pivot(index="row", columns="column", values=column)
-            top = high if high is not None else grid.abs().to_numpy().max()
-            sns.heatmap(grid, ax=ax, vmin=low if low is not None else -top, vmax=top, cmap="RdBu_r", square=True,
-                        xticklabels=False, yticklabels=False, cbar_kws={"shrink": 0.75})  # fmt: skip
-            tasks = range(len(grid) // size)
-            for edge in tasks:
-                ax.axhline(edge * size, color="0.25", linewidth=0.6)
-                ax.axvline(edge * size, color="0.25", linewidth=0.6)
-            middles = [(task + 0.5) * size for task in tasks]
-            ax.set_xticks(middles, [str(task + 1) for task in tasks], fontsize=8)
-            ax.set_yticks(middles, [str(task + 1) for task in tasks], fontsize=8, rotation=0)
+    """Gram matrices as heat maps: cosines above, inner products below, one column for each point."""
+    by_point = list(table.groupby(["variant", "iteration"], sort=False))
+    size, names = settings["minibatches"], settings["variants"]
+    figure, axes = plt.subplots(2, len(by_point), figsize=(3.6 * len(by_point) + 0.4, 7.4), squeeze=False)
+    for column, ((variant, iteration), part) in enumerate(by_point):
+        for ax, quantity in zip(axes[:, column], ("cosine", "inner_product"), strict=True):
+            grid = part.pivot(index="row", columns="column", values=quantity)
+            top = 1 if quantity == "cosine" else grid.abs().to_numpy().max()
+            sns.heatmap(grid, ax=ax, vmin=-top, vmax=top, cmap="RdBu_r", square=True, cbar_kws={"shrink": 0.7})
+            ax.collections[0].colorbar.ax.tick_params(labelsize=7.5)
+            edges = range(0, len(grid), size)
+            for edge in edges[1:]:
+                ax.axhline(edge, color="0.25", linewidth=0.6)
+                ax.axvline(edge, color="0.25", linewidth=0.6)
+            middles, numbers = [edge + size / 2 for edge in edges], [str(n + 1) for n in range(len(edges))]
+            ax.set_xticks(middles, numbers, fontsize=8, rotation=0)
+            ax.set_yticks(middles, numbers, fontsize=8, rotation=0)
             ax.set(xlabel="task", ylabel="task")
-            ax.set_title(f"{label}, after {iteration:,} iterations", fontsize=9.5)
-    other = table[table.row // size != table.column // size].groupby("iteration").cosine.mean()
-    same = table[(table.row // size == table.column // size) & (table.row != table.column)]
-    mean = same.groupby("iteration").cosine.mean()
-    finding = (
-        f"Cosines of minibatch gradients within a task: {mean[iterations[0]]:.2f} before Reptile, "
-        f"{mean[iterations[-1]]:.2f} after it; between tasks {other[iterations[0]]:.2f} and {other[iterations[-1]]:.2f}"
+        run = f"after {iteration:,} iterations of ${names[variant]}$" if iteration else "before meta-training"
+        axes[0][column].set_title(f"cosine, {run}", fontsize=9)
+        axes[1][column].set_title(f"inner product, {run}", fontsize=9)
+    means = [_within_and_between(part, size) for _, part in by_point]
+    finding = "Cosines within a task, and between tasks: " + "; ".join(
+        f"{within:.2f}, {between:.2f} ({'before' if iteration == 0 else f'after ${names[variant]}$'})"
+        for ((variant, iteration), _), (within, between) in zip(by_point, means, strict=True)
     )
     caption = (
-        f"All pairs of gradients of {size} minibatches of each task at the initialization, along a run of "
-        f"{table.variant.iloc[0]}, seed {table.seed.iloc[0]}; training characters, summed loss of {settings['batch']} "
-        "examples. The diagonal is a gradient with itself: 1, and its squared norm. With independent minibatches, "
-        "longer gradients raise inner products at an equal cosine."
+        f"All pairs of gradients of {size} minibatches of each task at the initialization; seed {table.seed.iloc[0]}, "
+        f"training characters, the same tasks throughout, summed loss of {settings['batch']} examples. The diagonal is "
+        "a gradient with itself: 1, and its squared norm. Each map of inner products has its own scale; with "
+        "independent minibatches longer gradients raise them at an equal cosine."
     )
     return finish(figure, finding, caption)
+
+
+def _within_and_between(cells: pd.DataFrame, size: int) -> tuple[float, float]:
+    """Mean cosines over pairs of different gradients of one task, and of two tasks."""
+    same = cells.row // size == cells.column // size
+    return cells[same & (cells.row != cells.column)].cosine.mean(), cells[~same].cosine.mean()
 
 
 def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
@@ -127,7 +134,7 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
         ("inner product", 100, "inner product (%)"), ("cosine", 1, "cosine"), ("squared norm", 100, "squared norm (%)")
     )  # fmt: skip
     iterations = sorted(table.iteration.unique())
-    figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 4.4))
+    figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 4.6))
     for ax, (quantity, scale, label) in zip(axes, panels, strict=True):
         for shift, (direction, (words, colour)) in zip((-0.2, 0, 0.2), DIRECTIONS.items(), strict=True):
             mine = table[(table.quantity == quantity) & (table.direction == direction)].set_index("iteration")
@@ -140,15 +147,16 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
         ax.set_xlim(-0.5, len(iterations) - 0.5)
         ax.grid(visible=False, axis="x")
         ax.set_title(f"change of the {label}", fontsize=9.5)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncol=3, fontsize=9,
-                  bbox_to_anchor=(0.5, 0.21))  # fmt: skip
-    beyond = table[(table.direction == "beyond") & (table.quantity == "inner product")]["mean"]
-    verb = "raises" if (beyond > 0).all() else "does not always raise"
-    finding = f"A small step along what Reptile adds to AvgGrad {verb} the inner product of its task's gradients"
+    axes[0].legend(loc="upper right", fontsize=8)
+    beyond = table[(table.direction == "beyond") & (table.quantity == "inner product")].set_index("iteration")["mean"]
+    finding = (
+        "A small step along what Reptile adds to k AvgGrad: inner product "
+        f"{100 * beyond[iterations[0]]:+.0f} % before training, {100 * beyond[iterations[-1]]:+.0f} % after it"
+    )
     k = settings["minibatches"]
     caption = (
-        f"One task's {k} minibatches of {settings['batch']}, E[$g_1 + \\ldots + g_{k}$] exactly over all their orders "
-        f"($\\alpha$ = {settings['learning_rate']}), at points of a run of Reptile; steps of equal length, "
+        f"One task's {k} minibatches of {settings['batch']}, E[$g_1 + \\ldots + g_{k}$] over all their orders, "
+        f"exact ($\\alpha$ = {settings['learning_rate']}), along runs of Reptile; steps of equal length, "
         f"{settings['step_share']:g} of the outer step (eps = {settings['outer_step']:g}) on that task. Inner product "
         f"and cosine: means over pairs of different minibatches. {settings['step_tasks']} tasks a point and seed. "
         + ("Bars: 95 % Student-t intervals over " if settings["seeds"] > 1 else "")

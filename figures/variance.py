@@ -1,6 +1,6 @@
-"""Relative variance of meta-gradients along a run, and against how fast each of them learned."""
+"""Signal and noise of meta-gradients: by k, along a run, and against how fast each of them learned."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -11,68 +11,98 @@ from matplotlib.figure import Figure
 from figures.style import COLOURS, finish
 from reptile_core.meta_gradients import figure_3, last, total
 
-MAML_COLOUR = "#009E73"
 MARKERS = {"joint": "o", "sum": "s", "average": "D", "last": "^"}
+OFFSETS = {"joint": ((7, 0), "left"), "sum": ((-7, 0), "right"), "average": ((8, 4), "left"), "last": ((7, -5), "left")}
+SIDES = ("mean", "low", "high")
+FAMILIES = (("Reptile", COLOURS["sum"], "s"), ("FOMAML", COLOURS["last"], "^"), ("MAML", "#009E73", "v"))
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
     """From the tables variance_intervals and variance_speed."""
     steps = sorted({variant.k for variant in figure_3() if variant.k > 1 and variant.name in settings["variants"]})
-    figure, axes = plt.subplots(1, len(steps) + 1, figsize=(12.5, 4.9), width_ratios=[1] * len(steps) + [1.35])
-    by_name = {str(name): part for name, part in tables["variance_intervals"].groupby("update")}
-    lines = list(axes[: len(steps)])
-    for ax, k in zip(lines, steps, strict=True):
-        for name, words, colour, marker in (
-            ("g1", "$g_1$", COLOURS["joint"], MARKERS["joint"]),
-            (total(k).name, "Reptile", COLOURS["sum"], MARKERS["sum"]),
-            (last(k).name, "FOMAML", COLOURS["last"], MARKERS["last"]),
-            (f"MAML, k = {k}", "MAML", MAML_COLOUR, "v"),
-        ):
-            _line(ax, by_name[name], words, colour, marker)
-        ax.set_title(f"k = {k}", fontsize=10)
-        ax.set_xlabel("meta-iterations")
-        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17), ncol=2, fontsize=8.5, columnspacing=1.0)
-        ax.sharey(lines[0])
-    lines[0].set_ylim(bottom=min(0.0, lines[0].get_ylim()[0]))
-    lines[0].set_ylabel("signal to noise, $|E u|^2 / E|u - E u|^2$")
-    speed = tables["variance_speed"].groupby("variant")[["relative_variance", "gain"]].mean()
-    _against_speed(axes[-1], speed, settings)
-    relative = speed.relative_variance
+    table = tables["variance_intervals"].assign(**{side: 100 * tables["variance_intervals"][side] for side in SIDES})
+    along, whole = table[table.iteration.notna()], table[table.iteration.isna()].set_index("update")
+    figure, axes = plt.subplots(1, 3, figsize=(11.5, 4.9), width_ratios=[1, 1, 1.25])
+    _by_k(axes[0], whole, steps)
+    _along(axes[1], along, steps[-1])
+    _against_speed(axes[2], tables["variance_speed"].groupby("variant")[["ratio", "gain"]].mean(), settings)
+    axes[0].set_ylabel("$|E u|^2\\; /\\; E|u - E u|^2$ (%)")
     k = steps[-1]
+    relative = {name: 100 / value if value > 0 else float("inf") for name, value in whole["mean"].items()}
     finding = (
-        f"Variance of the update relative to its squared mean, k = {k}: {relative[total(k).name]:.1f} for the sum, "
-        f"{relative[last(k).name]:.1f} for the last gradient, {relative['g1']:.1f} for $\\mathbf{{g_1}}$"
+        f"Variance over squared mean of the update, k = {k}: {relative[total(k).name]:,.0f} for Reptile, "
+        f"{relative[last(k).name]:,.0f} for FOMAML, {relative[_maml(k)]:,.0f} for MAML, {relative['g1']:,.0f} for "
+        "joint training"
     )
     caption = (
         "u: the update from one task, Reptile $g_1 + \\ldots + g_k$, FOMAML $g_k$, MAML with its second derivatives; "
-        f"all at the same parameters, along a run of {settings['along']}, on {settings['tasks']} tasks a point "
-        f"and seed, {settings['seeds']} seeds. Unbiased: $E|u - Eu|^2$ from the sample variance V, $|Eu|^2$ from "
-        "$|\\bar u|^2 - V/n$ of n tasks. Bands: 95 % Student-t interval over seeds.\n"
-        "Right: the inverse of the mean along the run, against figure 3's accuracy early in training less that at the "
-        "start, means over seeds. Filled: variants with an equal step along AvgGrad; hollow: sums, which have their "
-        "averages' relative variance at k times the step."
+        f"all at the same parameters along a run of {settings['along']}, on {settings['tasks']} tasks at each of "
+        f"{settings['points']} points, {settings['seeds']} seeds. Unbiased: $E|u - Eu|^2$ from the sample variance V, "
+        "$|Eu|^2$ from $|\\bar u|^2 - V/n$ over n tasks, which may be below 0. Bars: 95 % Student-t intervals over "
+        "seeds. Left: means along the run.\n"
+        "Right: the same against figure 3's accuracy early in training less that at the start, means over seeds. "
+        "Filled: variants with an equal step along AvgGrad, which are compared; hollow: sums, their averages with k "
+        "times the step."
     )
     return {"variance": finish(figure, finding, caption)}
 
 
-def _line(ax: Axes, curve: pd.DataFrame, label: str, colour: str, marker: str) -> None:
-    ax.plot(curve.iteration, curve["mean"], color=colour, marker=marker, markersize=4, linewidth=1.5, label=label)
-    if curve.low.notna().any():
-        ax.fill_between(curve.iteration, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+def _maml(k: int) -> str:
+    return f"MAML, k = {k}"
+
+
+def _updates(k: int) -> tuple[str, str, str]:
+    """Names in the table, in the order of FAMILIES."""
+    return total(k).name, last(k).name, _maml(k)
+
+
+def _by_k(ax: Axes, whole: pd.DataFrame, steps: Sequence[int]) -> None:
+    """Means along the run with their intervals; joint training at k = 1."""
+    _points(ax, [1], whole.loc[["g1"]], "joint training, $g_1$", COLOURS["joint"], "o")
+    for shift, (family, (label, colour, marker)) in zip((-0.12, 0, 0.12), enumerate(FAMILIES), strict=True):
+        mine = whole.loc[[_updates(k)[family] for k in steps]]
+        _points(ax, [k + shift for k in steps], mine, label, colour, marker)
+    ax.axhline(0, color="0.3", linewidth=1)
+    ax.set_xticks([1, *steps])
+    ax.set(xlabel="k", xlim=(0.6, steps[-1] + 0.4))
+    ax.grid(visible=False, axis="x")
+    ax.set_title("mean along the run", fontsize=10)
+    ax.legend(fontsize=8)
+
+
+def _along(ax: Axes, along: pd.DataFrame, k: int) -> None:
+    """Each update of k steps at each point, with intervals."""
+    iterations = sorted(along.iteration.unique())
+    width = 0.02 * (iterations[-1] - iterations[0])
+    lines = [("g1", "", COLOURS["joint"], "o"), *((n, *f) for n, f in zip(_updates(k), FAMILIES, strict=True))]
+    for shift, (name, _, colour, marker) in zip((-1.5, -0.5, 0.5, 1.5), lines, strict=True):
+        mine = along[along["update"] == name].set_index("iteration").loc[iterations]
+        x = [iteration + shift * width for iteration in iterations]
+        _points(ax, x, mine, "", colour, marker)
+        ax.plot(x, mine["mean"], color=colour, linewidth=1)
+    ax.axhline(0, color="0.3", linewidth=1)
+    ax.set_xlabel("meta-iterations")
+    ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+    ax.set_title(f"along the run, k = {k}", fontsize=10)
+
+
+def _points(ax: Axes, x: Sequence[float], rows: pd.DataFrame, label: str, colour: str, marker: str) -> None:
+    ax.plot(x, rows["mean"], marker, color=colour, markersize=5.5, label=label)
+    ax.vlines(x, rows.low, rows.high, color=colour, linewidth=1.4)
 
 
 def _against_speed(ax: Axes, speed: pd.DataFrame, settings: Mapping[str, Any]) -> None:
     """A mark for each variant of figure 3, named."""
     for variant in figure_3():
-        if variant.name not in speed.index:
-            continue
-        x, y = speed.loc[variant.name, "relative_variance"], 100 * speed.loc[variant.name, "gain"]
-        colour, filled = COLOURS[variant.kind], variant.name in settings["equal_step"]
-        ax.plot(x, y, MARKERS[variant.kind], color=colour, markersize=7, markerfacecolor=colour if filled else "none")
-        ax.annotate(f"${settings['variants'][variant.name]}$", (x, y), xytext=(6, 3), textcoords="offset points",
-                    fontsize=7.5)  # fmt: skip
-    ax.set_xscale("log")
-    ax.set_xlabel("relative variance, $E|u - Eu|^2 / |Eu|^2$")
+        if variant.name in speed.index:
+            x, y = 100 * speed.loc[variant.name, ["ratio", "gain"]]
+            colour, filled = COLOURS[variant.kind], variant.name in settings["equal_step"]
+            ax.plot(x, y, MARKERS[variant.kind], color=colour, markersize=6.5,
+                    markerfacecolor=colour if filled else "none")  # fmt: skip
+            (dx, dy), side = OFFSETS[variant.kind]
+            ax.annotate(f"${settings['variants'][variant.name]}$", (x, y), xytext=(dx, dy),
+                        textcoords="offset points", fontsize=7.5, va="center", ha=side)  # fmt: skip
+    ax.margins(x=0.25, y=0.08)
+    ax.set_xlabel("$|E u|^2\\; /\\; E|u - E u|^2$ (%): less variance →")
     ax.set_ylabel("early gain in accuracy (points)")
     ax.set_title("against speed", fontsize=10)
