@@ -12,7 +12,7 @@ from figures.style import COLOURS, finish
 from reptile_core.meta_gradients import figure_3, last, total
 
 MARKERS = {"joint": "o", "sum": "s", "average": "D", "last": "^"}
-OFFSETS = {"joint": ((7, 0), "left"), "sum": ((-7, 0), "right"), "average": ((8, 4), "left"), "last": ((7, -5), "left")}
+LABELS = {"joint": (7, "left"), "sum": (-7, "right"), "average": (12, "left"), "last": (-7, "right")}  # points aside
 SIDES = ("mean", "low", "high")
 FAMILIES = (("Reptile", COLOURS["sum"], "s"), ("FOMAML", COLOURS["last"], "^"), ("MAML", "#009E73", "v"))
 
@@ -28,11 +28,10 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     _against_speed(axes[2], tables["variance_speed"].groupby("variant")[["ratio", "gain"]].mean(), settings)
     axes[0].set_ylabel("$|E u|^2\\; /\\; E|u - E u|^2$ (%)")
     k = steps[-1]
-    relative = {name: 100 / value if value > 0 else float("inf") for name, value in whole["mean"].items()}
-    finding = (
-        f"Variance over squared mean of the update, k = {k}: {relative[total(k).name]:,.0f} for Reptile, "
-        f"{relative[last(k).name]:,.0f} for FOMAML, {relative[_maml(k)]:,.0f} for MAML, {relative['g1']:,.0f} for "
-        "joint training"
+    relative = {name: _two_digits(100 / value) for name, value in whole["mean"].items() if value > 0}
+    named = {"Reptile": total(k).name, "FOMAML": last(k).name, "MAML": _maml(k), "joint training": "g1"}
+    finding = f"Variance over squared mean of the update, k = {k}: " + ", ".join(
+        f"{relative.get(name, 'no mean seen')} for {words}" for words, name in named.items()
     )
     caption = (
         "u: the update from one task, Reptile $g_1 + \\ldots + g_k$, FOMAML $g_k$, MAML with its second derivatives; "
@@ -45,6 +44,10 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
         "times the step."
     )
     return {"variance": finish(figure, finding, caption)}
+
+
+def _two_digits(value: float) -> str:
+    return f"{float(f'{value:.2g}'):,g}"
 
 
 def _maml(k: int) -> str:
@@ -99,9 +102,9 @@ def _against_speed(ax: Axes, speed: pd.DataFrame, settings: Mapping[str, Any]) -
             colour, filled = COLOURS[variant.kind], variant.name in settings["equal_step"]
             ax.plot(x, y, MARKERS[variant.kind], color=colour, markersize=6.5,
                     markerfacecolor=colour if filled else "none")  # fmt: skip
-            (dx, dy), side = OFFSETS[variant.kind]
-            ax.annotate(f"${settings['variants'][variant.name]}$", (x, y), xytext=(dx, dy),
-                        textcoords="offset points", fontsize=7.5, va="center", ha=side)  # fmt: skip
+            aside, end = LABELS[variant.kind]
+            ax.annotate(f"${settings['variants'][variant.name]}$", (x, y), xytext=(aside, 0),
+                        textcoords="offset points", fontsize=7.5, va="center", ha=end)  # fmt: skip
     ax.margins(x=0.25, y=0.08)
     ax.set_xlabel("$|E u|^2\\; /\\; E|u - E u|^2$ (%): less variance →")
     ax.set_ylabel("early gain in accuracy (points)")

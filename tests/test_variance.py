@@ -177,7 +177,7 @@ def test_figure_says_what_the_tables_hold():
     tables = {"variance_intervals": variance.intervals(table), "variance_speed": speed}
     settings = variance.settings(SimpleNamespace(profile="smoke", seeds=3))
     drawn = figure.draw(tables, settings)["variance"]
-    assert "1 for Reptile, 2 for FOMAML, 5 for MAML, 40 for" in drawn.get_suptitle()
+    assert "1.2 for Reptile, 2.5 for FOMAML, 5 for MAML, 40 for" in drawn.get_suptitle()
     line = next(line for line in drawn.axes[0].lines if line.get_label() == "Reptile")
     assert line.get_ydata() == pytest.approx([40, 60, 80])  # in %: k / 5
     assert len(drawn.axes[-1].texts) == 10
