@@ -1,7 +1,7 @@
 """Section 6.1's tables as dots: ours with its interval above the published accuracy with its own, a panel a cell."""
 
 from collections.abc import Mapping
-from math import floor
+from math import ceil, floor
 from textwrap import fill, shorten
 from typing import Any
 
@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from figures.style import COLOURS, finish
 
@@ -70,8 +71,8 @@ def caption(settings: Mapping[str, Any]) -> str:
         else "one seed, bar: 95 % interval of the mean over tasks"
     )
     trained = "; ".join(
-        f"{TITLES[name]}: {b['scale']['iterations']:,} meta-iterations of the authors' {b['iterations']:,}, "
-        f"{b['scale']['tasks']:,} test tasks a cell"
+        f"{TITLES[name]}: {b['scale']['iterations']:,} of {b['iterations']:,} meta-iterations, "
+        f"{b['scale']['tasks']:,} test tasks"
         for name, b in benchmarks.items()
     )
     return (
@@ -93,7 +94,7 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
     """One panel: the rows of a cell from the top."""
     middle = range(len(cell) - 1, -1, -1)
     for y, (method, _), row in zip(middle, cell.index, cell.itertuples(), strict=True):
-        ours = [[row.mean - row.low], [row.high - row.mean]]
+        ours = [[row.mean - max(row.low, 0)], [min(row.high, 100) - row.mean]]
         ax.errorbar(row.mean, y + APART, xerr=ours, color=COLOUR[method], **OURS)
         ax.errorbar(row.published, y - APART, xerr=row.published_half, color=COLOUR[method], **PUBLISHED)
         for value, side, offset in ((row.mean, APART, 5), (row.published, -APART, -11)):
@@ -102,8 +103,11 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
                             ha="center", fontsize=7, color="0.25")  # fmt: skip
     ax.set_yticks(middle, cell.row)
     ax.set_ylim(-0.7, len(cell) - 0.4)
-    ends = cell[["low", "mean", "published"]].min(axis=None)
-    ax.set_xlim(10 * max(0, floor(ends / 10 - 0.2)), 103)
+    shown = cell[["low", "high", "mean", "published"]].clip(0, 100)
+    left, right = shown.min(axis=None), shown.max(axis=None)
+    ax.set_xlim(5 * floor(left / 5 - 0.3), min(5 * ceil(right / 5 + 0.3), 103))
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if cell["mean"].isna().all():
-        reason = fill(shorten(cell.status.iloc[0], 110, placeholder=" …"), 36)
-        ax.text(0.03, 0.03, reason, transform=ax.transAxes, fontsize=7.5, color="0.35")
+        reason = fill(shorten(cell.status["reptile", False], 110, placeholder=" …"), 36)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # over the grid
+        ax.text(0.03, 0.03, reason, transform=ax.transAxes, fontsize=7.5, color="0.35", bbox=box)
