@@ -157,7 +157,7 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     caption = (
         f"One task's {k} minibatches of {settings['batch']}, E[$g_1 + \\ldots + g_{k}$] over all their orders, "
         f"exact ($\\alpha$ = {settings['learning_rate']}), along runs of Reptile; steps of equal length, "
-        f"{settings['step_share']:g} of the outer step ($\\epsilon$ = {settings['outer_step']:g}) on that task. Inner "
+        f"{settings['step_share']:g} of the outer step ($\\epsilon = {settings['outer_step']:g}$) on that task. Inner "
         f"product and cosine: means over pairs of different minibatches. {settings['step_tasks']} tasks at a point. "
         + ("Bars: 95 % Student-t intervals over " if settings["seeds"] > 1 else "")
         + f"{settings['seeds']} seeds."
