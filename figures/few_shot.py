@@ -1,7 +1,6 @@
 """Section 6.1's tables as dots: ours with its interval above the published accuracy with its own, a panel a cell."""
 
 from collections.abc import Mapping
-from math import ceil, floor
 from textwrap import fill, shorten
 from typing import Any
 
@@ -91,23 +90,27 @@ def caption(settings: Mapping[str, Any]) -> str:
 
 
 def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
-    """One panel: the rows of a cell from the top."""
+    """One panel: the rows of a cell from the top, each value written left of its bar."""
     middle = range(len(cell) - 1, -1, -1)
     for y, (method, _), row in zip(middle, cell.index, cell.itertuples(), strict=True):
-        ours = [[row.mean - max(row.low, 0)], [min(row.high, 100) - row.mean]]
+        low, high = max(row.low, 0), min(row.high, 100)
+        ours = [[row.mean - low], [high - row.mean]]
         ax.errorbar(row.mean, y + APART, xerr=ours, color=COLOUR[method], **OURS)
         ax.errorbar(row.published, y - APART, xerr=row.published_half, color=COLOUR[method], **PUBLISHED)
-        for value, side, offset in ((row.mean, APART, 5), (row.published, -APART, -11)):
+        for value, end, side in ((row.mean, low, APART), (row.published, row.published - row.published_half, -APART)):
             if pd.notna(value):
-                ax.annotate(f"{value:.1f}", (value, y + side), xytext=(0, offset), textcoords="offset points",
-                            ha="center", fontsize=7, color="0.25")  # fmt: skip
+                ax.annotate(f"{value:.1f}", (end, y + side), xytext=(-6, 0), textcoords="offset points",
+                            ha="right", va="center", fontsize=7.5, color="0.25")  # fmt: skip
     ax.set_yticks(middle, cell.row)
     ax.set_ylim(-0.7, len(cell) - 0.4)
-    shown = cell[["low", "high", "mean", "published"]].clip(0, 100)
-    left, right = shown.min(axis=None), shown.max(axis=None)
-    ax.set_xlim(5 * floor(left / 5 - 0.3), min(5 * ceil(right / 5 + 0.3), 103))
-    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    half = cell.published_half
+    ends = pd.concat([cell.low, cell.high, cell.published - half, cell.published + half]).clip(0, 100)
+    left, right = ends.min(), ends.max()
+    span = max(right - left, 5)
+    ticks = MaxNLocator(5, integer=True).tick_values(left, right)
+    ax.set_xticks(ticks[(ticks >= 0) & (ticks <= 100)])
+    ax.set_xlim(left - 0.3 * span, right + 0.1 * span)
     if cell["mean"].isna().all():
-        reason = fill(shorten(cell.status["reptile", False], 110, placeholder=" …"), 36)
+        reason = fill(shorten(cell.status["reptile", False], 80, placeholder=" …"), 36)
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # over the grid
         ax.text(0.03, 0.03, reason, transform=ax.transAxes, fontsize=7.5, color="0.35", bbox=box)
