@@ -108,7 +108,7 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
     left, right = ends.min(), ends.max()
     span = max(right - left, 5)
     ticks = MaxNLocator(5, integer=True).tick_values(left, right)
-    ax.set_xticks(ticks[(ticks >= 0) & (ticks <= 100)])
+    ax.set_xticks([tick for tick in ticks if 0 <= tick <= 100])
     ax.set_xlim(left - 0.3 * span, right + 0.1 * span)
     if cell["mean"].isna().all():
         reason = fill(shorten(cell.status["reptile", False], 80, placeholder=" …"), 36)
