@@ -140,8 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(plan: Plan) -> pd.DataFrame:
-    """Write the manifest, do the experiments, complete the manifest, say what was found. Returns the ledger of what was
-    run."""
+    """Write the manifest, do the experiments and say what each found, complete the manifest. Returns the ledger of what
+    was run."""
     path, context = plan.out / "manifest.json", plan.context
     record = manifest.begin(
         command=sys.argv,
@@ -156,22 +156,22 @@ def run(plan: Plan) -> pd.DataFrame:
     print("\n".join([*sources, f"{context.workers.count} workers on {context.device} · results in {plan.out}/"]))
     seconds: dict[str, float] = {}
     status = "interrupted"
-    lines: list[str] = []
-    written: list[Path] = []
     try:
         for experiment in plan.experiments:
             began = time.perf_counter()
             result = experiment.run(context)
-            written += [*write_tables(experiment, result, plan), *draw(experiment, result, plan)]
-            lines += result.lines
+            written = [*write_tables(experiment, result, plan), *draw(experiment, result, plan)]
+            verdicts = judge(plan.out)
+            written += claims.write_ledger(verdicts, plan.out)
             seconds[experiment.name] = round(time.perf_counter() - began, 2)
+            mine = verdicts[verdicts.id.isin([claim.id for claim in experiment.claims])]
+            title = f"\n{experiment.name}, {seconds[experiment.name]:,.0f} s"
+            print("\n".join([title, *result.lines, *claims.lines(mine), *(f"wrote {path}" for path in written)]))
         status = "finished"
     finally:
         manifest.write(manifest.complete(record, status=status, wall_seconds=seconds), path)
-    verdicts = judge(plan.out)
-    written += [*claims.write_ledger(verdicts, plan.out), path]
     done = verdicts[verdicts.id.isin([claim.id for experiment in plan.experiments for claim in experiment.claims])]
-    print("\n".join([*lines, *claims.lines(done), *(f"wrote {path}" for path in written), *sources]))
+    print("\n".join(["", claims.counts(done), f"wrote {path}", *sources]))
     return done
 
 

@@ -134,15 +134,18 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def lines(table: pd.DataFrame) -> list[str]:
-    """The ledger for a terminal, one line a claim, and the count of verdicts."""
+    """The ledger for a terminal, one line a claim."""
     width = max(map(len, table.id), default=0)
-    body = [
+    return [
         f"{row.id:<{width}}  {row.verdict:<14} {row.quantity} {_span(row.measured_low, row.measured_high)}"
         f"  (control {_span(row.control_low, row.control_high)})"
         for row in table.itertuples()
     ]
-    counts = table.verdict.value_counts()
-    return [*body, ", ".join(f"{count} {verdict}" for verdict, count in counts.items())]
+
+
+def counts(table: pd.DataFrame) -> str:
+    """How many claims got which verdict."""
+    return ", ".join(f"{count} {verdict}" for verdict, count in table.verdict.value_counts().items())
 
 
 def _intervals(rows: pd.DataFrame) -> list[Interval]:

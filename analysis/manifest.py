@@ -16,7 +16,7 @@ from reptile_core import native
 from reptile_core.datasets import Characters
 from reptile_core.files import write_atomically
 
-PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "safetensors", "pillow")
+PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "safetensors", "pillow", "scikit-learn")
 
 
 def begin(
