@@ -406,7 +406,8 @@ def summary(table: pd.DataFrame, reasons: Mapping[str, str]) -> pd.DataFrame:
                 for transductive in (False, True):
                     part = groups.get((benchmark.name, shots, method, transductive), table.iloc[:0])
                     published = PUBLISHED.get((method, transductive, benchmark.name, shots), (nan, nan, ""))
-                    reason = reasons.get(f"{benchmark.name}-{method}", "not measured")
+                    trained = METHODS[0].name if method == UNTRAINED else method  # not without some training beside
+                    reason = reasons.get(f"{benchmark.name}-{trained}", "no results")
                     rows.append(
                         dict(zip(CELL, (benchmark.name, shots, method, transductive), strict=True))
                         | {"row": in_words(method, transductive)}
