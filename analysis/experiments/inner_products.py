@@ -66,7 +66,8 @@ CLAIMS = (
         2.0,
         "a twentieth of an aligned pair's; some dozens of pairs leave an error of about 0.02. At first the cosine "
         "within tasks alone was held against g1's; but with g2 and g4 cosines between tasks rise as well, along a "
-        "direction that tasks share: it told nothing of one task, and its control, pairs of different tasks, passed",
+        "direction that tasks share: it told nothing of one task, and its control, pairs of different tasks, passed. "
+        "The control is a mean over variants since that of g2 alone reached 0.06 by noise",
         "minibatches grouped by their number in the place of their task",
     ),
     Claim(
