@@ -22,7 +22,8 @@ import torch
 from analysis import claims, manifest
 from analysis.claims import PROFILES
 from analysis.experiment import Context, Experiment, Result
-from analysis.experiments import EXPERIMENTS, few_shot
+from analysis.experiments import EXPERIMENTS
+from analysis.experiments.few_shot_benchmarks import CELLS
 from analysis.runs import Source
 from analysis.tables import read_csv, write_csv
 from analysis.workers import Workers, available_cores
@@ -90,8 +91,8 @@ def prepare(options: argparse.Namespace) -> Plan:
         if value is not None and value < 1:
             raise UsageError(f"--{name}: expected at least 1, found {value}")
     for cell in options.cells:
-        if not any(name.startswith(cell) for name in few_shot.CELLS):
-            raise UsageError(f"--cells: expected beginnings of {', '.join(few_shot.CELLS)}, found {cell!r}")
+        if not any(name.startswith(cell) for name in CELLS):
+            raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device: expected a CUDA device for cuda, found none that torch can use")
     device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

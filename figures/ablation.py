@@ -40,10 +40,10 @@ def caption(settings: Mapping[str, Any]) -> str:
     inner = settings["inner"]
     return (
         "Each curve uses one combination of a task's inner SGD gradients as the meta-gradient: $\\phi \\leftarrow "
-        "\\phi - \\epsilon\\,\\alpha\\,(w_1 g_1 + \\ldots + w_k g_k)$, with $g_i$ the gradient met at step i.\n"
+        "\\phi - \\epsilon\\,\\alpha\\,(w_1 g_1 + \\ldots + w_k g_k)$, with $g_i$ the gradient met at step i. "
         f"{settings['n_way']}-way {settings['shots']}-shot, k disjoint minibatches of {inner['batch']}, $\\alpha$ = "
         f"{inner['learning_rate']} on the summed loss, $\\epsilon$ = {settings['outer_step']['from']} annealed "
-        f"linearly to 0 over {settings['iterations']:,} iterations. {seeds_in_words(settings['seeds'])}\n"
+        f"linearly to 0 over {settings['iterations']:,} iterations. {seeds_in_words(settings['seeds'])} "
         f"Accuracy after {settings['evaluation_steps']} steps on the {settings['shots']}-shot support of "
         f"{settings['tasks']} test tasks, the same ones at every point of every curve of a seed; one test example per "
         "class; no transduction."
@@ -65,6 +65,6 @@ def _draw(
         ax.set_title(f"k = {k} inner steps", fontsize=10)
         over_iterations(ax, chance)
         ax.set_ylim(0, 101)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2, fontsize=8.5, columnspacing=1.2)
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, fontsize=8.5, columnspacing=1.2)
     axes[0][0].set_ylabel("accuracy on test characters (%)")
     return finish(figure, finding, caption)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 # Okabe and Ito's palette (2008), by what a curve is.
 COLOURS = {"joint": "#6b6b6b", "sum": "#0072B2", "average": "#56B4E9", "last": "#D55E00"}
 WARNING = "#B00020"
+FORMULA = r"\$[^$]*\$"
 CHARACTERS_AN_INCH = 17.5  # of captions, at 7.5 points in DejaVu Sans
 
 
@@ -47,10 +48,16 @@ def finish(figure: Figure, finding: str, caption: str, *, right: float = 1.0) ->
 
 
 def _wrapped(caption: str, width: int) -> list[str]:
-    """Lines of at most so many characters; formulas are not broken, and are drawn shorter than they are written."""
-    whole = re.sub(r"\$[^$]*\$", lambda formula: formula[0].replace(" ", "\0"), caption)
-    lines = [line for part in whole.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False)]
-    return [line.replace("\0", " ") for line in lines]
+    """Lines of at most so many characters. Formulas are not broken, and count by what is drawn of them, about."""
+    formulas = re.findall(FORMULA, caption)
+    held = re.sub(FORMULA, lambda formula: "\0" * _drawn(formula[0]), caption)
+    lines = "\n".join(line for part in held.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False))
+    return re.sub("\0+", lambda _: formulas.pop(0), lines).split("\n")
+
+
+def _drawn(formula: str) -> int:
+    """Characters that are seen of a formula: a command counts as one."""
+    return max(1, len(re.sub(r"[{}$^_]|\\,", "", re.sub(r"\\[a-zA-Z]+ ?", "x", formula))))
 
 
 def stamp(figure: Figure, text: str, *, real: bool) -> None:

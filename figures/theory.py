@@ -28,13 +28,13 @@ UPDATES = {
 }
 REMAINDERS_CAPTION = (
     "Norm of the difference between the gradient met at an inner SGD step and its series in the inner learning rate, "
-    "$g_i = \\bar g_i - \\alpha \\bar H_i (\\bar g_1 + \\ldots + \\bar g_{i-1}) + O(\\alpha^2)$,\n"
+    "$g_i = \\bar g_i - \\alpha \\bar H_i (\\bar g_1 + \\ldots + \\bar g_{i-1}) + O(\\alpha^2)$, "
     "for the last step i of each loss, in float64. Dashed: the same with a wrong term (the sum taken over j ≤ i; no "
     "third derivative), which must lose a power.\nNumbers: fitted slopes."
 )
 COEFFICIENTS_CAPTION = (
     "Expected updates over all ordered choices of k of 5 minibatches, in the limit $\\alpha \\to 0$, as multiples of "
-    "AvgGrad $= E[\\bar g_1]$ and of $\\alpha$ AvgGradInner $= \\alpha E[\\bar H_2 \\bar g_1]$.\n"
+    "AvgGrad $= E[\\bar g_1]$ and of $\\alpha$ AvgGradInner $= \\alpha E[\\bar H_2 \\bar g_1]$. "
     "Predicted: $\\sum w_i$ and $-\\sum w_i (i-1)$ for any sum $\\sum w_i g_i$; 1 and $-2(k-1)$ for MAML. "
     "k = 2 … 5, two losses."
 )

@@ -44,7 +44,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     finding = f"Before adaptation accuracy is {before.min():.0f} … {before.max():.0f} %, whatever is trained"
     caption = (
         f"An initialization that has not seen a task's labels, which are dealt at random among {n} classes. Lines: "
-        f"before the first inner step, mean of {settings['seeds']} seeds, {settings['tasks']} test tasks each.\n"
+        f"before the first inner step, mean of {settings['seeds']} seeds, {settings['tasks']} test tasks each. "
         f"Circles: the same examples after adaptation, at the end of training ({settings['adapted_tasks']} tasks a "
         "seed). No initialization can do better than chance and log N on average over such labels."
     )

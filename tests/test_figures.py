@@ -7,7 +7,7 @@ import pytest
 from analysis.experiments import ablation
 from analysis.tables import over_seeds
 from figures.ablation import draw
-from figures.style import save, stamp, style
+from figures.style import _wrapped, save, stamp, style
 from reptile_core.meta_gradients import figure_3
 
 matplotlib.use("Agg")
@@ -61,3 +61,9 @@ def test_stand_in_data_is_stamped_in_a_warning_colour(tables):
     text = figure.texts[-1]
     assert text.get_text() == "NOT OMNIGLOT"
     assert text.get_color() == "#B00020"
+
+
+def test_captions_are_wrapped_between_formulas_by_what_is_drawn():
+    lines = _wrapped("one $\\phi \\leftarrow \\phi - \\epsilon$ two\nthree four", 15)
+    assert lines == ["one $\\phi \\leftarrow \\phi - \\epsilon$ two", "three four"]
+    assert _wrapped("one two $a b$ three", 8) == ["one two", "$a b$", "three"]

@@ -29,11 +29,11 @@ OUTER_STEP = 0.25
 EVALUATION_STEPS = 5
 SCALES = {
     "smoke": Scale(iterations=30, every=15, tasks=4, seeds=2),
-    "quick": Scale(iterations=500, every=100, tasks=24, seeds=3),
+    "quick": Scale(iterations=400, every=100, tasks=20, seeds=3),
     "paper": Scale(iterations=40_000, every=1_000, tasks=50, seeds=3),
 }
 # On two cores of an AMD EPYC; on a GPU not measured.
-TAKES = {"smoke": "about half a minute", "quick": "about 7 minutes", "paper": "under 2 hours a seed"}
+TAKES = {"smoke": "about half a minute", "quick": "about 5 minutes", "paper": "under 2 hours a seed"}
 SETTINGS: dict[str, Any] = {
     "n_way": N_WAY,
     "shots": SHOTS,

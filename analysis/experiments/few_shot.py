@@ -3,136 +3,44 @@
 Adam with beta1 = 0 inside, its second moments kept from task to task; meta-batch 5; outer step 1 annealed linearly to
 0; evaluation after 50 steps on 10,000 tasks. Cells of one benchmark differ in evaluation alone, so that one training
 run serves them all. CIFAR-FS, which is not in the paper, is run as Mini-ImageNet is, with 64 filters.
-
-The paper takes the numbers of MAML and FOMAML from Finn et al. (2017). Here both run on Reptile's networks and
-settings, and their last minibatch is a separate tail of the task's examples. MAML's raw gradient has another size than
-Adam's displacements; its outer step is Adam's, 0.001 as in Finn et al., also annealed to 0.
 """
 
-import hashlib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import hypot, nan
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
 
 from analysis.claims import NO_MEASUREMENTS, Claim, measurement
+from analysis.evaluations import PIECE, Accuracies, Piece, evaluate
 from analysis.experiment import Context, Experiment, Result
-from analysis.runs import Job, Source, final_state
+from analysis.experiments.few_shot_benchmarks import (
+    BENCHMARKS,
+    EVALUATION_STEPS,
+    META_BATCH,
+    METHODS,
+    PUBLISHED,
+    SCALES,
+    SEEDS,
+    Benchmark,
+    Method,
+    Scale,
+    configure,
+    evaluated,
+)
+from analysis.runs import Job, Source
 from analysis.tables import COLUMNS as TIDY
 from analysis.tables import student_t
-from analysis.workers import Progress
-from reptile_core import training
-from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.datasets import DataError
 from reptile_core.evaluation import TEST_SHOTS, estimate
-from reptile_core.meta_gradients import last, total
-from reptile_core.tasks import Sampling
-from reptile_core.training import Evaluation, Inner, Outer, Run
 
 NAME = "few_shot"
-META_BATCH = 5
-EVALUATION_STEPS = 50
-TASKS = 10_000
-PIECE = 250  # evaluation tasks of one piece of work, which is a file
-LANES = 25  # tasks adapted at once on a GPU: 5 GB for the copies of 20-way support sets
 UNTRAINED = "untrained"
 WORDS = {"reptile": "Reptile", "fomaml": "FOMAML", "maml": "MAML", UNTRAINED: "untrained"}
 CELL = ["benchmark", "shots", "method", "transductive"]  # what names a row of the tables
 NORMAL_95 = 1.96  # half of a 95 % interval in standard errors, for the mean over many tasks
-
-
-@dataclass(frozen=True)
-class Benchmark:
-    """A data set and a number of classes, with the authors' settings for it. shots: the cells' numbers of shots, each
-    with the minibatch of its evaluation."""
-
-    name: str
-    data: Literal["omniglot", "mini_imagenet", "cifar_fs"]  # which is the network's name too
-    n_way: int
-    learning_rate: float
-    batch: int
-    steps: int
-    train_shots: int
-    iterations: int
-    shots: Mapping[int, int]
-
-
-@dataclass(frozen=True)
-class Method:
-    """How phi is trained. A tail is a last minibatch of examples that the steps before it have not seen."""
-
-    name: str
-    outer: Outer
-    tail: bool
-
-    def weights(self, k: int) -> tuple[float, ...] | Literal["maml"]:
-        if self.name == "maml":
-            return "maml"
-        return (total if self.name == "reptile" else last)(k).weights
-
-
-@dataclass(frozen=True)
-class Scale:
-    """How much of a benchmark a profile runs. tasks: evaluation tasks of a cell; looks: how often a training run is
-    written down and looked at, on how many tasks."""
-
-    iterations: int
-    tasks: int
-    methods: tuple[str, ...] = ("reptile", "fomaml", "maml")
-    looks: tuple[int, int] = (1, 1)
-
-
-BENCHMARKS = (
-    Benchmark("omniglot-5way", "omniglot", 5, 1e-3, 10, 5, 10, 100_000, {1: 5, 5: 5}),
-    Benchmark("omniglot-20way", "omniglot", 20, 5e-4, 20, 10, 10, 200_000, {1: 10, 5: 10}),
-    Benchmark("mini-imagenet", "mini_imagenet", 5, 1e-3, 10, 8, 15, 100_000, {1: 5, 5: 15}),
-    Benchmark("cifar-fs", "cifar_fs", 5, 1e-3, 10, 8, 15, 100_000, {1: 5, 5: 15}),
-)
-METHODS = (
-    Method("reptile", Outer(1.0), tail=False),
-    Method("fomaml", Outer(1.0), tail=True),
-    Method("maml", Outer(1e-3, optimizer="adam"), tail=True),
-)
-SCALES: dict[str, dict[str, Scale]] = {
-    "smoke": {
-        "omniglot-5way": Scale(2, 2),
-        "mini-imagenet": Scale(1, 1, ("reptile",)),
-        "cifar-fs": Scale(1, 1, ("reptile",)),
-    },
-    "quick": {"omniglot-5way": Scale(200, 30), "cifar-fs": Scale(8, 6)},
-    # 200 looks at 10 tasks cost some 3 % of the training.
-    "paper": {benchmark.name: Scale(benchmark.iterations, TASKS, looks=(200, 10)) for benchmark in BENCHMARKS},
-}
-SEEDS = {"smoke": 1, "quick": 1, "paper": 3}
-# What --cells may begin.
-CELLS = tuple(f"{benchmark.name}-{method.name}" for benchmark in BENCHMARKS for method in METHODS)
-
-FINN, NICHOL = "Finn et al. 2017", "Nichol et al. 2018"
-COLUMNS = [(name, shots) for name in ("mini-imagenet", "omniglot-5way", "omniglot-20way") for shots in (1, 5)]
-# Accuracy in %: mean and half interval as published, and where, by (method, transduction, benchmark, shots).
-PUBLISHED = {
-    (method, transductive, *column): (*cell, source)
-    for (method, transductive, source), cells in {
-        ("maml", True, FINN): ((48.70, 1.84), (63.11, 0.92), (98.7, 0.4), (99.9, 0.1), (95.8, 0.3), (98.9, 0.2)),
-        ("fomaml", True, FINN): ((48.07, 1.75), (63.15, 0.91), (98.3, 0.5), (99.2, 0.2), (89.4, 0.5), (97.9, 0.1)),
-        ("reptile", False, NICHOL): (
-            (47.07, 0.26), (62.74, 0.37), (95.39, 0.09), (98.90, 0.10), (88.14, 0.15), (96.65, 0.33),
-        ),
-        ("reptile", True, NICHOL): (
-            (49.97, 0.32), (65.99, 0.58), (97.68, 0.04), (99.48, 0.06), (89.43, 0.14), (97.12, 0.32),
-        ),
-    }.items()
-    for column, cell in zip(COLUMNS, cells, strict=True)
-} | {
-    ("maml", True, "cifar-fs", shots): (*cell, "Bertinetto et al. 2019")
-    for shots, cell in ((1, (58.9, 1.9)), (5, (71.5, 1.0)))
-}  # fmt: skip
-
 OMNIGLOT, MINI_IMAGENET = "table-omniglot", "table-mini-imagenet"
 OTHER_DATA = {"mini-imagenet": "Mini-ImageNet", "cifar-fs": "CIFAR-FS"}  # than the script's own
 CLAIM_OF = {b.name: OMNIGLOT if b.data == "omniglot" else MINI_IMAGENET for b in BENCHMARKS}
@@ -218,83 +126,6 @@ class Training:
         return None if self.source.real and self.source.name == self.benchmark.data else "other data"
 
 
-def configure(benchmark: Benchmark, method: Method, scale: Scale, seed: int) -> Run:
-    """The training run of all cells of a benchmark. The tail is as large as a minibatch."""
-    looks, tasks = scale.looks
-    return Run(
-        network=benchmark.data,
-        sampling=Sampling(
-            n_way=benchmark.n_way,
-            shots=benchmark.train_shots,
-            batch=benchmark.batch,
-            steps=benchmark.steps,
-            tail_shots=benchmark.batch // benchmark.n_way if method.tail else 0,
-        ),
-        weights=method.weights(benchmark.steps),
-        inner=Inner("adam", benchmark.learning_rate),
-        outer=method.outer,
-        evaluation=Evaluation(evaluated(benchmark, min(benchmark.shots)), tasks, max(1, scale.iterations // looks)),
-        iterations=scale.iterations,
-        seed=seed,
-        meta_batch=META_BATCH,
-    )
-
-
-def evaluated(benchmark: Benchmark, shots: int) -> Sampling:
-    """How a cell's evaluation tasks are cut."""
-    return Sampling(n_way=benchmark.n_way, shots=shots, batch=benchmark.shots[shots], steps=EVALUATION_STEPS)
-
-
-# ---- evaluation, in pieces that are files
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Some of the evaluation tasks of a cell, and where what they gave is kept. job: the finished run, or one that only
-    names network, seed and data where phi is the initialization."""
-
-    job: Job
-    sampling: Sampling
-    tasks: range
-    trained: bool
-
-    @property
-    def key(self) -> str:
-        """Digest of everything that decides the outcome."""
-        decisive = {
-            "run": self.job.key,
-            "evaluation": asdict(self.sampling),
-            "tasks": [self.tasks.start, self.tasks.stop],
-            "trained": self.trained,
-        }
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:20]
-
-    @property
-    def path(self) -> Path:
-        return self.job.folder / "evaluations" / f"{self.key}.safetensors"
-
-
-Accuracies = dict[str, list[float]]  # of each task, by quantity
-
-
-def evaluate(piece: Piece, progress: Progress) -> Accuracies:
-    """Accuracy of each task: read if it is known, unless it is to be found anew."""
-    if piece.path.exists() and not piece.job.fresh:
-        found, record = load_checkpoint(piece.path)
-        if record.get("key") != piece.key:
-            raise CheckpointError(
-                f"{piece.path}: expected the evaluation {piece.key}, found the evaluation {record.get('key')}"
-            )
-    else:
-        job = piece.job
-        state = final_state(job) if piece.trained else training.start(job.run, job.device)
-        lanes = 1 if job.device == "cpu" else LANES
-        found = training.accuracies(job.run, job.pool("test"), state, piece.sampling, piece.tasks, lanes=lanes)
-        save_checkpoint(piece.path, found, {"key": piece.key})
-    progress(len(piece.tasks))
-    return {quantity: values.tolist() for quantity, values in found.items()}
-
-
 @dataclass(frozen=True)
 class Cell:
     """One entry of the tables, of one seed. method: a method's name, or that nothing was trained."""
@@ -311,9 +142,6 @@ class Cell:
     @property
     def job(self) -> Job:
         return replace(self.pieces[0].job, fresh=False)
-
-
-# ---- what is run, and what came of it
 
 
 def plan(context: Context) -> tuple[list[Training], dict[str, str]]:
@@ -540,7 +368,7 @@ EXPERIMENT = Experiment(
     shows="section 6.1: few-shot accuracy of Reptile, FOMAML and MAML beside the published tables",
     takes={
         "smoke": "half a minute",
-        "quick": "some 4 minutes",
+        "quick": "about 2 minutes",
         "paper": "5 hours a seed for omniglot-5way on two cores, some 10 days for all (estimates); --cells chooses",
     },
     claims=CLAIMS,

@@ -124,7 +124,7 @@ GRIDS = {
 }
 SCALES = {
     "smoke": Scale(iterations=5, every=5, tasks=2, seeds=2),
-    "quick": Scale(iterations=160, every=160, tasks=20, seeds=3),
+    "quick": Scale(iterations=100, every=100, tasks=20, seeds=3),
     "paper": Scale(iterations=40_000, every=40_000, tasks=500, seeds=3),
 }
 

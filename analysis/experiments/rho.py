@@ -58,7 +58,7 @@ VARIANTS = (
 )
 SCALES = {
     "smoke": Scale(iterations=4, every=2, tasks=2, seeds=2),
-    "quick": Scale(iterations=150, every=50, tasks=12, seeds=3),
+    "quick": Scale(iterations=100, every=50, tasks=12, seeds=3),
     "paper": Scale(iterations=2_000, every=200, tasks=100, seeds=5),
 }
 CLAIMS = (
