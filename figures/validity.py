@@ -33,7 +33,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
                 ax.set_xlabel(f"$\\alpha$ / {used} (1, framed: the one used)", fontsize=9)
         _draw_curves(axes[row][-1], table[table.order == order], ends)
         axes[row][-1].set_title(f"{words}, all steps", fontsize=9.5)
-    axes[-1][-1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(0.2, 0.62))
+    axes[-1][-1].legend(fontsize=7.5, loc="lower left", handlelength=1.6)
     axes[-1][-1].set_xlabel("$\\alpha\\,\\lambda_{max}$ of a minibatch's Hessian", fontsize=9)
     share = relu[(relu.order == 1) & (relu.multiple == 1)].groupby("iteration").explained.mean()
     finding = (
@@ -73,5 +73,5 @@ def _draw_curves(ax: Axes, rows: pd.DataFrame, ends: list[int]) -> None:
             ax.plot(by.sharpness, by.explained, line, color=colour, marker=".", markersize=4, linewidth=1.3,
                     label=f"{name}, after {iteration:,}")  # fmt: skip
     ax.axvline(2, color="0.4", linestyle=":", linewidth=1)
-    ax.set(xscale="log", ylim=(-3, 103))
+    ax.set(xscale="log", ylim=(-3, 103), xlim=(1e-10, None))  # room for the legend where all is 100 %
     ax.set_ylabel("explained share (%)", fontsize=9)
