@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy.special import stdtrit
 
 from reptile_core.files import write_atomically
 
@@ -24,8 +24,14 @@ def student_t(values: Sequence[float] | pd.Series) -> tuple[float, float, float]
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return mean, float("nan"), float("nan")
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * np.std(values, ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
+
+
+def spearman(a: Sequence[float] | pd.Series, b: Sequence[float] | pd.Series) -> float:
+    """Spearman's rank correlation of paired values, in [-1, 1]; ties share their mean rank."""
+    ranks = [pd.Series(np.asarray(values)).rank() for values in (a, b)]
+    return float(ranks[0].corr(ranks[1]))
 
 
 def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:

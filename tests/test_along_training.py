@@ -125,16 +125,14 @@ def test_explained_shares_on_quadratics_are_exact():
 
 
 def _validity_table(explained):
-    return pd.DataFrame(
-        {"variant": "x", "seed": seed, "iteration": iteration, "task": 0, "activation": activation, "alpha": alpha,
-         "i": i, "order": order, "explained": -1.0 if order == -1 else explained + 0.001 * seed, "sharpness": 300 * alpha}
-        for seed in range(3)
-        for iteration in (0, 10)
-        for activation in validity.ACTIVATIONS
-        for alpha in (0.0015, 0.003)
-        for i in (2, 3, 4)
-        for order in (-1, 1, 2)
-    )  # fmt: skip
+    """The share that every step at every learning rate explains: `explained`, and a little more for each seed."""
+    levels = {
+        "seed": range(3), "iteration": (0, 10), "activation": validity.ACTIVATIONS, "alpha": (0.0015, 0.003),
+        "i": (2, 3, 4), "order": (-1, 1, 2),
+    }  # fmt: skip
+    table = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
+    shares = (explained + 0.001 * table.seed).where(table.order > 0, -1.0)
+    return table.assign(variant="x", task=0, explained=shares, sharpness=300 * table.alpha)
 
 
 @pytest.mark.parametrize(("explained", "verdict"), [(0.8, SUPPORTED), (0.2, REFUTED), (0.499, INCONCLUSIVE)])

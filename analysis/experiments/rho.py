@@ -12,14 +12,13 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
 from analysis.experiments import ablation, sweeps
 from analysis.experiments.ablation import CHANCE
 from analysis.experiments.sweeps import Scale
-from analysis.tables import over_seeds
+from analysis.tables import over_seeds, spearman
 from reptile_core.meta_gradients import Variant, total
 from reptile_core.training import Outer, Run
 
@@ -106,8 +105,8 @@ def correlations(gains: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             seed: {
-                "rho": stats.spearmanr(part.rho, part.value).statistic,
-                "noise": stats.spearmanr(-part.noise, part.value).statistic,
+                "rho": spearman(part.rho, part.value),
+                "noise": spearman(-part.noise, part.value),
             }
             for seed, part in gains.groupby("seed")
         }

@@ -16,7 +16,6 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from analysis.claims import Claim, measurement
@@ -125,6 +124,8 @@ class Digits:
 
 @lru_cache(maxsize=1)
 def digits(seeds: int) -> Digits:
+    from sklearn.datasets import load_digits  # slow to import, and of use to this alone
+
     images, labels = load_digits(return_X_y=True)
     x, y = torch.as_tensor(images / 16).float(), torch.as_tensor(labels)
     order = _orders(seeds, Purpose.SPLIT, len(y))

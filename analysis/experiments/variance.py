@@ -20,14 +20,13 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float
-from scipy import stats
 from torch import Tensor
 
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
 from analysis.experiments import ablation
 from analysis.experiments.along_training import Point, points, spread
-from analysis.tables import over_seeds
+from analysis.tables import over_seeds, spearman
 from analysis.theory.expectations import monte_carlo
 from analysis.workers import Progress
 from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, inner_loop
@@ -173,9 +172,7 @@ def correlations(speeds: pd.DataFrame, variants: Sequence[Variant], *, shift: in
     """Spearman's correlation of less relative variance with the gain among the variants, by seed; with `shift`, of each
     one's gain with the relative variance of the variant so many places before it."""
     mine = speeds[speeds.variant.isin([variant.name for variant in variants])]
-    return pd.Series(
-        {seed: stats.spearmanr(np.roll(part.ratio, shift), part.gain).statistic for seed, part in mine.groupby("seed")}
-    )
+    return pd.Series({seed: spearman(np.roll(part.ratio, shift), part.gain) for seed, part in mine.groupby("seed")})
 
 
 def measurements(table: pd.DataFrame, speeds: pd.DataFrame) -> list[dict[str, Any]]:

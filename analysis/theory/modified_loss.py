@@ -10,7 +10,6 @@ from itertools import permutations
 
 import numpy as np
 import torch
-from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from analysis.theory.derivatives import Loss, Vector, derivative
@@ -40,6 +39,8 @@ def modified_gradient(pool: Sequence[Loss], eps: float) -> Callable[[Vector], Ve
 
 def flow_displacement(field: Callable[[Vector], Vector], phi: Vector, time: float) -> Vector:
     """Displacement of phi' = - field(phi) after `time`, integrated to about the last digits of float64."""
+
+    from scipy.integrate import solve_ivp  # slow to import, and of use to this alone
 
     def velocity(_: float, point: np.ndarray) -> np.ndarray:
         return -field(torch.from_numpy(point)).numpy()
