@@ -221,7 +221,7 @@ def test_faults_of_folders(tmp_path: Path, fault: str) -> None:
     assert str(caught.value).startswith(str(root)) and "\n" not in str(caught.value)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=4))
 def test_no_bytes_raise_anything_else(tmp_path: Path, cuts: list[tuple[float, int, bytes]]) -> None:
     archive = bytearray(ZIP)

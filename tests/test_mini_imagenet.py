@@ -271,7 +271,7 @@ def test_named_but_not_there(tmp_path: Path) -> None:
     assert not isinstance(caught.value, Unavailable)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=8)), max_size=4),
     junk=st.none() | st.binary(max_size=200),
@@ -294,7 +294,7 @@ def test_no_image_raises_anything_else(
         assert image.shape == (84, 84, 3) and image.dtype == np.uint8
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 @pytest.mark.parametrize("layout, suffix", [(tables, ".csv"), (lists, ".txt")])
 def test_no_list_raises_anything_else(

@@ -245,7 +245,7 @@ def test_a_large_file_is_not_opened(tmp_path: Path, data: Path, monkeypatch: pyt
         get(data, tmp_path)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=8)), max_size=4),
     junk=st.none() | st.binary(max_size=200),
