@@ -78,13 +78,20 @@ def judge(claim: Claim, measured: Sequence[Interval], controls: Sequence[Interva
     return REFUTED if any(_outside(claim, case) for case in measured) else INCONCLUSIVE
 
 
-def measurement(claim: str, case: str, role: str, values: Iterable[float]) -> dict[str, Any]:
-    """A row for the ledger: the mean of one value per seed, with its interval. One seed alone judges nothing."""
+def measurement(
+    claim: str, case: str, role: str, values: Iterable[float], *, least: float = -inf, most: float = inf
+) -> dict[str, Any]:
+    """A row for the ledger: the mean of one value per seed, with its interval. One seed alone judges nothing.
+
+    least, most: what the values, and so their mean, can be; the interval ends there.
+    """
     values = list(values)
     mean, low, high = student_t(values)
     if len(values) < 2:
         low, high = -inf, inf
-    return {"claim": claim, "case": case, "role": role, "value": mean, "low": low, "high": high}
+    return {
+        "claim": claim, "case": case, "role": role, "value": mean, "low": max(low, least), "high": min(high, most),
+    }  # fmt: skip
 
 
 def ledger(claims: Iterable[Claim], measurements: pd.DataFrame) -> pd.DataFrame:

@@ -19,6 +19,7 @@ from analysis.claims import (
     judge,
     ledger,
     lines,
+    measurement,
     write_ledger,
 )
 
@@ -103,3 +104,11 @@ def test_a_smaller_scale_than_the_claims_gives_no_verdict(least, profile, verdic
     claim = dataclasses.replace(CLAIM, least=least)
     assert ledger([claim], pd.DataFrame(rows)).verdict[0] == verdict
     assert ledger([claim], pd.DataFrame(rows[:0], columns=["claim"])).verdict[0] == NOT_JUDGED
+
+
+def test_an_interval_ends_where_the_quantity_does():
+    row = measurement("a", "x", "check", [0.9, 1.0, 0.95], least=-1.0, most=1.0)
+    assert row["high"] == 1.0 and 0 < row["low"] < 0.9
+    alone = measurement("a", "x", "check", [0.9], least=-1.0, most=1.0)
+    assert (alone["low"], alone["high"]) == (-1.0, 1.0)
+    assert measurement("a", "x", "check", [0.9])["high"] == float("inf")

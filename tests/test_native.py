@@ -154,3 +154,10 @@ def test_serves_only_plain_float32_on_the_cpu():
         assert not native.serves(torch.zeros(1))
     assert not native.serves(torch.zeros(1, dtype=torch.float64))
     assert not native.serves(torch.zeros(1, device="meta"))
+
+
+@needs_compiler
+def test_tensors_that_are_not_contiguous_are_refused():
+    x = normal(6, 4, dtype=torch.float32).T
+    with pytest.raises(ValueError, match=r"^shift_relu: expected contiguous tensors, found strides \(1, 4\)"):
+        native.shift_relu(x, torch.zeros(1, 6))

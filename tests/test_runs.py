@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from analysis.experiment import Context
 from analysis.runs import Job, Source, execute, snapshots
 from analysis.workers import Workers
 from reptile_core import datasets
@@ -186,3 +187,19 @@ def test_a_run_that_diverges_stops_and_says_where(source, tmp_path):
     assert outcome.status == "diverged before iteration 3"
     assert {row["iteration"] for row in outcome.rows} == {0}
     assert execute(job).status == outcome.status
+
+
+def test_fresh_means_once_in_an_invocation(source, tmp_path):
+    """Experiments share runs: the second that asks for one finds it done."""
+    with Workers(1, quiet=True) as workers:
+        context = Context("smoke", source, workers, tmp_path, fresh=True)
+        job = context.job(dataclasses.replace(RUN, iterations=1), "g1+g2")
+        execute(job)
+        times = []
+        for _ in range(2):
+            context.train("runs", [job])
+            times.append(job.path.stat().st_mtime_ns)
+    assert times[0] == times[1]
+    with Workers(1, quiet=True) as workers:
+        Context("smoke", source, workers, tmp_path, fresh=True).train("runs", [job])
+    assert job.path.stat().st_mtime_ns != times[1]

@@ -3,21 +3,20 @@
 The runs are those of `ablation`: whoever comes first trains them, the others read their files.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from analysis.experiment import Context
 from analysis.experiments import ablation
 from analysis.runs import Job, snapshot_iterations, snapshots
 from analysis.theory.derivatives import Loss
+from analysis.theory.losses import on_minibatch
 from reptile_core.inner_loop import Phi
 from reptile_core.meta_gradients import Variant
-from reptile_core.networks import Minibatch, cross_entropy
+from reptile_core.networks import cross_entropy
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import build_network
@@ -51,7 +50,7 @@ class Point:
         drawn = pool.sample(sampling, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=self.iteration, task=task)
         network = build_network(replace(run, activation=activation or run.activation))
         loss = cross_entropy(network, reduction=run.inner.reduction)
-        return [partial(_of, loss, pool.minibatch(examples)) for examples in drawn.minibatches]
+        return [on_minibatch(loss, pool.minibatch(examples)) for examples in drawn.minibatches]
 
     def row(self, quantity: str, value: float) -> dict[str, Any]:
         """A row of a tidy table."""
@@ -62,10 +61,6 @@ class Point:
             "quantity": quantity,
             "value": value,
         }
-
-
-def _of(loss: Callable[[Phi, Minibatch], Tensor], minibatch: Minibatch, phi: Phi) -> Tensor:
-    return loss(phi, minibatch)
 
 
 def points(context: Context, variants: Sequence[Variant]) -> list[Point]:

@@ -270,7 +270,7 @@ def run(context: Context) -> Result:
 EXPERIMENT = Experiment(
     name=NAME,
     shows="outside meta-learning: small minibatches against the full batch at equal training loss",
-    takes={"smoke": "seconds", "quick": "about a minute", "paper": "about 5 minutes (no scale of the paper's own)"},
+    takes={"smoke": "seconds", "quick": "half a minute", "paper": "about 5 minutes (no scale of the paper's own)"},
     claims=CLAIMS,
     settings=lambda context: asdict(scale_of(context)) | SETTINGS,
     run=run,

@@ -329,7 +329,7 @@ def run(context: Context) -> Result:
 EXPERIMENT = Experiment(
     name=NAME,
     shows="section 4: sine waves from 10 points, after Reptile, joint training and no training",
-    takes={"smoke": "seconds", "quick": "about a minute", "paper": "about 5 minutes"},
+    takes={"smoke": "seconds", "quick": "half a minute", "paper": "about 5 minutes"},
     claims=CLAIMS,
     settings=lambda context: asdict(scale_of(context)) | SETTINGS,
     run=run,

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from analysis.theory.derivatives import Loss, Vector
 from reptile_core.networks import Minibatch, cross_entropy, mlp, omniglot
@@ -27,6 +28,11 @@ class Pool:
     losses: tuple[Loss, ...]
     phi: Vector
     degree: int | None = None
+
+
+def on_minibatch(loss: Callable[[Vector, Minibatch], Tensor], minibatch: Minibatch) -> Loss:
+    """The core's loss of (phi, minibatch) as the theory's, of phi alone."""
+    return lambda phi: loss(phi, minibatch)
 
 
 def quadratic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
@@ -74,10 +80,7 @@ def omniglot_softplus(images: ImagePool, m: int = 5, *, batch: int = 10, seed: i
     network = omniglot(5, activation="softplus")
     loss = cross_entropy(network, reduction="mean")
 
-    def one(minibatch: Minibatch) -> Loss:
-        return lambda phi: loss(phi, minibatch)
-
-    losses = tuple(one(images.minibatch(examples)) for examples in task.minibatches)
+    losses = tuple(on_minibatch(loss, images.minibatch(examples)) for examples in task.minibatches)
     return Pool("Omniglot network, softplus", losses, network.initialize(seed, dtype=FLOAT))
 
 
