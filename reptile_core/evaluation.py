@@ -72,22 +72,6 @@ def accuracies(
     return {name: torch.cat(parts) for name, parts in correct.items()}
 
 
-def evaluate(
-    network: Network,
-    loss: Loss,
-    phi: Float[Tensor, " P"],
-    pool: ImagePool,
-    tasks: Tasks,
-    optimizer: InnerOptimizer,
-    state: State | None = None,
-    *,
-    lanes: int = 1,
-) -> dict[str, Estimate]:
-    """The means of `accuracies` over tasks."""
-    found = accuracies(network, loss, phi, pool, tasks, optimizer, state, lanes=lanes)
-    return {name: estimate(per_task) for name, per_task in found.items()}
-
-
 def evaluation_tasks(sampling: Sampling, pool: ImagePool, *, seed: int, count: int, first: int = 0) -> Tasks:
     """Evaluation tasks first … first + count - 1 of a seed: the same for every variant and at every iteration, so that
     their difficulty cancels in comparisons."""

@@ -5,13 +5,14 @@ The images are learnable, so that accuracies vary from task to task.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from reptile_core.evaluation import classify, evaluate, evaluation_tasks
+from reptile_core.evaluation import Estimate, accuracies, classify, estimate, evaluation_tasks
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, inner_loop
 from reptile_core.networks import Minibatch, cross_entropy, omniglot
 from reptile_core.philox import Purpose
@@ -66,9 +67,14 @@ def naive(optimizer: str, warm_up: list[Minibatch] | None = None) -> Naive:
             oracles.classify_one_by_one(module, test, support),
             oracles.classify_together(module, test),
         )
-        for accuracies, found in zip((result.one_by_one, result.together), predictions, strict=True):
-            accuracies.append(float(np.mean(np.array(found) == y.numpy())))
+        for known, found in zip((result.one_by_one, result.together), predictions, strict=True):
+            known.append(float(np.mean(np.array(found) == y.numpy())))
     return result
+
+
+def evaluate(*arguments: Any, **options: Any) -> dict[str, Estimate]:
+    """The means of what is measured of each task."""
+    return {name: estimate(per_task) for name, per_task in accuracies(*arguments, **options).items()}
 
 
 @pytest.mark.parametrize("carried", [False, True])
@@ -81,12 +87,12 @@ def test_equals_the_naive_evaluation(optimizer: str, carried: bool) -> None:
     for lanes in (1, 3, COUNT, 100):
         found = evaluate(NETWORK, LOSS, phi_1(), POOL, tasks(), mine, state, lanes=lanes)
         assert found.keys() == {"accuracy", "accuracy_transductive"}
-        for name, accuracies in (
+        for name, known in (
             ("accuracy", expected.one_by_one),
             ("accuracy_transductive", expected.together),
         ):
-            assert found[name].mean == pytest.approx(np.mean(accuracies), abs=1e-12)
-            error = np.std(accuracies, ddof=1) / np.sqrt(COUNT)
+            assert found[name].mean == pytest.approx(np.mean(known), abs=1e-12)
+            error = np.std(known, ddof=1) / np.sqrt(COUNT)
             assert found[name].standard_error == pytest.approx(error, abs=1e-12)
             assert found[name].count == COUNT
 
