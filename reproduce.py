@@ -31,6 +31,7 @@ from reptile_core import datasets
 from reptile_core.checkpoints import CheckpointError
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130  # as shells and argparse have them
+COMMANDS = {"report": "figures.report", "demo": "figures.demo"}  # modules with a main(arguments) of their own
 
 
 class UsageError(ValueError):
@@ -114,7 +115,10 @@ def prepare(options: argparse.Namespace) -> Plan:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(sys.argv[1:] if arguments is None else arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in COMMANDS:
+        return int(import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
+    options = parse(arguments)
     if options.list:
         print(listing())
         return 0
