@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from analysis.workers import Progress
+from analysis.workers import Progress, silent
 from reptile_core import datasets, native, training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.datasets.split import Split, split_characters, split_images
@@ -88,7 +88,7 @@ class Outcome:
     iteration: int
 
 
-def execute(job: Job, progress: Progress = lambda steps: None) -> Outcome:
+def execute(job: Job, progress: Progress = silent) -> Outcome:
     """Bring a run to its end from wherever its file says it stands, and return what it measured."""
     state, rows, kept, seconds, status = _resume(job)
     if status != "running":

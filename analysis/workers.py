@@ -1,6 +1,7 @@
-"""Worker processes of one thread each, started once for a whole script, and a progress bar over what they do.
+"""Workers of one thread each, started once for a whole script, and a progress bar over what they do.
 
-Work is a function of (item, progress): how many processes there are changes when an item is done, never its result.
+Work is a function of (item, progress), handed to a `concurrent.futures.Executor`: here one of local processes. How many
+workers there are, where they are and which of them die changes when an item is done, never its result.
 """
 
 import os
@@ -8,10 +9,12 @@ import queue
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ProcessPoolExecutor, wait
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
-from typing import Any, TypeVar
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -26,32 +29,41 @@ WORKER_ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
 }
 
+ATTEMPTS = 4  # at what the death of a worker left undone: as many as a Dask scheduler makes by default
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Progress = Callable[[int], None]  # told the units of work done since it was last called
+
+
+class Progress(Protocol):
+    """Told the units of work done since it was last called, and perhaps how it goes, in a few words for people."""
+
+    def __call__(self, done: int, note: str = "", /) -> None: ...
+
+
+def silent(done: int, note: str = "", /) -> None:
+    """Progress that nobody follows."""
 
 
 class Workers:
-    """A pool of processes that starts with the first piece of work and ends with the `with` block."""
+    """Processes of one thread each that start with the first piece of work and end with the `with` block.
+
+    Workers of another kind say where their executor comes from (`_open`), how it ends (`_close`) and what it is given
+    to call (`_call`).
+    """
 
     def __init__(self, count: int, *, quiet: bool = False) -> None:
         if count < 1:
             raise ValueError(f"count: expected at least 1 worker, found {count}")
         self.count, self.quiet = count, quiet
-        self._updates: Any = get_context("spawn").Queue()
-        self._executor: ProcessPoolExecutor | None = None
+        self._updates: Any = None  # a queue of (units done, note), for the bar
+        self._executor: Any = None
 
     def __enter__(self) -> "Workers":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if self._executor is not None:
-            if kind is not None:
-                for process in list((self._executor._processes or {}).values()):  # they would end their runs first
-                    process.terminate()
-            self._executor.shutdown(wait=kind is None, cancel_futures=True)
-            self._executor = None
-        self._updates.close()
+        self._end(stop=kind is not None)
 
     def map(
         self,
@@ -66,31 +78,67 @@ class Workers:
 
         sizes: the units each item will report, one by default. The longest go first, so that none is left to run alone
         at the end. An exception is raised only once the other items have ended: what they did is kept in their files.
+        Items that the death of a worker left undone are done again, which runs do from where their files say.
         """
         sizes = [1] * len(items) if sizes is None else sizes
-        executor = self._start()
-        with self._bar(name, sum(sizes), unit):
-            order = sorted(range(len(items)), key=lambda i: -sizes[i])
-            futures = {i: executor.submit(_in_worker, function, items[i]) for i in order}
-            wait(futures.values())
-        return [futures[i].result() for i in range(len(items))]
+        order = sorted(range(len(items)), key=lambda i: -sizes[i])
+        ended: dict[int, Future[Result]] = {}
+        for attempt in range(ATTEMPTS):
+            if attempt:
+                self._end(stop=True)
+            if self._executor is None:
+                self._executor = self._open()
+            with self._bar(name, sum(sizes), unit, done=sum(sizes[i] for i in ended)):
+                futures = {i: self._submit(function, items[i]) for i in order if i not in ended}
+                wait(futures.values())
+            ended |= {i: future for i, future in futures.items() if not _lost(future)}
+            if len(ended) == len(items):
+                return [ended[i].result() for i in range(len(items))]
+        raise BrokenProcessPool(f"{name}: expected workers that live, found that some died at {ATTEMPTS} attempts")
 
-    def _start(self) -> Executor:
-        if self._executor is None:
-            self._executor = local_executor(self.count, self._updates)
-        return self._executor
+    def _open(self) -> Executor:
+        self._updates = get_context("spawn").Queue()  # a new one each time: who dies may take a queue's lock along
+        return local_executor(self.count, self._updates)
+
+    def _close(self, *, stop: bool) -> None:
+        if stop:
+            for process in list((self._executor._processes or {}).values()):  # they would end their runs first
+                process.terminate()
+        self._executor.shutdown(wait=not stop, cancel_futures=True)
+        self._updates.close()
+
+    def _call(self, function: Callable[[Item, Progress], Result], item: Item) -> tuple[Any, ...]:
+        """What the executor is to call, and with what."""
+        return _in_worker, function, item
+
+    def _submit(self, function: Callable[[Item, Progress], Result], item: Item) -> "Future[Result]":
+        try:
+            return self._executor.submit(*self._call(function, item))
+        except BrokenProcessPool as error:  # somebody died while we were still handing out
+            future: Future[Result] = Future()
+            future.set_exception(error)
+            return future
+
+    def _end(self, *, stop: bool) -> None:
+        if self._executor is not None:
+            self._close(stop=stop)
+            self._executor = None
 
     @contextmanager
-    def _bar(self, name: str, total: int, unit: str) -> Iterator[None]:
+    def _bar(self, name: str, total: int, unit: str, *, done: int) -> Iterator[None]:
         stop = threading.Event()
-        bar = tqdm(total=total, desc=name, unit=unit, smoothing=0.05, disable=self.quiet, dynamic_ncols=True)
+        bar = tqdm(total=total, initial=done, desc=name, unit=unit, smoothing=0.05, disable=self.quiet,
+                   dynamic_ncols=True)  # fmt: skip
 
         def drain() -> None:
             while not (stop.is_set() and self._updates.empty()):
                 try:
-                    bar.update(self._updates.get(timeout=0.1))
+                    units, note = self._updates.get(timeout=0.1)
                 except queue.Empty:
                     continue
+                if note:
+                    bar.set_postfix_str(note, refresh=False)
+                bar.update(min(units, total - bar.n))  # what is done a second time counts once
 
         thread = threading.Thread(target=drain, daemon=True)
         thread.start()
@@ -108,9 +156,14 @@ def local_executor(count: int, updates: Any = None) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(updates,))
 
 
-def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores that this process may use: those of its affinity, and no more than its container's share of time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        share, period = quota.read_text().split()  # "max 100000" where there is no limit
+        return min(cores, max(1, int(share) // int(period)))
+    except (OSError, ValueError):
+        return cores
 
 
 _updates: Any = None
@@ -120,8 +173,22 @@ def _start_worker(updates: Any) -> None:
     global _updates
     _updates = updates
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the script alone decides
+    threading.Thread(target=_end_with_the_script, daemon=True).start()
     torch.set_num_threads(1)
 
 
+def _end_with_the_script() -> None:
+    """A script that is killed outright can end none of its workers, which would go on for nobody."""
+    script = parent_process()
+    if script is not None:
+        script.join()
+        os._exit(1)
+
+
 def _in_worker(function: Callable[[Item, Progress], Result], item: Item) -> Result:
-    return function(item, _updates.put)
+    return function(item, lambda done, note="": _updates.put((done, note)))
+
+
+def _lost(future: "Future[Any]") -> bool:
+    """Did this end because a worker died?"""
+    return not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
