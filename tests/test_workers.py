@@ -1,10 +1,15 @@
-"""Workers: results in the order of the items, whichever went first; an item's fault is raised when the rest is done."""
+"""Workers: results in the order of the items, whichever went first; an item's fault is raised when the rest is done; a
+worker that dies costs what it had not yet written down."""
 
+import os
+import signal
+import time
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
-from analysis.workers import Progress, Workers
+from analysis.workers import ATTEMPTS, Progress, Workers, available_cores
 
 
 def twice(item: int, progress: Progress) -> int:
@@ -16,6 +21,20 @@ def touch(path: Path, progress: Progress) -> None:
     if path.name == "fault":
         raise OSError("a fault")
     path.touch()
+
+
+def die_once(path: Path, progress: Progress) -> str:
+    """Its worker is killed the first time; the second time it finds what the first wrote down."""
+    if path.exists():
+        return "resumed"
+    path.touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+    return "alive"
+
+
+def die(path: Path, progress: Progress) -> None:
+    path.with_suffix(f".{time.monotonic_ns()}").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def test_results_are_in_the_order_of_the_items() -> None:
@@ -30,6 +49,30 @@ def test_a_fault_waits_for_the_others(tmp_path: Path) -> None:
     assert paths[1].exists() and paths[2].exists()
 
 
+def test_what_a_killed_worker_left_undone_is_done_by_another(tmp_path: Path) -> None:
+    with Workers(2, quiet=True) as workers:
+        assert workers.map("deaths", die_once, [tmp_path / "a"]) == ["resumed"]
+        assert workers.map("numbers", twice, [1]) == [2]
+
+
+def test_deaths_without_end_are_told(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BrokenProcessPool, match="deaths: expected workers that live"),
+        Workers(1, quiet=True) as workers,
+    ):
+        workers.map("deaths", die, [tmp_path / "a"])
+    assert len(list(tmp_path.iterdir())) == ATTEMPTS
+
+
 def test_there_must_be_one() -> None:
     with pytest.raises(ValueError, match="count: expected at least 1 worker, found 0"):
         Workers(0)
+
+
+def test_cores_are_no_more_than_the_containers_share(tmp_path: Path) -> None:
+    """cgroup's file: microseconds of processor time in a period, and the period."""
+    quota = tmp_path / "cpu.max"
+    without = available_cores(quota)
+    for text, expected in (("max 100000\n", without), ("100000 100000\n", 1), ("50000 100000\n", 1)):
+        quota.write_text(text)
+        assert available_cores(quota) == expected
