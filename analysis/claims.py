@@ -38,6 +38,7 @@ class Claim:
     quantity: what is measured, in words with its unit. low, high: the band it must lie in; reason: why that wide.
     control: the wrong formula that is checked beside it. least: the smallest profile at which it is judged; what the
     paper says of its figures, at tens of thousands of iterations, a few hundred can neither support nor refute.
+    paper: what the paper or its authors' post says, in words or as an equation, LaTeX between dollars.
     """
 
     id: str
@@ -50,6 +51,7 @@ class Claim:
     reason: str
     control: str
     least: Literal["smoke", "quick", "paper"] = "quick"
+    paper: str = ""
 
     def __post_init__(self) -> None:
         if not (isfinite(self.low) and isfinite(self.high) and self.low <= self.high):

@@ -16,6 +16,7 @@ import torch
 from analysis.claims import NO_MEASUREMENTS, Claim, measurement
 from analysis.evaluations import PIECE, Accuracies, Piece, evaluate
 from analysis.experiment import Context, Experiment, Result
+from analysis.experiments import post
 from analysis.experiments.few_shot_benchmarks import (
     BENCHMARKS,
     EVALUATION_STEPS,
@@ -29,6 +30,7 @@ from analysis.experiments.few_shot_benchmarks import (
     Scale,
     configure,
     evaluated,
+    published,
 )
 from analysis.runs import Job, Source
 from analysis.tables import COLUMNS as TIDY
@@ -63,6 +65,7 @@ CLAIMS = (
         "and another eps of Adam may each cost as much again",
         "a random initialization in Reptile's place",
         least="paper",
+        paper=f"Section 6.1, Reptile on Omniglot: {published('omniglot-5way', 'omniglot-20way')}",
     ),
     Claim(
         f"{OMNIGLOT}-similar",
@@ -75,6 +78,7 @@ CLAIMS = (
         SIMILAR_REASON,
         "a random initialization in Reptile's place",
         least="paper",
+        paper=post.SIMILAR,
     ),
     Claim(
         MINI_IMAGENET,
@@ -88,6 +92,7 @@ CLAIMS = (
         "size and compression, and the ± are up to 0.6",
         "a random initialization in Reptile's place",
         least="paper",
+        paper=f"Section 6.1, Reptile on 5-way Mini-ImageNet: {published('mini-imagenet')}",
     ),
     Claim(
         f"{MINI_IMAGENET}-similar",
@@ -100,6 +105,7 @@ CLAIMS = (
         SIMILAR_REASON,
         "a random initialization in Reptile's place",
         least="paper",
+        paper=post.SIMILAR,
     ),
 )
 

@@ -106,6 +106,19 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+def published(*benchmarks: str) -> str:
+    """Reptile's published cells in words, without and with transduction."""
+    return "; ".join(
+        ("with transduction " if transductive else "")
+        + ", ".join(
+            f"{mean:.2f} ± {half:.2f} % ({name} {shots}-shot)"
+            for (method, transduction, name, shots), (mean, half, _) in PUBLISHED.items()
+            if method == "reptile" and transduction == transductive and name in benchmarks
+        )
+        for transductive in (False, True)
+    )
+
+
 def configure(benchmark: Benchmark, method: Method, scale: Scale, seed: int) -> Run:
     """The training run of all cells of a benchmark. The tail is as large as a minibatch."""
     looks, tasks = scale.looks

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
-from analysis.experiments import ablation
+from analysis.experiments import ablation, post
 from analysis.experiments.along_training import Point, points, spread
 from analysis.tables import over_seeds
 from analysis.theory.derivatives import Loss, Vector, gradient
@@ -70,6 +70,7 @@ CLAIMS = (
         "direction that tasks share: it told nothing of one task, and its control, pairs of different tasks, passed. "
         "The control is a mean over variants since that of g2 alone reached 0.06 by noise",
         "minibatches grouped by their number in the place of their task",
+        paper=post.INNER_PRODUCT,
     ),
     Claim(
         "inner-product-step",
@@ -82,6 +83,7 @@ CLAIMS = (
         1e3,
         "any rise, over seeds",
         "a step of the same length along AvgGrad: k = 1, joint training",
+        paper=post.INNER_PRODUCT,
     ),
 )
 

@@ -17,7 +17,7 @@ import pandas as pd
 
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
-from analysis.experiments import ablation, sweeps
+from analysis.experiments import ablation, post, sweeps
 from analysis.experiments.ablation import CHANCE
 from analysis.experiments.sweeps import Scale
 from analysis.runs import Job, Outcome
@@ -51,6 +51,7 @@ CLAIMS = (
         1.0,
         "a twentieth of the run: what one would call faster",
         "joint training in Reptile's place",
+        paper=post.FASTER,
     ),
     Claim(
         "meta-adam",
@@ -62,6 +63,7 @@ CLAIMS = (
         1.0,
         "two points of accuracy are less than one would change an optimizer for",
         "joint training with the plain step in Adam's place",
+        paper=post.ADAM,
     ),
 )
 
@@ -175,7 +177,6 @@ def run(context: Context) -> Result:
     lines = [
         f"Adam outside: step {step:g} chosen of {', '.join(f'{s:g}' for s in ADAM_STEPS)}",
         *report(race, cost),
-        *sweeps.ended_early(tried | outcomes),
     ]
     return Result(tables, pd.DataFrame(measurements(curves)), lines)
 

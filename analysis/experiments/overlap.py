@@ -40,6 +40,8 @@ CLAIMS = (
         "a fall that is seen in a figure, and some standard errors of 500 tasks (0.4 points at 95 %)" + BOUND,
         "the points that do not overlap, where both draw disjoint minibatches and are the same algorithm",
         least="paper",
+        paper="Section 6.3, figure 4: FOMAML with a shared tail falls off once its last minibatch overlaps the earlier "
+        "ones, from 5 steps of 25 on the 100 samples of a task",
     ),
     Claim(
         "overlap-others",
@@ -52,6 +54,7 @@ CLAIMS = (
         "less than the least fall that counts for the shared tail" + BOUND,
         "shared tail, cycling",
         least="paper",
+        paper="Section 6.3, figure 4: FOMAML with a separate tail and Reptile do not fall off",
     ),
 )
 
@@ -196,7 +199,7 @@ def run(context: Context) -> Result:
         final.drop(columns="value").assign(point=final.value, value=final.accuracy), ["sweep", "method", "point"]
     )
     tables = {NAME: curves, f"{NAME}_intervals": intervals}
-    return Result(tables, pd.DataFrame(measurements(final)), sweeps.ended_early(outcomes))
+    return Result(tables, pd.DataFrame(measurements(final)))
 
 
 def settings(context: Context) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
+from analysis.experiments import post
 from analysis.tables import over_seeds
 from analysis.workers import Progress
 from reptile_core import philox
@@ -85,6 +86,7 @@ CLAIMS = (
         1000.0,
         REASON,
         CONTROL,
+        paper=post.OUTSIDE,
     ),
     Claim(
         "sgd-generalization",
@@ -96,6 +98,7 @@ CLAIMS = (
         1000.0,
         REASON,
         CONTROL,
+        paper=post.OUTSIDE,
     ),
 )
 

@@ -50,11 +50,6 @@ def by_seed(curves: pd.DataFrame, *, diverged: float = nan) -> pd.DataFrame:
     return measured.pivot(index="seed", columns=columns.names, values="value").reindex(columns=columns).fillna(diverged)
 
 
-def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
-    """Lines that name the runs that diverged."""
-    return [f"{job.variant}, seed {job.run.seed}: {o.status}" for job, o in outcomes.items() if o.status != "finished"]
-
-
 def _rows(name: str, outcomes: Mapping[Job, Outcome]) -> Iterator[dict[str, Any]]:
     for job, outcome in outcomes.items():
         for row in outcome.rows:

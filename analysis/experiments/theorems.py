@@ -5,6 +5,8 @@ N a row of ours that goes beyond both.
 """
 
 from analysis.claims import Claim
+from analysis.experiments import post
+from analysis.experiments.post import beyond
 
 K_MAX = 5
 SLOPE = "the next order bends the fit by less than its share, a few times alpha times curvature, which is 0.01 to 0.03"
@@ -12,9 +14,11 @@ COEFFICIENT = "Richardson's error at this alpha is of the fourth order in alpha 
 ROUND_OFF = "float64 round-off, 2e-16, through a few thousand operations"
 
 
-def _claim(id: str, source: str, statement: str, criterion: tuple[str, float, float, str], control: str) -> Claim:
+def _claim(
+    id: str, source: str, statement: str, criterion: tuple[str, float, float, str], control: str, paper: str
+) -> Claim:
     """criterion: what is measured, the band's low and high end, and why it is that wide."""
-    return Claim(id, source, "theorem", statement, *criterion, control, least="smoke")
+    return Claim(id, source, "theorem", statement, *criterion, control, least="smoke", paper=paper)
 
 
 CLAIMS = (
@@ -24,6 +28,7 @@ CLAIMS = (
         "g_i = g_bar_i - alpha H_bar_i sum_{j<i} g_bar_j + O(alpha^2), i = 2 … 5",
         ("slope of the remainder less 2", -0.05, 0.05, SLOPE),
         "the sum taken over j <= i",
+        r"Section 5.1, equations 13 to 16: $g_i = \bar g_i - \alpha \bar H_i \sum_{j<i} \bar g_j$ $+ \, O(\alpha^2)$",
     ),
     _claim(
         "taylor-maml",
@@ -31,6 +36,8 @@ CLAIMS = (
         "MAML's gradient has its two first-order sums, k = 2 … 5",
         ("slope of the remainder less 2", -0.05, 0.05, SLOPE),
         "FOMAML's one sum in their place",
+        r"Section 5.1, equations 17 to 24: $g_{\text{MAML}} = \bar g_k - \alpha \bar H_k \sum_{j<k} \bar g_j$ "
+        r"$- \, \alpha \sum_{j<k} \bar H_j \bar g_k + O(\alpha^2)$",
     ),
     _claim(
         "taylor-maml-product",
@@ -38,6 +45,7 @@ CLAIMS = (
         "MAML's gradient is prod_{j<k} (I - alpha L_j''(phi_j)) g_k, exactly",
         ("relative difference", 0.0, 1e-12, ROUND_OFF),
         "Hessians taken at phi_1",
+        r"Section 5.1: $g_{\text{MAML}} = \prod_{j<k} (I - \alpha L_j''(\phi_j)) \, g_k$",
     ),
     _claim(
         "taylor-second-order",
@@ -45,6 +53,10 @@ CLAIMS = (
         "with the alpha^2 terms, third derivatives included, a remainder of order 3 is left of every gradient",
         ("slope of the remainder less 3", -0.05, 0.05, SLOPE),
         "without the third derivative",
+        beyond(
+            r"the second-order term of $g_i$ is $\alpha^2 \bar H_i \sum_{j<i} \bar H_j \sum_{l<j} \bar g_l$ "
+            r"$+ \, \tfrac{1}{2} \alpha^2 \, T_i[s, s]$, with $s = \sum_{j<i} \bar g_j$ and $T_i = L_i'''(\phi_1)$"
+        ),
     ),
     _claim(
         "taylor-any-order",
@@ -52,6 +64,7 @@ CLAIMS = (
         "nested forward mode gives the series to any order: truncated after n it leaves order n + 1, n = 1 … 4",
         ("slope of the remainder less (n + 1)", -0.05, 0.05, SLOPE),
         "the last coefficient times 1.01",
+        beyond(r"$g_i(\alpha) = \sum_{m=0}^{n} \frac{\alpha^m}{m!} \, g_i^{(m)}(0) + O(\alpha^{n+1})$"),
     ),
     _claim(
         "taylor-channels",
@@ -59,6 +72,10 @@ CLAIMS = (
         "the coefficients by formula equal those by nested forward mode, orders 0, 1 and 2",
         ("relative difference", 0.0, 1e-12, ROUND_OFF),
         "the third derivative's 1/2 left out",
+        beyond(
+            r"the terms written out, such as $-\alpha \bar H_i \sum_{j<i} \bar g_j$, are the derivatives "
+            r"$\frac{\alpha^m}{m!} \, g_i^{(m)}(0)$"
+        ),
     ),
     *(
         _claim(
@@ -67,11 +84,29 @@ CLAIMS = (
             f"{words}, k = 2 … {K_MAX}",
             ("error of a coefficient", -1e-3, 1e-3, COEFFICIENT),
             f"the coefficients of {other}",
+            f"Section 5.1, equations 33 to 41: {equation}. {post.SAME_TERMS}",
         )
-        for name, words, other in (
-            ("maml", "E[g_MAML] = AvgGrad - 2 (k-1) alpha AvgGradInner", "FOMAML"),
-            ("fomaml", "E[g_k] = AvgGrad - (k-1) alpha AvgGradInner", "MAML"),
-            ("reptile", "E[g_1 + … + g_k] = k AvgGrad - 1/2 k (k-1) alpha AvgGradInner", "FOMAML"),
+        for name, words, other, equation in (
+            (
+                "maml",
+                "E[g_MAML] = AvgGrad - 2 (k-1) alpha AvgGradInner",
+                "FOMAML",
+                r"$E[g_{\text{MAML}}] = \text{AvgGrad}$ "
+                r"$- \, 2 (k-1) \, \alpha \, \text{AvgGradInner}$ $+ \, O(\alpha^2)$",
+            ),
+            (
+                "fomaml",
+                "E[g_k] = AvgGrad - (k-1) alpha AvgGradInner",
+                "MAML",
+                r"$E[g_k] = \text{AvgGrad}$ $- \, (k-1) \, \alpha \, \text{AvgGradInner}$ $+ \, O(\alpha^2)$",
+            ),
+            (
+                "reptile",
+                "E[g_1 + … + g_k] = k AvgGrad - 1/2 k (k-1) alpha AvgGradInner",
+                "FOMAML",
+                r"$E[g_1 + \dots + g_k] = k \, \text{AvgGrad}$ "
+                r"$- \, \tfrac{1}{2} k (k-1) \, \alpha \, \text{AvgGradInner}$ $+ \, O(\alpha^2)$",
+            ),
         )
     ),
     _claim(
@@ -80,6 +115,10 @@ CLAIMS = (
         "E[sum w_i g_i] = sum w_i AvgGrad - alpha sum w_i (i-1) AvgGradInner: figure 3's variants and random w",
         ("error of a coefficient", -1e-3, 1e-3, COEFFICIENT),
         "i in place of i - 1",
+        beyond(
+            r"$E[\sum_i w_i g_i] = \sum_i w_i \, \text{AvgGrad}$ $- \, \alpha \sum_i w_i (i-1) \, \text{AvgGradInner}$ "
+            r"$+ \, O(\alpha^2)$"
+        ),
     ),
     _claim(
         "inner-product-identity",
@@ -87,6 +126,8 @@ CLAIMS = (
         "AvgGradInner = 1/2 d/dphi E[g_bar_1 . g_bar_2]",
         ("relative difference", 0.0, 1e-12, ROUND_OFF),
         "pairs of equal minibatches let in",
+        r"Section 5.1: $\text{AvgGradInner} = E[\bar H_2 \bar g_1]$ "
+        r"$= \tfrac{1}{2} \, E[\frac{\partial}{\partial \phi_1} (\bar g_1 \cdot \bar g_2)]$",
     ),
     _claim(
         "overlap-covariance",
@@ -94,6 +135,11 @@ CLAIMS = (
         "E[H_bar_2 g_bar_1] = 1/2 d/dphi (|E g|^2 + tr Cov): independent, disjoint and repeated minibatches",
         ("relative difference", 0.0, 1e-12, ROUND_OFF),
         "one case's covariance for another's",
+        beyond(
+            r"$E[\bar H_2 \bar g_1] = \tfrac{1}{2} \frac{d}{d\phi} ( |E \bar g|^2$ "
+            r"$+ \, \text{tr} \, \text{Cov}(\bar g_1, \bar g_2) )$, of minibatches that are independent, disjoint "
+            "parts of one pool, or the same one twice"
+        ),
     ),
     _claim(
         "joint-training",
@@ -101,6 +147,7 @@ CLAIMS = (
         "k = 1 is joint training: the same update, and no AvgGradInner in it",
         ("relative difference; coefficient", -1e-9, 1e-9, "round-off of the extrapolation, 2e-16 / alpha"),
         "k = 2",
+        f"{post.JOINT} Section 5.1: $-\\tfrac{{1}}{{2}} k (k-1) \\, \\alpha = 0$ at $k = 1$",
     ),
     _claim(
         "solution-manifolds",
@@ -108,6 +155,9 @@ CLAIMS = (
         "on affine manifolds Reptile's fixed point goes to the minimizer of the mean squared distance as k grows",
         ("distance at k = 64", 0.0, 1e-6, "the slowest direction has shrunk by (1 - 0.36)^64 = 4e-13"),
         "k = 1, joint training",
+        r"Section 5.2: minimize $E_\tau[ \tfrac{1}{2} D(\phi, W_\tau)^2 ]$ by steps "
+        r"$\phi \leftarrow (1 - \epsilon) \, \phi + \epsilon P_{W_\tau}(\phi)$, the projection $P_{W_\tau}(\phi)$ "
+        "approximated by $k$ inner steps",
     ),
     _claim(
         "implicit-sgd",
@@ -115,6 +165,11 @@ CLAIMS = (
         "an epoch of shuffled SGD moves in the mean as gradient flow on L + (eps/4m) sum |dL_k|^2, to O(eps^3)",
         ("slope of the difference less 3", -0.05, 0.05, SLOPE),
         "gradient flow on L alone",
+        f"{post.OUTSIDE} "
+        + beyond(
+            r"SGD in $m$ minibatches, shuffled, follows $L + \frac{\epsilon}{4m} \sum_k |\nabla L_k|^2$ in the mean "
+            "(Smith et al., arXiv 2101.12176)"
+        ),
     ),
     _claim(
         "minibatch-order",
@@ -122,5 +177,6 @@ CLAIMS = (
         "theta_AB - theta_BA = alpha^2 (H_B g_A - H_A g_B) + O(alpha^3)",
         ("slope of the remainder less 3", -0.05, 0.05, SLOPE),
         "the opposite sign",
+        beyond(r"$\theta_{AB} - \theta_{BA} = \alpha^2 (H_B g_A - H_A g_B)$ $+ \, O(\alpha^3)$"),
     ),
 )

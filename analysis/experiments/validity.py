@@ -17,6 +17,7 @@ from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
 from analysis.experiments import ablation
 from analysis.experiments.along_training import Point, points, spread
+from analysis.experiments.post import beyond
 from analysis.theory.curvature import extreme_eigenvalues
 from analysis.theory.derivatives import Loss, Vector
 from analysis.theory.taylor import evaluate_series, inner_gradient_terms, inner_gradients
@@ -51,6 +52,10 @@ CLAIM = Claim(
     1.0,
     "more than half of the squared norm is most of it; 1 is all",
     "the first-order term with the opposite sign",
+    paper=beyond(
+        r"how much of $g_i - \bar g_i$ section 5.1's $-\alpha \bar H_i \sum_{j<i} \bar g_j$ is at the $\alpha$ that is "
+        "used"
+    ),
 )
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
-from analysis.experiments import ablation
+from analysis.experiments import ablation, post
 from analysis.experiments.along_training import Point, points, spread
 from analysis.tables import over_seeds, spearman
 from analysis.theory.expectations import monte_carlo
@@ -70,6 +70,7 @@ CLAIMS = (
         "1 - (relative variance of the sum) / (that of the last)",
         *LOWER,
         "the average in the place of the last: the sum but for its length",
+        paper=post.MORE,
     ),
     Claim(
         "variance-maml",
@@ -79,6 +80,7 @@ CLAIMS = (
         "1 - (relative variance of Reptile) / (that of MAML)",
         *LOWER,
         "the average in the place of MAML: Reptile but for its length",
+        paper=post.FASTER,
     ),
     Claim(
         "variance-speed",
@@ -93,6 +95,7 @@ CLAIMS = (
         "quick run gave -0.37 [-0.82, 0.07], which would have refuted it",
         "each variant with another's relative variance: mean over all shifts along the list",
         least="paper",
+        paper=f"{post.MORE} {post.FASTER}",
     ),
 )
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from analysis.claims import Claim, measurement
 from analysis.experiment import Context, Experiment, Result
-from analysis.experiments import ablation
+from analysis.experiments import ablation, post
 from analysis.experiments.along_training import Point, points
 from analysis.workers import Progress
 from reptile_core.inner_loop import inner_loop
@@ -39,6 +39,7 @@ CLAIMS = (
         0.03,
         "a twentieth of what adaptation gains; the mean over tasks has a standard error of about 0.01 a seed",
         "accuracy after adaptation, longest sum",
+        paper=post.G1,
     ),
     Claim(
         "zero-shot-loss",
@@ -50,6 +51,7 @@ CLAIMS = (
         1e3,
         "the lower end is a mean over tasks and may lie below its expectation by its standard error",
         "the same after adaptation, longest sum",
+        paper=post.JOINT_LEARNS_LITTLE,
     ),
 )
 
