@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.claims import NO_MEASUREMENTS, Claim
-from analysis.runs import Job, Outcome, Source, execute, find
+from analysis.runs import Job, Outcome, Source, ended_early, execute, find
 from analysis.workers import Workers
 from reptile_core.training import Run
 
@@ -33,6 +33,8 @@ class Context:
     device: str = "cpu"
     fresh: bool = False
     trained: set[str] = field(default_factory=set)  # keys of the runs that this invocation has seen to
+    diverged: list[str] = field(default_factory=list)  # lines that name the runs that ended early
+    found: dict[str, str] = field(default_factory=dict)  # content of other data than the script's own, by name
 
     def job(self, run: Run, name: str, source: Source | None = None) -> Job:
         """A run on this device and these data, or others, kept with the others; `name` is what tables call it."""
@@ -41,7 +43,9 @@ class Context:
     def find(self, name: str) -> Source:
         """Other data than these, by name, where the user keeps these or wherever data are looked for; DataError, with
         the reason, where they are not to be had."""
-        return find(name, self.source.directory, quiet=self.workers.quiet)
+        source = find(name, self.source.directory, quiet=self.workers.quiet)
+        self.found[name] = source.content
+        return source
 
     def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
         """All runs, by whatever worker is free. Those that are finished are only read, unless all is to be fresh and
@@ -49,7 +53,9 @@ class Context:
         anew = [replace(job, fresh=self.fresh and job.key not in self.trained) for job in jobs]
         outcomes = self.workers.map(name, execute, anew, sizes=[job.training_steps for job in jobs])
         self.trained.update(job.key for job in jobs)
-        return dict(zip(jobs, outcomes, strict=True))
+        ended = dict(zip(jobs, outcomes, strict=True))
+        self.diverged.extend(line for line in ended_early(ended) if line not in self.diverged)
+        return ended
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ where it was measured.
 import hashlib
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,6 +26,16 @@ from reptile_core.training import Run, TrainingState
 
 # Raised whenever the same configuration would give other bits than before, so that old files are not taken for new.
 NUMERICS_VERSION = 3
+
+# What decides a run's outcome, in words; and what a row of its measurements has.
+OTHER = {
+    "run": "another configuration",
+    "data": "other data",
+    "device": "another device",
+    "numerics": "another version",
+    "native": "other arithmetic (compiled or not)",
+}
+ROW = {"iteration", "quantity", "value", "standard_error", "count"}
 
 SNAPSHOTS = 8  # about as many are kept, evenly spaced, besides the first: 0.4 MB each for the Omniglot network
 
@@ -52,16 +63,20 @@ class Job:
     fresh: bool = False
 
     @property
-    def key(self) -> str:
-        """Digest of everything that decides the outcome: configuration, data, device type, how sums are rounded."""
-        decisive = {
+    def decisive(self) -> dict[str, Any]:
+        """Everything that decides the outcome: configuration, data, device type, how sums are rounded."""
+        return {
             "run": asdict(self.run),
             "data": self.source.content,
             "device": torch.device(self.device).type,
             "numerics": NUMERICS_VERSION,
             "native": native.library() is not None,
         }
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:20]
+
+    @property
+    def key(self) -> str:
+        """Digest of all that is decisive."""
+        return hashlib.sha256(json.dumps(self.decisive, sort_keys=True).encode()).hexdigest()[:20]
 
     @property
     def path(self) -> Path:
@@ -83,9 +98,19 @@ class Outcome:
     """What a run measured: rows of (iteration, quantity, value, standard_error, count), and how it ended."""
 
     rows: list[dict[str, Any]]
-    status: str
+    status: str  # "finished", "running", or "diverged at iteration N": the first after which phi is not finite
     seconds: float
     iteration: int
+
+
+def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
+    """Lines that name the runs that diverged, and at which settings."""
+    return [
+        f"{job.variant}, seed {job.run.seed}: {outcome.status} (inner {job.run.inner.optimizer} at "
+        f"{job.run.inner.learning_rate:g}, outer {job.run.outer.optimizer} at {job.run.outer.step:g})"
+        for job, outcome in outcomes.items()
+        if outcome.status != "finished"
+    ]
 
 
 def execute(job: Job, progress: Progress = silent) -> Outcome:
@@ -99,8 +124,8 @@ def execute(job: Job, progress: Progress = silent) -> Outcome:
 
     def measure(state: TrainingState) -> str:
         status = "finished" if state.iteration == job.run.iterations else "running"
-        if not torch.isfinite(state.phi).all():
-            status = f"diverged before iteration {state.iteration}"
+        if not _is_finite(state.phi):
+            status = f"diverged at iteration {state.iteration}"
         else:
             lanes = job.run.evaluation.tasks if job.device != "cpu" else 1
             for quantity, estimate in training.evaluate(job.run, test_pool, state, lanes=lanes).items():
@@ -113,6 +138,7 @@ def execute(job: Job, progress: Progress = silent) -> Outcome:
                         "count": estimate.count,
                     }
                 )
+                progress(0, f"{job.variant}, seed {job.run.seed}, at {state.iteration}: {100 * estimate.mean:.1f} %")
         if state.iteration in snapshot_iterations(job.run):
             kept[f"at.{state.iteration}"] = state.phi.clone()  # a file holds no tensor twice
         _save(job, state, rows, kept, seconds + time.perf_counter() - began, status)
@@ -125,7 +151,8 @@ def execute(job: Job, progress: Progress = silent) -> Outcome:
         status = measure(state)
     for now in training.train(job.run, train_pool, state):
         state = now
-        if state.iteration % job.run.evaluation.every == 0 or state.iteration == job.run.iterations:
+        due = state.iteration % job.run.evaluation.every == 0 or state.iteration == job.run.iterations
+        if due or not _is_finite(state.phi):
             status = measure(state)
         if state.iteration - reported >= 10 or status != "running":
             progress((state.iteration - reported) * steps)
@@ -190,7 +217,13 @@ def split_of(source: Source, seed: int) -> Split:
 def _load(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors, record = load_checkpoint(job.path)
     if record.get("key") != job.key:
-        raise CheckpointError(f"{job.path}: expected the run {job.key}, found the run {record.get('key')}")
+        decisive = json.loads(json.dumps(job.decisive))  # tuples are lists there
+        others = " and ".join(OTHER[name] for name, value in decisive.items() if record.get(name) != value)
+        raise CheckpointError(
+            f"{job.path}: expected the run {job.key}, found the run {record.get('key')}, of {others or 'no known kind'}"
+        )
+    if not _is_state(job, tensors, record):
+        raise CheckpointError(f"{job.path}: expected the state of a run as this version writes it, found another")
     return {name: tensor.to(job.device) for name, tensor in tensors.items()}, record
 
 
@@ -201,6 +234,29 @@ def _resume(job: Job) -> tuple[TrainingState, list[dict[str, Any]], dict[str, Te
     parts, record = _load(job)
     kept = {name: tensor for name, tensor in parts.items() if name.startswith("at.")}
     return _state(parts, record), record["rows"], kept, record["seconds"], record["status"]
+
+
+def _is_state(job: Job, parts: dict[str, Tensor], record: dict[str, Any]) -> bool:
+    """Is this what `_save` writes of this job, in kind and shape?"""
+    phi, count = parts.get("phi"), record.get("inner")
+    return (
+        phi is not None
+        and phi.shape == (training.build_network(job.run).n_parameters,)
+        and phi.dtype == job.run.torch_dtype
+        and (count is None or (type(count) is int and 0 <= count <= len(parts)))
+        and all(f"inner.{i}" in parts for i in range(count or 0))
+        and type(record.get("iteration")) is int
+        and 0 <= record["iteration"] <= job.run.iterations
+        and type(record.get("seconds")) in (int, float)
+        and isinstance(record.get("status"), str)
+        and isinstance(record.get("rows"), list)
+        and all(isinstance(row, dict) and row.keys() == ROW for row in record["rows"])
+    )
+
+
+def _is_finite(phi: Phi) -> bool:
+    """Of all entries; the sum, where it is finite, tells in a tenth of the time, a thousandth of an iteration's."""
+    return bool(torch.isfinite(phi.sum()) or torch.isfinite(phi).all())
 
 
 def _state(parts: dict[str, Tensor], record: dict[str, Any]) -> TrainingState:
@@ -217,9 +273,8 @@ def _save(
     tensors |= {f"outer.{name}": tensor for name, tensor in (state.outer or {}).items()}
     record = {
         "key": job.key,
-        "run": asdict(job.run),
+        **job.decisive,
         "variant": job.variant,
-        "data": job.source.content,
         "iteration": state.iteration,
         "inner": None if state.inner is None else len(state.inner),
         "rows": rows,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -41,11 +41,29 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
         text = metadata["record"]
         record = json.loads(text)
-    except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: expected a checkpoint, found a file that cannot be read ({error})") from error
-    if metadata.get("digest") != _digest(tensors, text):
-        raise CheckpointError(f"{path}: expected a content with the digest noted in it, found another")
+        digest = _digest(tensors, text)
+    except Exception as error:  # whatever hostile bytes lead safetensors, torch and json to
+        raise CheckpointError(f"{path}: expected a checkpoint, found {_found(path)} ({error})") from error
+    if metadata.get("digest") != digest:
+        raise CheckpointError(f"{path}: expected a content with the digest noted in it, found one that was altered")
+    if not isinstance(record, dict):
+        raise CheckpointError(f"{path}: expected a record of names and values, found another kind")
     return tensors, record
+
+
+def _found(path: Path) -> str:
+    """What an unreadable file seems to be: a safetensors file begins with its header's length and the header, JSON that
+    says where each tensor ends."""
+    try:
+        content = path.read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        if len(content) < 8 or (content[8:9] == b"{" and len(content) < 8 + length):
+            return f"one cut short, to {len(content)} bytes"
+        tensors = json.loads(content[8 : 8 + length])
+        whole = 8 + length + max(entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__")
+        return f"one cut short, to {len(content)} bytes of {whole}" if len(content) < whole else "one that was altered"
+    except Exception:  # nothing can be relied on in such a file
+        return "a file that is none"
 
 
 def _digest(tensors: Mapping[str, Tensor], record: str) -> str:

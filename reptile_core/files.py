@@ -5,14 +5,19 @@ import os
 import tempfile
 from pathlib import Path
 
+UNFINISHED = ".part"  # ends the name of a file that is being written; a writer that is killed leaves one behind
+
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Put `content` at `path`: a reader, at any moment and after any crash, finds the old file or the new one.
 
-    OSError where that cannot be; the old file is then as it was and nothing is left beside it.
+    OSError, which names the path, where that cannot be; the old file is then as it was and nothing is left beside it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+    except OSError as error:
+        raise _naming(path, error) from error
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -20,10 +25,34 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are its owner's alone
         os.replace(temporary, path)
-    except BaseException:  # an interrupt too must leave nothing behind
+    except BaseException as error:  # an interrupt too must leave nothing behind
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise _naming(path, error) from error
         raise
+    _sync_folder(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what killed writers left below a folder that nobody writes to now."""
+    for path in folder.rglob(f".*{UNFINISHED}"):
+        path.unlink(missing_ok=True)
+
+
+def _naming(path: Path, error: OSError) -> OSError:
+    """The same error with the path that was to be written, for a write that fails knows no name."""
+    return OSError(error.errno, error.strerror or str(error), str(path))
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name last through a power cut, where the system can."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -28,7 +28,7 @@ class MadeUp(Context):
             if value is not None
         ]
         ended = next((i for i, value in values.items() if value is None), None)
-        status = "finished" if ended is None else f"diverged before iteration {ended}"
+        status = "finished" if ended is None else f"diverged at iteration {ended}"
         return Outcome(rows, status, 2.0 * job.run.iterations, job.run.iterations)
 
 

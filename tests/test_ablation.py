@@ -70,7 +70,7 @@ def test_table_and_summary():
 def test_a_run_that_diverged_is_missing_from_the_final_row_not_from_the_table():
     outcomes = _outcomes(lambda variant, seed: 0.9)
     outcomes = {
-        job: (Outcome(o.rows[:1], "diverged before iteration 10", 1.0, 10) if job.variant == "g2" else o)
+        job: (Outcome(o.rows[:1], "diverged at iteration 10", 1.0, 10) if job.variant == "g2" else o)
         for job, o in outcomes.items()
     }
     table = ablation.table(outcomes)

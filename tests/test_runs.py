@@ -184,7 +184,7 @@ def test_data_that_changed_under_a_run_is_refused(source, tmp_path):
 def test_a_run_that_diverges_stops_and_says_where(source, tmp_path):
     job = _job(source, tmp_path, inner=Inner("sgd", 1e30), outer=Outer(1e30))
     outcome = execute(job)
-    assert outcome.status == "diverged before iteration 3"
+    assert outcome.status == "diverged at iteration 1"
     assert {row["iteration"] for row in outcome.rows} == {0}
     assert execute(job).status == outcome.status
 

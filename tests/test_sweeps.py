@@ -6,6 +6,7 @@ import pytest
 
 from analysis.experiments import ablation, sweeps
 from analysis.experiments.sweeps import Scale
+from analysis.runs import ended_early
 from reptile_core.meta_gradients import last, total
 from tests.made_up import context
 
@@ -46,4 +47,5 @@ def test_by_seed_has_every_point_of_every_variant():
 
 
 def test_runs_that_diverged_are_named():
-    assert sweeps.ended_early(_outcomes()) == ["g2, seed 1: diverged before iteration 4"]
+    line = "g2, seed 1: diverged at iteration 4 (inner sgd at 0.003, outer plain at 0.25)"
+    assert ended_early(_outcomes()) == [line]

@@ -76,14 +76,14 @@ def configure(method: str, scale: Scale, seed: int, *, adam_step: float) -> Run:
     return replace(run, outer=Outer(adam_step, optimizer="adam")) if method == ADAM else run
 
 
-def validation(context: Context, scale: Scale) -> tuple[dict[Job, Outcome], pd.DataFrame]:
+def validation(context: Context, scale: Scale) -> pd.DataFrame:
     """Adam outside, each step of the grid, from the seed set aside: columns step, accuracy."""
     scale = replace(scale, every=scale.iterations, tasks=VALIDATION_TASKS[context.profile])
     named = [(f"{step:g}", configure(ADAM, scale, VALIDATION_SEED, adam_step=step)) for step in ADAM_STEPS]
     outcomes = sweeps.train(context, f"{NAME}: choosing Adam's step", named)
     accuracy = sweeps.by_seed(sweeps.curves(NAME, outcomes), diverged=CHANCE).loc[VALIDATION_SEED]
     ends = [accuracy.get((name, scale.iterations), CHANCE) for name, _ in named]
-    return outcomes, pd.DataFrame({"step": ADAM_STEPS, "accuracy": ends})
+    return pd.DataFrame({"step": ADAM_STEPS, "accuracy": ends})
 
 
 def reached(curve: pd.Series, target: float) -> float:
@@ -158,7 +158,7 @@ def report(race: pd.DataFrame, cost: pd.DataFrame) -> list[str]:
 def run(context: Context) -> Result:
     """Choose Adam's step, then train all methods over seeds."""
     scale = sweeps.scale_of(SCALES, context)
-    tried, chosen = validation(context, scale)
+    chosen = validation(context, scale)
     step = float(chosen.step[chosen.accuracy.idxmax()])  # of equals the smallest
     outcomes = sweeps.train(
         context,
