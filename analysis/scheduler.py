@@ -1,0 +1,200 @@
+"""Workers of a Dask cluster, on one machine or many, behind the same interface as local processes.
+
+Where a run stands is a file, so that a worker goes on where another one stopped. Hence all of them must see one folder,
+run the same code and have one thread each, which each is asked before its first piece of work. Needs the package
+`distributed`.
+"""
+
+import hashlib
+import os
+import queue
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Executor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from distributed import Client, get_worker
+from distributed.scheduler import KilledWorker
+
+from analysis.workers import Item, Progress, Result, Workers
+from reptile_core import native
+
+TOPIC = "reptile-progress"
+PATIENCE = 10  # seconds to find a scheduler, and then a worker
+INTERVAL = 1.0  # seconds between two reports of a worker: the scheduler passes them on one by one
+
+
+class ClusterError(OSError):
+    """A cluster that is not there, or not as it must be: one line that says what to do."""
+
+
+class Abandoned(Exception):
+    """Raised in a worker by the progress of work that nobody waits for any more: its script was stopped or has died."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a worker must find to be of use to a script.
+
+    script: which one. identity: its code and libraries. marker: an empty file in the folder of the runs.
+    data: where $REPTILE_DATA points, if anywhere.
+    """
+
+    script: str
+    identity: str
+    marker: Path
+    data: str | None
+
+
+class ClusterWorkers(Workers):
+    """The workers that a Dask scheduler has, or comes to have. They belong to whoever started them, and stay."""
+
+    def __init__(self, address: str, shared: Path, *, quiet: bool = False) -> None:
+        """shared: the folder of the runs. ClusterError where no scheduler answers or a worker is not as it must be."""
+        shared.mkdir(parents=True, exist_ok=True)
+        script = uuid4().hex
+        data = os.environ.get("REPTILE_DATA")
+        marker = shared.resolve() / f".script-{script}"
+        self._terms = Terms(script, _identity(), marker, data and str(Path(data).resolve()))
+        self._client = _connect(address)
+        marker.touch()
+        try:
+            addresses = list(self._client.nthreads())
+            asked = [self._client.submit(check, self._terms, workers=[at], pure=False) for at in addresses]
+            self._client.gather(asked)
+        except Exception as error:  # whatever a worker cannot do shows here: import our code, for one
+            self._leave()
+            if isinstance(error, ClusterError):
+                raise
+            message = str(error).splitlines()[0]
+            raise ClusterError(
+                "expected a scheduler and workers that can load this code (install it there too, or start them in its "
+                f"folder), found {type(error).__name__}: {message}"
+            ) from error
+        super().__init__(len(addresses), quiet=quiet)
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        super().__exit__(kind, *rest)
+        self._leave()
+
+    def map(self, *arguments: Any, **options: Any) -> list[Any]:
+        """As local processes do it; ClusterError where worker after worker died at one item, or the scheduler did."""
+        try:
+            return super().map(*arguments, **options)
+        except KilledWorker as error:
+            raise ClusterError(
+                f"{arguments[0]}: expected workers that live, found that {error.allowed_failures + 1} died one after "
+                "the other (out of memory?). What is done is kept; the same command goes on"
+            ) from error
+        except CancelledError as error:
+            raise ClusterError(
+                f"{arguments[0]}: expected a scheduler that lives, found it gone. What is done is kept; the same "
+                "command goes on"
+            ) from error
+
+    def _open(self) -> Executor:
+        self._updates = queue.Queue()
+
+        def receive(event: tuple[float, dict[str, Any]]) -> None:
+            if event[1]["script"] == self._terms.script:
+                self._updates.put((event[1]["done"], event[1]["note"]))
+
+        self._client.subscribe_topic(TOPIC, receive)
+        return self._client.get_executor(pure=False)
+
+    def _close(self, *, stop: bool) -> None:
+        self._executor.shutdown(wait=not stop)  # what is stopped is cancelled, and abandoned at its next report
+
+    def _call(self, function: Callable[[Item, Progress], Result], item: Item) -> tuple[Any, ...]:
+        return _in_worker, self._terms, function, item
+
+    def _leave(self) -> None:
+        self._terms.marker.unlink(missing_ok=True)
+        self._client.close()
+
+
+@lru_cache
+def check(terms: Terms) -> None:
+    """In a worker, once a script: take over the script's settings; ClusterError if this worker is not as it must be."""
+    worker = get_worker()
+    if worker.state.nthreads != 1:
+        raise ClusterError(
+            f"expected workers of one thread (dask worker … --nthreads 1 --nworkers -1), found {worker.address} with "
+            f"{worker.state.nthreads}"
+        )
+    if not terms.marker.exists():
+        raise ClusterError(
+            f"expected workers that see the folder {terms.marker.parent} (put --out on a shared one), found that "
+            f"{worker.address} does not"
+        )
+    if terms.identity != _identity():
+        raise ClusterError(
+            f"expected workers with {terms.identity} as here (update and restart them), found {worker.address} with "
+            f"{_identity()}"
+        )
+    if terms.data is not None:
+        os.environ["REPTILE_DATA"] = terms.data
+
+
+def _in_worker(terms: Terms, function: Callable[[Item, Progress], Result], item: Item) -> Result:
+    check(terms)  # once more, for workers that joined later
+    torch.set_num_threads(1)
+    report = _Report(terms.script)
+    result = function(item, report)
+    report.send()
+    return result
+
+
+class _Report:
+    """Progress of the task that this thread of a worker is at, sent on once in a while."""
+
+    def __init__(self, script: str) -> None:
+        self.script, self.worker = script, get_worker()
+        self.key = self.worker.get_current_task()
+        self.done, self.note, self.sent = 0, "", time.monotonic()
+
+    def __call__(self, done: int, note: str = "", /) -> None:
+        self.done, self.note = self.done + done, note or self.note
+        task = self.worker.state.tasks.get(self.key)
+        if task is None or task.state == "cancelled":
+            raise Abandoned
+        if time.monotonic() - self.sent >= INTERVAL:
+            self.send()
+
+    def send(self) -> None:
+        self.worker.log_event(TOPIC, {"script": self.script, "done": self.done, "note": self.note})
+        self.done, self.sent = 0, time.monotonic()
+
+
+def _connect(address: str) -> Client:
+    """The client of a scheduler that has workers; ClusterError if there is none."""
+    try:
+        client = Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise ClusterError(
+            f"expected the address of a Dask scheduler, tcp://HOST:PORT, found {address} ({str(error).splitlines()[0]})"
+        ) from error
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE)
+    except OSError as error:
+        client.close()
+        raise ClusterError(
+            f"expected workers (start some: dask worker {address} --nthreads 1 --nworkers -1), found none"
+        ) from error
+    return client
+
+
+@lru_cache
+def _identity() -> str:
+    """Code and libraries that decide the bits of a result. Kept, as a process keeps the code that it has loaded."""
+    digest = hashlib.sha256()
+    for package in (Path(__file__).parent, Path(native.__file__).parent):
+        for path in sorted([*package.rglob("*.py"), *package.rglob("*.c")]):
+            digest.update(path.read_bytes())
+    loops = "compiled loops" if native.library() is not None else "no compiled loops"
+    return f"torch {torch.__version__}, {loops}, code {digest.hexdigest()[:12]}"

@@ -1,0 +1,188 @@
+"""A Dask cluster as the place of work: a scheduler and two workers, in processes of their own, give the bits of local
+ones; a worker that is killed costs its run in flight; what nobody waits for is abandoned; faults are one line."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from analysis.runs import Job, Outcome, Source, execute
+from analysis.workers import Progress, Workers
+from reptile_core import datasets
+from tests.test_runs import RUN, _assert_same
+
+distributed = pytest.importorskip("distributed", reason="needs the package distributed: pip install -e '.[cluster]'")
+from analysis import scheduler  # noqa: E402 - which needs it
+from analysis.scheduler import ClusterError, ClusterWorkers  # noqa: E402
+
+ROOT = Path(__file__).parents[1]
+
+
+class Cluster:
+    """A scheduler, and workers started as a user would start them, in a folder that is not ours."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self.stack = folder, stack
+        self.file = folder / "scheduler.json"
+        self._start("dask_scheduler", "--port", "0", "--host", "127.0.0.1")
+        _until(lambda: self.file.exists() and self.file.read_text().endswith("}"))
+        self.address = json.loads(self.file.read_text())["address"]
+
+    def start_worker(self, *, threads: int = 1) -> subprocess.Popen:
+        before = self.workers
+        process = self._start("dask_worker", "--nthreads", str(threads), "--no-nanny")
+        self.wait_for_workers(before + 1)
+        return process
+
+    @property
+    def workers(self) -> int:
+        with distributed.Client(self.address, set_as_default=False) as client:
+            return len(client.nthreads())
+
+    def wait_for_workers(self, count: int) -> None:
+        _until(lambda: self.workers == count)
+
+    def _start(self, program: str, *arguments: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", f"distributed.cli.{program}", "--scheduler-file", str(self.file)]
+        process = subprocess.Popen(
+            [*command, "--no-dashboard", *arguments],
+            cwd=self.folder,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stderr=subprocess.DEVNULL,
+        )
+        self.stack.callback(process.wait)
+        self.stack.callback(process.kill)
+        return process
+
+
+@pytest.fixture(scope="module")
+def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler that has no worker until a test asks for `cluster`."""
+    with ExitStack() as stack:
+        yield Cluster(tmp_path_factory.mktemp("cluster"), stack)
+
+
+@pytest.fixture(scope="module")
+def cluster(lonely: Cluster) -> Cluster:
+    """The same with one worker."""
+    lonely.start_worker()
+    return lonely
+
+
+def _until(condition: Callable[[], object], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "nothing came of it"
+        time.sleep(0.02)
+
+
+def _jobs(folder: Path, *, seeds: int, iterations: int) -> list[Job]:
+    source = Source("glyphs", None, datasets.load("glyphs").content)
+    run = replace(RUN, iterations=iterations, evaluation=replace(RUN.evaluation, every=20))
+    return [Job(replace(run, seed=seed), source, folder, "g1+g2") for seed in range(seeds)]
+
+
+def noted(job: Job, progress: Progress) -> Outcome:
+    """A run that leaves word of each time it is begun, and by whom."""
+    folder = job.folder.parent / "begun"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{job.key} {os.getpid()}").touch()
+    return execute(job, progress)
+
+
+def endless(folder: Path, progress: Progress) -> None:
+    folder.mkdir()
+    try:
+        while True:
+            progress(1)
+            time.sleep(0.02)
+    except scheduler.Abandoned:
+        (folder / "abandoned").touch()
+        raise
+
+
+def _stop_after(folder: Path) -> None:
+    _until(folder.exists)
+    raise KeyboardInterrupt
+
+
+def test_without_a_scheduler(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match="expected the address of a Dask scheduler, tcp://HOST:PORT, found nonsense"):
+        ClusterWorkers("nonsense", tmp_path)
+
+
+def test_without_workers_or_with_threads(lonely: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "PATIENCE", 1)
+        with pytest.raises(ClusterError, match=r"expected workers .*, found none"):
+            ClusterWorkers(lonely.address, tmp_path)
+    threaded = lonely.start_worker(threads=2)
+    with pytest.raises(ClusterError, match=r"expected workers of one thread .* with 2"):
+        ClusterWorkers(lonely.address, tmp_path)
+    threaded.kill()
+    lonely.wait_for_workers(0)
+
+
+def test_workers_that_are_not_as_the_script(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "_identity", lambda: "other code")
+        with pytest.raises(ClusterError, match=r"expected workers with other code as here .*, found .* with torch"):
+            ClusterWorkers(cluster.address, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "touch", lambda path: None)
+        with pytest.raises(ClusterError, match=r"expected workers that see the folder .*, found that .* does not"):
+            ClusterWorkers(cluster.address, tmp_path)
+
+
+def test_two_workers_give_the_bits_of_local_ones_and_one_that_is_killed_costs_its_run_in_flight(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    here, there = (_jobs(tmp_path / name / "runs", seeds=3, iterations=60) for name in ("here", "there"))
+    with Workers(2, quiet=True) as workers:
+        local = workers.map("runs", noted, here)
+
+    doomed = cluster.start_worker()
+    begun = tmp_path / "there" / "begun"
+    with ClusterWorkers(cluster.address, there[0].folder, quiet=True) as workers, ThreadPoolExecutor(1) as thread:
+        assert workers.count == 2
+        outcomes = thread.submit(workers.map, "runs", noted, there)
+        _until(lambda: begun.exists() and [key for key, who in _read(begun) if who == doomed.pid])
+        killed = next(key for key, who in _read(begun) if who == doomed.pid)
+        _until((there[0].folder / f"{killed}.safetensors").exists)
+        os.kill(doomed.pid, signal.SIGKILL)
+        cluster_outcomes = outcomes.result()
+
+    assert [outcome.rows for outcome in cluster_outcomes] == [outcome.rows for outcome in local]
+    for one, other in zip(here, there, strict=True):
+        _assert_same(one.path, other.path)
+    times = {job.key: [key for key, _ in _read(begun)].count(job.key) for job in there}
+    assert sum(times.values()) == len(there) + 1, "one was in flight and begun again; the others were not disturbed"
+
+
+def test_an_interrupted_script_abandons_its_work_and_leaves_the_workers(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), ClusterWorkers(cluster.address, tmp_path, quiet=True) as workers:
+        workers._executor = workers._open()
+        workers._submit(endless, tmp_path / "endless")
+        _stop_after(tmp_path / "endless")
+    _until((tmp_path / "endless" / "abandoned").exists)
+    with ClusterWorkers(cluster.address, tmp_path, quiet=True) as workers:
+        assert workers.map("lengths", _length, ["a", "abc"]) == [1, 3]
+    assert not list(tmp_path.glob(".script-*"))
+
+
+def _length(text: str, progress: Progress) -> int:
+    progress(1)
+    return len(text)
+
+
+def _read(begun: Path) -> list[tuple[str, int]]:
+    return [(path.name.split()[0], int(path.name.split()[1])) for path in begun.iterdir()]
