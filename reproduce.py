@@ -4,48 +4,34 @@ python reproduce.py                           all experiments, quick profile, Om
 python reproduce.py theory                    the theorems alone
 python reproduce.py ablation --profile paper  the learning curves of figure 3 at the paper's own scale
 python reproduce.py --list                    what there is, what it shows and how long it takes
+python reproduce.py --from manifest.json      the same again, compared bit by bit
 """
 
-import argparse
-import os
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once while libraries load, which takes seconds
+
+import contextlib
+import json
 import sys
 import time
+import warnings
 from collections.abc import Sequence
-from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-import torch
 
-from analysis import claims, manifest
-from analysis.claims import PROFILES
-from analysis.experiment import Context, Experiment, Result
+from analysis import claims, comparison, manifest, terminal
+from analysis.command_line import FAILURE, Plan, alone_in, begin_manifest, guarded, parse, prepare
+from analysis.experiment import Experiment, Result
 from analysis.experiments import EXPERIMENTS
-from analysis.experiments.few_shot_benchmarks import CELLS
-from analysis.runs import Source
-from analysis.tables import read_csv, write_csv
-from analysis.workers import Workers, available_cores
-from reptile_core import datasets
-from reptile_core.checkpoints import CheckpointError
+from analysis.runs import NUMERICS_VERSION
+from analysis.tables import ResultsError, write_csv
 
-USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130  # as shells and argparse have them
 COMMANDS = {"report": "figures.report", "demo": "figures.demo"}  # modules with a main(arguments) of their own
-
-
-class UsageError(ValueError):
-    """Something that the user can put right, told in one line before any work."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the user asked for, checked: which experiments, where results go, the data and what each is given."""
-
-    experiments: tuple[Experiment, ...]
-    out: Path
-    data: datasets.Characters
-    context: Context
 
 
 def data_line(plan: Plan, experiment: Experiment) -> str:
@@ -57,127 +43,66 @@ def data_line(plan: Plan, experiment: Experiment) -> str:
     return f"Data: {what} · profile: {plan.context.profile}"
 
 
-def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="reproduce.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("experiments", nargs="*", metavar="EXPERIMENT", help="which ones (default: all); see --list")
-    parser.add_argument("--profile", choices=PROFILES, default="quick", help="how much to run (default: quick)")
-    parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with the Omniglot zips or an omniglot/ of them"
-    )
-    parser.add_argument("--dataset", choices=("auto", "omniglot", "glyphs"), default="auto",
-                        help="auto takes Omniglot if it can be had, else made-up glyphs (default: auto)")  # fmt: skip
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/PROFILE)")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto", help="(default: auto)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes of one thread each (default: one a core)")
-    parser.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N-1 (default: the profile's)")
-    parser.add_argument(
-        "--cells", nargs="+", default=(), metavar="CELL", help="of few_shot: omniglot-5way, cifar-fs-reptile … (all)"
-    )
-    parser.add_argument("--fresh", action="store_true", help="do finished runs anew")
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("--strict", action="store_true", help="exit with 1 unless every theorem is supported")
-    parser.add_argument("--list", action="store_true", help="name the experiments and stop")
-    return parser.parse_args(arguments)
-
-
-def prepare(options: argparse.Namespace) -> Plan:
-    """Check everything that can be checked before work starts. UsageError or DataError, one line each."""
-    unknown = [name for name in options.experiments if name not in EXPERIMENTS]
-    if unknown:
-        raise UsageError(f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found {unknown[0]!r}")
-    for name in ("workers", "seeds"):
-        value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UsageError(f"--{name}: expected at least 1, found {value}")
-    for cell in options.cells:
-        if not any(name.startswith(cell) for name in CELLS):
-            raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: expected a CUDA device for cuda, found none that torch can use")
-    device = options.device if options.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
-    out = options.out or Path("results") / options.profile
-    _check_writable(out)
-    data = datasets.load(options.dataset, data=options.data, quiet=options.quiet)
-    context = Context(
-        profile=options.profile,
-        source=Source(data.name, options.data, data.content, data.real),
-        workers=Workers(options.workers or (1 if device == "cuda" else available_cores()), quiet=options.quiet),
-        runs=out / "runs",
-        seeds=options.seeds,
-        cells=tuple(options.cells),
-        device=device,
-        fresh=options.fresh,
-    )
-    names = options.experiments or list(EXPERIMENTS)
-    return Plan(tuple(EXPERIMENTS[name] for name in dict.fromkeys(names)), out, data, context)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    arguments = sys.argv[1:] if arguments is None else arguments
+    return guarded(reproduce, sys.argv[1:] if arguments is None else arguments)
+
+
+def reproduce(arguments: Sequence[str]) -> int:
+    """Do what the arguments say; the exit code."""
     if arguments and arguments[0] in COMMANDS:
         return int(import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
     options = parse(arguments)
     if options.list:
         print(listing())
         return 0
-    try:
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         plan = prepare(options)
-    except (UsageError, datasets.DataError) as error:
-        print(f"reproduce.py: error: {error}", file=sys.stderr)
-        return USAGE_ERROR
-    try:
-        with plan.context.workers:
-            verdicts = run(plan)
-        theorems = verdicts[verdicts.kind == "theorem"]
-        return FAILURE if options.strict and not (theorems.verdict == claims.SUPPORTED).all() else 0
-    except KeyboardInterrupt:
-        print("\nInterrupted. What is done is kept; the same command goes on from there.", file=sys.stderr)
-        return INTERRUPTED
-    except BrokenProcessPool:
-        message = "a worker process died (out of memory, or killed). What is done is kept; the same command goes on."
-        print(f"reproduce.py: error: {message}", file=sys.stderr)
-        return FAILURE
-    except (CheckpointError, datasets.DataError, OSError) as error:
-        print(f"reproduce.py: error: {error}", file=sys.stderr)
-        return FAILURE
+        for line in plan.differences:
+            print(f"not as in {options.again}: {line}")
+        with alone_in(plan.out), plan.context.workers:
+            ledger, record = run(plan)
+        other = compared(plan, record) if plan.again else None
+    if options.json:
+        print(document(plan, ledger, record, other))
+    theorems = ledger[ledger.kind == "theorem"]
+    fell = options.strict and not (theorems.verdict == claims.SUPPORTED).all()
+    return FAILURE if fell or other else 0
 
 
-def run(plan: Plan) -> pd.DataFrame:
+def run(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
     """Write the manifest, do the experiments and say what each found, complete the manifest. Returns the ledger of what
-    was run."""
+    was run, and the manifest."""
     path, context = plan.out / "manifest.json", plan.context
-    record = manifest.begin(
-        command=sys.argv,
-        profile=context.profile,
-        experiments={experiment.name: experiment.settings(context) for experiment in plan.experiments},
-        data=plan.data,
-        device=context.device,
-        workers=context.workers.count,
-    )
+    record = begin_manifest(plan)
     manifest.write(record, path)
     sources = list(dict.fromkeys(data_line(plan, experiment) for experiment in plan.experiments))
     print("\n".join([*sources, f"{context.workers.count} workers on {context.device} · results in {plan.out}/"]))
     seconds: dict[str, float] = {}
+    tables: dict[str, str] = {}
     status = "interrupted"
     try:
         for experiment in plan.experiments:
             began = time.perf_counter()
+            context.diverged.clear()
             result = experiment.run(context)
-            written = [*write_tables(experiment, result, plan), *draw(experiment, result, plan)]
+            paths = write_tables(experiment, result, plan)
+            tables |= {path.name: comparison.digest(path) for path in paths}
+            written = [*paths, *draw(experiment, result, plan)]
             verdicts = judge(plan.out)
             written += claims.write_ledger(verdicts, plan.out)
             seconds[experiment.name] = round(time.perf_counter() - began, 2)
             mine = verdicts[verdicts.id.isin([claim.id for claim in experiment.claims])]
             title = f"\n{experiment.name}, {seconds[experiment.name]:,.0f} s"
-            print("\n".join([title, *result.lines, *claims.lines(mine), *(f"wrote {path}" for path in written)]))
+            said = [title, *result.lines, *context.diverged, *claims.lines(mine)]
+            print("\n".join([*said, *(f"wrote {path}" for path in written)]))
         status = "finished"
     finally:
-        manifest.write(manifest.complete(record, status=status, wall_seconds=seconds), path)
+        record = manifest.complete(record, status=status, wall_seconds=seconds, tables=tables, other_data=context.found)
+        manifest.write(record, path)
     done = verdicts[verdicts.id.isin([claim.id for experiment in plan.experiments for claim in experiment.claims])]
+    print("\n".join(["", *terminal.verdicts(done, colour=terminal.in_colour(sys.stdout))]))
     print("\n".join(["", claims.counts(done), f"wrote {path}", *sources]))
-    return done
+    return done, record
 
 
 def write_tables(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
@@ -186,12 +111,18 @@ def write_tables(experiment: Experiment, result: Result, plan: Plan) -> list[Pat
     if experiment.claims:
         own = result.measurements.get("data", pd.Series(index=result.measurements.index, dtype=object))
         data = own.fillna(data_line(plan, experiment))
-        measurements = result.measurements.assign(data=data, profile=plan.context.profile)
+        measurements = result.measurements.assign(
+            data=data,
+            profile=plan.context.profile,
+            diverged="; ".join(plan.context.diverged) or None,
+            numerics=NUMERICS_VERSION,
+        )
         tables[f"{experiment.name}_measurements"] = measurements
     paths = []
     for name, table in tables.items():
         paths.append(plan.out / "tables" / f"{name}.csv")
         write_csv(table, paths[-1])
+    comparison.note(paths)
     return paths
 
 
@@ -210,10 +141,40 @@ def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
 
 
 def judge(out: Path) -> pd.DataFrame:
-    """The ledger of all claims from every measurement in the output folder, of this invocation or an earlier one."""
+    """The ledger of all claims from every measurement in the output folder, of this invocation or an earlier one.
+
+    What is not as it was written is named and not judged.
+    """
     every = [claim for experiment in EXPERIMENTS.values() for claim in experiment.claims]
-    paths = [out / "tables" / f"{name}_measurements.csv" for name in EXPERIMENTS]
-    return claims.ledger(every, pd.concat([claims.NO_MEASUREMENTS, *(read_csv(p) for p in paths if p.exists())]))
+    found = [claims.NO_MEASUREMENTS]
+    for name in EXPERIMENTS:
+        path = out / "tables" / f"{name}_measurements.csv"
+        try:
+            found += [comparison.measurements(path)] if path.exists() else []
+        except ResultsError as error:
+            warnings.warn(f"{error}; it is left as it is and not judged; {name} writes it anew", stacklevel=2)
+    return claims.ledger(every, pd.concat(found))
+
+
+def compared(plan: Plan, record: dict[str, Any]) -> list[str]:
+    """Lines that name the tables which are not those of the manifest that was run again."""
+    assert plan.again is not None and plan.beside is not None
+    then = plan.again.get("tables", {})
+    lines = comparison.against(then, plan.beside / "tables", plan.out / "tables", record["tables"])
+    lines += manifest.differences(plan.again.get("other_data", {}), record["other_data"], "other data")
+    same = sum(record["tables"].get(name) == digest for name, digest in then.items())
+    print("\n".join(["", f"{same} of {len(then)} tables are the same, bit for bit", *lines]))
+    return lines
+
+
+def document(plan: Plan, ledger: pd.DataFrame, record: dict[str, Any], other: list[str] | None) -> str:
+    """The summary for other programs, as JSON. differences: None where nothing was to be compared."""
+    verdicts = json.loads(ledger.to_json(orient="records", double_precision=15))  # which knows no NaN
+    return json.dumps(
+        {"out": str(plan.out), "manifest": record, "claims": verdicts, "differences": other},
+        indent=2,
+        ensure_ascii=False,
+    )
 
 
 def listing() -> str:
@@ -222,16 +183,6 @@ def listing() -> str:
         takes = ", ".join(f"{duration} ({profile})" for profile, duration in experiment.takes.items())
         lines += [name, f"    shows {experiment.shows}", f"    takes {takes}"]
     return "\n".join(lines)
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise UsageError(f"--out: expected a folder that can be written, found {out} ({error.strerror})") from error
 
 
 if __name__ == "__main__":

@@ -7,10 +7,11 @@ the check cannot fail"; so does a profile smaller than the one that the claim is
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from math import inf, isfinite
+from math import inf, isfinite, isinf, isnan
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 
 from analysis.tables import student_t
@@ -19,14 +20,16 @@ from reptile_core.files import write_atomically
 SUPPORTED, REFUTED, INCONCLUSIVE, NOT_JUDGED = "supported", "refuted", "inconclusive", "not judged"
 CANNOT_FAIL = "inconclusive: the check cannot fail"
 TOO_SMALL = "inconclusive: the scale is too small"
+DIVERGED = "inconclusive: runs diverged"
 PROFILES = ("smoke", "quick", "paper")  # from small to large
+MADE_UP = "NOT OMNIGLOT"  # begins the line that names data which only stand in for it
 
 # role: "check" or "control" (others are let be); low, high: an interval over seeds, NaN where the value stands alone;
-# data: the line that names data and scale; profile: that scale alone.
+# data: the line that names data and scale; profile: that scale alone; diverged: runs that ended early, in words.
 NO_MEASUREMENTS = pd.DataFrame(
     {
         name: pd.Series(dtype=float if name in ("value", "low", "high") else object)
-        for name in ("claim", "case", "role", "value", "low", "high", "data", "profile")
+        for name in ("claim", "case", "role", "value", "low", "high", "data", "profile", "diverged")
     }
 )
 
@@ -73,11 +76,22 @@ def judge(claim: Claim, measured: Sequence[Interval], controls: Sequence[Interva
     """
     if not measured:
         return NOT_JUDGED
-    if not controls or not all(_outside(claim, control) for control in controls):
+    if not controls or not all(outside(claim, control) for control in controls):
         return CANNOT_FAIL
-    if all(claim.low <= case.low and case.high <= claim.high for case in measured):
+    if all(inside(claim, case) for case in measured):
         return SUPPORTED
-    return REFUTED if any(_outside(claim, case) for case in measured) else INCONCLUSIVE
+    return REFUTED if any(outside(claim, case) for case in measured) else INCONCLUSIVE
+
+
+def inside(claim: Claim, interval: Interval) -> bool:
+    """All of it in the band."""
+    return claim.low <= interval.low and interval.high <= claim.high
+
+
+def outside(claim: Claim, interval: Interval) -> bool:
+    """None of it in the band, and its ends are numbers."""
+    ends = isfinite(interval.low) and isfinite(interval.high)
+    return ends and (interval.high < claim.low or interval.low > claim.high)
 
 
 def measurement(
@@ -103,15 +117,19 @@ def ledger(claims: Iterable[Claim], measurements: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for claim in claims:
         mine = measurements[measurements.claim == claim.id]
-        measured, controls = (_intervals(mine[mine.role == role]) for role in ("check", "control"))
+        measured, controls = (intervals(mine[mine.role == role]) for role in ("check", "control"))
         row = asdict(claim) | {"cases": len(measured), "controls": len(controls)}
         for name, cases in (("measured", measured), ("control", controls)):
-            row |= {f"{name}_low": min((case.low for case in cases), default=None)}
-            row |= {f"{name}_high": max((case.high for case in cases), default=None)}
+            row |= {f"{name}_low": np.min([case.low for case in cases]) if cases else None}  # NaN if any is
+            row |= {f"{name}_high": np.max([case.high for case in cases]) if cases else None}
         data = "; ".join(dict.fromkeys(mine["data"].dropna()))
         small = any(PROFILES.index(profile) < PROFILES.index(claim.least) for profile in set(mine["profile"].dropna()))
+        diverged = "; ".join(dict.fromkeys(mine["diverged"].dropna()))
+        lost = bool(diverged) and any(isnan(case.low) for case in (*measured, *controls))
         verdict = TOO_SMALL if measured and small else judge(claim, measured, controls)
-        rows.append(row | {"verdict": verdict, "data": data})
+        if lost and verdict in (INCONCLUSIVE, CANNOT_FAIL):
+            verdict = DIVERGED
+        rows.append(row | {"verdict": verdict, "data": data, "diverged": diverged})
     return pd.DataFrame(rows)
 
 
@@ -134,9 +152,10 @@ def markdown(table: pd.DataFrame) -> str:
         cells = [
             f"**{row.verdict}**",
             f"`{row.id}` ({row.source}) {row.statement}",
-            f"{row.quantity}: {_span(row.measured_low, row.measured_high)} in {row.cases} cases",
+            f"{row.quantity}: {span(row.measured_low, row.measured_high)} in {row.cases} cases"
+            + (f" (runs ended early: {row.diverged})" if row.diverged else ""),
             f"[{row.low:g}, {row.high:g}]: {row.reason}",
-            f"{row.control}: {_span(row.control_low, row.control_high)}",
+            f"{row.control}: {span(row.control_low, row.control_high)}",
         ]
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
@@ -146,8 +165,8 @@ def lines(table: pd.DataFrame) -> list[str]:
     """The ledger for a terminal, one line a claim."""
     width = max(map(len, table.id), default=0)
     return [
-        f"{row.id:<{width}}  {row.verdict:<14} {row.quantity} {_span(row.measured_low, row.measured_high)}"
-        f"  (control {_span(row.control_low, row.control_high)})"
+        f"{row.id:<{width}}  {row.verdict:<14} {row.quantity} {span(row.measured_low, row.measured_high)}"
+        f"  (control {span(row.control_low, row.control_high)})"
         for row in table.itertuples()
     ]
 
@@ -157,19 +176,16 @@ def counts(table: pd.DataFrame) -> str:
     return ", ".join(f"{count} {verdict}" for verdict, count in table.verdict.value_counts().items())
 
 
-def _intervals(rows: pd.DataFrame) -> list[Interval]:
+def intervals(rows: pd.DataFrame) -> list[Interval]:
     """A row's interval: its low and high where it has them, else its value alone."""
     lows, highs = (rows[side].fillna(rows["value"]) for side in ("low", "high"))
     return [Interval(float(low), float(high)) for low, high in zip(lows, highs, strict=True)]
 
 
-def _outside(claim: Claim, interval: Interval) -> bool:
-    return (
-        isfinite(interval.low) and isfinite(interval.high) and (interval.high < claim.low or interval.low > claim.high)
-    )
-
-
-def _span(low: float | None, high: float | None) -> str:
+def span(low: float | None, high: float | None) -> str:
+    """An interval in four digits, in words where it has no numbers."""
     if low is None or high is None or pd.isna(low) or pd.isna(high):
         return "not measured"
+    if isinf(low) and isinf(high):
+        return "no interval"
     return f"{low:.4g}" if low == high else f"{low:.4g} … {high:.4g}"

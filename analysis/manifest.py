@@ -1,10 +1,15 @@
-"""The manifest: everything that decided the numbers, written before work starts and completed after it."""
+"""The manifest: everything that decided the numbers, written before work starts and completed after it.
 
+It is enough to do the same again: `read` checks it strictly, and `differences` says what is no longer as it was.
+"""
+
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -12,28 +17,75 @@ from typing import Any
 
 import torch
 
+from analysis.claims import PROFILES
 from reptile_core import native
 from reptile_core.datasets import Characters
 from reptile_core.files import write_atomically
 
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "safetensors", "pillow", "scikit-learn")
+SCHEMA = 1  # raised whenever a key is added, removed or changes its meaning
+MOST_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
+INDIFFERENT = ("workers", "process", "cores")  # of the machine: they change no bit
+
+# What a manifest holds: types, a tuple of what may stand there, {str: …} for any keys, [...] for any number of entries,
+# and "name?" for what may be missing.
+SHAPE: dict[str, Any] = {
+    "schema": (SCHEMA,),
+    "status": ("running", "interrupted", "finished"),
+    "started": str,
+    "finished?": str,
+    "command": [str],
+    "profile": PROFILES,
+    "options": {"seeds": (int, None), "cells": [str], "device": ("cpu", "cuda")},
+    "experiments": {str: {str: object}},
+    "data": {
+        "name": ("omniglot", "glyphs"),
+        "real": bool,
+        "source": str,
+        "content_sha256": str,
+        "characters": int,
+        "drawings": int,
+    },
+    "other_data?": {str: str},
+    "commit": ({"sha": str, "modified": bool}, None),
+    "versions": {str: str},
+    "machine": {
+        "platform": str,
+        "processor": str,
+        "cores": int,
+        "device": str,
+        "workers": int,
+        "process": int,
+        "native": bool,
+    },
+    "wall_seconds?": {str: (float, int)},
+    "tables?": {str: str},
+}
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; the message, one line, says why."""
 
 
 def begin(
     *,
     command: list[str],
     profile: str,
+    options: dict[str, Any],
     experiments: dict[str, Any],
     data: Characters,
     device: str,
     workers: int,
 ) -> dict[str, Any]:
-    """A manifest as it stands before work: `experiments` holds each one's configuration and seeds."""
+    """A manifest as it stands before work: `experiments` holds each one's configuration and seeds, `options` what the
+    user may choose besides."""
     return {
+        "schema": SCHEMA,
         "status": "running",
         "started": _now(),
         "command": command,
         "profile": profile,
+        "options": options,
         "experiments": experiments,
         "data": {
             "name": data.name,
@@ -48,21 +100,132 @@ def begin(
         "machine": {
             "platform": platform.platform(),
             "processor": _processor(),
-            "cores": os.cpu_count(),
+            "cores": os.cpu_count() or 1,
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "workers": workers,
+            "process": os.getpid(),
             "native": native.library() is not None,
         },
     }
 
 
-def complete(manifest: dict[str, Any], *, status: str, wall_seconds: dict[str, float]) -> dict[str, Any]:
-    """The same manifest after work, with how it ended and what each experiment took in this invocation."""
-    return manifest | {"status": status, "finished": _now(), "wall_seconds": wall_seconds}
+def complete(
+    manifest: dict[str, Any],
+    *,
+    status: str,
+    wall_seconds: dict[str, float],
+    tables: dict[str, str],
+    other_data: dict[str, str],
+) -> dict[str, Any]:
+    """The same manifest after work: how it ended, what each experiment took in this invocation, the digests of its
+    tables (`comparison.digest`), and the content of data other than the script's own, by name."""
+    ended = {"status": status, "finished": _now(), "wall_seconds": wall_seconds, "tables": tables}
+    return manifest | ended | {"other_data": other_data}
 
 
 def write(manifest: dict[str, Any], path: Path) -> None:
     write_atomically(path, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read(path: Path) -> dict[str, Any]:
+    """What `write` wrote; ManifestError where it is anything else, be it in one key."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(MOST_BYTES + 1)
+        if len(content) > MOST_BYTES:
+            raise ManifestError(f"{path}: expected a manifest of at most {MOST_BYTES} bytes, found more")
+        manifest = json.loads(content)
+    except OSError as error:
+        raise ManifestError(f"{path}: expected a manifest, found none that can be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, ManifestError):
+            raise
+        raise ManifestError(f"{path}: expected a manifest in JSON, found something else ({error})") from error
+    fault = _fault(manifest, SHAPE, "")
+    if fault is not None:
+        raise ManifestError(f"{path}: {fault}")
+    return manifest
+
+
+def digest(manifest: dict[str, Any]) -> str:
+    """SHA-256 (hex): which manifest it is."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def holder(path: Path) -> str:
+    """Who last began to write where this manifest lies, in words."""
+    try:
+        manifest = json.loads(path.read_bytes())
+        return f"process {manifest['machine']['process']:d}, started {manifest['started']}"
+    except Exception:  # it may be there no longer, or not yet, or anyone's
+        return "another process"
+
+
+def work(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The part that must be the same for the work to be the same."""
+    data = {name: manifest["data"][name] for name in ("name", "content_sha256")}
+    return {name: manifest[name] for name in ("profile", "options", "experiments")} | {"data": data}
+
+
+def surroundings(manifest: dict[str, Any]) -> dict[str, Any]:
+    """The part on which bits may depend, though the work is the same."""
+    machine = {name: value for name, value in manifest["machine"].items() if name not in INDIFFERENT}
+    return {"commit": manifest["commit"], "versions": manifest["versions"], "machine": machine}
+
+
+def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
+    """A line for each entry that is not the same, as JSON has it."""
+    then, now = (json.loads(json.dumps(value)) for value in (then, now))
+    if isinstance(then, dict) and isinstance(now, dict):
+        for name in dict.fromkeys([*then, *now]):
+            there = f"{path}.{name}" if path else name
+            if name in then and name in now:
+                yield from differences(then[name], now[name], there)
+            else:
+                yield f"{there}: {'only then' if name in then else 'only now'}"
+    elif then != now:
+        yield f"{path}: {_short(then)} then, {_short(now)} now"
+
+
+def _fault(value: Any, shape: Any, path: str) -> str | None:
+    """The first place where a value is not of this shape, in words."""
+    where = path or "the whole"
+    if isinstance(shape, tuple):
+        if any(_fault(value, one, path) is None for one in shape):
+            return None
+        return f"{where}: expected {' or '.join(map(_words, shape))}, found {_short(value)}"
+    if isinstance(shape, type):
+        right = isinstance(value, shape) and not (isinstance(value, bool) and shape in (int, float))
+        return None if right else f"{where}: expected {_words(shape)}, found {_short(value)}"
+    if not isinstance(value, type(shape)) or (not isinstance(shape, list | dict) and value != shape):
+        return f"{where}: expected {_words(shape)}, found {_short(value)}"
+    if isinstance(shape, list):
+        parts = [(f"{path}[{i}]", entry, shape[0]) for i, entry in enumerate(value)]
+    elif not isinstance(shape, dict):
+        return None
+    elif str in shape:
+        parts = [(f"{path}.{name}", entry, shape[str]) for name, entry in value.items()]
+    else:
+        known = {name.removesuffix("?"): entry for name, entry in shape.items()}
+        missing = [name for name in shape if not name.endswith("?") and name not in value]
+        strange = [name for name in value if name not in known]
+        if missing or strange:
+            found = f"none of the name {missing[0]!r}" if missing else f"the unknown {_short(strange[0])}"
+            return f"{where}: expected the entries of a manifest of schema {SCHEMA}, found {found}"
+        parts = [(f"{path}.{name}".lstrip("."), entry, known[name]) for name, entry in value.items()]
+    return next((fault for name, entry, one in parts if (fault := _fault(entry, one, name)) is not None), None)
+
+
+def _words(shape: Any) -> str:
+    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", object: "anything"}
+    if isinstance(shape, type):
+        return names[shape]
+    return "a list" if isinstance(shape, list) else "an object" if isinstance(shape, dict) else json.dumps(shape)
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _now() -> str:

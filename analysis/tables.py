@@ -1,6 +1,7 @@
 """Tidy tables: one row per measured number, with what it is and where it comes from, as CSV and as DataFrame."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,10 @@ from reptile_core.files import write_atomically
 
 COLUMNS = ["experiment", "variant", "seed", "iteration", "quantity", "value", "standard_error", "count"]
 CONFIDENCE = 0.95
+
+
+class ResultsError(ValueError):
+    """A file of the output folder that is not as it was written. One line that names it."""
 
 
 def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -54,5 +59,12 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """What `write_csv` wrote (to the bit from pandas 3.1 on)."""
-    return pd.read_csv(path)
+    """What `write_csv` wrote (to the bit from pandas 3.1 on); ResultsError where it is no longer whole."""
+    try:
+        text = path.read_text()
+        table = pd.read_csv(StringIO(text))
+    except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
+        raise ResultsError(f"{path}: expected a table, found {' '.join(str(error).split())}") from error
+    if not text.endswith("\n"):
+        raise ResultsError(f"{path}: expected a table of whole lines, found one that breaks off in its last")
+    return table

@@ -1,0 +1,94 @@
+"""Is a table as it was written, and are two tables the same, bit for bit?
+
+The digests of all tables of a folder stand beside them in `SHA256SUMS`, which `sha256sum --check` reads too.
+"""
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from io import StringIO
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.runs import NUMERICS_VERSION
+from analysis.tables import ResultsError, read_csv
+from reptile_core.files import write_atomically
+
+SUMS = "SHA256SUMS"
+TIMES = ("seconds",)  # columns of what the clock says, which no rerun repeats
+
+
+def note(paths: Iterable[Path]) -> None:
+    """Write down the digests of tables that were just written, with those of the others in their folder."""
+    for folder in {path.parent for path in paths}:
+        sums = _noted(folder) | {path.name: _sha256(path) for path in paths if path.parent == folder}
+        lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
+        write_atomically(folder / SUMS, "".join(lines).encode())
+
+
+def measurements(path: Path) -> pd.DataFrame:
+    """A table for the ledger as this version wrote it; ResultsError, which says what else it is, where it is not."""
+    noted, found = _noted(path.parent).get(path.name), _sha256(path)
+    if noted is None:
+        raise ResultsError(f"{path}: expected its digest in {SUMS}, found none")
+    if noted != found:
+        raise ResultsError(f"{path}: expected SHA-256 {noted[:12]}…, as {SUMS} has it, found {found[:12]}…")
+    table = read_csv(path)
+    versions = set(table.get("numerics", pd.Series([None])).dropna()) if len(table) else {NUMERICS_VERSION}
+    if versions != {NUMERICS_VERSION}:
+        raise ResultsError(f"{path}: expected numbers of version {NUMERICS_VERSION}, found another's")
+    return table
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (hex) of a table but for its columns of times."""
+    return hashlib.sha256(_timeless(path).to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+
+
+def against(then: Mapping[str, str], beside: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
+    """A line for each table that is not the same now: which, and by how much where the one of then lies `beside`.
+
+    then, now: digests by name. folder: where the tables of now lie.
+    """
+    lines = []
+    for name in dict.fromkeys([*then, *now]):
+        if name not in now:
+            lines.append(f"{name}: was written then, not now")
+        elif name not in then:
+            lines.append(f"{name}: was not written then")
+        elif then[name] != now[name]:
+            lines.append(f"{name}: {_by_how_much(beside / name, then[name], folder / name)}")
+    return lines
+
+
+def _by_how_much(old: Path, digest_then: str, new: Path) -> str:
+    if not old.is_file() or digest(old) != digest_then:
+        return f"differs; by how much is not known, for the table of then is not at {old}"
+    then, now = _timeless(old), _timeless(new)
+    if list(then) != list(now) or len(then) != len(now):
+        return f"differs: {len(then)} rows of {', '.join(then)} then, {len(now)} of {', '.join(now)} now"
+    cells = (then != now).to_numpy()
+    numbers = [pd.to_numeric(table.stack(), errors="coerce") for table in (then, now)]
+    apart = (numbers[0] - numbers[1]).abs()
+    most = f", by up to {apart.max():.3g} (relative {(apart / numbers[0].abs()).max():.3g})" if apart.max() > 0 else ""
+    return f"differs in {cells.sum()} of {cells.size} entries{most}"
+
+
+def _timeless(path: Path) -> pd.DataFrame:
+    """The table's entries as they are written, not as numbers, which would round them."""
+    table = pd.read_csv(StringIO(path.read_text()), dtype=str, keep_default_na=False)
+    return table.drop(columns=[name for name in TIMES if name in table])
+
+
+def _noted(folder: Path) -> dict[str, str]:
+    """Digests by name; lines of another form are none."""
+    try:
+        lines = (folder / SUMS).read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return {}
+    pairs = (line.split("  ", 1) for line in lines)
+    return {pair[1]: pair[0] for pair in pairs if len(pair) == 2}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
