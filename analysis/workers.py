@@ -127,7 +127,8 @@ class Workers:
     @contextmanager
     def _bar(self, name: str, total: int, unit: str, *, done: int) -> Iterator[None]:
         stop = threading.Event()
-        bar = tqdm(total=total, initial=done, desc=name, unit=unit, smoothing=0.05, disable=self.quiet,
+        # disable=None: a bar on a terminal alone. It shows what is left, how fast it goes, and the last note.
+        bar = tqdm(total=total, initial=done, desc=name, unit=unit, smoothing=0.05, disable=self.quiet or None,
                    dynamic_ncols=True)  # fmt: skip
 
         def drain() -> None:
