@@ -8,8 +8,8 @@ import hashlib
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict, dataclass, replace
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +20,10 @@ from analysis.workers import Progress, silent
 from reptile_core import datasets, native, training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.datasets.split import Split, split_characters, split_images
+from reptile_core.evaluation import Estimate
 from reptile_core.inner_loop import Phi
-from reptile_core.tasks import ImagePool
-from reptile_core.training import Run, TrainingState
+from reptile_core.tasks import ImagePool, Sampling
+from reptile_core.training import Outer, Run, TrainingState
 
 # Raised whenever the same configuration would give other bits than before, so that old files are not taken for new.
 NUMERICS_VERSION = 3
@@ -127,8 +128,8 @@ def execute(job: Job, progress: Progress = silent) -> Outcome:
         if not _is_finite(state.phi):
             status = f"diverged at iteration {state.iteration}"
         else:
-            lanes = job.run.evaluation.tasks if job.device != "cpu" else 1
-            for quantity, estimate in training.evaluate(job.run, test_pool, state, lanes=lanes).items():
+            found = _evaluate(job, test_pool, state) if state.iteration else _at_start(_before_training(job))
+            for quantity, estimate in found.items():
                 rows.append(
                     {
                         "iteration": state.iteration,
@@ -160,6 +161,24 @@ def execute(job: Job, progress: Progress = silent) -> Outcome:
         if status.startswith("diverged"):
             break
     return Outcome(rows, status, seconds + time.perf_counter() - began, state.iteration)
+
+
+def _evaluate(job: Job, pool: ImagePool, state: TrainingState) -> dict[str, Estimate]:
+    lanes = job.run.evaluation.tasks if job.device != "cpu" else 1
+    return training.evaluate(job.run, pool, state, lanes=lanes)
+
+
+@cache
+def _at_start(job: Job) -> dict[str, Estimate]:
+    """Where a run begins, measured once in this process for all that begin there: a fifth of a quick run's looks."""
+    return _evaluate(job, job.pool("test"), training.start(job.run, job.device))
+
+
+def _before_training(job: Job) -> Job:
+    """The same for all runs that begin alike and are evaluated alike: without what training alone asks for."""
+    sampling = Sampling(job.run.sampling.n_way, shots=1, batch=1, steps=1)
+    run = replace(job.run, sampling=sampling, weights=(1.0,), outer=Outer(0.0), iterations=1, meta_batch=1)
+    return Job(run, job.source, Path(), "", job.device)
 
 
 def snapshots(job: Job) -> dict[int, Phi]:

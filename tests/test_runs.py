@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ import torch
 from analysis.experiment import Context
 from analysis.runs import Job, Source, execute, snapshots
 from analysis.workers import Workers
-from reptile_core import datasets
+from reptile_core import datasets, training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint
 from reptile_core.tasks import Sampling
 from reptile_core.training import Evaluation, Inner, Outer, Run
@@ -140,6 +141,24 @@ def test_stopped_before_the_second_measurement_measures_nothing_twice(source, tm
         execute(job)
     execute(job)
     _assert_same(job.path, whole.path)
+
+
+def test_where_runs_begin_alike_they_are_measured_once(source, tmp_path, monkeypatch):
+    """Variants of a seed share their start; what is kept for them is what each would have measured."""
+    looks = []
+
+    def evaluate(run, pool, state, **options):
+        looks.append((run.seed, run.inner, state.iteration))
+        return training.evaluate(run, pool, state, **options)
+
+    changes = [{}, {"weights": (0.0, 1.0)}, {"outer": Outer(0.1)}, {"meta_batch": 2}, {"inner": Inner("sgd", 0.01)}]
+    jobs = [_job(source, tmp_path, seed=7, iterations=1, **change) for change in changes]
+    own = [training.evaluate(job.run, job.pool("test"), training.start(job.run)) for job in jobs]
+    monkeypatch.setattr("analysis.runs.training", SimpleNamespace(**vars(training) | {"evaluate": evaluate}))
+    for job, expected in zip(jobs, own, strict=True):
+        found = {row["quantity"]: row["value"] for row in execute(job).rows if row["iteration"] == 0}
+        assert found == {name: estimate.mean for name, estimate in expected.items()}
+    assert [look for look in looks if look[2] == 0] == [(7, RUN.inner, 0), (7, Inner("sgd", 0.01), 0)]
 
 
 def test_key_depends_on_all_that_decides_and_on_nothing_else(source, tmp_path):
