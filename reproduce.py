@@ -87,9 +87,8 @@ def run(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
             result = experiment.run(context)
             paths = write_tables(experiment, result, plan)
             tables |= {path.name: comparison.digest(path) for path in paths}
-            written = [*paths, *draw(experiment, result, plan)]
             verdicts = judge(plan.out)
-            written += claims.write_ledger(verdicts, plan.out)
+            written = [*paths, *claims.write_ledger(verdicts, plan.out), *draw(experiment, result, plan)]
             seconds[experiment.name] = round(time.perf_counter() - began, 2)
             mine = verdicts[verdicts.id.isin([claim.id for claim in experiment.claims])]
             title = f"\n{experiment.name}, {seconds[experiment.name]:,.0f} s"
@@ -101,7 +100,8 @@ def run(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
         manifest.write(record, path)
     done = verdicts[verdicts.id.isin([claim.id for experiment in plan.experiments for claim in experiment.claims])]
     print("\n".join(["", *terminal.verdicts(done, colour=terminal.in_colour(sys.stdout))]))
-    print("\n".join(["", claims.counts(done), f"wrote {path}", *sources]))
+    reports = import_module(COMMANDS["report"]).write(plan.out)
+    print("\n".join(["", claims.counts(done), *(f"wrote {path}" for path in (path, *reports)), *sources]))
     return done, record
 
 
@@ -136,7 +136,7 @@ def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
         for name, figure in figures.items():
             real = plan.data.real or experiment.data is not None
             stamp(figure, data_line(plan, experiment), real=real)
-            paths += save(figure, plan.out / "figures", name)
+            paths += save(figure, plan.out / "figures", name, experiment=experiment.name)
     return paths
 
 

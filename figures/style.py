@@ -68,11 +68,15 @@ def stamp(figure: Figure, text: str, *, real: bool) -> None:
     )  # fmt: skip
 
 
-def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write PNG and SVG, without dates, so that the same table gives the same file."""
+def save(figure: Figure, folder: Path, name: str, *, experiment: str) -> list[Path]:
+    """Write PNG and SVG, without dates, so that the same table gives the same file. Their metadata hold the words in
+    them: Title is the finding, Description the caption and the data, Source the experiment."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
-    figure.savefig(paths[0], metadata={"Software": None})
-    figure.savefig(paths[1], metadata={"Date": None})
+    finding = figure.get_suptitle()
+    texts = [text.get_text() for text in figure.texts if text.get_text() != finding]
+    words = {"Title": finding, "Description": " ".join(" ".join(texts).split()), "Source": experiment}
+    figure.savefig(paths[0], metadata=words | {"Software": None})
+    figure.savefig(paths[1], metadata=words | {"Date": None})
     plt.close(figure)
     return paths

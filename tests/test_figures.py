@@ -49,7 +49,7 @@ def test_same_table_same_file(tables, tmp_path):
     contents = []
     for name in ("a", "b"):
         with style():
-            paths = save(_draw(tables), tmp_path / name, "figure")
+            paths = save(_draw(tables), tmp_path / name, "figure", experiment="ablation")
         contents.append([path.read_bytes() for path in paths])
     assert contents[0] == contents[1]
 

@@ -45,7 +45,7 @@ CLAIMS = (
         "MAML's gradient is prod_{j<k} (I - alpha L_j''(phi_j)) g_k, exactly",
         ("relative difference", 0.0, 1e-12, ROUND_OFF),
         "Hessians taken at phi_1",
-        r"Section 5.1: $g_{\text{MAML}} = \prod_{j<k} (I - \alpha L_j''(\phi_j)) \, g_k$",
+        r"Section 5.1: $g_{\text{MAML}} = \prod_{j<k} (I - \alpha L_j^{\prime\prime}(\phi_j)) \, g_k$",
     ),
     _claim(
         "taylor-second-order",
@@ -55,7 +55,8 @@ CLAIMS = (
         "without the third derivative",
         beyond(
             r"the second-order term of $g_i$ is $\alpha^2 \bar H_i \sum_{j<i} \bar H_j \sum_{l<j} \bar g_l$ "
-            r"$+ \, \tfrac{1}{2} \alpha^2 \, T_i[s, s]$, with $s = \sum_{j<i} \bar g_j$ and $T_i = L_i'''(\phi_1)$"
+            r"$+ \, \tfrac{1}{2} \alpha^2 \, T_i[s, s]$, with $s = \sum_{j<i} \bar g_j$ "
+            r"and $T_i = L_i^{\prime\prime\prime}(\phi_1)$"
         ),
     ),
     _claim(
@@ -64,7 +65,7 @@ CLAIMS = (
         "nested forward mode gives the series to any order: truncated after n it leaves order n + 1, n = 1 … 4",
         ("slope of the remainder less (n + 1)", -0.05, 0.05, SLOPE),
         "the last coefficient times 1.01",
-        beyond(r"$g_i(\alpha) = \sum_{m=0}^{n} \frac{\alpha^m}{m!} \, g_i^{(m)}(0) + O(\alpha^{n+1})$"),
+        beyond(r"$g_i(\alpha) = \sum_{m=0}^{n} \frac{\alpha^m}{m!} \, g_i^{(m)}(0)$ $+ \, O(\alpha^{n+1})$"),
     ),
     _claim(
         "taylor-channels",

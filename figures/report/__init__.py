@@ -1,0 +1,46 @@
+"""The report: an output folder's verdicts, figures and tables as a page that needs no network, as Markdown for GitHub
+and as LaTeX tables. It computes nothing: whatever is there is shown, whatever is missing is left out.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis.claims import PROFILES
+from analysis.command_line import FAILURE
+from analysis.tables import ResultsError
+from reptile_core.files import write_atomically
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python reproduce.py report`: exit code 0, or 1 with one line on what in the folder is missing or broken."""
+    parser = argparse.ArgumentParser(
+        prog="reproduce.py report", description="Write report.html, report.md and tables.tex from what has been run."
+    )
+    parser.add_argument("--profile", choices=PROFILES, default="quick", help="whose results (default: quick)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results are (default: results/PROFILE)")
+    options = parser.parse_args(arguments)
+    try:
+        paths = write(options.out or Path("results") / options.profile)
+    except (ResultsError, OSError) as error:
+        print(f"reproduce.py: error: {error}", file=sys.stderr)
+        return FAILURE
+    print("\n".join(f"wrote {path}" for path in paths))
+    return 0
+
+
+def write(out: Path) -> list[Path]:
+    """report.html, report.md and tables.tex in an output folder, from what is in it. ResultsError where that is broken,
+    OSError where they cannot be written."""
+    from figures.report import gather, render  # template engine and imaging load while nothing waits for them
+
+    report = gather.gather(out)
+    contents = {
+        "report.html": render.html(report),
+        "report.md": render.markdown(report),
+        "tables.tex": render.latex(report),
+    }
+    for name, content in contents.items():
+        write_atomically(out / name, content.encode())
+    return [out / name for name in contents]

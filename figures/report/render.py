@@ -1,0 +1,187 @@
+"""The report as HTML, Markdown and LaTeX: templates, and what text and numbers become in each.
+
+Whatever a template prints is escaped for its language; formulas between dollars become MathML in HTML and stay formulas
+in Markdown. LaTeX gets tables only, which hold none.
+"""
+
+import base64
+import re
+from collections.abc import Callable
+from html import unescape
+from math import isfinite
+from typing import Any
+from xml.etree import ElementTree
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from latex2mathml.converter import Converter
+from markupsafe import Markup, escape
+
+from analysis.claims import Interval
+from figures.report.gather import VERDICTS, Report
+
+FORMULA = re.compile(r"\$([^$]+)\$")
+# MathML that latex2mathml may give and that can neither load nor run anything.
+TAGS = {
+    "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "mstyle", "mpadded", "menclose",
+    "msub", "msup", "msubsup", "munder", "mover", "munderover", "mtable", "mtr", "mtd",
+}  # fmt: skip
+ATTRIBUTES = {"xmlns", "display", "displaystyle", "scriptlevel", "mathvariant", "stretchy", "accent", "width"}
+LEVEL, RAISED = "-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"  # of an exponent
+TEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
+    "^": r"\textasciicircum{}", "~": r"$\sim$", "<": "$<$", ">": "$>$", "|": "$|$", "−": "$-$",
+    "×": r"$\times$", "±": r"$\pm$", "…": r"\dots{}", "∞": r"$\infty$", "·": r"$\cdot$", "ρ": r"$\rho$",
+    "≤": r"$\le$", "≥": r"$\ge$", "π": r"$\pi$", "“": "``", "”": "''", "‘": "`", "’": "'", '"': "''", "\n": " ",
+    "[": "{[}", "]": "{]}",
+}  # fmt: skip
+SOURCES = {"B": "the authors' post", "N": "beyond the paper"}
+# What the symbols of the claims mean: formula and words.
+NOTATION = (
+    (r"$\phi_1$", "the initialization, from which a task's inner loop starts"),
+    (r"$\phi_{i+1} = \phi_i - \alpha g_i$", r"a step of the inner loop, on minibatch $i$, with learning rate $\alpha$"),
+    (r"$g_i = L_i^{\prime}(\phi_i)$", "the gradient met at step $i$"),
+    (r"$\bar g_i = L_i^{\prime}(\phi_1)$", "the same minibatch's gradient at the initialization"),
+    (r"$\bar H_i = L_i^{\prime\prime}(\phi_1)$", "its Hessian there"),
+    (r"$\text{AvgGrad} = E[\bar g_1]$", "the direction of joint training"),
+    (r"$\text{AvgGradInner} = E[\bar H_2 \bar g_1]$", "minus it raises inner products of gradients"),
+    (r"$g_1 + \dots + g_k$", "the update of Reptile"),
+    (r"$g_k$", "that of first-order MAML (FOMAML)"),
+    (r"$\frac{\partial}{\partial \phi_1} L_k(\phi_k)$", "that of MAML"),
+)  # fmt: skip
+
+
+def html(report: Report) -> str:
+    environment = _environment(math, autoescape=True)
+    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    return environment.get_template("report.html.jinja").render(_words(report))
+
+
+def markdown(report: Report) -> str:
+    environment = _environment(markdown_math, finalize=markdown_text)
+    environment.filters["code"] = markdown_code
+    return environment.get_template("report.md.jinja").render(_words(report))
+
+
+def latex(report: Report) -> str:
+    environment = _environment(
+        str, finalize=latex_text, variable_start_string="<<", variable_end_string=">>", comment_start_string="<#",
+        comment_end_string="#>",
+    )  # fmt: skip
+    return environment.get_template("tables.tex.jinja").render(_words(report))
+
+
+def math(text: str) -> Markup:
+    """HTML: text with its formulas as MathML; those that are none stay as they are written."""
+    return Markup("").join(
+        _mathml(part) if formula else escape(part) for formula, part in _parts(text) if formula or part
+    )
+
+
+def markdown_math(text: str) -> Markup:
+    """Markdown: text with its formulas as GitHub has them, dollar and backtick."""
+    return Markup("").join(
+        Markup(f"$`{part.replace('`', '')}`$") if formula else markdown_text(part) for formula, part in _parts(text)
+    )
+
+
+def markdown_text(value: object) -> str:
+    """Markdown in which nothing is markup, in a line or a table's cell."""
+    if isinstance(value, Markup):
+        return value
+    return Markup(re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", re.sub(r"\s+", " ", str(value))))
+
+
+def markdown_code(text: str) -> Markup:
+    """Markdown: text as it is, in the typewriter's type."""
+    return Markup(f"`{text.replace('`', '')}`")
+
+
+def latex_text(value: object) -> str:
+    """LaTeX in which nothing is a command, for pdfLaTeX and the like."""
+    parts = re.split(f"([{RAISED}]+)", str(value))
+    return "".join(
+        f"$^{{{part.translate(str.maketrans(RAISED, LEVEL))}}}$" if odd % 2 else "".join(TEX.get(c, c) for c in part)
+        for odd, part in enumerate(parts)
+    )
+
+
+def plain(text: str) -> str:
+    """Text with formulas in letters, for where there is no markup: alternative texts."""
+    words = re.sub(r"\\bar\s*\{?(\w)\}?", r"\1_bar", text).replace(r"\ldots", "…")
+    return re.sub(r"[$\\{}]", "", words)
+
+
+def sentence(text: str) -> str:
+    """The same with a capital."""
+    return text[:1].upper() + text[1:]
+
+
+def number(value: Any) -> str:
+    """Three digits as one writes them, −1.2 × 10⁻¹⁶; whole numbers whole; anything else as it is."""
+    if not isinstance(value, int | float):
+        return str(value)
+    if not isfinite(value):
+        return "none" if value != value else str(value).replace("-", "−").replace("inf", "∞")
+    whole = float(value).is_integer() and abs(value) < 1e6
+    mantissa, _, exponent = (f"{value:,.0f}" if whole else f"{value:.3g}").partition("e")
+    sign, digits = ("−", mantissa[1:]) if mantissa.startswith("-") else ("", mantissa)
+    if not exponent:
+        return sign + digits
+    return (
+        sign
+        + ("" if digits == "1" else f"{digits} × ")
+        + f"10{str(int(exponent)).translate(str.maketrans(LEVEL, RAISED))}"
+    )
+
+
+def span(interval: Interval | None) -> str:
+    """From … to; one number where both are written alike."""
+    if interval is None:
+        return "not measured"
+    if not (isfinite(interval.low) and isfinite(interval.high)):
+        return "no interval"
+    ends = list(dict.fromkeys((number(interval.low), number(interval.high))))
+    return " … ".join(ends)
+
+
+def source(codes: str) -> str:
+    """Where a claim is from, in words: "P5.1, B" is the paper's section 5.1 and the authors' post."""
+    return ", ".join(SOURCES.get(code, f"the paper, section {code[1:]}") for code in codes.split(", "))
+
+
+def _environment(math: Callable[[str], str], **options: Any) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("figures.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        keep_trailing_newline=True, **options,
+    )  # fmt: skip
+    environment.filters |= {
+        "math": math,
+        "plain": plain,
+        "number": number,
+        "span": span,
+        "source": source,
+        "sentence": sentence,
+    }
+    return environment
+
+
+def _words(report: Report) -> dict[str, Any]:
+    return {"report": report, "verdicts": VERDICTS, "notation": NOTATION}
+
+
+def _parts(text: str) -> list[tuple[bool, str]]:
+    """Text and formulas in turn: whether it is a formula, and it without dollars."""
+    return [(bool(place % 2), part) for place, part in enumerate(FORMULA.split(text))]
+
+
+def _mathml(formula: str) -> Markup:
+    try:
+        element = Converter().convert_to_element(formula)
+    except Exception:  # whatever the library raises on what is no LaTeX, a reader can still be shown it
+        return escape(f"${formula}$")
+    for node in element.iter():
+        if node.tag not in TAGS:
+            return escape(f"${formula}$")
+        node.attrib = {name: value for name, value in node.attrib.items() if name in ATTRIBUTES}
+        node.text = unescape(node.text) if node.text else node.text  # the library writes characters as references
+    return Markup(ElementTree.tostring(element, encoding="unicode"))
