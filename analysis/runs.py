@@ -24,7 +24,7 @@ from reptile_core.tasks import ImagePool
 from reptile_core.training import Run, TrainingState
 
 # Raised whenever the same configuration would give other bits than before, so that old files are not taken for new.
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4
 
 SNAPSHOTS = 8  # about as many are kept, evenly spaced, besides the first: 0.4 MB each for the Omniglot network
 

@@ -10,7 +10,7 @@ import torch
 from reptile_core import layers, native
 from reptile_core.inner_loop import SGD, gradient
 from reptile_core.meta_gradients import maml
-from reptile_core.networks import cross_entropy, omniglot
+from reptile_core.networks import CrossEntropy, omniglot
 from tests.cases import assert_close, generator, minibatches, normal
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
@@ -104,7 +104,7 @@ def test_third_derivatives_of_the_fused_normalization():
 @needs_compiler
 def test_network_gradient_and_maml_with_and_without(without_native):
     network = omniglot(5)
-    loss, phi = cross_entropy(network, reduction="mean"), network.initialize(0)
+    loss, phi = CrossEntropy(network, reduction="mean"), network.initialize(0)
     batches = minibatches(3, batch=10, dtype=torch.float32)
     fused = gradient(loss, phi, batches[0]), maml(loss, phi, batches, SGD(0.01))[0]
     without_native()
