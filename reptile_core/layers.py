@@ -183,9 +183,9 @@ def convolution_batch_norm(
 def _product_relu(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
     """max(0, x w + shift), the shift as one more row of w."""
     lanes = torch.broadcast_shapes(x.shape[:-2], weight.shape[:-2])
-    x = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1).expand(*lanes, -1, -1).contiguous()
-    weight = torch.cat([weight, shift], -2).expand(*lanes, -1, -1).contiguous()
-    return ProductReLU.apply(x, weight)
+    with_one = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1).expand(*lanes, -1, -1)
+    with_shift = torch.cat([part.expand(*lanes, -1, -1) for part in (weight, shift)], -2)
+    return ProductReLU.apply(with_one.contiguous(), with_shift)
 
 
 def _per_lane(channelwise: Tensor, x: Tensor) -> Tensor:
