@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reptile_core import native, philox
 from reptile_core.convolutions import KERNEL, same_size
-from reptile_core.gradients import StridedGradient
+from reptile_core.gradients import Blocks, GradientByHand
 from reptile_core.layers import convolution_batch_norm, max_pool
 
 Activation = Callable[[Tensor], Tensor]
@@ -30,13 +30,13 @@ Parameters = dict[str, Tensor]
 class Network:
     """A function of (phi, x) with the names and shapes of what phi holds, in order.
 
-    strided: it is such as `gradients` knows, strided blocks of ReLU on images of one channel.
+    blocks: what `gradients` has to know of it, if it is such as can be differentiated by hand.
     """
 
     name: str
     shapes: dict[str, tuple[int, ...]]
     function: Callable[[Parameters, Tensor], Tensor]
-    strided: bool = False
+    blocks: Blocks | None = None
 
     @property
     def n_parameters(self) -> int:
@@ -81,7 +81,7 @@ def _convolutional(
     """Four blocks of convolution and batch norm, then a linear layer; each halves the size, by stride or by pooling."""
     if n_way < 2:
         raise ValueError(f"n_way: expected at least 2 classes, found {n_way}")
-    act = _activation(activation)
+    act, side = _activation(activation), size
     shapes: dict[str, tuple[int, ...]] = {}
     for block in range(4):
         c_in = channels if block == 0 else filters
@@ -101,8 +101,8 @@ def _convolutional(
                 x = convolution_batch_norm(x, weight, scale, shift, stride=2, activation=act)
         return x.flatten(-3) @ p["linear.weight"] + p["linear.bias"].unsqueeze(-2)
 
-    strided = not pool and channels == 1 and act is F.relu and native.takes(filters)
-    return Network(name, shapes, function, strided)
+    by_hand = act is F.relu and native.takes(filters) and KERNEL**2 * channels < filters
+    return Network(name, shapes, function, Blocks(side, channels, pool) if by_hand else None)
 
 
 def omniglot(n_way: int, *, activation: str = "relu") -> Network:
@@ -148,7 +148,7 @@ class CrossEntropy:
 
     network: Network
     reduction: str
-    _prepared: dict[tuple, StridedGradient] = field(default_factory=dict, compare=False, repr=False)
+    _prepared: dict[tuple, GradientByHand] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.reduction not in ("sum", "mean"):
@@ -160,19 +160,16 @@ class CrossEntropy:
         return per_example.sum(-1) if self.reduction == "sum" else per_example.mean(-1)
 
     def gradient(self, phi: Float[Tensor, "*lanes P"], batch: "Minibatch") -> Float[Tensor, "*lanes P"] | None:
-        """L'(phi) by hand, where it can be had: one lane of strided blocks, on a CPU with the C loops. Else None."""
-        one_lane = phi.numel() == self.network.n_parameters and batch.y.numel() == batch.y.shape[-1]
-        if not (self.network.strided and one_lane and native.serves(phi) and native.serves(batch.x)):
+        """L'(phi) by hand, where it can be had: one lane of such blocks, on a CPU with the C loops. Else None."""
+        blocks, count = self.network.blocks, batch.y.shape[-1]
+        one_lane = phi.numel() == self.network.n_parameters and batch.y.numel() == count
+        if not (blocks and one_lane and native.serves(phi) and native.serves(batch.x)):
             return None
-        count, size = batch.x.shape[-3:-1]
-        prepared = self._prepared.get((count, size, get_ident()))  # it writes into buffers of its own
-        if prepared is None:
+        key = count, get_ident()  # it writes into buffers of its own: one for each thread
+        if key not in self._prepared:
             weight = 1.0 if self.reduction == "sum" else 1 / count
-            prepared = StridedGradient(
-                self.network.unflatten, self.network.n_parameters, (count, size, size, 1), weight
-            )
-            self._prepared[count, size, get_ident()] = prepared
-        return prepared(phi, batch.x, batch.y)
+            self._prepared[key] = GradientByHand(self.network.unflatten, phi.numel(), blocks, count, weight)
+        return self._prepared[key](phi, batch.x, batch.y)
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ import torch
 
 from reptile_core import convolutions, layers, native
 from reptile_core.convolutions import Convolution, Correlation, Patches, TransposedConvolution, same_size
-from reptile_core.gradients import StridedGradient
+from reptile_core.gradients import GradientByHand
 from reptile_core.inner_loop import SGD, Adam, gradient
 from reptile_core.meta_gradients import maml
-from reptile_core.networks import CrossEntropy, Minibatch, omniglot
+from reptile_core.networks import CrossEntropy, Minibatch, mini_imagenet, omniglot
 from tests.cases import assert_close, generator, minibatch, minibatches, normal
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
@@ -176,18 +176,39 @@ def test_network_gradient_and_maml_with_and_without(without_native):
         assert float((found - expected).norm() / expected.norm()) < 1e-3
 
 
+BY_HAND = {
+    "omniglot": (omniglot(5), (28, 28), 5, 10),
+    "20-way": (omniglot(20), (28, 28), 20, 20),
+    "one image": (omniglot(2), (28, 28), 2, 1),
+    "mini-imagenet": (mini_imagenet(5), (84, 84, 3), 5, 3),
+    "cifar-fs": (mini_imagenet(5, size=32, filters=64), (32, 32, 3), 5, 10),
+}
+
+
 @needs_compiler
 @pytest.mark.parametrize("reduction", ["sum", "mean"])
-@pytest.mark.parametrize("n_way, batch", [(5, 10), (20, 20), (5, 25), (2, 1)])
-def test_gradient_by_hand(n_way, batch, reduction):
+@pytest.mark.parametrize("network, shape, n_way, batch", BY_HAND.values(), ids=BY_HAND)
+def test_gradient_by_hand(network, shape, n_way, batch, reduction):
     """Against autograd in float64, where no C is used. ReLU may switch within round-off of 0: compared by norm."""
-    network = omniglot(n_way)
     loss, phi = CrossEntropy(network, reduction), network.initialize(1)
-    found = [loss.gradient(phi, minibatch(batch=batch, n_way=n_way, dtype=torch.float32, seed=seed)) for seed in (0, 1)]
+    extent = {"batch": batch, "n_way": n_way, "shape": shape}
+    found = [loss.gradient(phi, minibatch(**extent, dtype=torch.float32, seed=seed)) for seed in (0, 1)]
     for seed, g in enumerate(found):  # of two minibatches, whose buffers are the same
-        expected = gradient(loss, phi.double(), minibatch(batch=batch, n_way=n_way, seed=seed))
+        expected = gradient(loss, phi.double(), minibatch(**extent, seed=seed))
         # float32 images differ from float64 ones by round-off too; the kinks make more of it than of the rest
         assert float((g - expected).norm() / expected.norm()) < 1e-4
+
+
+@needs_compiler
+def test_equal_maxima_share_the_gradient():
+    """Images of one colour but for a corner: nearly all windows tie, as in saturated photographs."""
+    network, batch = mini_imagenet(5, size=32), minibatch(batch=4, shape=(32, 32, 3), dtype=torch.float32)
+    batch.x[:, 5:] = 1.0
+    loss, phi = CrossEntropy(network, "sum"), network.initialize(0)
+    leaf = phi.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf, batch), leaf)
+    found = loss.gradient(phi, batch)
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
 
 
 @needs_compiler
@@ -217,7 +238,7 @@ def test_each_thread_has_buffers_of_its_own():
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: loss.gradient(phi, batch), range(20)))
     assert all(torch.equal(g, expected) for g in found)
-    assert all(isinstance(prepared, StridedGradient) for prepared in loss._prepared.values())
+    assert all(isinstance(prepared, GradientByHand) for prepared in loss._prepared.values())
 
 
 @needs_compiler
