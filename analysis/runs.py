@@ -26,7 +26,7 @@ from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import Outer, Run, TrainingState
 
 # Raised whenever the same configuration would give other bits than before, so that old files are not taken for new.
-NUMERICS_VERSION = 3
+NUMERICS_VERSION = 4
 
 # What decides a run's outcome, in words; and what a row of its measurements has.
 OTHER = {

@@ -1,16 +1,10 @@
-"""The two layers a fast convolutional network needs, written so that every derivative of every order is right.
-
-Images are (*lanes, batch, height, width, channels). A convolution is a matrix product of its patches, so that on a GPU
-all lanes are one batched product and on a CPU nearly all time is spent in the product. Taking patches is linear; its
-derivative in either direction is itself or its transpose, `fold`, and those two lines serve every order of nesting.
+"""Blocks of a fast convolutional network, written so that every derivative of every order is right.
 
 Batch norm always normalizes with the batch at hand, as the authors do. Its Jacobian is a symmetric matrix, so that one
 formula serves forward and reverse mode. (torch's own gives wrong second derivatives under reverse-over-forward.)
 """
 
 from collections.abc import Callable
-from functools import lru_cache
-from math import prod
 from typing import Any
 
 import torch
@@ -20,134 +14,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from reptile_core import native
+from reptile_core.convolutions import Patches, convolution
 
-KERNEL = 3  # all convolutions of the paper are 3 x 3
 BATCH_NORM_EPS = 1e-3  # TensorFlow's default, which the authors used; PyTorch's is 1e-5
-
-
-def same_size(size: int, stride: int) -> int:
-    """Length of the output of TensorFlow's "same" convolution or pooling."""
-    return -(-size // stride)
-
-
-def same_padding(size: int, stride: int, window: int = KERNEL) -> tuple[int, int]:
-    """Zeros that "same" puts before and after: the odd one goes after, hence (0, 1) on even sizes at stride 2."""
-    total = max((same_size(size, stride) - 1) * stride + window - size, 0)
-    return total // 2, total - total // 2
-
-
-@lru_cache
-def _taps(size: int, stride: int) -> tuple[tuple[int, slice, slice, bool], ...]:
-    """Where each of the three taps of a "same" convolution lands: (tap, inputs it meets, outputs it serves, first).
-
-    Inputs fall into `stride` classes by remainder. The taps that cover a whole class come first and are marked for the
-    first of each class, so that `fold` can write there and add elsewhere, and nothing needs to be cleared before.
-    """
-    before, outputs = same_padding(size, stride)[0], same_size(size, stride)
-    taps, met = [], set()
-    for tap in range(KERNEL):
-        low = max(0, -(-(before - tap) // stride))
-        high = min(outputs, (size - 1 + before - tap) // stride + 1)
-        start = stride * low + tap - before
-        whole = high - low == len(range(start % stride, size, stride))
-        taps.append((tap, slice(start, stride * (high - 1) + tap - before + 1, stride), slice(low, high), whole))
-    taps.sort(key=lambda tap: not tap[3])
-    marked = []
-    for tap, inputs, served, whole in taps:
-        marked.append((tap, inputs, served, whole and inputs.start % stride not in met))
-        met.add(inputs.start % stride)
-    return tuple(marked)
-
-
-def _patches(x: Tensor, stride: int) -> Tensor:
-    *lead, height, width, channels = x.shape
-    out_height, out_width = same_size(height, stride), same_size(width, stride)
-    if native.serves(x):
-        out = x.new_empty(*lead, out_height, out_width, KERNEL**2 * channels)
-        native.patches(x.contiguous(), out, _shape(x, stride))
-        return out
-    rows, columns = same_padding(height, stride), same_padding(width, stride)
-    window = F.pad(x, (0, 0, *columns, *rows)).unfold(-3, KERNEL, stride).unfold(-3, KERNEL, stride)
-    # unfold appends the window's axes: (..., out_height, out_width, channels, tap_row, tap_column)
-    return window.movedim(-3, -1).reshape(*lead, out_height, out_width, KERNEL**2 * channels)
-
-
-def _fold(patches: Tensor, height: int, width: int, stride: int) -> Tensor:
-    """Add patches back to where they were taken from: first along rows, then along columns."""
-    *lead, out_height, out_width, size = patches.shape
-    channels = size // KERNEL**2
-    if native.serves(patches):
-        x = patches.new_empty(*lead, height, width, channels)
-        row_taps, column_taps = ([tap for tap, *_ in _taps(length, stride)] for length in (height, width))
-        native.fold(patches.contiguous(), x, row_taps, column_taps, _shape(x, stride))
-        return x
-    taps = patches.reshape(*lead, out_height, out_width, KERNEL, KERNEL * channels)
-    rows = taps.new_empty(*lead, height, out_width, KERNEL * channels)
-    for tap, inputs, served, first in _taps(height, stride):
-        part, target = taps[..., served, :, tap, :], rows[..., inputs, :, :]
-        target.copy_(part) if first else target.add_(part)
-    rows = rows.view(*lead, height, out_width, KERNEL, channels)
-    x = rows.new_empty(*lead, height, width, channels)
-    for tap, inputs, served, first in _taps(width, stride):
-        part, target = rows[..., served, tap, :], x[..., inputs, :]
-        target.copy_(part) if first else target.add_(part)
-    return x
-
-
-def _shape(x: Tensor, stride: int) -> native.Shape:
-    *lead, height, width, channels = x.shape
-    outputs = same_size(height, stride), same_size(width, stride)
-    before = same_padding(height, stride)[0], same_padding(width, stride)[0]
-    return native.Shape(prod(lead), height, width, channels, stride, *outputs, *before)
-
-
-class Patches(Function):
-    """Linear: its derivative is itself, its transpose is `Fold`."""
-
-    @staticmethod
-    def forward(x: Tensor, stride: int) -> Tensor:
-        return _patches(x, stride)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        x, ctx.stride = inputs
-        ctx.height, ctx.width = x.shape[-3:-1]
-
-    @staticmethod
-    def backward(ctx: Any, *cotangent: Tensor) -> tuple:
-        return Fold.apply(cotangent[0], ctx.height, ctx.width, ctx.stride), None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return Patches.apply(tangents[0], ctx.stride)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, x: Tensor, stride: int) -> tuple[Tensor, int]:
-        return Patches.apply(x.movedim(in_dims[0], 0), stride), 0
-
-
-class Fold(Function):
-    """Linear: its derivative is itself, its transpose is `Patches`."""
-
-    @staticmethod
-    def forward(patches: Tensor, height: int, width: int, stride: int) -> Tensor:
-        return _fold(patches, height, width, stride)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
-        _, ctx.height, ctx.width, ctx.stride = inputs
-
-    @staticmethod
-    def backward(ctx: Any, *cotangent: Tensor) -> tuple:
-        return Patches.apply(cotangent[0], ctx.stride), None, None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return Fold.apply(tangents[0], ctx.height, ctx.width, ctx.stride)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple, patches: Tensor, *sizes: int) -> tuple[Tensor, int]:
-        return Fold.apply(patches.movedim(in_dims[0], 0), *sizes), 0
 
 
 def _project(u: Tensor, normalized: Tensor, rstd: Tensor) -> Tensor:
@@ -245,22 +114,23 @@ class NormalizeReLUGradient(Function):
         return from_g, _project(from_normalized, normalized, rstd) + from_rstd, from_scale, None, None, None
 
 
-class ShiftReLU(Function):
-    """max(0, x + shift) in C."""
+class ProductReLU(Function):
+    """max(0, x w) in C, for few columns of x."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, shift: Tensor) -> Tensor:
-        out = native.shift_relu(x, shift)
-        ctx.save_for_backward(out)
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        out = native.product_relu(x, weight)
+        ctx.save_for_backward(x, weight, out)
         return out
 
     @staticmethod
     def backward(ctx: Any, *cotangent: Tensor) -> tuple:
-        (out,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # linear in the cotangent, and where the output is above 0 does not change
-            g_x = _where_above(out, cotangent[0])
-            return g_x, g_x.sum(-2, keepdim=True)
-        return native.shift_relu_backward(cotangent[0].contiguous(), out)
+        (x, weight, out), (g,) = ctx.saved_tensors, cotangent
+        in_x, in_weight = ctx.needs_input_grad
+        if in_x or torch.is_grad_enabled():  # linear in the cotangent, and where the output is above 0 does not change
+            g = _where_above(out, g)
+            return g @ weight.mT if in_x else None, x.mT @ g if in_weight else None
+        return None, native.product_relu_backward(g.contiguous(), out, x)
 
 
 def _where_above(out: Tensor, g: Tensor) -> Tensor:
@@ -288,26 +158,34 @@ def convolution_batch_norm(
     Few input channels (an image): the output's statistics follow from the small covariance of the patches, wᵀ Cov w,
     so that normalization becomes a change of the weights and the largest activation of the network is passed over once.
     """
-    patches = Patches.apply(x, stride)
-    batch, height, width, size = patches.shape[-4:]
-    patches = patches.flatten(-4, -2)
     scale, shift = scale.unsqueeze(-2), shift.unsqueeze(-2)
-    if size < weight.shape[-1]:
+    if weight.shape[-2] < weight.shape[-1]:
+        patches = Patches.apply(x, stride)
+        extent, patches = patches.shape[-4:-1], patches.flatten(-4, -2)
         centred = patches - patches.mean(-2, keepdim=True)
         covariance = centred.mT @ centred / centred.shape[-2]
         variance = (weight * (covariance @ weight)).sum(-2, keepdim=True)
-        product = centred @ (weight * (scale * (variance + BATCH_NORM_EPS).rsqrt()))
-        if activation is F.relu and native.serves(product):
-            out = ShiftReLU.apply(product, _per_lane(shift, product))
+        normalizing = weight * (scale * (variance + BATCH_NORM_EPS).rsqrt())
+        if activation is F.relu and native.serves(centred) and native.takes(weight.shape[-1]):
+            out = _product_relu(centred, normalizing, shift)
         else:
-            out = activation(product + shift)
+            out = activation(centred @ normalizing + shift)
     else:
-        product = patches @ weight
+        product = convolution(x, weight, stride)
+        extent, product = product.shape[-4:-1], product.flatten(-4, -2)
         if activation is F.relu and native.serves(product):
             out = NormalizeReLU.apply(product, _per_lane(scale, product), _per_lane(shift, product))
         else:
             out = activation(_normalize_affine(product, scale, shift))
-    return out.unflatten(-2, (batch, height, width))
+    return out.unflatten(-2, extent)
+
+
+def _product_relu(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
+    """max(0, x w + shift), the shift as one more row of w."""
+    lanes = torch.broadcast_shapes(x.shape[:-2], weight.shape[:-2])
+    with_one = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1).expand(*lanes, -1, -1)
+    with_shift = torch.cat([part.expand(*lanes, -1, -1) for part in (weight, shift)], -2)
+    return ProductReLU.apply(with_one.contiguous(), with_shift)
 
 
 def _per_lane(channelwise: Tensor, x: Tensor) -> Tensor:

@@ -6,17 +6,20 @@ task of a meta-batch, a seed, a variant); phi and inputs may have the same lanes
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod, sqrt
+from threading import get_ident
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reptile_core import philox
-from reptile_core.layers import KERNEL, convolution_batch_norm, max_pool, same_size
+from reptile_core import native, philox
+from reptile_core.convolutions import KERNEL, same_size
+from reptile_core.gradients import Blocks, GradientByHand
+from reptile_core.layers import convolution_batch_norm, max_pool
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "softplus": F.softplus, "tanh": torch.tanh}
@@ -25,11 +28,15 @@ Parameters = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Network:
-    """A function of (phi, x) with the names and shapes of what phi holds, in order."""
+    """A function of (phi, x) with the names and shapes of what phi holds, in order.
+
+    blocks: what `gradients` has to know of it, if it is such as can be differentiated by hand.
+    """
 
     name: str
     shapes: dict[str, tuple[int, ...]]
     function: Callable[[Parameters, Tensor], Tensor]
+    blocks: Blocks | None = None
 
     @property
     def n_parameters(self) -> int:
@@ -74,7 +81,7 @@ def _convolutional(
     """Four blocks of convolution and batch norm, then a linear layer; each halves the size, by stride or by pooling."""
     if n_way < 2:
         raise ValueError(f"n_way: expected at least 2 classes, found {n_way}")
-    act = _activation(activation)
+    act, side = _activation(activation), size
     shapes: dict[str, tuple[int, ...]] = {}
     for block in range(4):
         c_in = channels if block == 0 else filters
@@ -94,7 +101,8 @@ def _convolutional(
                 x = convolution_batch_norm(x, weight, scale, shift, stride=2, activation=act)
         return x.flatten(-3) @ p["linear.weight"] + p["linear.bias"].unsqueeze(-2)
 
-    return Network(name, shapes, function)
+    by_hand = act is F.relu and native.takes(filters) and KERNEL**2 * channels < filters
+    return Network(name, shapes, function, Blocks(side, channels, pool) if by_hand else None)
 
 
 def omniglot(n_way: int, *, activation: str = "relu") -> Network:
@@ -131,22 +139,37 @@ def mlp(widths: tuple[int, ...] = (1, 64, 64, 1), *, activation: str = "tanh") -
     return Network("mlp", shapes, function)
 
 
-def cross_entropy(
-    network: Network, *, reduction: str
-) -> Callable[[Float[Tensor, "*lanes P"], "Minibatch"], Float[Tensor, "*lanes"]]:
+@dataclass(frozen=True)
+class CrossEntropy:
     """The classification loss of a minibatch as a function of phi, one number a lane.
 
     reduction: "sum", as the authors' code minimizes it (0.003 on the sum of 25 is 0.075 on the mean), or "mean".
     """
-    if reduction not in ("sum", "mean"):
-        raise ValueError(f'reduction: expected "sum" or "mean", found {reduction!r}')
 
-    def loss(phi: Tensor, batch: "Minibatch") -> Tensor:
-        log_p = F.log_softmax(network(phi, batch.x), -1)
+    network: Network
+    reduction: str
+    _prepared: dict[tuple, GradientByHand] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.reduction not in ("sum", "mean"):
+            raise ValueError(f'reduction: expected "sum" or "mean", found {self.reduction!r}')
+
+    def __call__(self, phi: Float[Tensor, "*lanes P"], batch: "Minibatch") -> Float[Tensor, "*lanes"]:
+        log_p = F.log_softmax(self.network(phi, batch.x), -1)
         per_example = -log_p.gather(-1, batch.y.unsqueeze(-1)).squeeze(-1)
-        return per_example.sum(-1) if reduction == "sum" else per_example.mean(-1)
+        return per_example.sum(-1) if self.reduction == "sum" else per_example.mean(-1)
 
-    return loss
+    def gradient(self, phi: Float[Tensor, "*lanes P"], batch: "Minibatch") -> Float[Tensor, "*lanes P"] | None:
+        """L'(phi) by hand, where it can be had: one lane of such blocks, on a CPU with the C loops. Else None."""
+        blocks, count = self.network.blocks, batch.y.shape[-1]
+        one_lane = phi.numel() == self.network.n_parameters and batch.y.numel() == count
+        if not (blocks and one_lane and native.serves(phi) and native.serves(batch.x)):
+            return None
+        key = count, get_ident()  # it writes into buffers of its own: one for each thread
+        if key not in self._prepared:
+            weight = 1.0 if self.reduction == "sum" else 1 / count
+            self._prepared[key] = GradientByHand(self.network.unflatten, phi.numel(), blocks, count, weight)
+        return self._prepared[key](phi, batch.x, batch.y)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from reptile_core import evaluation
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, Loss, State
 from reptile_core.meta_gradients import maml, weighted_sum
-from reptile_core.networks import Network, cross_entropy, mini_imagenet, omniglot
+from reptile_core.networks import CrossEntropy, Network, mini_imagenet, omniglot
 from reptile_core.tasks import ImagePool, Sampling, Tasks, training_stream
 
 # By the name that a Run has for it. CIFAR-FS, which is not in the paper, has Mini-ImageNet's network at its own size
@@ -151,7 +151,7 @@ def start(run: Run, device: torch.device | str = "cpu") -> TrainingState:
 def train(run: Run, pool: ImagePool, state: TrainingState) -> Iterator[TrainingState]:
     """Go on from `state` to the end of the run, yielding the state after every iteration."""
     pool.check(run.sampling)
-    loss = cross_entropy(build_network(run), reduction=run.inner.reduction)
+    loss = CrossEntropy(build_network(run), reduction=run.inner.reduction)
     outer = _OuterStep(run, state)
     phi, inner = state.phi, state.inner
     todo = range(state.iteration, run.iterations)
@@ -191,7 +191,7 @@ def accuracies(
     """Accuracy of a state on each of these evaluation tasks of the run's seed, cut as `sampling` says."""
     network = build_network(run)
     drawn = evaluation.evaluation_tasks(sampling, pool, seed=run.seed, count=len(tasks), first=tasks.start)
-    loss = cross_entropy(network, reduction=run.inner.reduction)
+    loss = CrossEntropy(network, reduction=run.inner.reduction)
     inner = state.inner if run.inner.moments == "kept" else None
     return evaluation.accuracies(network, loss, state.phi, pool, drawn, run.inner.build(), inner, lanes=lanes)
 

@@ -13,7 +13,7 @@ from torch.func import grad, hessian
 from analysis.theory.curvature import SpectralDensity, extreme_eigenvalues, spectral_density, trace
 from analysis.theory.derivatives import derivative, gradient, hessian_at
 from analysis.theory.losses import cubic, quadratic, tanh_network
-from reptile_core.networks import cross_entropy, omniglot
+from reptile_core.networks import CrossEntropy, omniglot
 from tests.cases import assert_close, generator, minibatch, normal
 
 ROUND_OFF = 1e-12
@@ -67,7 +67,7 @@ def test_products_of_the_omniglot_network_equal_forward_over_reverse(activation,
     """Two nestings, and in float32 the compiled loops against tensor code: round-off grows through four batch norms,
     and where a ReLU's input is within round-off of 0 the two may differ."""
     network, batch = omniglot(5, activation=activation), minibatch(dtype=dtype)
-    loss, phi = cross_entropy(network, reduction="mean"), network.initialize(0, dtype=dtype)
+    loss, phi = CrossEntropy(network, reduction="mean"), network.initialize(0, dtype=dtype)
     v = normal(len(phi), dtype=dtype)
     found = hessian_at(lambda point: loss(point, batch), phi)(v)
     expected = derivative(lambda point: loss(point, batch), phi, v)

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from reptile_core.evaluation import Estimate, accuracies, classify, estimate, evaluation_tasks
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, inner_loop
-from reptile_core.networks import Minibatch, cross_entropy, omniglot
+from reptile_core.networks import CrossEntropy, Minibatch, omniglot
 from reptile_core.philox import Purpose
 from reptile_core.tasks import Sampling, Tasks, sample_tasks
 from tests import oracles
 from tests.cases import image_pool, minibatches, pairs
 
 NETWORK = omniglot(5)
-LOSS = cross_entropy(NETWORK, reduction="sum")
+LOSS = CrossEntropy(NETWORK, reduction="sum")
 POOL = image_pool()
 SAMPLING = Sampling(n_way=5, shots=2, batch=5, steps=3)
 COUNT = 7

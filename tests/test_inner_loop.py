@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, Step, gradient, inner_loop
-from reptile_core.networks import Minibatch, cross_entropy, omniglot
+from reptile_core.networks import CrossEntropy, Minibatch, omniglot
 from tests import oracles
 from tests.cases import assert_close, minibatches, normal, pairs
 
 NETWORK = omniglot(5)
-LOSS = cross_entropy(NETWORK, reduction="sum")
+LOSS = CrossEntropy(NETWORK, reduction="sum")
 K = 4
 
 OPTIMIZERS: dict[str, tuple[InnerOptimizer, oracles.MakeOptimizer]] = {
@@ -134,7 +134,7 @@ def test_sgd_with_a_sum_is_sgd_with_the_mean_at_a_larger_rate() -> None:
     """The trap of section 6.2: 0.003 on the sum over 25 examples is 0.075 on the mean."""
     phi, batches = NETWORK.initialize(0, dtype=torch.float64), minibatches(2, batch=25)
     summed = list(inner_loop(LOSS, phi, batches, SGD(0.003)))[-1].after
-    averaged = list(inner_loop(cross_entropy(NETWORK, reduction="mean"), phi, batches, SGD(0.075)))[-1].after
+    averaged = list(inner_loop(CrossEntropy(NETWORK, reduction="mean"), phi, batches, SGD(0.075)))[-1].after
     assert_close(summed, averaged, 1e-12)  # some hundred roundings
 
 

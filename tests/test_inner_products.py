@@ -14,7 +14,7 @@ from torch.func import grad, jacrev
 from analysis.theory.inner_products import cosines, example_gram, example_terms, gradient_gram, summarize
 from analysis.theory.losses import tanh_network
 from reptile_core.inner_loop import gradient
-from reptile_core.networks import cross_entropy, omniglot
+from reptile_core.networks import CrossEntropy, omniglot
 from tests.cases import assert_close, generator, minibatch, normal
 
 ROUND_OFF = 1e-12
@@ -92,7 +92,7 @@ def test_gram_of_examples_is_that_of_the_jacobian_of_their_terms(examples):
 
 def test_gradients_of_examples_add_up_to_the_batchs_and_not_without_the_batch(examples):
     network, batch, phi = examples
-    whole = gradient(cross_entropy(network, reduction="sum"), phi, batch)
+    whole = gradient(CrossEntropy(network, reduction="sum"), phi, batch)
     found = example_gram(example_terms(network, batch), phi)
     assert float(found.sum()) == pytest.approx(float(whole @ whole), rel=1e-10)
     # each in a batch of its own they are others

@@ -15,15 +15,8 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacrev, jvp, vmap
 
-from reptile_core.layers import (
-    Fold,
-    Normalize,
-    Patches,
-    convolution_batch_norm,
-    max_pool,
-    same_padding,
-    same_size,
-)
+from reptile_core.convolutions import Fold, Patches, same_padding, same_size
+from reptile_core.layers import Normalize, convolution_batch_norm, max_pool
 from tests.cases import EPS32, EPS64, assert_close, normal
 from tests.oracles import naive_patches
 

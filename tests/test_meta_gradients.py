@@ -8,13 +8,13 @@ from torch import Tensor
 
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, gradient, inner_loop
 from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, total, weighted_sum
-from reptile_core.networks import Minibatch, cross_entropy, omniglot
+from reptile_core.networks import CrossEntropy, Minibatch, omniglot
 from tests import oracles
 from tests.cases import assert_close, minibatches, normal, pairs
 
 # softplus where second derivatives are taken: a ReLU that is off has gradient 0, at which Adam's root has no derivative
 SMOOTH = omniglot(5, activation="softplus")
-LOSS = cross_entropy(SMOOTH, reduction="sum")
+LOSS = CrossEntropy(SMOOTH, reduction="sum")
 ALPHA = 0.003
 OPTIMIZERS: dict[str, tuple[InnerOptimizer, oracles.MakeOptimizer]] = {
     "sgd": (SGD(ALPHA), oracles.sgd(ALPHA)),
@@ -166,7 +166,7 @@ def test_maml_on_quadratics_in_closed_form() -> None:
 def test_maml_with_adam_where_gradients_are_exactly_zero() -> None:
     """A ReLU that is off for a whole batch: its step is 0 whatever phi_1, so that its derivative is 0, not nan."""
     relu = omniglot(5)
-    loss, batches = cross_entropy(relu, reduction="sum"), minibatches(2)
+    loss, batches = CrossEntropy(relu, reduction="sum"), minibatches(2)
     phi = relu.initialize(0, dtype=torch.float64)
     assert (gradient(loss, phi, batches[0]) == 0).any()
     assert maml(loss, phi, batches, Adam(ALPHA))[0].isfinite().all()

@@ -1,17 +1,22 @@
 """The C loops against the tensor code they stand in for; a machine without a compiler is served too.
 
-Patches and their transpose must agree to the bit. Sums are taken in another order: float32 round-off, 6e-8, grows at
-most with the root of the rows, and cancels in no result here, so that 1e-5 of the largest number is ample.
+Patches must agree to the bit. Sums are taken in another order: float32 round-off, 6e-8, grows at most with the root of
+the terms, and cancels in no result here, so that 1e-5 of the largest number is ample.
 """
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import pytest
 import torch
 
-from reptile_core import layers, native
-from reptile_core.inner_loop import SGD, gradient
+from reptile_core import convolutions, layers, native
+from reptile_core.convolutions import Convolution, Correlation, Patches, TransposedConvolution, same_size
+from reptile_core.gradients import GradientByHand
+from reptile_core.inner_loop import SGD, Adam, gradient
 from reptile_core.meta_gradients import maml
-from reptile_core.networks import cross_entropy, omniglot
-from tests.cases import assert_close, generator, minibatches, normal
+from reptile_core.networks import CrossEntropy, Minibatch, mini_imagenet, omniglot
+from tests.cases import assert_close, generator, minibatch, minibatches, normal
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
 SUMS = 1e-5
@@ -28,23 +33,75 @@ def without_native(monkeypatch):
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("channels", [1, 3, 64])
 @pytest.mark.parametrize("size", SIZES)
-def test_same_bits_as_tensor_code(size, channels, stride, without_native):
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 3, *size, channels, generator=generator)
-    patches = layers._patches(x, stride)
-    cotangent = torch.randn(patches.shape, generator=generator)
-    folded = layers._fold(cotangent, *size, stride)
+def test_patches_have_the_same_bits(size, channels, stride, without_native):
+    x = torch.randn(2, 3, *size, channels, generator=generator())
+    patches = Patches.apply(x, stride)
     without_native()
-    assert torch.equal(layers._patches(x, stride), patches)
-    assert torch.equal(layers._fold(cotangent, *size, stride), folded)
+    assert torch.equal(Patches.apply(x, stride), patches)
 
 
 @needs_compiler
 def test_takes_tensors_that_are_not_contiguous(without_native):
-    x = torch.randn(2, 4, 6, 7, generator=torch.Generator().manual_seed(0)).transpose(1, 3)
-    patches = layers._patches(x, 2)
+    x = torch.randn(2, 4, 6, 7, generator=generator()).transpose(1, 3)
+    patches = Patches.apply(x, 2)
     without_native()
-    assert torch.equal(layers._patches(x, 2), patches)
+    assert torch.equal(Patches.apply(x, 2), patches)
+
+
+def _trilinear(size, stride, lanes, batch, channels, filters):
+    """x, w and g of <x * w, g>."""
+    outputs = [same_size(side, stride) for side in size]
+    return (
+        normal(*lanes, batch, *size, channels, dtype=torch.float32),
+        normal(*lanes, 9 * channels, filters, seed=1, dtype=torch.float32),
+        normal(*lanes, batch, *outputs, filters, seed=2, dtype=torch.float32),
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("lanes, batch", [((), 1), ((), 5), ((), 13), ((2, 3), 2)], ids=str)
+@pytest.mark.parametrize("channels, filters", [(16, 16), (64, 64), (32, 112)])
+def test_convolutions_and_their_gradients(size, stride, lanes, batch, channels, filters):
+    """Every number of rows of a tile, and numbers of channels that fill none, one, and several of them."""
+    x, w, g = _trilinear(size, stride, lanes, batch, channels, filters)
+    doubles = [part.double().requires_grad_() for part in (x, w)]
+    expected = convolutions.convolution(*doubles, stride)  # the tensor code, as C takes float32 alone
+    assert_close(Convolution.apply(x, w, stride).double(), expected.detach(), SUMS)
+    g_x, g_w = torch.autograd.grad(expected, doubles, g.double())
+    assert_close(TransposedConvolution.apply(g, w, *size, stride).double(), g_x, SUMS)
+    assert_close(Correlation.apply(x, g, stride).double(), g_w, SUMS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("stride", [1, 2])
+def test_higher_derivatives_of_convolutions(stride):
+    """Of the second and third order, which pass through each of the three functions in each of its arguments."""
+    parts = _trilinear((5, 4), stride, (2,), 3, 16, 32)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        x, w, g = (part.to(dtype).requires_grad_() for part in parts)
+        out = convolutions.convolution(x, w, stride)
+        for _ in range(3):
+            scaled = out / out.detach().abs().max()
+            found = torch.autograd.grad((scaled * scaled * g).sum(), (x, w, g), create_graph=True)
+            out = convolutions.convolution(found[0], found[1], stride) + found[2]
+            results.append((dtype, out.detach()))
+    singles, doubles = ([out for kind, out in results if kind == dtype] for dtype in (torch.float32, torch.float64))
+    for found, expected in zip(singles, doubles, strict=True):
+        assert_close(found.double(), expected, 10 * SUMS)
+
+
+@needs_compiler
+@pytest.mark.parametrize("x_lanes, w_lanes", [((2, 3), (2, 1)), ((), (2,)), ((3,), ())], ids=str)
+def test_lanes_of_images_and_weights_may_differ(x_lanes, w_lanes, without_native):
+    """As in classification, where copies of a batch meet one set of weights."""
+    x = torch.rand(*x_lanes, 4, 28, 28, generator=generator())
+    phi = omniglot(5).initialize(0) + 0.01 * normal(*w_lanes, omniglot(5).n_parameters, dtype=torch.float32)
+    fused = omniglot(5)(phi, x)
+    without_native()
+    assert_close(omniglot(5)(phi, x), fused, 10 * SUMS)
 
 
 def _block(lanes, rows, channels):
@@ -54,21 +111,25 @@ def _block(lanes, rows, channels):
     return x, scale, shift, normal(*lanes, rows, channels, seed=3, dtype=torch.float32)
 
 
+def _weights(scale):
+    return torch.cat([scale * row for row in range(-3, 4)], -2)
+
+
 FUSED = {
     "normalize": (
         lambda x, scale, shift: layers.NormalizeReLU.apply(x, scale, shift),
         lambda x, scale, shift: torch.relu(layers._normalize_affine(x, scale, shift)),
     ),
-    "shift": (
-        lambda x, scale, shift: layers.ShiftReLU.apply(x - 10, shift) * scale,
-        lambda x, scale, shift: torch.relu(x - 10 + shift) * scale,
+    "product": (
+        lambda x, scale, shift: layers._product_relu((x - 10)[..., :7], _weights(scale), shift),
+        lambda x, scale, shift: torch.relu((x - 10)[..., :7] @ _weights(scale) + shift),
     ),
 }
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", FUSED)
-@pytest.mark.parametrize("extent", [((), 1225, 64), ((), 3, 5), ((2, 3), 70, 8), ((4,), 128, 64)])
+@pytest.mark.parametrize("extent", [((), 1225, 64), ((), 3, 16), ((2, 3), 70, 32), ((4,), 128, 64)])
 def test_fused_epilogues_and_their_first_and_second_derivatives(name, extent):
     *inputs, cotangent = _block(*extent)
     results = []
@@ -104,7 +165,7 @@ def test_third_derivatives_of_the_fused_normalization():
 @needs_compiler
 def test_network_gradient_and_maml_with_and_without(without_native):
     network = omniglot(5)
-    loss, phi = cross_entropy(network, reduction="mean"), network.initialize(0)
+    loss, phi = CrossEntropy(network, reduction="mean"), network.initialize(0)
     batches = minibatches(3, batch=10, dtype=torch.float32)
     fused = gradient(loss, phi, batches[0]), maml(loss, phi, batches, SGD(0.01))[0]
     without_native()
@@ -113,6 +174,86 @@ def test_network_gradient_and_maml_with_and_without(without_native):
     ):
         # ReLU may switch where it is within round-off of 0: compare in the mean, not at the worst parameter
         assert float((found - expected).norm() / expected.norm()) < 1e-3
+
+
+BY_HAND = {
+    "omniglot": (omniglot(5), (28, 28), 5, 10),
+    "20-way": (omniglot(20), (28, 28), 20, 20),
+    "one image": (omniglot(2), (28, 28), 2, 1),
+    "mini-imagenet": (mini_imagenet(5), (84, 84, 3), 5, 3),
+    "cifar-fs": (mini_imagenet(5, size=32, filters=64), (32, 32, 3), 5, 10),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("network, shape, n_way, batch", BY_HAND.values(), ids=BY_HAND)
+def test_gradient_by_hand(network, shape, n_way, batch, reduction):
+    """Against autograd in float64, where no C is used. ReLU may switch within round-off of 0: compared by norm."""
+    loss, phi = CrossEntropy(network, reduction), network.initialize(1)
+    extent = {"batch": batch, "n_way": n_way, "shape": shape}
+    found = [loss.gradient(phi, minibatch(**extent, dtype=torch.float32, seed=seed)) for seed in (0, 1)]
+    for seed, g in enumerate(found):  # of two minibatches, whose buffers are the same
+        expected = gradient(loss, phi.double(), minibatch(**extent, seed=seed))
+        # float32 images differ from float64 ones by round-off too; the kinks make more of it than of the rest
+        assert float((g - expected).norm() / expected.norm()) < 1e-4
+
+
+@needs_compiler
+def test_equal_maxima_share_the_gradient():
+    """Images of one colour but for a corner: nearly all windows tie, as in saturated photographs."""
+    network, batch = mini_imagenet(5, size=32), minibatch(batch=4, shape=(32, 32, 3), dtype=torch.float32)
+    batch.x[:, 5:] = 1.0
+    loss, phi = CrossEntropy(network, "sum"), network.initialize(0)
+    leaf = phi.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(loss(leaf, batch), leaf)
+    found = loss.gradient(phi, batch)
+    assert float((found - expected).norm() / expected.norm()) < 1e-3
+
+
+@needs_compiler
+def test_gradient_by_hand_keeps_lanes_of_one():
+    loss, batch = CrossEntropy(omniglot(5), "sum"), minibatch(1, batch=5, dtype=torch.float32)
+    phi = omniglot(5).initialize(0)
+    found = loss.gradient(phi.expand(1, -1), batch)
+    assert found.shape == (1, phi.numel())
+    assert torch.equal(found[0], loss.gradient(phi, Minibatch(batch.x[0], batch.y[0])))
+
+
+@needs_compiler
+def test_gradient_by_hand_only_where_it_is_known():
+    relu, phi, batch = omniglot(5), omniglot(5).initialize(0), minibatch(dtype=torch.float32)
+    lanes = minibatch(2, dtype=torch.float32)
+    assert CrossEntropy(relu, "sum").gradient(phi, batch) is not None
+    assert CrossEntropy(relu, "sum").gradient(phi, lanes) is None
+    assert CrossEntropy(relu, "sum").gradient(phi.expand(2, -1), lanes) is None
+    assert CrossEntropy(relu, "sum").gradient(phi.double(), batch) is None
+    assert CrossEntropy(omniglot(5, activation="softplus"), "sum").gradient(phi, batch) is None
+
+
+@needs_compiler
+def test_each_thread_has_buffers_of_its_own():
+    loss, phi, batch = CrossEntropy(omniglot(5), "sum"), omniglot(5).initialize(0), minibatch(dtype=torch.float32)
+    expected = loss.gradient(phi, batch)
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda _: loss.gradient(phi, batch), range(20)))
+    assert all(torch.equal(g, expected) for g in found)
+    assert all(isinstance(prepared, GradientByHand) for prepared in loss._prepared.values())
+
+
+@needs_compiler
+def test_adam_in_one_pass(without_native):
+    phi, *gradients = (normal(1000, seed=seed, dtype=torch.float32) for seed in range(4))
+    courses = []
+    for _ in range(2):
+        at, state = phi, Adam(0.1).start(phi)
+        for g in gradients:
+            at, state = Adam(0.1).step(at, g, state)
+        courses.append((at, *state))
+        without_native()
+    for fused, tensor_code in pairwise(courses):
+        for found, expected in zip(fused, tensor_code, strict=True):
+            assert_close(found, expected, SUMS)
 
 
 @needs_compiler
@@ -159,5 +300,5 @@ def test_serves_only_plain_float32_on_the_cpu():
 @needs_compiler
 def test_tensors_that_are_not_contiguous_are_refused():
     x = normal(6, 4, dtype=torch.float32).T
-    with pytest.raises(ValueError, match=r"^shift_relu: expected contiguous tensors, found strides \(1, 4\)"):
-        native.shift_relu(x, torch.zeros(1, 6))
+    with pytest.raises(ValueError, match=r"^product_relu: expected contiguous tensors, found strides \(1, 4\)"):
+        native.product_relu(x, torch.zeros(6, 16))

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reptile_core.networks import Minibatch, Network, cross_entropy, mini_imagenet, mlp, omniglot
+from reptile_core.networks import CrossEntropy, Minibatch, Network, mini_imagenet, mlp, omniglot
 from tests import oracles
 from tests.cases import assert_close, minibatch, normal
 
@@ -86,7 +86,7 @@ def test_equals_the_module(case: str, dtype: torch.dtype) -> None:
         assert_close(network(phi, batch.x), module(batch.x), TOLERANCES[dtype])
     for reduction in ("sum", "mean"):
         leaf = phi.clone().requires_grad_()
-        loss = cross_entropy(network, reduction=reduction)(leaf, batch)
+        loss = CrossEntropy(network, reduction=reduction)(leaf, batch)
         expected_loss, expected_gradient = oracles.loss_and_gradient(module, (batch.x, batch.y), reduction=reduction)
         assert_close(loss.detach(), expected_loss, TOLERANCES[dtype])
         assert_close(torch.autograd.grad(loss, leaf)[0], expected_gradient, TOLERANCES[dtype])
@@ -100,7 +100,7 @@ def test_lanes_equal_one_at_a_time(case: str, on_phi: bool, on_x: bool) -> None:
     phi = torch.stack([random_phi(network, torch.float64, seed) for seed in range(lanes)])
     batch = minibatch(lanes, batch=size, shape=shape, n_way=3)
     phi, x = phi if on_phi else phi[0], batch.x if on_x else batch.x[0]
-    loss = cross_entropy(network, reduction="sum")
+    loss = CrossEntropy(network, reduction="sum")
     leaf = phi.clone().requires_grad_()
     together = loss(leaf, Minibatch(x, batch.y))
     (g,) = torch.autograd.grad(together.sum(), leaf)
@@ -205,4 +205,4 @@ def test_wrong_widths(widths: tuple[int, ...]) -> None:
 
 def test_wrong_reduction() -> None:
     with pytest.raises(ValueError, match=r'^reduction: expected "sum" or "mean", found \'none\''):
-        cross_entropy(omniglot(5), reduction="none")
+        CrossEntropy(omniglot(5), reduction="none")

@@ -16,7 +16,7 @@ from reptile_core import networks
 
 matplotlib.use("Agg")
 
-LOSS = networks.cross_entropy(sgd.NETWORK, reduction="mean")
+LOSS = networks.CrossEntropy(sgd.NETWORK, reduction="mean")
 SEEDS = 2
 
 

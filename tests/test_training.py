@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reptile_core import evaluation
-from reptile_core.networks import cross_entropy
+from reptile_core.networks import CrossEntropy
 from reptile_core.philox import Purpose
 from reptile_core.tasks import Sampling, sample_tasks
 from reptile_core.training import (
@@ -248,7 +248,7 @@ def test_evaluation_uses_the_moments_as_training_does(moments: str) -> None:
 def test_evaluation_is_that_of_the_runs_tasks() -> None:
     tasks = evaluation.evaluation_tasks(RUN.evaluation.sampling, POOL, seed=RUN.seed, count=2)
     network = build_network(RUN)
-    loss = cross_entropy(network, reduction="sum")
+    loss = CrossEntropy(network, reduction="sum")
     found = evaluation.accuracies(network, loss, start(RUN).phi, POOL, tasks, RUN.inner.build())
     expected = {name: evaluation.estimate(per_task) for name, per_task in found.items()}
     assert evaluate(RUN, POOL, start(RUN)) == evaluate(RUN, POOL, start(RUN), lanes=2) == expected

@@ -19,7 +19,7 @@ from analysis.theory.expectations import monte_carlo
 from figures import variance as figure
 from reptile_core.inner_loop import SGD
 from reptile_core.meta_gradients import average, figure_3, last, total
-from reptile_core.networks import cross_entropy, omniglot
+from reptile_core.networks import CrossEntropy, omniglot
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
 from tests import oracles
@@ -33,7 +33,7 @@ ROUND_OFF = 1e-9
 def test_updates_are_those_of_a_plain_loop():
     network, alpha, batches = omniglot(5), 0.003, minibatches(4)
     module, phi = oracles.omniglot_module(5), network.initialize(0, dtype=torch.float64)
-    found = variance.updates(cross_entropy(network, reduction="sum"), phi, batches, SGD(alpha))
+    found = variance.updates(CrossEntropy(network, reduction="sum"), phi, batches, SGD(alpha))
     optimizer = oracles.sgd(alpha)(list(module.parameters()))
     g = oracles.inner_loop(module, phi, pairs(batches), optimizer).gradients
     expected = [sum(w * x for w, x in zip(v.weights, g, strict=False)) for v in figure_3()]
@@ -71,7 +71,7 @@ def test_measure_is_over_training_tasks_of_the_point():
     phi = build_network(run).initialize(0)
     point = SimpleNamespace(job=SimpleNamespace(run=run), iteration=7, phi=phi, pool={"train": pool}.__getitem__)
     rows = {row["update"]: row for row in variance.measure(point, lambda _: None, tasks=2)}
-    loss = cross_entropy(build_network(run), reduction="sum")
+    loss = CrossEntropy(build_network(run), reduction="sum")
     both = []
     for task in range(2):
         drawn = pool.sample(run.sampling, seed=3, purpose=Purpose.ANALYSIS, iteration=7, task=task)

@@ -16,7 +16,7 @@ from analysis.theory.derivatives import Loss
 from analysis.theory.losses import on_minibatch
 from reptile_core.inner_loop import Phi
 from reptile_core.meta_gradients import Variant
-from reptile_core.networks import cross_entropy
+from reptile_core.networks import CrossEntropy
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import build_network
@@ -49,7 +49,7 @@ class Point:
         pool, run = self.pool("train", dtype), self.job.run
         drawn = pool.sample(sampling, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=self.iteration, task=task)
         network = build_network(replace(run, activation=activation or run.activation))
-        loss = cross_entropy(network, reduction=run.inner.reduction)
+        loss = CrossEntropy(network, reduction=run.inner.reduction)
         return [on_minibatch(loss, pool.minibatch(examples)) for examples in drawn.minibatches]
 
     def row(self, quantity: str, value: float) -> dict[str, Any]:

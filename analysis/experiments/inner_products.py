@@ -29,7 +29,7 @@ from analysis.theory.inner_products import Gram, cosines, gradient_gram, summari
 from analysis.theory.losses import on_minibatch
 from analysis.workers import Progress
 from reptile_core.meta_gradients import last, total
-from reptile_core.networks import cross_entropy
+from reptile_core.networks import CrossEntropy
 from reptile_core.philox import Purpose
 from reptile_core.tasks import Sampling
 from reptile_core.training import build_network
@@ -93,7 +93,7 @@ def losses_of(point: Point, characters: Characters, tasks: int) -> list[list[Los
     from the training stream."""
     pool, run = point.pool(characters), point.job.run
     drawn = pool.sample(SAMPLING, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=0, task=torch.arange(tasks))
-    loss = cross_entropy(build_network(run), reduction=run.inner.reduction)
+    loss = CrossEntropy(build_network(run), reduction=run.inner.reduction)
     return [[on_minibatch(loss, pool.minibatch(batch)) for batch in drawn[i].minibatches] for i in range(tasks)]
 
 

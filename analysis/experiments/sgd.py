@@ -25,7 +25,7 @@ from analysis.tables import over_seeds
 from analysis.workers import Progress
 from reptile_core import philox
 from reptile_core.inner_loop import SGD, Loss, Phi, gradient
-from reptile_core.networks import Minibatch, cross_entropy, mlp
+from reptile_core.networks import CrossEntropy, Minibatch, mlp
 from reptile_core.philox import Purpose
 
 NAME = "sgd"
@@ -204,7 +204,7 @@ def measure(phi: Float[Tensor, "seeds P"], data: Digits, loss: Loss) -> dict[str
 
 def train_and_measure(item: Item, progress: Progress) -> list[dict[str, Any]]:
     """Rows batch, variant, seed, quantity, value."""
-    data, loss = digits(item.seeds), cross_entropy(NETWORK, reduction="mean")
+    data, loss = digits(item.seeds), CrossEntropy(NETWORK, reduction="mean")
     start = torch.stack([NETWORK.initialize(seed) for seed in range(item.seeds)])
     near = item.target * (SETTLED_FROM if item.variant == SETTLED else 1.0)
     phi, steps = train(start, data.train, loss, batch=item.batch, target=near, order=int(item.variant == REORDERED))

@@ -31,7 +31,7 @@ from analysis.theory.expectations import monte_carlo
 from analysis.workers import Progress
 from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, inner_loop
 from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, total
-from reptile_core.networks import Minibatch, cross_entropy
+from reptile_core.networks import CrossEntropy, Minibatch
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
 
@@ -122,7 +122,7 @@ def signal_and_noise(
 def measure(point: Point, progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
     """Rows of every update at one point: `signal` |E u|^2 and `noise` E|u - E u|^2."""
     run, pool = point.job.run, point.pool("train")
-    loss, phi = cross_entropy(build_network(run), reduction=run.inner.reduction), point.phi
+    loss, phi = CrossEntropy(build_network(run), reduction=run.inner.reduction), point.phi
     drawn = pool.sample(
         run.sampling, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=point.iteration, task=torch.arange(tasks)
     )

@@ -19,7 +19,7 @@ from analysis.experiments.along_training import Point, points
 from analysis.workers import Progress
 from reptile_core.inner_loop import inner_loop
 from reptile_core.meta_gradients import figure_3
-from reptile_core.networks import Minibatch, cross_entropy
+from reptile_core.networks import CrossEntropy, Minibatch
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
 
@@ -75,7 +75,7 @@ def measure(point: Point, progress: Progress, *, tasks: int, adapted_tasks: int)
     correct, losses = (torch.cat(parts) for parts in zip(*(on(phi, chunk) for chunk in chunks), strict=True))
     rows = [point.row("accuracy_before", float(correct.mean())), point.row("loss_before", float(losses.mean()))]
     if point.is_last:
-        loss, ends = cross_entropy(network, reduction=run.inner.reduction), []
+        loss, ends = CrossEntropy(network, reduction=run.inner.reduction), []
         for task in range(adapted_tasks):
             batches = [pool.minibatch(batch) for batch in drawn[task].minibatches]
             *_, last = inner_loop(loss, phi, batches, run.inner.build())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from analysis.theory.derivatives import Loss, Vector
-from reptile_core.networks import Minibatch, cross_entropy, mlp, omniglot
+from reptile_core.networks import CrossEntropy, Minibatch, mlp, omniglot
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling
 
@@ -78,7 +78,7 @@ def omniglot_softplus(images: ImagePool, m: int = 5, *, batch: int = 10, seed: i
     sampling = Sampling(n_way=5, shots=batch * m // 5, batch=batch, steps=m)
     task = images.sample(sampling, seed=seed, purpose=Purpose.TRAINING, iteration=0, task=0)
     network = omniglot(5, activation="softplus")
-    loss = cross_entropy(network, reduction="mean")
+    loss = CrossEntropy(network, reduction="mean")
 
     losses = tuple(on_minibatch(loss, images.minibatch(examples)) for examples in task.minibatches)
     return Pool("Omniglot network, softplus", losses, network.initialize(seed, dtype=FLOAT))

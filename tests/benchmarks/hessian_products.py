@@ -21,7 +21,7 @@ from torch.func import functional_call
 
 from analysis.theory.derivatives import derivative, gradient, hessian_at, hessian_products
 from analysis.workers import WORKER_ENVIRONMENT
-from reptile_core.networks import cross_entropy, omniglot
+from reptile_core.networks import CrossEntropy, omniglot
 from tests.benchmarks.throughput import N_WAY, plain_model
 from tests.cases import generator, minibatch, normal
 
@@ -38,7 +38,7 @@ def candidates(batch: int, vectors: int) -> dict[str, tuple[Callable[[], object]
     """What is timed, and how many products one call makes."""
     data = minibatch(batch=batch, dtype=torch.float32)
     network = omniglot(N_WAY)
-    mean_loss, phi = cross_entropy(network, reduction="mean"), network.initialize(0)
+    mean_loss, phi = CrossEntropy(network, reduction="mean"), network.initialize(0)
     v = normal(vectors, network.n_parameters, dtype=torch.float32)
     product = hessian_at(loss := lambda point: mean_loss(point, data), phi)
 

@@ -1,0 +1,182 @@
+"""What a convolutional block does, in C, where a C compiler is at hand; never needed.
+
+The sources beside this file are compiled once for this processor, in about a second, and kept in the user's cache under
+their digest. They compute what the tensor code in `convolutions` and `layers` computes, to round-off: convolutions
+without writing out patches, and normalization in few passes over memory. REPTILE_NATIVE=0 does without them.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reptile_core.files import write_atomically
+
+SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-lm")
+SQUARE = 16  # convolutions take channels in multiples of this
+TAPS, IMAGES = 9, 5  # as in shape.h and convolution.c
+
+
+Call = Callable[[], None]
+
+
+class Shape(ctypes.Structure):
+    """As in shape.h."""
+
+    _fields_ = [
+        (name, ctypes.c_long)
+        for name in (
+            *("lanes", "n", "height", "width", "channels", "stride"),
+            *("out_height", "out_width", "before_rows", "before_columns", "filters"),
+        )
+    ]
+
+
+@lru_cache
+def library() -> ctypes.CDLL | None:
+    """The compiled loops, or None where they cannot be had."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if os.environ.get("REPTILE_NATIVE") == "0" or compiler is None or os.name != "posix":
+        return None
+    sources = b"".join(source.read_bytes() for source in SOURCES)
+    key = hashlib.sha256(sources + repr((FLAGS, compiler, platform.machine(), _abilities())).encode()).hexdigest()[:16]
+    import pooch  # here, because nothing else that trains needs it
+
+    built = Path(pooch.os_cache("reptile-verification")) / f"native-{key}.so"
+    try:
+        if not built.exists():
+            with tempfile.TemporaryDirectory() as folder:
+                target = Path(folder) / built.name
+                units = [str(source) for source in SOURCES if source.suffix == ".c"]
+                command = [compiler, *units, "-o", str(target), *FLAGS]
+                subprocess.run(command, check=True, capture_output=True, timeout=60)
+                write_atomically(built, target.read_bytes())
+        return ctypes.CDLL(str(built))
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def serves(x: Tensor) -> bool:
+    """Can the loops take this tensor: float32 on the CPU, and neither in a torch.func transform nor in forward mode?"""
+    return (
+        x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and not torch._C._functorch.is_functorch_wrapped_tensor(x)
+        and torch.autograd.forward_ad._current_level < 0
+        and library() is not None
+    )
+
+
+def takes(*channels: int) -> bool:
+    """Are these numbers of channels such as convolutions and products take?"""
+    return all(count % SQUARE == 0 for count in channels)
+
+
+def prepare(name: str, *arguments: Tensor | Shape | int | float) -> Call:
+    """A call of a loop with these arguments, as often as wanted: tensors go as pointers to their numbers.
+
+    ValueError for a tensor whose numbers do not lie one after the other.
+    """
+    for a in arguments:
+        if isinstance(a, Tensor) and not a.is_contiguous():
+            raise ValueError(
+                f"{name}: expected contiguous tensors, found strides {a.stride()} for shape {tuple(a.shape)}"
+            )
+    function, raw = getattr(library(), name), tuple(map(_raw, arguments))
+
+    def call(_: object = arguments) -> None:  # holds on to the tensors
+        function(*raw)
+
+    return call
+
+
+def call(name: str, *arguments: Tensor | Shape | int | float) -> None:
+    """Call a loop once."""
+    prepare(name, *arguments)()
+
+
+def meetings(shape: Shape) -> Tensor:
+    """Room for the meetings of every position of an input or an output."""
+    return torch.zeros(shape.height * shape.width * (2 * TAPS + 1), dtype=torch.long)
+
+
+def pairs(shape: Shape) -> Tensor:
+    """Room for the pairs that meet in a tap of some images."""
+    return torch.zeros(2 * IMAGES * shape.out_height * shape.out_width, dtype=torch.long)
+
+
+def normalize_relu(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(out, normalized, rstd) for x (*lanes, rows, channels) and scale, shift (*lanes, 1, channels)."""
+    out, normalized, rstd = torch.empty_like(x), torch.empty_like(x), torch.empty_like(scale)
+    call("normalize_relu", x, scale, shift, normalized, rstd, out, _scratch(x), eps, *_extent(x))
+    return out, normalized, rstd
+
+
+def normalize_relu_backward(
+    g: Tensor, out: Tensor, normalized: Tensor, rstd: Tensor, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in x, scale and shift."""
+    g_x, g_scale, g_shift = torch.empty_like(g), torch.empty_like(scale), torch.empty_like(scale)
+    arrays = (g, out, normalized, rstd, scale, g_x, g_scale, g_shift, _scratch(g))
+    call("normalize_relu_backward", *arrays, *_extent(g))
+    return g_x, g_scale, g_shift
+
+
+def product_relu(x: Tensor, weight: Tensor) -> Tensor:
+    """max(0, x @ weight) for x (*lanes, rows, size) and weight (*lanes, size, filters)."""
+    out = x.new_empty(*x.shape[:-1], weight.shape[-1])
+    call("product_relu", x, weight, out, *_extent(x), weight.shape[-1])
+    return out
+
+
+def product_relu_backward(g: Tensor, out: Tensor, x: Tensor) -> Tensor:
+    """The gradient in weight."""
+    g_weight = g.new_empty(*x.shape[:-2], x.shape[-1], g.shape[-1])
+    call("product_relu_backward", g, out, x, g_weight, *_extent(x), g.shape[-1])
+    return g_weight
+
+
+def adam(
+    phi: Tensor, g: Tensor, v: Tensor, *, beta2: float, correction: float, learning_rate: float, eps: float
+) -> tuple[Tensor, Tensor]:
+    """(phi, v) after a step of Adam with beta1 = 0, v corrected by 1 / correction."""
+    after, v_after = torch.empty_like(phi), torch.empty_like(v)
+    call("adam", phi, g, v, after, v_after, phi.numel(), beta2, correction, learning_rate, eps)
+    return after, v_after
+
+
+def _raw(argument: Tensor | Shape | int | float) -> object:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, Shape):
+        return ctypes.byref(argument)
+    return ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_double(argument)
+
+
+def _extent(x: Tensor) -> tuple[int, int, int]:
+    *lanes, rows, channels = x.shape
+    return prod(lanes), rows, channels
+
+
+def _scratch(x: Tensor) -> Tensor:
+    return x.new_empty(8 * x.shape[-1])
+
+
+def _abilities() -> str:
+    """What this processor can do, where the system tells: code made for one may not run on another."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())

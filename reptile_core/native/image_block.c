@@ -1,0 +1,147 @@
+/* The first block, whose images have few channels: the output's statistics follow from the small covariance of the
+ * patches, so that normalization becomes a change of the weights, and what is large is written once.
+ * Patches come as (lanes, rows, size), weights as (lanes, size, f). */
+
+#include <math.h>
+#include <string.h>
+
+#include "shape.h"
+#include "tiles.h"
+
+/* Patches (n, out_height, out_width, 3, 3, channels), for images of few channels. */
+void patches(const float *x, float *out, const Shape *s)
+{
+    const long c = s->channels, image = s->height * s->width * c;
+    for (long b = 0; b < s->lanes * s->n; b++, x += image)
+        for (long o = 0; o < s->out_height; o++)
+            for (long p = 0; p < s->out_width; p++)
+                for (long tap = 0; tap < TAPS; tap++, out += c) {
+                    const long input = seen(s, o, p, tap);
+                    for (long k = 0; k < c; k++) out[k] = input < 0 ? 0 : x[input * c + k];
+                }
+}
+
+/* out[row] = max(0, x[row] @ w), for `vectors` columns of w. */
+INLINE void product_tile(const int rows, const int vectors, const float *x, const float *w, float *out, long size,
+                         long f)
+{
+    Vector sums[TALLEST][WIDEST], loaded[WIDEST];
+    load(rows, vectors, sums, 0, 0);
+    for (long k = 0; k < size; k++) {
+        fetch(vectors, loaded, w + k * f);
+        add_products(rows, vectors, sums, x + k, size, loaded);
+    }
+    UNROLL
+    for (int row = 0; row < rows; row++)
+        UNROLL
+        for (int v = 0; v < vectors; v++) sums[row][v] = where_above(sums[row][v], sums[row][v]);
+    store(rows, vectors, sums, out, f);
+}
+
+/* g_w[row] += sum over `count` rows of x[row] * g where out > 0, for `vectors` columns of g. */
+INLINE void masked_tile(const int rows, const int vectors, const float *x, long size, const float *g, const float *out,
+                        float *g_w, long f, long count)
+{
+    Vector sums[TALLEST][WIDEST], loaded[WIDEST], above[WIDEST];
+    load(rows, vectors, sums, g_w, f);
+    for (long t = 0; t < count; t++) {
+        fetch(vectors, loaded, g + t * f);
+        fetch(vectors, above, out + t * f);
+        UNROLL
+        for (int v = 0; v < vectors; v++) loaded[v] = where_above(above[v], loaded[v]);
+        add_products(rows, vectors, sums, x + t * size, 1, loaded);
+    }
+    store(rows, vectors, sums, g_w, f);
+}
+
+/* out = max(0, x @ w) for x (lanes, rows, size) and w (lanes, size, f). */
+void product_relu(const float *x, const float *w, float *out, long lanes, long rows, long size, long f)
+{
+    for (long lane = 0; lane < lanes; lane++, w += size * f)
+        for (long row = 0, height; row < rows; row += height, x += height * size, out += height * f) {
+            height = rows - row < TALLEST ? rows - row : TALLEST;
+            for (long k = 0, vectors; k < f; k += vectors * LANES) {
+                vectors = widest(f - k);
+#define TILE(r, v) product_tile(r, v, x, w + k, out + k, size, f)
+                OF_SIZE(height, vectors)
+#undef TILE
+            }
+        }
+}
+
+/* The gradient of the above in w, from that in out: some rows at a time, so that they are masked in the cache. */
+void product_relu_backward(const float *g, const float *out, const float *x, float *g_w, long lanes, long rows,
+                           long size, long f)
+{
+    enum { BLOCK = 32 };
+    memset(g_w, 0, lanes * size * f * sizeof(float));
+    for (long lane = 0; lane < lanes; lane++, g_w += size * f)
+        for (long row = 0, count; row < rows; row += count, x += count * size, g += count * f, out += count * f) {
+            count = rows - row < BLOCK ? rows - row : BLOCK;
+            for (long k = 0, vectors; k < f; k += vectors * LANES) {
+                vectors = widest(f - k);
+                for (long tile = 0, tiles = (size + TALLEST - 1) / TALLEST; tile < tiles; tile++) {
+                    const long a = size * tile / tiles, height = size * (tile + 1) / tiles - a;
+#define TILE(r, v) masked_tile(r, v, x + a, size, g + k, out + k, g_w + a * f + k, f, count)
+                    OF_SIZE(height, vectors)
+#undef TILE
+                }
+            }
+        }
+}
+
+/* Centres each column of x (rows, size - 1) into centred (rows, size), whose last column is 1, and takes the covariance
+ * (size - 1, size - 1). */
+void centre(const float *x, float *centred, float *covariance, long rows, long size)
+{
+    const long n = size - 1;
+    double mean[n], sums[n * n];
+    memset(mean, 0, sizeof mean), memset(sums, 0, sizeof sums);
+    for (long row = 0; row < rows; row++)
+        for (long k = 0; k < n; k++) mean[k] += x[row * n + k];
+    for (long k = 0; k < n; k++) mean[k] /= rows;
+    for (long row = 0; row < rows; row++, x += n, centred += size) {
+        for (long k = 0; k < n; k++) centred[k] = x[k] - (float)mean[k];
+        centred[n] = 1;
+        for (long j = 0; j < n; j++)
+            for (long k = 0; k < n; k++) sums[j * n + k] += centred[j] * centred[k];
+    }
+    for (long k = 0; k < n * n; k++) covariance[k] = sums[k] / rows;
+}
+
+/* normalizing (size, f): w scaled to variance 1 and by scale, and shift as its last row; product = covariance @ w. */
+void normalize_weights(const float *w, const float *scale, const float *shift, const float *covariance, float *product,
+                       float *rstd, float *normalizing, double eps, long size, long f)
+{
+    const long n = size - 1;
+    memset(product, 0, n * f * sizeof(float));
+    for (long j = 0; j < n; j++)
+        for (long k = 0; k < n; k++)
+            for (long c = 0; c < f; c++) product[j * f + c] += covariance[j * n + k] * w[k * f + c];
+    for (long c = 0; c < f; c++) {
+        double variance = 0;
+        for (long k = 0; k < n; k++) variance += w[k * f + c] * product[k * f + c];
+        rstd[c] = 1 / sqrt(variance + eps);
+    }
+    for (long k = 0; k < n; k++)
+        for (long c = 0; c < f; c++) normalizing[k * f + c] = w[k * f + c] * scale[c] * rstd[c];
+    memcpy(normalizing + n * f, shift, f * sizeof(float));
+}
+
+/* The gradients of the above in w, scale and shift, from that in normalizing: rstd changes by -rstd^3 product dw. */
+void normalize_weights_backward(const float *g, const float *w, const float *scale, const float *product,
+                                const float *rstd, float *g_w, float *g_scale, float *g_shift, long size, long f)
+{
+    const long n = size - 1;
+    for (long c = 0; c < f; c++) {
+        float along = 0;
+        for (long k = 0; k < n; k++) along += g[k * f + c] * w[k * f + c];
+        g_scale[c] = along * rstd[c];
+    }
+    for (long k = 0; k < n; k++)
+        for (long c = 0; c < f; c++) {
+            const float factor = scale[c] * rstd[c];
+            g_w[k * f + c] = factor * (g[k * f + c] - g_scale[c] * rstd[c] * product[k * f + c]);
+        }
+    memcpy(g_shift, g + n * f, f * sizeof(float));
+}
