@@ -143,7 +143,7 @@ def test_every_claim_says_what_the_paper_says_in_formulas_that_render():
 def test_made_up_data_are_told_above_all(tmp_path):
     html, markdown, _ = _written(write(tmp_path, data=GLYPHS))
     for text in (html[: html.index("<main")], markdown[: markdown.index("##")]):
-        assert "say nothing about the paper" in text and "NOT OMNIGLOT" in text
+        assert "says nothing about the paper" in text and "NOT OMNIGLOT" in text
     assert "`python reproduce.py ablation --profile quick --dataset glyphs`" in markdown
 
 
