@@ -217,11 +217,13 @@ async function ask() {
     return;
   }
   asking = true;
+  $("results").ariaBusy = "true";
   do {
     again = false;
     await show(pads.some((pad) => isEmpty(pad.drawing)) ? null : await answer());
   } while (again);
   asking = false;
+  $("results").ariaBusy = "false";
 }
 
 async function answer() {
