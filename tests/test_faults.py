@@ -198,10 +198,9 @@ def test_workers_end_with_a_script_that_is_killed(tmp_path: Path) -> None:
         _wait("the workers to end", lambda: not set(workers) & set(_alive()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupt_ends_in_one_line_that_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+def test_an_interrupt_ends_in_one_line_that_says_how_to_go_on(tmp_path: Path) -> None:
     with _started(tmp_path) as process:
-        os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.strip() == (
@@ -209,6 +208,13 @@ def test_an_interrupt_ends_in_one_line_that_says_how_to_go_on(tmp_path: Path, nu
         f"--dataset glyphs --quiet --workers 1 --out {tmp_path}"
     )
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "interrupted"
+
+
+def test_a_request_to_end_is_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reproduce, "run", lambda plan: os.kill(os.getpid(), signal.SIGTERM))
+    said = script(*ablation_in(tmp_path))
+    assert said.code == 130
+    assert said.err.startswith("\nInterrupted. What is done is kept; to go on: python reproduce.py ablation")
 
 
 @pytest.mark.skipif(not FULL, reason="REPTILE_FULL=1 runs it: minutes")
@@ -243,21 +249,18 @@ def test_kills_of_scripts_and_workers_change_no_bit(tmp_path: Path) -> None:
 
 def test_a_full_disk_ends_in_one_line_and_the_rest_is_done_later(tmp_path: Path) -> None:
     """A limit to the size of files stands for the disk: files of runs are larger, all others are not."""
-    code = (
-        "import resource, signal, sys, reproduce\n"
-        "if __name__ == '__main__':\n"
-        "    sys.exit(reproduce.main(sys.argv[1:]))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, *COMMAND[2:], "--workers", "1", "--seeds", "1", "--out", str(tmp_path)],
-        cwd=ROOT, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
-    )  # fmt: skip
-    assert done.returncode == 1
-    assert done.stderr.startswith(f"reproduce.py: error: {tmp_path}/runs/") and done.stderr.count("\n") == 1
-    assert "File too large" in done.stderr and "the same command goes on" in done.stderr
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, most))
+    try:
+        said = script(*ablation_in(tmp_path))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert said.code == 1
+    assert said.error.startswith(f"reproduce.py: error: {tmp_path}/runs/")
+    assert "File too large" in said.error and "the same command goes on" in said.error
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "interrupted"
     assert list((tmp_path / "runs").iterdir()) == []
+    assert script(*ablation_in(tmp_path)).code == 0
 
 
 @pytest.mark.parametrize("name", ["tables", "runs", "claims.md", "tables/SHA256SUMS"])
