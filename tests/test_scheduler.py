@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.runs import Job, Outcome, Source, execute
+from analysis.courses import execute
+from analysis.runs import Job, Outcome, Source
 from analysis.workers import Progress, Workers
 from reptile_core import datasets
 from tests.test_runs import RUN, _assert_same
