@@ -25,7 +25,7 @@ from analysis.experiments.few_shot_benchmarks import CELLS
 from analysis.manifest import ManifestError
 from analysis.runs import Source
 from analysis.tables import ResultsError
-from analysis.workers import Workers, available_cores
+from analysis.workers import ClusterError, Workers, available_cores
 from reptile_core import datasets
 from reptile_core.checkpoints import CheckpointError
 from reptile_core.files import remove_unfinished
@@ -124,6 +124,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     where.add_argument(
         "--workers", type=int, metavar="N", help="processes of one thread each; changes no bit (default: one a core)"
     )
+    where.add_argument(
+        "--scheduler", metavar="ADDRESS", help="work on the Dask cluster of this scheduler; changes no bit either"
+    )
     tell = parser.add_argument_group("what is said")
     tell.add_argument("--quiet", action="store_true", help="no progress bars (nor are there any but on a terminal)")
     tell.add_argument(
@@ -149,9 +152,9 @@ def prepare(options: argparse.Namespace) -> Plan:
     cuda = asked["device"] == "cuda" or (asked["device"] == "auto" and torch.cuda.is_available())
     context = Context(
         profile=asked["profile"],
-        source=Source(data.name, options.data, data.content, data.real),
-        workers=Workers(options.workers or (1 if cuda else available_cores()), quiet=options.quiet),
-        runs=out / "runs",
+        source=Source(data.name, options.data and options.data.absolute(), data.content, data.real),
+        workers=_workers(options, out.absolute(), cuda=cuda),
+        runs=out.absolute() / "runs",
         seeds=asked["seeds"],
         cells=tuple(asked["cells"]),
         device="cuda" if cuda else "cpu",
@@ -160,6 +163,22 @@ def prepare(options: argparse.Namespace) -> Plan:
     names = dict.fromkeys(asked["experiments"] or EXPERIMENTS)
     plan = Plan(tuple(EXPERIMENTS[name] for name in names), out, data, context)
     return plan if again is None else _run_again(plan, again, options.again)
+
+
+def _workers(options: argparse.Namespace, out: Path, *, cuda: bool) -> Workers:
+    """Processes of this machine, or the workers of a cluster; UsageError if that is not there or not as it must be."""
+    if options.scheduler is None:
+        return Workers(options.workers or (1 if cuda else available_cores()), quiet=options.quiet)
+    if options.workers is not None:
+        raise UsageError("--workers: expected none beside --scheduler, whose workers are taken as they are")
+    try:
+        from analysis.scheduler import ClusterWorkers
+    except ImportError as error:
+        raise UsageError(f"--scheduler: expected the package distributed ({error}); pip install distributed") from error
+    try:
+        return ClusterWorkers(options.scheduler, out, quiet=options.quiet)
+    except ClusterError as error:
+        raise UsageError(f"--scheduler: {error}") from error
 
 
 def begin_manifest(plan: Plan) -> dict[str, Any]:
@@ -230,6 +249,8 @@ def _told(error: Exception) -> tuple[int, str]:
             return FAILURE, f"{error}. It is left as it is; move it away, and the same command does it anew"
         case BrokenProcessPool():
             return FAILURE, f"a worker process died (out of memory, or killed); {goes_on}"
+        case ClusterError():
+            return FAILURE, f"{error}; {goes_on}"
         case OSError():
             name = f"{error.filename}: " if error.filename else ""
             return FAILURE, f"{name}{error.strerror or error}; {goes_on} once that is put right"

@@ -26,14 +26,19 @@ def note(paths: Iterable[Path]) -> None:
         write_atomically(folder / SUMS, "".join(lines).encode())
 
 
-def measurements(path: Path) -> pd.DataFrame:
-    """A table for the ledger as this version wrote it; ResultsError, which says what else it is, where it is not."""
+def written(path: Path) -> pd.DataFrame:
+    """A table as it was written, by whatever version; ResultsError where it is no longer that."""
     noted, found = _noted(path.parent).get(path.name), _sha256(path)
     if noted is None:
         raise ResultsError(f"{path}: expected its digest in {SUMS}, found none")
     if noted != found:
         raise ResultsError(f"{path}: expected SHA-256 {noted[:12]}…, as {SUMS} has it, found {found[:12]}…")
-    table = read_csv(path)
+    return read_csv(path)
+
+
+def measurements(path: Path) -> pd.DataFrame:
+    """A table for the ledger as this version wrote it; ResultsError, which says what else it is, where it is not."""
+    table = written(path)
     versions = set(table.get("numerics", pd.Series([None])).dropna()) if len(table) else {NUMERICS_VERSION}
     if versions != {NUMERICS_VERSION}:
         raise ResultsError(f"{path}: expected numbers of version {NUMERICS_VERSION}, found another's")

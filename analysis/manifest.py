@@ -99,7 +99,7 @@ def begin(
         "versions": {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in PACKAGES},
         "machine": {
             "platform": platform.platform(),
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count() or 1,
             "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
             "workers": workers,
@@ -197,7 +197,7 @@ def _fault(value: Any, shape: Any, path: str) -> str | None:
     if isinstance(shape, type):
         right = isinstance(value, shape) and not (isinstance(value, bool) and shape in (int, float))
         return None if right else f"{where}: expected {_words(shape)}, found {_short(value)}"
-    if not isinstance(value, type(shape)) or (not isinstance(shape, list | dict) and value != shape):
+    if type(value) is not type(shape) or (not isinstance(shape, list | dict) and value != shape):
         return f"{where}: expected {_words(shape)}, found {_short(value)}"
     if isinstance(shape, list):
         parts = [(f"{path}[{i}]", entry, shape[0]) for i, entry in enumerate(value)]
@@ -248,7 +248,7 @@ def _commit() -> dict[str, Any] | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -187,13 +187,15 @@ def resume(job: Job) -> tuple[TrainingState, list[dict[str, Any]], dict[str, Ten
 
 def _is_state(job: Job, parts: dict[str, Tensor], record: dict[str, Any]) -> bool:
     """Is this what `_save` writes of this job, in kind and shape?"""
-    phi, count = parts.get("phi"), record.get("inner")
+    start = training.start(job.run)
+    inner = {f"inner.{i}": part for i, part in enumerate(job.run.inner.build().start(start.phi))}
+    count = record.get("inner", -1)
+    wanted = {"phi": start.phi} | (inner if count is not None else {})
+    shapes = {name: (part.shape, part.dtype) for name, part in parts.items()}
     return (
-        phi is not None
-        and phi.shape == (training.build_network(job.run).n_parameters,)
-        and phi.dtype == job.run.torch_dtype
-        and (count is None or (type(count) is int and 0 <= count <= len(parts)))
-        and all(f"inner.{i}" in parts for i in range(count or 0))
+        all(shapes.get(name) == (part.shape, part.dtype) for name, part in wanted.items())
+        and all(shape in (start.phi.shape, ()) for shape, _ in shapes.values())
+        and (count is None or (type(count) is int and count == len(inner)))
         and type(record.get("iteration")) is int
         and 0 <= record["iteration"] <= job.run.iterations
         and type(record.get("seconds")) in (int, float)

@@ -21,16 +21,13 @@ import torch
 from distributed import Client, get_worker
 from distributed.scheduler import KilledWorker
 
-from analysis.workers import Item, Progress, Result, Workers
+import reptile_core
+from analysis.workers import ClusterError, Item, Progress, Result, Workers
 from reptile_core import native
 
 TOPIC = "reptile-progress"
 PATIENCE = 10  # seconds to find a scheduler, and then a worker
 INTERVAL = 1.0  # seconds between two reports of a worker: the scheduler passes them on one by one
-
-
-class ClusterError(OSError):
-    """A cluster that is not there, or not as it must be: one line that says what to do."""
 
 
 class Abandoned(Exception):
@@ -41,7 +38,7 @@ class Abandoned(Exception):
 class Terms:
     """What a worker must find to be of use to a script.
 
-    script: which one. identity: its code and libraries. marker: an empty file in the folder of the runs.
+    script: which one. identity: its code and libraries. marker: an empty file in the folder that holds the runs.
     data: where $REPTILE_DATA points, if anywhere.
     """
 
@@ -55,7 +52,8 @@ class ClusterWorkers(Workers):
     """The workers that a Dask scheduler has, or comes to have. They belong to whoever started them, and stay."""
 
     def __init__(self, address: str, shared: Path, *, quiet: bool = False) -> None:
-        """shared: the folder of the runs. ClusterError where no scheduler answers or a worker is not as it must be."""
+        """shared: a folder that holds all that is written. ClusterError where no scheduler answers, or a worker is not
+        as it must be."""
         shared.mkdir(parents=True, exist_ok=True)
         script = uuid4().hex
         data = os.environ.get("REPTILE_DATA")
@@ -89,13 +87,10 @@ class ClusterWorkers(Workers):
         except KilledWorker as error:
             raise ClusterError(
                 f"{arguments[0]}: expected workers that live, found that {error.allowed_failures + 1} died one after "
-                "the other (out of memory?). What is done is kept; the same command goes on"
+                "the other (out of memory?)"
             ) from error
         except CancelledError as error:
-            raise ClusterError(
-                f"{arguments[0]}: expected a scheduler that lives, found it gone. What is done is kept; the same "
-                "command goes on"
-            ) from error
+            raise ClusterError(f"{arguments[0]}: expected a scheduler that lives, found it gone") from error
 
     def _open(self) -> Executor:
         self._updates = queue.Queue()
@@ -193,7 +188,7 @@ def _connect(address: str) -> Client:
 def _identity() -> str:
     """Code and libraries that decide the bits of a result. Kept, as a process keeps the code that it has loaded."""
     digest = hashlib.sha256()
-    for package in (Path(__file__).parent, Path(native.__file__).parent):
+    for package in (Path(__file__).parent, Path(reptile_core.__file__ or "").parent):
         for path in sorted([*package.rglob("*.py"), *package.rglob("*.c")]):
             digest.update(path.read_bytes())
     loops = "compiled loops" if native.library() is not None else "no compiled loops"

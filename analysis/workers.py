@@ -45,6 +45,10 @@ def silent(done: int, note: str = "", /) -> None:
     """Progress that nobody follows."""
 
 
+class ClusterError(OSError):
+    """A cluster of workers that is not there, or not as it must be: one line that says what to do."""
+
+
 class Workers:
     """Processes of one thread each that start with the first piece of work and end with the `with` block.
 

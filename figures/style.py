@@ -1,5 +1,6 @@
 """One look for all figures: type, colours that the colour-blind can tell apart, and the line that names the data."""
 
+import io
 import re
 import textwrap
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import seaborn as sns
 from matplotlib.figure import Figure
+
+from reptile_core.files import write_atomically
 
 # Okabe and Ito's palette (2008), by what a curve is.
 COLOURS = {"joint": "#6b6b6b", "sum": "#0072B2", "average": "#56B4E9", "last": "#D55E00"}
@@ -71,12 +74,13 @@ def stamp(figure: Figure, text: str, *, real: bool) -> None:
 def save(figure: Figure, folder: Path, name: str, *, experiment: str) -> list[Path]:
     """Write PNG and SVG, without dates, so that the same table gives the same file. Their metadata hold the words in
     them: Title is the finding, Description the caption and the data, Source the experiment."""
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}.png", folder / f"{name}.svg"]
     finding = figure.get_suptitle()
     texts = [text.get_text() for text in figure.texts if text.get_text() != finding]
     words = {"Title": finding, "Description": " ".join(" ".join(texts).split()), "Source": experiment}
-    figure.savefig(paths[0], metadata=words | {"Software": None})
-    figure.savefig(paths[1], metadata=words | {"Date": None})
+    for path, undated in zip(paths, ("Software", "Date"), strict=True):
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix[1:], metadata=words | {undated: None})
+        write_atomically(path, content.getbuffer())
     plt.close(figure)
     return paths

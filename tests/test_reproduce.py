@@ -31,6 +31,7 @@ def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, capsys):
     for name in ("ablation.png", "ablation.svg"):
         assert (tmp_path / "figures" / name).stat().st_size > 10_000
     assert "NOT OMNIGLOT" in (tmp_path / "figures" / "ablation.svg").read_text()
+    assert "NOT OMNIGLOT" in (tmp_path / "report.html").read_text()
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["data"]["real"] is False

@@ -14,16 +14,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
+import reproduce
 from analysis.courses import execute
+from analysis.experiments import ablation
 from analysis.runs import Job, Outcome, Source
-from analysis.workers import Progress, Workers
+from analysis.workers import ClusterError, Progress
 from reptile_core import datasets
 from tests.test_runs import RUN, _assert_same
 
 distributed = pytest.importorskip("distributed", reason="needs the package distributed: pip install -e '.[cluster]'")
 from analysis import scheduler  # noqa: E402 - which needs it
-from analysis.scheduler import ClusterError, ClusterWorkers  # noqa: E402
+from analysis.scheduler import ClusterWorkers  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -79,7 +82,7 @@ def cluster(lonely: Cluster) -> Cluster:
     return lonely
 
 
-def _until(condition: Callable[[], object], seconds: float = 60) -> None:
+def _until(condition: Callable[[], object], seconds: float = 120) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing came of it"
@@ -123,7 +126,7 @@ def test_without_a_scheduler(tmp_path: Path) -> None:
 
 def test_without_workers_or_with_threads(lonely: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler, "PATIENCE", 1)
+        patch.setattr(scheduler, "PATIENCE", 2)
         with pytest.raises(ClusterError, match=r"expected workers .*, found none"):
             ClusterWorkers(lonely.address, tmp_path)
     threaded = lonely.start_worker(threads=2)
@@ -144,12 +147,10 @@ def test_workers_that_are_not_as_the_script(cluster: Cluster, tmp_path: Path, mo
             ClusterWorkers(cluster.address, tmp_path)
 
 
-def test_two_workers_give_the_bits_of_local_ones_and_one_that_is_killed_costs_its_run_in_flight(
-    cluster: Cluster, tmp_path: Path
-) -> None:
+def test_a_killed_worker_costs_its_run_in_flight_and_no_bit(cluster: Cluster, tmp_path: Path) -> None:
     here, there = (_jobs(tmp_path / name / "runs", seeds=3, iterations=60) for name in ("here", "there"))
-    with Workers(2, quiet=True) as workers:
-        local = workers.map("runs", noted, here)
+    torch.set_num_threads(1)  # as in the workers: the number of threads may change the order of sums
+    local = [execute(job) for job in here]
 
     doomed = cluster.start_worker()
     begun = tmp_path / "there" / "begun"
@@ -167,6 +168,43 @@ def test_two_workers_give_the_bits_of_local_ones_and_one_that_is_killed_costs_it
         _assert_same(one.path, other.path)
     times = {job.key: [key for key, _ in _read(begun)].count(job.key) for job in there}
     assert sum(times.values()) == len(there) + 1, "one was in flight and begun again; the others were not disturbed"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--scheduler", "nonsense"],
+            "--scheduler: expected the address of a Dask scheduler, tcp://HOST:PORT, found nons",
+        ),
+        (["--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], "--workers: expected none beside --scheduler"),
+    ],
+)
+def test_bad_arguments_are_told_before_work(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _ablation(tmp_path, *arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+
+
+def test_the_script_on_a_cluster_writes_the_tables_of_local_workers(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ablation.SCALES, "smoke", ablation.Scale(iterations=2, every=2, tasks=1, seeds=1))
+    monkeypatch.chdir(tmp_path)  # the workers' folder is another one
+    second = cluster.start_worker()
+    assert _ablation(Path("there"), "--scheduler", cluster.address) == 0
+    second.kill()
+    assert _ablation(Path("here"), "--workers", "2") == 0
+    for name in ("ablation", "ablation_measurements"):
+        assert (tmp_path / "there/tables" / f"{name}.csv").read_bytes() == Path(f"here/tables/{name}.csv").read_bytes()
+    assert {path.name for path in Path("there/runs").iterdir()} == {path.name for path in Path("here/runs").iterdir()}
+
+
+def _ablation(out: Path, *arguments: str) -> int:
+    options = ["ablation", "--profile", "smoke", "--dataset", "glyphs", "--out", str(out), "--quiet"]
+    return reproduce.main([*options, *arguments])
 
 
 def test_an_interrupted_script_abandons_its_work_and_leaves_the_workers(cluster: Cluster, tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ def _judge(
     """The experiment's claims as the ledger has them, with the rows of its measurements."""
     path = out / "tables" / f"{experiment.name}_measurements.csv"
     judged = any(ledger[claim.id].get("cases") for claim in experiment.claims)
-    table = comparison.measurements(path) if judged and path.exists() else claims.NO_MEASUREMENTS
+    table = comparison.written(path) if judged and path.exists() else claims.NO_MEASUREMENTS
     table = table.reindex(columns=claims.NO_MEASUREMENTS.columns)
     for name in ("value", "low", "high"):
         try:

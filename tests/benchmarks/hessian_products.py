@@ -8,21 +8,16 @@ machines are noisy. The plain network is torch.nn's; curvlinops is measured on i
 """
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch.func import functional_call
 
 from analysis.theory.derivatives import derivative, gradient, hessian_at, hessian_products
-from analysis.workers import WORKER_ENVIRONMENT
+from analysis.workers import local_executor
 from reptile_core.networks import CrossEntropy, omniglot
-from tests.benchmarks.throughput import N_WAY, plain_model
+from tests.benchmarks import plain
 from tests.cases import generator, minibatch, normal
 
 try:
@@ -31,6 +26,7 @@ except ImportError:
     HessianLinearOperator = None
 
 BATCHES = 25, 10
+N_WAY = 5
 OURS = "our gradient"
 
 
@@ -42,17 +38,12 @@ def candidates(batch: int, vectors: int) -> dict[str, tuple[Callable[[], object]
     v = normal(vectors, network.n_parameters, dtype=torch.float32)
     product = hessian_at(loss := lambda point: mean_loss(point, data), phi)
 
-    model = plain_model()
+    model = plain.model_of(N_WAY)
     parameters: dict[str, torch.Tensor] = dict(model.named_parameters())
     x = data.x.unsqueeze(1)
-    directions = tuple(torch.randn(p.shape, generator=generator()) for p in parameters.values())
+    directions = [torch.randn(p.shape, generator=generator()) for p in parameters.values()]
 
-    def plain_gradient(create_graph: bool = False) -> tuple[torch.Tensor, ...]:
-        plain_loss = F.cross_entropy(functional_call(model, parameters, (x,)), data.y)
-        return torch.autograd.grad(plain_loss, tuple(parameters.values()), create_graph=create_graph)
-
-    def plain_product() -> object:
-        return torch.autograd.grad(plain_gradient(True), tuple(parameters.values()), directions)
+    plain_loss = plain.loss_at(model, (x, data.y))
 
     timed: dict[str, tuple[Callable[[], object], int]] = {
         OURS: (lambda: gradient(loss, phi), 1),
@@ -61,12 +52,12 @@ def candidates(batch: int, vectors: int) -> dict[str, tuple[Callable[[], object]
         f"our {vectors} products in turn, each": (lambda: [f(u) for f in [hessian_at(loss, phi)] for u in v], vectors),
         f"our {vectors} products batched, each": (lambda: hessian_products(loss, phi, v), vectors),
         "our forward over reverse": (lambda: derivative(loss, phi, v[0]), 1),
-        "plain gradient": (plain_gradient, 1),
-        "plain reverse over reverse": (plain_product, 1),
+        "plain gradient": (lambda: plain.gradient(plain_loss, parameters), 1),
+        "plain reverse over reverse": (lambda: plain.hessian_product(plain_loss, parameters, directions), 1),
     }
     if HessianLinearOperator is not None:
         operator = HessianLinearOperator(model, torch.nn.CrossEntropyLoss(), list(parameters.values()), [(x, data.y)])
-        timed["curvlinops"] = (lambda: operator @ list(directions), 1)
+        timed["curvlinops"] = (lambda: operator @ directions, 1)
     return timed
 
 
@@ -88,20 +79,21 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--vectors", type=int, default=8)
     options = parser.parse_args()
-    if any(os.environ.get(name) is None for name in WORKER_ENVIRONMENT):  # read when a process starts
-        environment = WORKER_ENVIRONMENT | os.environ
-        command = [sys.executable, "-m", "tests.benchmarks.hessian_products", *sys.argv[1:]]
-        sys.exit(subprocess.run(command, env=environment).returncode)
-    torch.set_num_threads(1)
+    with local_executor(1) as worker:
+        print("\n".join(worker.submit(rows, options.rounds, options.vectors).result()))
+
+
+def rows(rounds: int, vectors: int) -> list[str]:
     median = statistics.median
-    print(f"Omniglot network, float32, one thread, {options.rounds} rounds, medians.")
+    found = [f"Omniglot network, float32, one thread, {rounds} rounds, medians."]
     for batch in BATCHES:
-        seconds = measure(candidates(batch, options.vectors), options.rounds)
-        print(f"\nbatch {batch:2d}                             ms   our gradients (quartiles)")
+        seconds = measure(candidates(batch, vectors), rounds)
+        found.append(f"\nbatch {batch:2d}                             ms   our gradients (quartiles)")
         for name, times in seconds.items():
             ratios = [t / ours for t, ours in zip(times, seconds[OURS], strict=True)]
             low, middle, high = statistics.quantiles(ratios)
-            print(f"{name:34s} {1e3 * median(times):6.2f}   {middle:5.2f} ({low:.2f} … {high:.2f})")
+            found.append(f"{name:34s} {1e3 * median(times):6.2f}   {middle:5.2f} ({low:.2f} … {high:.2f})")
+    return found
 
 
 if __name__ == "__main__":

@@ -1,0 +1,72 @@
+"""One example of each class, k steps of the inner loop from an initialization, and what is then thought of a query.
+
+Batch norm uses the batch at hand. The query is classified beside the examples, in a batch of its own: evaluation
+without transduction, as in the paper.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reptile_core.inner_loop import Phi, State, inner_loop
+from reptile_core.networks import CrossEntropy, Minibatch, Network, omniglot
+from reptile_core.training import Inner, Run, TrainingState, build_network
+
+N_WAY = 3
+
+
+def initialization(run: Run, state: TrainingState) -> "Initialization":
+    """Where a run on Omniglot's network ended, for tasks of N_WAY classes and a batch of one example of each.
+
+    A run on more classes serves with its first N_WAY outputs: labels are dealt at random in training, so that none is
+    apart from the others. Its batches of `batch` examples stand for as many copies of this one: they leave batch norm
+    as it is and multiply the gradient of a summed loss, which under SGD is the same as a learning rate that many times
+    larger.
+    """
+    wide, network = build_network(run), omniglot(N_WAY, activation=run.activation)
+    inner, moments = run.inner, state.inner if run.inner.moments == "kept" else None
+    if inner.optimizer == "sgd" and inner.reduction == "sum":
+        inner = replace(inner, learning_rate=inner.learning_rate * run.evaluation.sampling.batch / N_WAY)
+    if moments is not None:
+        moments = tuple(_cut(wide, network, m) if m.shape == state.phi.shape else m for m in moments)
+    return Initialization(network, _cut(wide, network, state.phi), inner, moments)
+
+
+def _cut(wide: Network, narrow: Network, vector: Float[Tensor, " P"]) -> Float[Tensor, " Q"]:
+    """Of parameters, or of moments shaped like them, those that a network with fewer outputs has too."""
+    parts = wide.unflatten(vector)
+    return torch.cat([parts[name][tuple(map(slice, shape))].flatten() for name, shape in narrow.shapes.items()])
+
+
+def adapt(
+    start: "Initialization", examples: Float[Tensor, "3 28 28"], query: Float[Tensor, "28 28"], *, steps: int
+) -> "Adaptation":
+    """k = `steps` inner steps on an example of each class, 0, 1 and 2, and then the query's probabilities."""
+    loss, mean = (CrossEntropy(start.network, kind) for kind in (start.inner.reduction, "mean"))
+    batch = Minibatch(examples, torch.arange(N_WAY))
+    phi, losses = start.phi, [mean(start.phi, batch).item()]
+    for step in inner_loop(loss, phi, [batch] * steps, start.inner.build(), start.moments):
+        phi = step.after
+        losses.append(mean(phi, batch).item())
+    logits = start.network(phi, torch.cat([query.unsqueeze(0), examples]))[0]
+    return Adaptation(losses, logits.softmax(-1).tolist())
+
+
+@dataclass(frozen=True)
+class Initialization:
+    """Where the inner loop starts from, and how it steps. The network has N_WAY outputs."""
+
+    network: Network
+    phi: Phi
+    inner: Inner
+    moments: State | None = None
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """losses: L(phi_1) … L(phi_{k+1}) on the examples, the mean in nats. probabilities: of the query, after k steps."""
+
+    losses: list[float]
+    probabilities: list[float]

@@ -1,0 +1,43 @@
+"""From a hand's strokes to an image like Omniglot's: a pen as wide, paper as large, brought to 28×28 in the same way.
+
+Omniglot was drawn online too: strokes on a canvas, kept as 105×105 pixels of ink and paper. The authors of Reptile
+resized these by nearest neighbour, and so does this.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageDraw
+
+from reptile_core.datasets.omniglot import ORIGINAL, SIZE
+
+PEN = 5  # pixels of 105: the published drawings' strokes are 4 to 6 wide
+LARGEST = 0.82  # of the paper's width, the larger side of a drawing: 95 % of the published ones are no larger
+
+Point = tuple[float, float]  # x to the right and y down, both in [0, 1]
+Strokes = Sequence[Sequence[Point]]  # each from where the pen came down to where it was lifted
+
+
+def rasterize(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
+    """Ink (0) on paper (1), centred, and smaller where it was larger than Omniglot's. ValueError without a point."""
+    image = Image.new("1", (ORIGINAL, ORIGINAL), 1)
+    pen = ImageDraw.Draw(image)
+    for stroke in place(strokes):
+        points = [(ORIGINAL * x, ORIGINAL * y) for x, y in stroke]
+        pen.line(points, fill=0, width=PEN)
+        for x, y in points:  # round ends and joints; a tap of the pen is a dot
+            pen.ellipse((x - PEN / 2, y - PEN / 2, x + PEN / 2, y + PEN / 2), fill=0)
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.NEAREST), np.uint8)
+
+
+def place(strokes: Strokes) -> Strokes:
+    """The strokes with the middle of what they cover in the middle of the paper, and no larger than LARGEST."""
+    points = np.array([point for stroke in strokes for point in stroke], float)
+    if not points.size:
+        raise ValueError("strokes: expected at least one point, found none")
+    low, high = points.min(0), points.max(0)
+    scale = LARGEST / max(*(high - low), LARGEST)
+    moved = (points - (low + high) / 2) * scale + 0.5
+    ends = np.cumsum([len(stroke) for stroke in strokes])[:-1]
+    return [[(x, y) for x, y in stroke.tolist()] for stroke in np.split(moved, ends)]

@@ -1,0 +1,44 @@
+"""All benchmarks: python -m tests.benchmarks [--rounds N] [--seconds S] [--iterations N] [--only PART …]"""
+
+import argparse
+import os
+import platform
+from datetime import UTC, datetime
+
+import torch
+
+from analysis.manifest import processor
+from analysis.workers import available_cores, local_executor
+from tests.benchmarks import growth, one_thread, start_up, throughput
+from tests.benchmarks.measuring import HEADER
+
+PARTS = ("throughput", "one_thread", "start_up", "growth")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default: 7)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="of a turn (default: 1)")
+    parser.add_argument("--iterations", type=int, default=500, help="of the shortest run whose growth is measured")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help=", ".join(PARTS))
+    options = parser.parse_args()
+    cores = available_cores()
+    print(
+        f"{processor()}, {cores} of {os.cpu_count()} cores, torch {torch.__version__}, Python "
+        f"{platform.python_version()}, {datetime.now(UTC):%Y-%m-%d}; medians (and ranges) of {options.rounds} rounds."
+    )
+    if "throughput" in options.only:
+        print(f"\n**All {cores} cores**\n")
+        print("\n".join([*HEADER, *throughput.rows(options.rounds, options.seconds, cores)]), flush=True)
+    if "one_thread" in options.only:
+        with local_executor(1) as worker:
+            rows = worker.submit(one_thread.rows, options.rounds, options.seconds).result()
+        print("\n".join(["\n**One thread**\n", *HEADER, *rows]), flush=True)
+    if "start_up" in options.only:
+        print("\n".join(["\n**Start-up**\n", *start_up.rows(options.rounds)]), flush=True)
+    if "growth" in options.only:
+        print("\n".join(["\n**Growth**\n", *growth.rows(options.iterations)]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""An inner step, an evaluation, a Hessian-vector product and a table of Taylor terms, each on one thread.
+
+In a worker of the script, so that both sides have its allocator's settings.
+"""
+
+import torch
+
+from analysis import cost
+from analysis.theory.derivatives import hessian_at
+from analysis.theory.losses import on_minibatch
+from analysis.theory.taylor import inner_gradient_terms
+from reptile_core import evaluation, training
+from reptile_core.inner_loop import gradient
+from reptile_core.networks import CrossEntropy
+from reptile_core.philox import Purpose
+from reptile_core.tasks import ImagePool
+from reptile_core.training import Run
+from tests.benchmarks import plain
+from tests.benchmarks.measuring import ABLATION, SETTINGS, images, of, row, take_turns
+from tests.cases import normal
+
+
+def rows(rounds: int, seconds: float) -> list[str]:
+    options = {"rounds": rounds, "seconds": seconds}
+    found = []
+    for run in SETTINGS.values():
+        sides, flops = inner_step(run)
+        found.append(row(f"inner step ({of(run)})", take_turns(*sides, **options), flops))
+    for run in SETTINGS.values():
+        sides, flops = evaluate(run)
+        steps = run.evaluation.sampling.steps
+        found.append(row(f"evaluation of a task ({steps} steps of {of(run)})", take_turns(*sides, **options), flops))
+    for name, sides in (("Hessian-vector product", hessian_product), ("Taylor table, order 1, k = 4", taylor_table)):
+        found.append(row(f"{name} (batch 25)", take_turns(*sides(ABLATION), **options)))
+    return found
+
+
+def inner_step(run: Run) -> tuple[tuple, float]:
+    """Both sides, and the flops of the products."""
+    pool, sampling = images().float(), run.sampling
+    model = plain.model_of(sampling.n_way)
+    theirs = plain.optimizer_of(run, model)
+    batch = next(plain.batches(pool, sampling))
+
+    loss, optimizer = CrossEntropy(training.build_network(run), run.inner.reduction), run.inner.build()
+    minibatch, phi = _minibatches(run)[0], training.start(run).phi
+    state = optimizer.start(phi)
+    flops = cost.iteration(run).flops / run.meta_batch / sampling.steps
+    return (
+        lambda: plain.step(model, theirs, batch),
+        lambda: optimizer.step(phi, gradient(loss, phi, minibatch), state),
+    ), flops
+
+
+def evaluate(run: Run) -> tuple[tuple, float]:
+    pool, model = ImagePool(images()), plain.model_of(run.sampling.n_way)
+    floats, start, sampling = pool.images.float(), training.start(run), run.evaluation.sampling
+    tasks = evaluation.evaluation_tasks(sampling, pool, seed=0, count=1)
+    network = training.build_network(run)
+    loss = CrossEntropy(network, run.inner.reduction)
+    return (
+        lambda: plain.evaluate(run, model, floats),
+        lambda: evaluation.accuracies(network, loss, start.phi, pool, tasks, run.inner.build()),
+    ), cost.evaluation(run, sampling, 1).flops
+
+
+def hessian_product(run: Run) -> tuple:
+    """From nothing, gradient included."""
+    model = plain.model_of(run.sampling.n_way)
+    at = dict(model.named_parameters())
+    theirs = plain.loss_at(model, next(plain.batches(images().float(), run.sampling)))
+    directions = [torch.randn_like(p) for p in at.values()]
+
+    network = training.build_network(run)
+    loss = on_minibatch(CrossEntropy(network, "mean"), _minibatches(run)[0])
+    phi, v = training.start(run).phi, normal(network.n_parameters, dtype=torch.float32)
+    return lambda: plain.hessian_product(theirs, at, directions), lambda: hessian_at(loss, phi)(v)
+
+
+def taylor_table(run: Run) -> tuple:
+    """The terms of each g_i to the first order in alpha."""
+    model = plain.model_of(run.sampling.n_way)
+    at = dict(model.named_parameters())
+    theirs = [plain.loss_at(model, batch) for batch in plain.batches(images().float(), run.sampling)]
+    mean_loss = CrossEntropy(training.build_network(run), "mean")
+    ours, phi = [on_minibatch(mean_loss, batch) for batch in _minibatches(run)], training.start(run).phi
+    return lambda: plain.taylor_terms(theirs, at), lambda: inner_gradient_terms(ours, phi, 1)
+
+
+def _minibatches(run: Run) -> list:
+    pool = ImagePool(images())
+    drawn = pool.sample(run.sampling, seed=0, purpose=Purpose.ANALYSIS, iteration=0, task=0)
+    return [pool.minibatch(examples) for examples in drawn.minibatches]

@@ -1,0 +1,46 @@
+"""From the start of a process to the end of its first inner step, in processes of one thread."""
+
+import os
+import subprocess
+import sys
+import time
+from statistics import median
+
+IMPORT = "import torch; torch.set_num_threads(1)"
+PLAIN = f"""{IMPORT}
+from tests.benchmarks import plain
+from tests.benchmarks.measuring import ABLATION
+model = plain.model_of(5)
+plain.step(model, plain.optimizer_of(ABLATION, model), (torch.zeros(25, 1, 28, 28), torch.arange(25) % 5))
+"""
+OURS = f"""{IMPORT}
+from analysis.experiments.ablation import SCALES, configure
+from reptile_core import training
+from reptile_core.meta_gradients import total
+from reptile_core.tasks import ImagePool
+run = configure(total(1), SCALES["paper"], seed=0)
+next(training.train(run, ImagePool(torch.zeros(20, 20, 28, 28, dtype=torch.uint8)), training.start(run)))
+"""
+CASES = {
+    "`import torch` alone": "import torch",
+    "`import reptile_core.training`": "import reptile_core.training",
+    "`import reproduce`": "import reproduce",
+    "plain loop to its first step": PLAIN,
+    "this core to its first step": OURS,
+}
+
+
+def rows(rounds: int) -> list[str]:
+    """All cases take turns; the first round, which fills the file system's caches, is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in CASES}
+    for counted in [False] + [True] * rounds:
+        for name, code in CASES.items():
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+            if counted:
+                seconds[name].append(time.perf_counter() - began)
+    return [
+        "| process | seconds |",
+        "|---|---|",
+        *(f"| {name} | {median(s):.2f} ({min(s):.2f} … {max(s):.2f}) |" for name, s in seconds.items()),
+    ]

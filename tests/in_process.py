@@ -1,0 +1,56 @@
+"""The script run inside the test's own process, what it said, and a profile of seconds with nothing drawn."""
+
+import io
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import reproduce
+from analysis.experiments import ablation
+from analysis.experiments.sweeps import Scale
+from analysis.workers import Progress, Workers, silent
+
+
+class InProcess(Workers):
+    """Does all work where it stands, one item after another."""
+
+    def map(self, name: str, function: Callable[[Any, Progress], Any], items: Sequence[Any], **_: object) -> list[Any]:
+        return [function(item, silent) for item in items]
+
+
+@dataclass(frozen=True)
+class Said:
+    """How the script ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line of an error; it fails the test if there was anything else."""
+        assert self.err.startswith("reproduce.py: error: ") and self.err.count("\n") == 1, self.err
+        return self.err
+
+
+def script(*arguments: object) -> Said:
+    """reproduce.main on these arguments, with the ablation's smoke profile made tiny and nothing drawn."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr("analysis.command_line.Workers", InProcess)
+        patch.setattr(reproduce, "draw", lambda *_: [])
+        patch.setitem(ablation.SCALES, "smoke", Scale(iterations=2, every=2, tasks=1, seeds=1))
+        code = reproduce.main([str(argument) for argument in arguments])
+    return Said(code, out.getvalue(), err.getvalue())
+
+
+def ablation_in(folder: Path, *more: object) -> tuple[object, ...]:
+    return "ablation", "--profile", "smoke", "--dataset", "glyphs", "--quiet", "--out", folder, *more
+
+
+def tables_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "tables").iterdir()}

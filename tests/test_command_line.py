@@ -1,0 +1,250 @@
+"""The command line: the same again from a manifest, summaries for people and programs, every end in one line."""
+
+import json
+import os
+import re
+import shutil
+import sys
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import reproduce
+from analysis import claims, command_line, comparison, manifest, terminal
+from tests.in_process import ablation_in, script, tables_of
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("once")
+    assert script(*ablation_in(folder)).code == 0
+    return folder
+
+
+@pytest.fixture
+def done(once: Path, tmp_path: Path) -> Path:
+    """The manifest of a finished run, and its runs where another will look for them."""
+    shutil.copytree(once, tmp_path / "then")
+    shutil.copytree(once / "runs", tmp_path / "now" / "runs")
+    return tmp_path / "then" / "manifest.json"
+
+
+def _changed(path: Path, change) -> Path:
+    record = json.loads(path.read_text())
+    change(record)
+    other = path.with_name("changed.json")
+    other.write_text(json.dumps(record))
+    return other
+
+
+# ---- the same again
+
+
+def test_a_manifest_is_enough_to_get_the_same_tables(done: Path, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "now")
+    said = script("--from", done, "--quiet", "--out", tmp_path / "now")
+    assert said.code == 0
+    assert "4 of 4 tables are the same, bit for bit" in said.out
+    assert tables_of(tmp_path / "now") == tables_of(done.parent)
+    then, now = (manifest.read(path) for path in (done, tmp_path / "now" / "manifest.json"))
+    assert manifest.work(then) == manifest.work(now)
+    moved = tmp_path / "moved.json"
+    done.rename(moved)  # its tables need not lie beside it
+    assert script("--from", moved, "--quiet", "--out", tmp_path / "now").code == 0
+
+
+def test_it_goes_to_a_folder_of_its_own(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(done.parent)
+    assert script("--from", done.name, "--quiet").code == 0
+    (folder,) = Path("results").iterdir()
+    assert folder.name == f"again-{manifest.digest(manifest.read(done))[:8]}"
+
+
+def test_a_table_that_differs_is_named_with_how_much(done: Path, tmp_path: Path) -> None:
+    path = done.parent / "tables" / "ablation.csv"
+    table = pd.read_csv(path)
+    table.loc[3, "value"] = 0.75
+    path.write_text(table.to_csv(index=False, lineterminator="\n"))
+
+    def other(record):
+        record["tables"]["ablation.csv"] = comparison.digest(path)
+        record["tables"]["gone.csv"] = "0" * 64
+
+    said = script("--from", _changed(done, other), "--quiet", "--out", tmp_path / "now")
+    assert said.code == 1
+    assert "3 of 5 tables are the same" in said.out
+    assert "ablation.csv: differs in 1 of " in said.out and ", by up to 0." in said.out
+    assert "gone.csv: was written then, not now" in said.out
+    path.unlink()
+    said = script("--from", done.parent / "changed.json", "--quiet", "--out", tmp_path / "now")
+    assert said.code == 1
+    assert f"by how much is not known, for the table of then is not at {path}" in said.out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda r: r["experiments"]["ablation"].update(iterations=3),
+            "found experiments.ablation.iterations: 3 then, 2",
+        ),
+        (lambda r: r["data"].update(content_sha256="0" * 64), "found data.content_sha256: "),
+        (lambda r: r["experiments"].update(nonsense={}), "EXPERIMENT: expected one of theory, .*, found 'nonsense'"),
+        (lambda r: r["options"].update(seeds=0), "--seeds: expected at least 1, found 0"),
+        (lambda r: r.update(schema=2), "schema: expected 1, found 2"),
+        (lambda r: r.update(schema=True), "schema: expected 1, found true"),
+        (lambda r: r.pop("schema"), "found none of the name 'schema'"),
+        (lambda r: r.update(more=1), 'found the unknown "more"'),
+        (lambda r: r["data"].update(name="nonsense"), 'data.name: expected "omniglot" or "glyphs", found "nonsense"'),
+        (lambda r: r["machine"].update(cores="two"), 'machine.cores: expected a whole number, found "two"'),
+        (lambda r: r["options"].update(cells=[1]), r"options.cells\[0\]: expected a string, found 1"),
+        (lambda r: r.update(profile=None), 'profile: expected "smoke" or "quick" or "paper", found null'),
+    ],
+)
+def test_a_manifest_that_cannot_be_followed(done: Path, tmp_path: Path, change, message: str) -> None:
+    said = script("--from", _changed(done, change), "--quiet", "--out", tmp_path / "now")
+    assert said.code == 2
+    assert re.search(message, said.error)
+    assert not (tmp_path / "now" / "tables").exists()  # nothing was begun
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "found none that can be read (No such file or directory)"),
+        (b"", "expected a manifest in JSON"),
+        (b"{", "expected a manifest in JSON"),
+        (b"\xff\xfe", "expected a manifest in JSON"),
+        (b"[" * 100_000, "expected a manifest in JSON"),
+        (b"[]", "the whole: expected an object, found []"),
+        (b" " * (2**24 + 1), "expected a manifest of at most 16777216 bytes"),
+    ],
+)
+def test_no_manifest_at_all(tmp_path: Path, content: bytes | None, message: str) -> None:
+    path = tmp_path / "manifest.json"
+    if content is not None:
+        path.write_bytes(content)
+    said = script("--from", path, "--out", tmp_path / "now")
+    assert (said.code, message in said.error) == (2, True)
+
+
+@pytest.mark.parametrize("more", [["ablation"], ["--profile", "quick"], ["--seeds", "2"], ["--device", "cpu"]])
+def test_what_the_manifest_says_is_not_said_beside_it(done: Path, tmp_path: Path, more) -> None:
+    said = script(*more, "--from", done, "--out", tmp_path / "now")
+    assert said.code == 2
+    assert "--from: expected no " in said.error and "since the manifest says which" in said.error
+
+
+def test_other_libraries_or_machines_are_said(done: Path, tmp_path: Path) -> None:
+    def other(record):
+        record["versions"]["torch"] = "1.0"
+        record["machine"] |= {"processor": "abacus", "workers": 99, "cores": 99}
+        record["commit"] = None
+
+    said = script("--from", _changed(done, other), "--quiet", "--out", tmp_path / "now")
+    assert said.code == 0
+    lines = [line for line in said.out.splitlines() if line.startswith("not as in ")]
+    assert any('versions.torch: "1.0" then' in line for line in lines)
+    assert any('machine.processor: "abacus" then' in line for line in lines)
+    assert not any("99" in line for line in lines)
+
+
+def test_times_are_not_compared(tmp_path: Path) -> None:
+    for name, seconds in (("a.csv", 1.5), ("b.csv", 2.5)):
+        pd.DataFrame({"variant": ["g1"], "seconds": [seconds]}).to_csv(tmp_path / name, index=False)
+    assert comparison.digest(tmp_path / "a.csv") == comparison.digest(tmp_path / "b.csv")
+
+
+# ---- what is said
+
+
+def test_json_is_one_document_alone_on_stdout(done: Path, tmp_path: Path) -> None:
+    said = script(*ablation_in(done.parent, "--json"))
+    found = json.loads(said.out)
+    assert found["manifest"] == manifest.read(done)
+    assert [row["id"] for row in found["claims"]] == [claim.id for claim in reproduce.EXPERIMENTS["ablation"].claims]
+    assert found["differences"] is None
+    assert "wrote" in said.err
+    again = script("--from", done, "--quiet", "--json", "--out", tmp_path / "now")
+    assert json.loads(again.out)["differences"] == []
+
+
+def test_colours_are_for_terminals_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal:
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert terminal.in_colour(Terminal())  # type: ignore[arg-type]
+    assert not terminal.in_colour(open(os.devnull, "w"))  # noqa: SIM115
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not terminal.in_colour(Terminal())  # type: ignore[arg-type]
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not terminal.in_colour(Terminal())  # type: ignore[arg-type]
+
+
+def test_verdicts_are_aligned(done: Path) -> None:
+    ledger = claims.ledger(
+        reproduce.EXPERIMENTS["ablation"].claims, pd.read_csv(next(done.parent.rglob("*_meas*.csv")))
+    )
+    plain, coloured = (terminal.verdicts(ledger, colour=colour) for colour in (False, True))
+    assert len({line.index(verdict) for line, verdict in zip(plain[1:], ledger.verdict, strict=True)}) == 1
+    assert not any("\033" in line for line in plain)
+    assert all(line.endswith("\033[0m") for line in coloured)
+
+
+def test_help_names_every_experiment_and_the_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main(["--help"])
+    text = capsys.readouterr().out
+    assert stop.value.code == 0
+    assert all(name in text for name in (*reproduce.EXPERIMENTS, "examples:", "exit codes:", "--from MANIFEST"))
+
+
+# ---- ends
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (RuntimeError("a\nb"), 1, "unexpected RuntimeError: a b; --debug shows where"),
+        (OSError(28, "No space left on device", "x.csv"), 1, "x.csv: No space left on device; what is done is kept"),
+        (MemoryError(), 1, "out of memory"),
+        (command_line.UsageError("x"), 2, "x"),
+    ],
+)
+def test_every_end_is_one_line(tmp_path: Path, monkeypatch, error, code: int, message: str) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(reproduce, "run", fail)
+    said = script(*ablation_in(tmp_path))
+    assert (said.code, message in said.error) == (code, True)
+    said = script(*ablation_in(tmp_path, "--debug"))
+    assert "Traceback" in said.err
+
+
+def test_a_warning_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script("--list")
+    assert warnings.formatwarning(UserWarning("a\nb"), UserWarning, "x.py", 1) == "reproduce.py: warning: a b\n"
+
+
+@pytest.mark.parametrize("name", ["", "a\0b", "x" * 300, "\udcff\0"])
+def test_a_folder_that_cannot_be(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert script(*ablation_in(Path(name))).code == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_many(tmp_path: Path) -> None:
+    assert "--seeds: expected at most 1000, found 1001" in script(*ablation_in(tmp_path, "--seeds", 1001)).error
+    assert "--workers: expected at most 1000" in script(*ablation_in(tmp_path, "--workers", 10**9)).error
+
+
+def test_it_is_no_terminal_here() -> None:
+    """Else the tests above would not show what a file or another program gets."""
+    assert not sys.stdout.isatty()

@@ -1,0 +1,456 @@
+"""Faults, injected: kills, full disks, folders in use, files that changed, runs that diverge.
+
+Nothing that was written is lost, nothing else is taken for it, and one line says what happened.
+
+REPTILE_FULL=1 kills a hundred times instead of a few, and with real processes too.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from filelock import FileLock
+
+import reproduce
+from analysis import claims, comparison
+from analysis.courses import execute
+from analysis.experiments import ablation
+from analysis.runs import Job, Source
+from reptile_core import datasets
+from reptile_core.checkpoints import load_checkpoint
+from reptile_core.files import UNFINISHED, remove_unfinished, write_atomically
+from reptile_core.tasks import Sampling
+from reptile_core.training import Evaluation, Inner, Outer, Run
+from tests.in_process import ablation_in, script
+
+FULL = bool(os.environ.get("REPTILE_FULL"))
+ROOT = Path(__file__).parents[1]
+COMMAND = [sys.executable, "reproduce.py", "ablation", "--profile", "smoke", "--dataset", "glyphs", "--quiet"]
+# The script, in a child that is forked whenever it is told to: libraries and data are loaded once. It says the child's
+# number, and once it is asked, how the child ended.
+FORKS = """
+import os, sys, torch
+from functools import lru_cache
+import reproduce, figures.ablation, figures.style
+from analysis import command_line, runs
+from analysis.experiments import ablation
+from reptile_core import datasets
+from tests.in_process import InProcess
+torch.set_num_threads(1)
+command_line.Workers = InProcess
+datasets._glyphs = lru_cache(datasets._glyphs)
+ablation.SCALES["smoke"] = ablation.Scale(*map(int, sys.argv[1].split()))
+for seed in range(ablation.SCALES["smoke"].seeds):
+    runs.split_of(runs.Source("glyphs", None, datasets.load("glyphs").content), seed)
+for line in sys.stdin:
+    child = os.fork()
+    if child == 0:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os._exit(reproduce.main([*sys.argv[2:], "--out", line.strip()]))
+    print(child, flush=True)
+    sys.stdin.readline()
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+def _job(folder: Path, iterations: int) -> Job:
+    run = Run(
+        network="omniglot",
+        sampling=Sampling(n_way=2, shots=3, batch=4, steps=2),
+        weights=(1.0, 1.0),
+        inner=Inner("adam", 0.001),
+        outer=Outer(0.5, optimizer="adam"),
+        evaluation=Evaluation(Sampling(n_way=2, shots=1, batch=2, steps=1), tasks=2, every=3),
+        iterations=iterations,
+        seed=0,
+    )
+    return Job(run, Source("glyphs", None, datasets.load("glyphs").content), folder, "g1+g2")
+
+
+def _bits(path: Path) -> tuple[dict[str, bytes], dict[str, object]]:
+    """What a run left behind, but for how long it took."""
+    tensors, record = load_checkpoint(path)
+    return {n: t.numpy().tobytes() for n, t in tensors.items()}, {n: v for n, v in record.items() if n != "seconds"}
+
+
+# ---- kills
+
+
+def _stands(out: Path) -> dict[str, int]:
+    """How far each run is; all of them can be read, and nothing else has a run's name."""
+    return {path.name: load_checkpoint(path)[1]["iteration"] for path in (out / "runs").glob("*.safetensors")}
+
+
+def _assert_same(one: Path, other: Path) -> None:
+    """Runs, tables, figures and the ledger, bit for bit, and no other files."""
+    names = [{path.relative_to(out) for path in out.rglob("*") if path.is_file()} for out in (one, other)]
+    assert names[0] == names[1]
+    for name in sorted(names[0]):
+        if name.suffix == ".safetensors":
+            assert _bits(one / name) == _bits(other / name)
+        elif name.name not in ("manifest.json", "report.md", "report.html"):  # which have times and names in them
+            assert (one / name).read_bytes() == (other / name).read_bytes(), name
+
+
+def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path: Path) -> None:
+    """SIGKILL, again and again, writes included; a run that gets through is compared, and the next one begins."""
+    scale, enough = ("30 15 4 2", 100) if FULL else ("4 2 1 1", 3)  # iterations, every, tasks, seeds
+    chance, kills, rounds = random.Random(0), 0, 0
+    forks = subprocess.Popen(
+        [sys.executable, "-c", FORKS, scale, *COMMAND[2:]],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
+    )  # fmt: skip
+
+    def run(out: Path, seconds: float | None) -> int:
+        """How it ended: 0, or by which signal."""
+        assert forks.stdin is not None and forks.stdout is not None
+        print(out, file=forks.stdin, flush=True)
+        child = int(forks.stdout.readline())
+        if seconds is not None:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)  # it may have ended, but keeps its number until it is asked how
+        print("how?", file=forks.stdin, flush=True)
+        return int(forks.stdout.readline())
+
+    with forks:
+        assert run(tmp_path / "whole", None) == 0
+        while kills < enough:
+            out, reached, patience = tmp_path / f"killed-{rounds}", dict[str, int](), 0.5
+            while run(out, chance.uniform(0, patience)) != 0:
+                kills += 1
+                stands = _stands(out)
+                assert all(stands[name] >= iteration for name, iteration in reached.items())  # nothing was lost
+                patience *= 1.0 if stands != reached else 1.3  # a busy machine must get on as well
+                reached = stands
+            _assert_same(out, tmp_path / "whole")
+            rounds += 1
+        assert forks.stdin is not None
+        forks.stdin.close()
+    print(f"{kills} kills over {rounds} runs")
+
+
+def test_what_a_killed_writer_leaves_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    kept = [tmp_path / name for name in (".hidden", "a.part", "b.csv", ".lock")]
+    for path in kept:
+        path.touch()
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / f".x.safetensors.abcd{UNFINISHED}").touch()
+    remove_unfinished(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+
+
+def _alive() -> dict[int, int]:
+    """The parent of every process that has not ended, by number."""
+    found = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, parent = path.read_text().rpartition(")")[2].split()[:2]
+            if state != "Z":
+                found[int(path.parent.name)] = int(parent)
+    return found
+
+
+def _workers_of(script: int) -> list[int]:
+    return [number for number, parent in _alive().items() if parent == script]
+
+
+def _wait(for_what: str, condition: object, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < end, f"waited {seconds} s for {for_what}"
+        time.sleep(0.05)
+
+
+@contextlib.contextmanager
+def _started(out: Path) -> Iterator[subprocess.Popen[str]]:
+    """The script at work on its first runs."""
+    command = [*COMMAND, "--workers", "1", "--out", str(out)]
+    with subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        try:
+            _wait(
+                "the first run's file", lambda: list((out / "runs").glob("*.safetensors")) or process.poll() is not None
+            )
+            yield process
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="asks /proc for a process's children")
+def test_workers_end_with_a_script_that_is_killed(tmp_path: Path) -> None:
+    with _started(tmp_path) as process:
+        workers = _workers_of(process.pid)
+        assert workers
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        _wait("the workers to end", lambda: not set(workers) & set(_alive()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_ends_in_one_line_that_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
+    with _started(tmp_path) as process:
+        os.killpg(process.pid, number) if number == signal.SIGINT else os.kill(process.pid, number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err.strip() == (
+        "Interrupted. What is done is kept; to go on: python reproduce.py ablation --profile smoke "
+        f"--dataset glyphs --quiet --workers 1 --out {tmp_path}"
+    )
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "interrupted"
+
+
+@pytest.mark.skipif(not FULL, reason="REPTILE_FULL=1 runs it: minutes")
+def test_kills_of_scripts_and_workers_change_no_bit(tmp_path: Path) -> None:
+    """With real processes: the script, a worker, or all of them at once."""
+    subprocess.run([*COMMAND, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
+    chance, kills, out, patience = random.Random(0), 0, tmp_path / "killed", 20.0
+    while True:
+        with subprocess.Popen(
+            [*COMMAND, "--workers", chance.choice("123"), "--out", str(out)],
+            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+        ) as process:  # fmt: skip
+            try:
+                _, err = process.communicate(timeout=chance.uniform(1, patience))
+                break
+            except subprocess.TimeoutExpired:
+                kills, patience = kills + 1, patience * 1.1
+                whom = chance.choice(["script", "all", "worker"])
+                for worker in _workers_of(process.pid)[:1] if whom == "worker" else []:
+                    os.kill(worker, signal.SIGKILL)
+                    time.sleep(1)
+                (os.killpg if whom == "all" else os.kill)(process.pid, signal.SIGKILL)
+                process.wait()
+        _stands(out)
+    assert process.returncode == 0, err
+    _assert_same(out, tmp_path / "whole")
+    print(f"{kills} kills")
+
+
+# ---- disks and folders
+
+
+def test_a_full_disk_ends_in_one_line_and_the_rest_is_done_later(tmp_path: Path) -> None:
+    """A limit to the size of files stands for the disk: files of runs are larger, all others are not."""
+    code = (
+        "import resource, signal, sys, reproduce\n"
+        "if __name__ == '__main__':\n"
+        "    sys.exit(reproduce.main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *COMMAND[2:], "--workers", "1", "--seeds", "1", "--out", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"reproduce.py: error: {tmp_path}/runs/") and done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr and "the same command goes on" in done.stderr
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "interrupted"
+    assert list((tmp_path / "runs").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["tables", "runs", "claims.md", "tables/SHA256SUMS"])
+def test_something_else_in_the_place_of_an_output(tmp_path: Path, name: str) -> None:
+    """A file where a folder should be, or a folder where a file should be."""
+    if "." in name or "SUMS" in name:
+        (tmp_path / name / "x").mkdir(parents=True)
+    else:
+        (tmp_path / name).touch()
+    said = script(*ablation_in(tmp_path))
+    assert said.code == 1
+    assert f"{tmp_path}/{name}" in said.error
+    assert (tmp_path / name).exists()
+
+
+def test_a_failed_write_names_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*a\.csv'"):
+        write_atomically(tmp_path / "a.csv", b"1")
+
+
+def test_a_second_run_into_one_folder_says_who_is_there(tmp_path: Path) -> None:
+    assert script(*ablation_in(tmp_path)).code == 0
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"}
+    with FileLock(tmp_path / ".lock"):
+        said = script(*ablation_in(tmp_path))
+    assert said.code == 2
+    assert f"found {tmp_path} in use by process {os.getpid()}, started 20" in said.error
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"} == before
+    assert script(*ablation_in(tmp_path)).code == 0
+
+
+# ---- files that changed
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = _job(tmp_path_factory.mktemp("finished"), 6)
+    execute(job)
+    return job
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda content: content[:-10], "found one cut short, to"),
+        (lambda content: content[:7], "found one cut short, to 7 bytes"),
+        (lambda content: content[:300], "found one cut short, to 300 bytes"),
+        (lambda content: b"", "found one cut short, to 0 bytes"),
+        (lambda content: content[:-1] + bytes([content[-1] ^ 1]), "found one that was altered"),
+        (lambda content: content + b"\0", "found one that was altered"),
+        (lambda content: b"<html>log in first</html>", "found a file that is none"),
+    ],
+)
+def test_a_changed_checkpoint_is_named_and_kept(tmp_path: Path, finished: Job, change, message: str) -> None:
+    job = dataclasses.replace(finished, folder=tmp_path)
+    changed = change(finished.path.read_bytes())
+    job.path.write_bytes(changed)
+    with pytest.raises(ValueError, match=message) as caught:
+        execute(job)
+    assert str(job.path) in str(caught.value) and "\n" not in str(caught.value)
+    assert job.path.read_bytes() == changed
+
+
+def test_a_checkpoint_of_something_else_is_told_by_what(tmp_path: Path, finished: Job, monkeypatch) -> None:
+    others = {
+        "another configuration": dataclasses.replace(finished, run=dataclasses.replace(finished.run, seed=1)),
+        "other data": dataclasses.replace(finished, source=dataclasses.replace(finished.source, content="0" * 64)),
+    }
+    for words, job in others.items():
+        moved = dataclasses.replace(job, folder=tmp_path)
+        moved.path.write_bytes(finished.path.read_bytes())
+        with pytest.raises(ValueError, match=f"found the run {finished.key}, of {words}$"):
+            execute(moved)
+    old = finished.path.read_bytes()
+    monkeypatch.setattr("analysis.runs.NUMERICS_VERSION", 10**6)
+    moved = dataclasses.replace(finished, folder=tmp_path)
+    moved.path.write_bytes(old)
+    with pytest.raises(ValueError, match=r"of another version$"):
+        execute(moved)
+
+
+def test_a_table_that_changed_is_named_not_judged_and_kept(tmp_path: Path) -> None:
+    assert script(*ablation_in(tmp_path)).code == 0
+    path = tmp_path / "tables" / "ablation_measurements.csv"
+    whole = path.read_bytes()
+    judged = pd.read_csv(tmp_path / "claims.csv").set_index("id").verdict["ablation-g1"]
+    assert judged == claims.TOO_SMALL
+    changes = {
+        "cut at a line": b"\n".join(whole.split(b"\n")[:-3]) + b"\n",
+        "cut within one": whole[:-20],
+        "altered": whole.replace(b"0", b"1", 1),
+        "empty": b"",
+        "no text": b"\xff\xfe",
+    }
+    for changed in changes.values():
+        path.write_bytes(changed)
+        with pytest.warns(
+            UserWarning, match=f"{path}: expected SHA-256 .* left as it is and not judged; ablation writes"
+        ):
+            ledger = _judged(tmp_path)
+        assert ledger["ablation-g1"] == claims.NOT_JUDGED
+        assert path.read_bytes() == changed
+    path.write_bytes(whole)
+    (tmp_path / "tables" / comparison.SUMS).unlink()
+    with pytest.warns(UserWarning, match=f"{path}: expected its digest in SHA256SUMS, found none"):
+        assert _judged(tmp_path)["ablation-g1"] == claims.NOT_JUDGED
+    assert script(*ablation_in(tmp_path)).code == 0
+    assert path.read_bytes() == whole
+    assert _judged(tmp_path)["ablation-g1"] == judged
+
+
+def test_a_table_of_another_version_is_not_judged(tmp_path: Path, monkeypatch) -> None:
+    assert script(*ablation_in(tmp_path)).code == 0
+    monkeypatch.setattr("analysis.comparison.NUMERICS_VERSION", 10**6)
+    with pytest.warns(UserWarning, match="expected numbers of version 1000000, found another's"):
+        assert _judged(tmp_path)["ablation-g1"] == claims.NOT_JUDGED
+
+
+def test_sums_are_as_sha256sum_has_them(tmp_path: Path) -> None:
+    assert script(*ablation_in(tmp_path)).code == 0
+    check = ["sha256sum", "--check", "--strict", "--quiet", comparison.SUMS]
+    try:
+        subprocess.run(check, cwd=tmp_path / "tables", check=True)
+    except FileNotFoundError:
+        pytest.skip("no sha256sum here")
+
+
+def _judged(out: Path) -> dict[str, str]:
+    return dict(reproduce.judge(out)[["id", "verdict"]].to_numpy())
+
+
+# ---- runs that diverge
+
+
+def test_a_run_that_diverges_stops_and_the_others_go_on(tmp_path: Path, monkeypatch) -> None:
+    configure = ablation.configure
+
+    def explosive(variant, scale, seed):
+        run = configure(variant, scale, seed)
+        return dataclasses.replace(run, inner=Inner("sgd", 1e30)) if (variant.name, seed) == ("g2", 1) else run
+
+    monkeypatch.setattr(ablation, "configure", explosive)
+    said = script(*ablation_in(tmp_path, "--seeds", 2))
+    line = "g2, seed 1: diverged at iteration 1 (inner sgd at 1e+30, outer plain at 0.25)"
+    assert said.code == 0
+    assert line in said.out
+    curves = pd.read_csv(tmp_path / "tables" / "ablation.csv")
+    ends = curves[curves.quantity == "accuracy"].groupby(["variant", "seed"]).iteration.max()
+    assert ends["g2", 1] == 0
+    assert set(ends.drop(("g2", 1))) == {2}
+    ledger = pd.read_csv(tmp_path / "claims.csv").set_index("id")
+    assert line in ledger.diverged["ablation-g2-beats-sum"]
+    assert line in (tmp_path / "claims.md").read_text()
+
+
+def test_the_verdict_says_that_a_number_is_missing_for_a_run_that_diverged() -> None:
+    claim = dataclasses.replace(ablation.CLAIMS[0], low=0.0, high=1.0, least="smoke")
+    rows = [
+        {
+            "claim": claim.id,
+            "case": "a",
+            "role": role,
+            "value": value,
+            "diverged": "g1, seed 1: diverged at iteration 7",
+        }
+        for role, value in (("check", 0.5), ("check", float("nan")), ("control", 2.0))
+    ]
+    (row,) = claims.ledger([claim], pd.DataFrame(rows)).itertuples()
+    assert (row.verdict, row.diverged) == (claims.DIVERGED, "g1, seed 1: diverged at iteration 7")
+    (row,) = claims.ledger([claim], pd.DataFrame(rows[::2])).itertuples()
+    assert row.verdict == claims.SUPPORTED  # the run that diverged was not needed for it
+
+
+def test_infinite_and_nan_are_found_at_the_very_iteration(tmp_path: Path, monkeypatch) -> None:
+    from reptile_core import training
+
+    train = training.train
+    for bad in (float("nan"), float("inf"), -float("inf")):
+
+        def poisoned(run, pool, state, bad=bad):
+            for now in train(run, pool, state):
+                if now.iteration == 5:
+                    now.phi[3] = bad
+                yield now
+
+        monkeypatch.setattr(training, "train", poisoned)
+        job = _job(tmp_path / str(bad), 9)
+        outcome = execute(job)
+        assert (outcome.status, outcome.iteration) == ("diverged at iteration 5", 5)
+        assert {row["iteration"] for row in outcome.rows} == {0, 3}
+        assert execute(job).status == outcome.status

@@ -1,0 +1,389 @@
+"""Malformed inputs at random: arguments, manifests, checkpoints, tables, archives, images and caches.
+
+Whatever is given, the script ends in one line and an exit code, soon, and touches nothing but its output and cache
+folders. REPTILE_FULL=1 tries well over a thousand inputs instead of a few dozen.
+"""
+
+import io
+import json
+import os
+import shlex
+import signal
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import reproduce
+from analysis import claims, comparison
+from analysis.command_line import begin_manifest
+from analysis.courses import execute
+from analysis.runs import NUMERICS_VERSION, Job
+from analysis.tables import write_csv
+from reptile_core import datasets
+from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from reptile_core.datasets import omniglot
+from reptile_core.datasets.common import Unavailable
+from tests.in_process import script
+from tests.test_faults import _job as small_job
+from tests.test_omniglot import ZIPS
+
+FULL = bool(os.environ.get("REPTILE_FULL"))
+SECONDS = 60  # more than any of these takes on a busy machine: a hang
+fuzz = settings(
+    max_examples=250 if FULL else 15,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+counted: dict[str, int] = {}
+
+# ---- what may be touched
+
+WRITING = {
+    "os.mkdir",
+    "os.rename",
+    "os.remove",
+    "os.rmdir",
+    "os.truncate",
+    "os.link",
+    "os.symlink",
+    "os.chmod",
+    "os.utime",
+}
+allowed: list[Path] = []
+touched: list[str] = []
+
+
+def _watch(event: str, arguments: tuple[Any, ...]) -> None:
+    if not allowed:
+        return
+    paths: list[Any] = []
+    if event in WRITING:
+        paths = [a for a in arguments[:2] if isinstance(a, str | bytes | os.PathLike)]
+    elif event == "open":
+        path, mode, flags = arguments
+        writes = (
+            any(c in mode for c in "wax+") if isinstance(mode, str) else flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        )
+        paths = [path] if writes and not isinstance(path, int) else []
+    for path in paths:
+        where = Path(os.path.abspath(os.fsdecode(path)))
+        if not any(where == folder or folder in where.parents for folder in (*allowed, Path("/dev"))):
+            touched.append(f"{event}: {where}")
+
+
+sys.addaudithook(_watch)  # there is no way to take one away; it sees nothing but between the braces of `contained`
+
+
+@contextmanager
+def contained(*folders: Path) -> Iterator[None]:
+    """Fails if anything outside these folders is written, or if it takes forever."""
+
+    def hang(*_: object) -> None:
+        raise AssertionError(f"still at it after {SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, hang)
+    signal.alarm(SECONDS)
+    allowed.extend(folders)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+        allowed.clear()
+        found, touched[:] = list(touched), []
+    assert not found
+
+
+def _count(what: str) -> None:
+    counted[what] = counted.get(what, 0) + 1
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _say() -> Iterator[None]:
+    yield
+    print(f"\nmalformed inputs: {sum(counted.values())} ({', '.join(f'{n} {what}' for what, n in counted.items())})")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to stand in, with a cache and no data or network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("REPTILE_DATA", raising=False)
+    monkeypatch.setattr(datasets, "_glyphs", _glyphs)
+    monkeypatch.setattr("reptile_core.datasets.omniglot.download", _no_network)
+    monkeypatch.setattr(reproduce, "run", lambda plan: (claims.ledger([], claims.NO_MEASUREMENTS), {"tables": {}}))
+    monkeypatch.setattr(claims, "counts", lambda table: "")
+    return tmp_path
+
+
+_glyphs = lru_cache(datasets._glyphs)
+
+
+def _no_network(url: str, **_: object) -> None:
+    raise Unavailable(f"{url}: there is no network")
+
+
+def ends_well(*arguments: object) -> int:
+    """The exit code of a script that said at most one line of an error and no traceback."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            said = script(*arguments)
+        except SystemExit as stop:  # argparse's
+            return int(stop.code or 0)
+    assert "Traceback" not in said.err and "unexpected" not in said.err, said.err
+    if said.code:
+        errors = [line for line in said.err.splitlines() if line.startswith("reproduce.py: error: ")]
+        assert len(errors) == 1 and said.err.endswith(errors[0] + "\n"), said.err
+    return said.code
+
+
+# ---- arguments
+
+WORDS = st.sampled_from(  # as a shell would cut them
+    shlex.split("""theory ablation --profile smoke paper --seeds --workers --cells omniglot --fresh --list --data
+    --dataset glyphs --device cpu cuda --quiet --json --strict --from -- - -h 0 -1 1e3
+    999999999999999999999 /dev/null .. nowhere \udcff --seeds= --debug=1""")
+)
+
+
+@fuzz
+@given(arguments=st.lists(WORDS | st.text(max_size=12), max_size=7))
+def test_arguments(home: Path, arguments: list[str]) -> None:
+    _count("arguments")
+    with contained(home):
+        assert ends_well(script, *arguments, "--out", "here") in (0, 1, 2)
+
+
+# ---- manifests
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@lru_cache(maxsize=1)
+def _manifest() -> str:
+    plan = reproduce.prepare(reproduce.parse(["ablation", "--profile", "smoke", "--dataset", "glyphs", "--out", "x"]))
+    return json.dumps(begin_manifest(plan))
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Where something stands in a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(place for key, entry in inner for place in _places(entry, (*path, key)))]
+
+
+@fuzz
+@given(data=st.data())
+def test_manifests(home: Path, data: st.DataObject) -> None:
+    _count("manifests")
+    record = json.loads(_manifest())
+    for _ in range(data.draw(st.integers(1, 3))):
+        *path, last = data.draw(st.sampled_from(_places(record)[1:]))
+        parent = record
+        for key in path:
+            parent = parent[key]
+        how = data.draw(st.sampled_from(["replaced", "gone", "added"]))
+        if how == "replaced":
+            parent[last] = data.draw(JSON)
+        elif how == "gone":
+            del parent[last]
+        elif isinstance(parent, dict):
+            parent[data.draw(st.text(max_size=5))] = data.draw(JSON)
+        else:
+            parent.append(data.draw(JSON))
+    text = json.dumps(record)
+    cut = data.draw(st.none() | st.integers(0, len(text)))
+    (home / "m.json").write_text(text[:cut])
+    with contained(home):
+        assert ends_well(script, "--from", "m.json", "--out", "here") in (0, 1, 2)
+
+
+# ---- checkpoints
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Job:
+    job = small_job(tmp_path_factory.mktemp("finished"), 3)
+    execute(job)
+    return job
+
+
+CUTS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 16), st.binary(max_size=16)), min_size=1, max_size=4)
+
+
+def _mutated(content: bytes, cuts: list[tuple[float, int, bytes]]) -> bytes:
+    changed = bytearray(content)
+    for place, length, replacement in cuts:
+        at = int(place * len(changed))
+        changed[at : at + length] = replacement
+    return bytes(changed)
+
+
+@fuzz
+@given(cuts=CUTS, header=st.booleans(), end=st.none() | st.floats(0, 1))
+def test_checkpoints_of_any_bytes(finished: Job, cuts, header: bool, end: float | None) -> None:
+    """Refused with the file's name; or, where the change was of no meaning, exactly what was written."""
+    _count("checkpoints of any bytes")
+    whole = finished.path.read_bytes()
+    tensors, record = load_checkpoint(finished.path)
+    size = 8 + int.from_bytes(whole[:8], "little")
+    changed = _mutated(whole[:size], cuts) + whole[size:] if header else _mutated(whole, cuts)
+    path = finished.folder / "changed" / "x.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(changed if end is None else changed[: int(end * len(changed))])
+    before = path.read_bytes()
+    with contained(path.parent):
+        try:
+            found, other = load_checkpoint(path)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+        else:
+            assert other == record
+            assert all(found[name].numpy().tobytes() == tensors[name].numpy().tobytes() for name in tensors)
+    assert path.read_bytes() == before
+
+
+DTYPES = st.sampled_from([torch.float32, torch.float64, torch.int64])
+
+
+@fuzz
+@given(data=st.data())
+def test_checkpoints_that_are_whole_but_of_another_make(finished: Job, data: st.DataObject) -> None:
+    """Their digest is right, their entries are anything: other versions may write what they like."""
+    _count("checkpoints of another make")
+    tensors, record = load_checkpoint(finished.path)
+    record = json.loads(json.dumps(record))
+    for _ in range(data.draw(st.integers(1, 3))):
+        names = sorted({*record, *tensors} - {"key", "data"})
+        name = data.draw(st.sampled_from(names))
+        if name in tensors:
+            if data.draw(st.booleans()) and not name.startswith("outer."):  # torch's own, whose names only it knows
+                del tensors[name]
+            else:
+                tensors[name] = tensors[name].flatten()[: data.draw(st.integers(2, 5))].to(data.draw(DTYPES))
+        elif name in record:
+            if data.draw(st.booleans()):
+                del record[name]
+            else:
+                record[name] = data.draw(JSON)
+    folder = finished.folder / "other"
+    job = Job(finished.run, finished.source, folder, finished.variant)
+    save_checkpoint(job.path, tensors, record)
+    before = job.path.read_bytes()
+    with contained(folder):
+        try:
+            execute(job)
+        except CheckpointError as error:
+            assert str(job.path) in str(error)
+            assert job.path.read_bytes() == before
+
+
+# ---- tables
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A folder of tables as the script leaves it."""
+    folder = tmp_path_factory.mktemp("tables")
+    rows = [
+        {"claim": "ablation-g1", "case": "g1", "role": role, "value": 0.1, "low": 0.0, "high": 0.2}
+        for role in ("check", "control")
+    ]
+    table = pd.DataFrame(rows).assign(data="Data: x", profile="quick", diverged=None, numerics=NUMERICS_VERSION)
+    write_csv(table, folder / "ablation_measurements.csv")
+    comparison.note([folder / "ablation_measurements.csv"])
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@fuzz
+@given(cuts=CUTS, name=st.sampled_from(["ablation_measurements.csv", "SHA256SUMS"]), end=st.none() | st.floats(0, 1))
+def test_tables(home: Path, tables: dict[str, bytes], name: str, cuts, end: float | None) -> None:
+    """A table is judged as it was written, or not at all and with a warning."""
+    _count("tables")
+    changed = _mutated(tables[name], cuts)
+    changed = changed if end is None else changed[: int(end * len(changed))]
+    for other, content in (tables | {name: changed}).items():
+        (home / "tables").mkdir(exist_ok=True)
+        (home / "tables" / other).write_bytes(content)
+    with contained(home), warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        ledger = reproduce.judge(home)
+    row = ledger[ledger.id == "ablation-g1"].iloc[0]
+    if warned:
+        assert row.verdict == claims.NOT_JUDGED
+    else:
+        assert (home / "tables" / "ablation_measurements.csv").read_bytes() == tables["ablation_measurements.csv"]
+    assert (home / "tables" / name).read_bytes() == changed
+
+
+# ---- archives, images and caches
+
+NAMES = st.sampled_from(
+    ["../evil.png", "/tmp/evil.png", "C:\\evil.png", "a\\..\\evil", "images_background/../../evil.png",
+     "images_background/Zulu/character01/0001_01.png", "images_background/A.png", "__MACOSX/._a.png", "x" * 300]
+)  # fmt: skip
+
+
+def _archive(base: bytes, added: list[tuple[str, bytes]], links: bool, dense: bool) -> bytes:
+    buffer = io.BytesIO(base)
+    with warnings.catch_warnings(), zipfile.ZipFile(buffer, "a") as archive:
+        warnings.simplefilter("ignore")  # of names that are there twice
+        for name, content in added:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = (0o120777 if links else 0o100644) << 16
+            info.compress_type = zipfile.ZIP_DEFLATED if dense else zipfile.ZIP_STORED
+            archive.writestr(info, content * (10**6 if dense and content else 1))
+    return buffer.getvalue()
+
+
+@fuzz
+@given(
+    part=st.sampled_from(sorted(ZIPS)),
+    added=st.lists(st.tuples(NAMES, st.binary(max_size=3)), max_size=3),
+    links=st.booleans(),
+    dense=st.booleans(),
+    cuts=st.just([]) | CUTS,
+    end=st.none() | st.floats(0, 1),
+)
+def test_archives(home: Path, part, added, links, dense, cuts, end) -> None:
+    """As --data: none is the published one, so every one of them is refused."""
+    _count("archives")
+    folder = home / "data" / "omniglot"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in ZIPS.items():
+        (folder / f"{name}.zip").write_bytes(content)
+    made = _mutated(_archive(ZIPS[part], added, links, dense), cuts)
+    (folder / f"{part}.zip").write_bytes(made if end is None else made[: int(end * len(made))])
+    with contained(home / "here", home / "cache"):
+        assert ends_well(script, "theory", "--data", "data", "--out", "here") == 2
+
+
+@fuzz
+@given(content=st.binary(max_size=300) | st.builds(_mutated, st.just(next(iter(ZIPS.values()))), CUTS))
+def test_caches(home: Path, content: bytes) -> None:
+    """A cache of anything is named, rebuilt if it can be, and not used."""
+    _count("caches")
+    cache = home / "cache" / "reptile-verification"
+    cache.mkdir(parents=True, exist_ok=True)
+    decoded = cache / f"omniglot-{omniglot.SIZE}-{omniglot.PUBLISHED.decoded[:12]}.npy"
+    decoded.write_bytes(content)
+    for part in omniglot.PUBLISHED.parts:
+        (cache / f"{part.name}.zip").write_bytes(content)
+    with contained(home):
+        assert ends_well(script, "theory", "--dataset", "omniglot", "--out", "here") == 2
+    assert decoded.read_bytes() == content
