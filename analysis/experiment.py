@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.claims import NO_MEASUREMENTS, Claim
-from analysis.runs import Job, Outcome, Source, ended_early, execute, find
+from analysis.courses import execute_together, in_lanes
+from analysis.runs import Job, Outcome, Source, ended_early, find
 from analysis.workers import Workers
 from reptile_core.training import Run
 
@@ -48,12 +49,16 @@ class Context:
         return source
 
     def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
-        """All runs, by whatever worker is free. Those that are finished are only read, unless all is to be fresh and
-        this is the first time that they are asked for."""
+        """All runs, by whatever worker is free, and on a GPU those that are alike side by side. Those that are finished
+        are only read, unless all is to be fresh and this is the first time that they are asked for."""
         anew = [replace(job, fresh=self.fresh and job.key not in self.trained) for job in jobs]
-        outcomes = self.workers.map(name, execute, anew, sizes=[job.training_steps for job in jobs])
-        self.trained.update(job.key for job in jobs)
-        ended = dict(zip(jobs, outcomes, strict=True))
+        groups = in_lanes(anew)
+        sizes = [sum(job.training_steps for job in group) for group in groups]
+        found = self.workers.map(name, execute_together, groups, sizes=sizes)
+        by_key = {job.key: outcome for group, ended in zip(groups, found, strict=True)
+                  for job, outcome in zip(group, ended, strict=True)}  # fmt: skip
+        self.trained.update(by_key)
+        ended = {job: by_key[job.key] for job in jobs}
         self.diverged.extend(line for line in ended_early(ended) if line not in self.diverged)
         return ended
 

@@ -6,24 +6,21 @@ where it was measured.
 
 import hashlib
 import json
-import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import cache, lru_cache
+from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from analysis.workers import Progress, silent
 from reptile_core import datasets, native, training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.datasets.split import Split, split_characters, split_images
-from reptile_core.evaluation import Estimate
 from reptile_core.inner_loop import Phi
-from reptile_core.tasks import ImagePool, Sampling
-from reptile_core.training import Outer, Run, TrainingState
+from reptile_core.tasks import ImagePool
+from reptile_core.training import Run, TrainingState
 
 # Raised whenever the same configuration would give other bits than before, so that old files are not taken for new.
 NUMERICS_VERSION = 4
@@ -114,73 +111,6 @@ def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
     ]
 
 
-def execute(job: Job, progress: Progress = silent) -> Outcome:
-    """Bring a run to its end from wherever its file says it stands, and return what it measured."""
-    state, rows, kept, seconds, status = _resume(job)
-    if status != "running":
-        progress(job.training_steps)
-        return Outcome(rows, status, seconds, state.iteration)
-    train_pool, test_pool = job.pool("train"), job.pool("test")
-    began = time.perf_counter()
-
-    def measure(state: TrainingState) -> str:
-        status = "finished" if state.iteration == job.run.iterations else "running"
-        if not _is_finite(state.phi):
-            status = f"diverged at iteration {state.iteration}"
-        else:
-            found = _evaluate(job, test_pool, state) if state.iteration else _at_start(_before_training(job))
-            for quantity, estimate in found.items():
-                rows.append(
-                    {
-                        "iteration": state.iteration,
-                        "quantity": quantity,
-                        "value": estimate.mean,
-                        "standard_error": estimate.standard_error,
-                        "count": estimate.count,
-                    }
-                )
-                progress(0, f"{job.variant}, seed {job.run.seed}, at {state.iteration}: {100 * estimate.mean:.1f} %")
-        if state.iteration in snapshot_iterations(job.run):
-            kept[f"at.{state.iteration}"] = state.phi.clone()  # a file holds no tensor twice
-        _save(job, state, rows, kept, seconds + time.perf_counter() - began, status)
-        return status
-
-    steps = job.run.meta_batch * job.run.sampling.steps  # of the inner loop in one iteration: what progress counts
-    progress(state.iteration * steps)
-    reported = state.iteration
-    if not rows:  # not "at iteration 0": a run may have been stopped between there and its next measurement
-        status = measure(state)
-    for now in training.train(job.run, train_pool, state):
-        state = now
-        due = state.iteration % job.run.evaluation.every == 0 or state.iteration == job.run.iterations
-        if due or not _is_finite(state.phi):
-            status = measure(state)
-        if state.iteration - reported >= 10 or status != "running":
-            progress((state.iteration - reported) * steps)
-            reported = state.iteration
-        if status.startswith("diverged"):
-            break
-    return Outcome(rows, status, seconds + time.perf_counter() - began, state.iteration)
-
-
-def _evaluate(job: Job, pool: ImagePool, state: TrainingState) -> dict[str, Estimate]:
-    lanes = job.run.evaluation.tasks if job.device != "cpu" else 1
-    return training.evaluate(job.run, pool, state, lanes=lanes)
-
-
-@cache
-def _at_start(job: Job) -> dict[str, Estimate]:
-    """Where a run begins, measured once in this process for all that begin there: a fifth of a quick run's looks."""
-    return _evaluate(job, job.pool("test"), training.start(job.run, job.device))
-
-
-def _before_training(job: Job) -> Job:
-    """The same for all runs that begin alike and are evaluated alike: without what training alone asks for."""
-    sampling = Sampling(job.run.sampling.n_way, shots=1, batch=1, steps=1)
-    run = replace(job.run, sampling=sampling, weights=(1.0,), outer=Outer(0.0), iterations=1, meta_batch=1)
-    return Job(run, job.source, Path(), "", job.device)
-
-
 def snapshots(job: Job) -> dict[int, Phi]:
     """phi by iteration, as kept while the run went on; CheckpointError if the run has not begun."""
     tensors, _ = _load(job)
@@ -246,7 +176,7 @@ def _load(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: tensor.to(job.device) for name, tensor in tensors.items()}, record
 
 
-def _resume(job: Job) -> tuple[TrainingState, list[dict[str, Any]], dict[str, Tensor], float, str]:
+def resume(job: Job) -> tuple[TrainingState, list[dict[str, Any]], dict[str, Tensor], float, str]:
     """State, rows, snapshots, seconds and status: those of the job's file, or of a run that has not begun."""
     if job.fresh or not job.path.exists():
         return training.start(job.run, job.device), [], {}, 0.0, "running"
@@ -275,7 +205,7 @@ def _is_state(job: Job, parts: dict[str, Tensor], record: dict[str, Any]) -> boo
     )
 
 
-def _is_finite(phi: Phi) -> bool:
+def is_finite(phi: Phi) -> bool:
     """Of all entries; the sum, where it is finite, tells in a tenth of the time, a thousandth of an iteration's."""
     return bool(torch.isfinite(phi.sum()) or torch.isfinite(phi).all())
 
@@ -286,7 +216,7 @@ def _state(parts: dict[str, Tensor], record: dict[str, Any]) -> TrainingState:
     return TrainingState(record["iteration"], parts["phi"], inner, outer)
 
 
-def _save(
+def save(
     job: Job, state: TrainingState, rows: list[dict[str, Any]], kept: dict[str, Tensor], seconds: float, status: str
 ) -> None:
     tensors = {"phi": state.phi, **kept}

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, inner_loop
 from reptile_core.networks import Minibatch
@@ -62,15 +64,18 @@ def weighted_sum(
     phi: Phi,
     minibatches: Sequence[Minibatch],
     optimizer: InnerOptimizer,
-    weights: Sequence[float],
+    weights: Sequence[float | Float[Tensor, "lanes 1"]],
     state: State | None = None,
 ) -> tuple[Phi, State]:
-    """sum_i w_i (phi_i - phi_{i+1}), alpha sum_i w_i g_i under SGD, and the optimizer's state after the task."""
+    """sum_i w_i (phi_i - phi_{i+1}), alpha sum_i w_i g_i under SGD, and the optimizer's state after the task.
+
+    A weight is a number, or one for each lane.
+    """
     if len(weights) != len(minibatches):
         raise ValueError(f"weights: expected one per inner step ({len(minibatches)}), found {len(weights)}")
     direction = torch.zeros_like(phi)
     for weight, step in zip(weights, inner_loop(loss, phi, minibatches, optimizer, state), strict=True):
-        if weight:
+        if isinstance(weight, Tensor) or weight:
             direction += weight * (step.before - step.after)
         state = step.state
     assert state is not None  # at least one weight: a Variant has k >= 1

@@ -33,8 +33,8 @@ def _multiply(a: int, b: Int[Tensor, "*n"]) -> tuple[Int[Tensor, "*n"], Int[Tens
     return (high + (low >> 16)) >> 16, (low + ((high & 0xFFFF) << 16)) & MASK
 
 
-def philox(key: tuple[int, int], counter: Int[Tensor, "*n 4"]) -> Int[Tensor, "*n 4"]:
-    """Encrypt 128-bit counters (four words in [0, 2^32)) under a 64-bit key into as many random bits."""
+def philox(key: tuple[int | Tensor, int | Tensor], counter: Int[Tensor, "*n 4"]) -> Int[Tensor, "*n 4"]:
+    """Encrypt 128-bit counters (four words in [0, 2^32)), all under a 64-bit key or each its own, into random bits."""
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -46,15 +46,20 @@ def philox(key: tuple[int, int], counter: Int[Tensor, "*n 4"]) -> Int[Tensor, "*
 
 
 def bits(
-    seed: int,
+    seed: int | Int[Tensor, "*n"],
     purpose: Purpose,
     count: int,
     *,
     iteration: Int[Tensor, "*n"] | int = 0,
     task: Int[Tensor, "*n"] | int = 0,
 ) -> Int[Tensor, "*n count"]:
-    """`count` random integers in [0, 2^32) at each address (iteration, task), both in [0, 2^32)."""
-    iterations, tasks = torch.broadcast_tensors(torch.as_tensor(iteration), torch.as_tensor(task))
+    """`count` random integers in [0, 2^32) at addresses (iteration, task), both in [0, 2^32), of a seed or of many."""
+    address = torch.as_tensor(iteration), torch.as_tensor(task)
+    if isinstance(seed, Tensor):
+        iterations, tasks, seeds = torch.broadcast_tensors(*address, seed)
+        seed = seeds.unsqueeze(-1)
+    else:
+        iterations, tasks = torch.broadcast_tensors(*address)
     block = torch.arange(-(-count // 4), device=iterations.device)
     constant = torch.tensor(int(purpose), device=iterations.device)
     words = torch.broadcast_tensors(block, tasks.unsqueeze(-1), iterations.unsqueeze(-1), constant)

@@ -107,7 +107,7 @@ class ImagePool:
         self,
         sampling: Sampling,
         *,
-        seed: int,
+        seed: int | Int[Tensor, "*tasks"],
         purpose: Purpose,
         iteration: Int[Tensor, "*tasks"] | int,
         task: Int[Tensor, "*tasks"] | int,
@@ -143,7 +143,7 @@ def sample_tasks(
     *,
     classes: int,
     drawings: int,
-    seed: int,
+    seed: int | Int[Tensor, "*tasks"],
     purpose: Purpose,
     iteration: Int[Tensor, "*tasks"] | int,
     task: Int[Tensor, "*tasks"] | int,
@@ -164,7 +164,7 @@ def sample_tasks(
     chosen = distinct(for_classes, classes)
     drawn = permutations(for_drawings.unflatten(-1, (n, drawings)))[..., : sampling.shots + test_shots]
     index = chosen.unsqueeze(-1) * drawings + drawn
-    label = torch.arange(n).unsqueeze(-1).expand_as(index)
+    label = torch.arange(n, device=index.device).unsqueeze(-1).expand_as(index)
 
     def examples(part: slice) -> Examples:
         return Examples(index[..., part].flatten(-2), label[..., part].flatten(-2))
@@ -183,14 +183,23 @@ def sample_tasks(
 
 
 def training_stream(
-    sampling: Sampling, pool: ImagePool, *, seed: int, iterations: range, meta_batch: int
+    sampling: Sampling,
+    pool: ImagePool,
+    *,
+    seed: int | Int[Tensor, " lanes"],
+    iterations: range,
+    meta_batch: int,
+    device: torch.device | str = "cpu",
 ) -> Iterator[Tasks]:
-    """For each iteration its meta-batch of tasks, shaped (meta_batch, …). Drawn in blocks, which changes no bit."""
+    """For each iteration its meta-batch of tasks, shaped (meta_batch, …), or (meta_batch, lanes, …) of many seeds.
+
+    Drawn in blocks, and on the device where they are wanted, which changes no bit.
+    """
+    lanes = [1] * seed.ndim if isinstance(seed, Tensor) else []
+    task = torch.arange(meta_batch, device=device).view(-1, *lanes)
     for start in range(iterations.start, iterations.stop, BLOCK):
         stop = min(start + BLOCK, iterations.stop)
-        iterations_here = torch.arange(start, stop).unsqueeze(-1)
-        block = pool.sample(
-            sampling, seed=seed, purpose=Purpose.TRAINING, iteration=iterations_here, task=torch.arange(meta_batch)
-        )
+        iteration = torch.arange(start, stop, device=device).view(-1, 1, *lanes)
+        block = pool.sample(sampling, seed=seed, purpose=Purpose.TRAINING, iteration=iteration, task=task)
         for row in range(stop - start):
             yield block[row]

@@ -4,7 +4,7 @@ A run is described whole by a `Run` and is a pure function of it and of the data
 any iteration and taken up again, and every bit after that is the same.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -14,10 +14,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reptile_core import evaluation
-from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, Loss, State
+from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, Loss, Phi, State
 from reptile_core.meta_gradients import maml, weighted_sum
 from reptile_core.networks import CrossEntropy, Network, mini_imagenet, omniglot
-from reptile_core.tasks import ImagePool, Sampling, Tasks, training_stream
+from reptile_core.tasks import Examples, ImagePool, Sampling, training_stream
 
 # By the name that a Run has for it. CIFAR-FS, which is not in the paper, has Mini-ImageNet's network at its own size
 # and with as many filters as Omniglot's.
@@ -152,28 +152,38 @@ def train(run: Run, pool: ImagePool, state: TrainingState) -> Iterator[TrainingS
     """Go on from `state` to the end of the run, yielding the state after every iteration."""
     pool.check(run.sampling)
     loss = CrossEntropy(build_network(run), reduction=run.inner.reduction)
-    outer = _OuterStep(run, state)
+    outer = OuterStep(run, state)
     phi, inner = state.phi, state.inner
     todo = range(state.iteration, run.iterations)
     stream = training_stream(run.sampling, pool, seed=run.seed, iterations=todo, meta_batch=run.meta_batch)
     for iteration, tasks in zip(todo, stream, strict=True):
-        direction, inner = meta_direction(run, loss, phi, pool, tasks, inner)
+        direction, inner = meta_direction(run, loss, phi, pool, tasks.minibatches, inner, run.weights)
         phi = outer(phi, direction, iteration)
         yield TrainingState(iteration + 1, phi, inner, outer.state())
 
 
 def meta_direction(
-    run: Run, loss: Loss, phi: Tensor, pool: ImagePool, tasks: Tasks, inner: State | None
-) -> tuple[Tensor, State | None]:
-    """The direction averaged over a meta-batch, task after task, and Adam's moments for the next one."""
+    run: Run,
+    loss: Loss,
+    phi: Phi,
+    pool: ImagePool,
+    minibatches: Sequence[Examples],
+    inner: State | None,
+    weights: Sequence[float | Tensor] | Literal["maml"],
+) -> tuple[Phi, State | None]:
+    """The direction averaged over a meta-batch, task after task, and Adam's moments for the next one.
+
+    minibatches: of each step, those of all tasks, indices (meta_batch, *lanes, batch). phi may have lanes, and weights
+    one number for each.
+    """
     optimizer = run.inner.build()
     mean = torch.zeros_like(phi)
     for task in range(run.meta_batch):
-        minibatches = [pool.minibatch(batch) for batch in tasks[task].minibatches]
-        if run.weights == "maml":
-            direction, after = maml(loss, phi, minibatches, optimizer, inner)
+        batches = [pool.minibatch(examples[task]) for examples in minibatches]
+        if isinstance(weights, str):
+            direction, after = maml(loss, phi, batches, optimizer, inner)
         else:
-            direction, after = weighted_sum(loss, phi, minibatches, optimizer, run.weights, inner)
+            direction, after = weighted_sum(loss, phi, batches, optimizer, weights, inner)
         mean += direction / run.meta_batch
         inner = after if run.inner.moments == "kept" else None
     return mean, inner
@@ -196,7 +206,7 @@ def accuracies(
     return evaluation.accuracies(network, loss, state.phi, pool, drawn, run.inner.build(), inner, lanes=lanes)
 
 
-class _OuterStep:
+class OuterStep:
     """phi - eps · direction, or a step of one of torch's optimizers with the direction as gradient."""
 
     def __init__(self, run: Run, state: TrainingState) -> None:

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 
 import reproduce
+from analysis.courses import execute
 from analysis.experiment import Context
 from analysis.experiments import ablation
-from analysis.runs import Outcome, Source, execute, final_state
+from analysis.runs import Outcome, Source, final_state
 from analysis.workers import Workers
 from figures import demo
 from figures.demo import weights

@@ -24,8 +24,9 @@ from filelock import FileLock
 
 import reproduce
 from analysis import claims, comparison
+from analysis.courses import execute
 from analysis.experiments import ablation
-from analysis.runs import Job, Source, execute
+from analysis.runs import Job, Source
 from reptile_core import datasets
 from reptile_core.checkpoints import load_checkpoint
 from reptile_core.files import UNFINISHED, remove_unfinished, write_atomically

@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 import reproduce
 from analysis import claims, comparison
 from analysis.command_line import begin_manifest
-from analysis.runs import NUMERICS_VERSION, Job, execute
+from analysis.courses import execute
+from analysis.runs import NUMERICS_VERSION, Job
 from analysis.tables import write_csv
 from reptile_core import datasets
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint

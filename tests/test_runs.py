@@ -7,11 +7,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from analysis.courses import execute, execute_together, in_lanes
 from analysis.experiment import Context
-from analysis.runs import Job, Source, execute, snapshots
+from analysis.runs import Job, Source, snapshots
 from analysis.workers import Workers
 from reptile_core import datasets, training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint
+from reptile_core.lanes import lane_bytes
 from reptile_core.tasks import Sampling
 from reptile_core.training import Evaluation, Inner, Outer, Run
 
@@ -107,6 +109,37 @@ def test_stopped_before_the_second_measurement_measures_nothing_twice(source, tm
     _assert_same(job.path, whole.path)
 
 
+def test_together_as_alone(source, tmp_path):
+    """Lanes, some of them already on their way, measure what each measures by itself, up to round-off."""
+    changes = [{}, {"weights": (0.0, 1.0)}, {"seed": 1}, {"seed": 2}]
+    alone = [_job(source, tmp_path / "alone", **change) for change in changes]
+    together = [dataclasses.replace(job, folder=tmp_path / "together") for job in alone]
+    execute(together[2])  # finished before
+    found = execute_together(together)
+    for job, outcome, expected in zip(together, found, map(execute, alone), strict=True):
+        assert outcome.status == expected.status == "finished"
+        assert [row["iteration"] for row in outcome.rows] == [row["iteration"] for row in expected.rows]
+        assert load_checkpoint(job.path)[1]["rows"] == outcome.rows
+        assert outcome.rows[:2] == expected.rows[:2]  # at the start, before anything is rounded otherwise
+
+
+def test_a_lane_that_diverges_ends_alone(source, tmp_path):
+    jobs = [_job(source, tmp_path, seed=seed, outer=Outer(1e38 if seed else 0.1)) for seed in (0, 1)]
+    fine, broken = execute_together(jobs[:1]) + execute_together(jobs[1:])
+    assert fine.status == "finished" and broken.status.startswith("diverged at iteration")
+
+
+def test_jobs_are_grouped_by_what_lanes_share(source, tmp_path):
+    jobs = [_job(source, tmp_path, seed=s, weights=w) for s in (0, 1) for w in ((1.0, 1.0), (0.0, 1.0))]
+    other = _job(source, tmp_path, meta_batch=2)
+    assert in_lanes([*jobs, other]) == [(job,) for job in (*jobs, other)]
+    on_gpu = [dataclasses.replace(job, device="cuda") for job in (*jobs, other)]
+    assert in_lanes(on_gpu, free=10**12) == [tuple(on_gpu[:4]), (on_gpu[4],)]
+    room = lane_bytes(jobs[0].run) * 3
+    assert in_lanes(on_gpu, free=room) == [tuple(on_gpu[:3]), (on_gpu[3],), (on_gpu[4],)]
+    assert in_lanes(on_gpu, free=1) == [(job,) for job in on_gpu]
+
+
 def test_where_runs_begin_alike_they_are_measured_once(source, tmp_path, monkeypatch):
     """Variants of a seed share their start; what is kept for them is what each would have measured."""
     looks = []
@@ -118,7 +151,7 @@ def test_where_runs_begin_alike_they_are_measured_once(source, tmp_path, monkeyp
     changes = [{}, {"weights": (0.0, 1.0)}, {"outer": Outer(0.1)}, {"meta_batch": 2}, {"inner": Inner("sgd", 0.01)}]
     jobs = [_job(source, tmp_path, seed=7, iterations=1, **change) for change in changes]
     own = [training.evaluate(job.run, job.pool("test"), training.start(job.run)) for job in jobs]
-    monkeypatch.setattr("analysis.runs.training", SimpleNamespace(**vars(training) | {"evaluate": evaluate}))
+    monkeypatch.setattr("analysis.courses.training", SimpleNamespace(**vars(training) | {"evaluate": evaluate}))
     for job, expected in zip(jobs, own, strict=True):
         found = {row["quantity"]: row["value"] for row in execute(job).rows if row["iteration"] == 0}
         assert found == {name: estimate.mean for name, estimate in expected.items()}

@@ -17,8 +17,9 @@ import pytest
 import torch
 
 import reproduce
+from analysis.courses import execute
 from analysis.experiments import ablation
-from analysis.runs import Job, Outcome, Source, execute
+from analysis.runs import Job, Outcome, Source
 from analysis.workers import ClusterError, Progress
 from reptile_core import datasets
 from tests.test_runs import RUN, _assert_same

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from analysis.courses import execute
 from analysis.experiment import Context
 from analysis.experiments import ablation
-from analysis.runs import Job, Outcome, execute, final_state
+from analysis.runs import Job, Outcome, final_state
 from figures.demo.adaptation import N_WAY, Initialization, initialization
 from reptile_core.checkpoints import CheckpointError
 from reptile_core.meta_gradients import Variant, last, total

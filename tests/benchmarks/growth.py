@@ -11,7 +11,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.runs import Job, Source, execute
+from analysis.courses import execute
+from analysis.runs import Job, Source
 from analysis.workers import local_executor
 from reptile_core import datasets
 from reptile_core.meta_gradients import total

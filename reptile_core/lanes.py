@@ -1,0 +1,165 @@
+"""Many runs at once on one device, a lane each: their inner loops are batched products of one size.
+
+A lane computes what `training.train` computes of its run, from the same tasks, up to round-off. On a GPU a whole
+meta-iteration is captured once as a graph and then replayed: data and tasks lie on the device, and nothing in it waits
+for the host.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reptile_core.convolutions import same_size
+from reptile_core.networks import CrossEntropy
+from reptile_core.tasks import Examples, ImagePool, training_stream
+from reptile_core.training import OuterStep, Run, TrainingState, build_network, meta_direction
+
+Function = Callable[..., tuple[Tensor, ...]]
+STAGES, VECTORS = 8, 12  # outputs kept of a block, and vectors as long as phi
+WARM_UPS = 3  # calls before a capture, as torch asks for: libraries set themselves up in the first ones
+
+
+def shared(run: Run) -> Run:
+    """What runs must have in common to be lanes: all but the seed and the values of the weights."""
+    return replace(run, seed=0, weights=run.weights if isinstance(run.weights, str) else (0.0,) * len(run.weights))
+
+
+def lane_bytes(run: Run) -> int:
+    """About how much memory a lane takes, from above: what an inner step keeps for its gradient, phi and its like.
+
+    Per position of a block's output: its patches, and as often the output itself as the block has stages. MAML keeps
+    every inner step, and as much again for the derivatives of its gradient.
+    """
+    network, numbers = build_network(run), 0
+    size = {"omniglot": 28, "mini_imagenet": 84, "cifar_fs": 32}[run.network]
+    for rows, filters in (shape for name, shape in network.shapes.items() if name.startswith("conv")):
+        size = same_size(size, 2)
+        positions = size * size * (4 if run.network != "omniglot" else 1)  # pooled blocks are convolved at full size
+        numbers += run.sampling.batch * positions * (rows + STAGES * filters)
+    steps = 2 * run.sampling.steps if run.weights == "maml" else 1
+    return (numbers * steps + VECTORS * network.n_parameters) * torch.empty(0, dtype=run.torch_dtype).element_size()
+
+
+def train_lanes(
+    runs: Sequence[Run], pools: Sequence[ImagePool], states: Sequence[TrainingState]
+) -> Iterator[TrainingState]:
+    """Go on from `states`, all at one iteration, to the end, yielding the state of all lanes after every iteration.
+
+    pools: each run's training images, equal in extent. What is yielded has a leading axis of lanes; see `lane`. The
+    tensors are not to be written into. ValueError where runs, pools or states differ in what they must share.
+    """
+    run = _common(runs, pools, states)
+    pool, offset = _joined(pools)
+    device = pool.images.device
+    weights = _weights(runs, states[0].phi)
+    state = _stacked(states)
+    outer = OuterStep(run, state)
+    loss = CrossEntropy(build_network(run), reduction=run.inner.reduction)
+    phi, inner = state.phi, state.inner
+    if inner is None and run.inner.moments == "kept":
+        inner = run.inner.build().start(phi)
+
+    def direction(phi: Tensor, index: Tensor, label: Tensor, *inner: Tensor) -> tuple[Tensor, ...]:
+        examples = map(Examples, index.split(sizes, -1), label.split(sizes, -1))
+        found, after = meta_direction(run, loss, phi, pool, list(examples), inner or None, weights)
+        return found, *(after or ())
+
+    todo = range(state.iteration, run.iterations)
+    seeds = torch.tensor([run.seed for run in runs], device=device)
+    stream = training_stream(
+        run.sampling, pools[0], seed=seeds, iterations=todo, meta_batch=run.meta_batch, device=device
+    )
+    call: Function | None = None
+    for iteration, tasks in zip(todo, stream, strict=True):
+        sizes = [batch.index.shape[-1] for batch in tasks.minibatches]
+        index = torch.cat([batch.index for batch in tasks.minibatches], -1) + offset
+        label = torch.cat([batch.label for batch in tasks.minibatches], -1)
+        if call is None:
+            call = Graph(direction, phi, index, label, *(inner or ())) if device.type == "cuda" else direction
+        found, *after = call(phi, index, label, *(inner or ()))
+        inner = tuple(after) if run.inner.moments == "kept" else None
+        phi = outer(phi, found, iteration)
+        yield TrainingState(iteration + 1, phi, inner, outer.state())
+
+
+def lane(state: TrainingState, index: int) -> TrainingState:
+    """One run's part of a state of many lanes. What has no lanes, such as a number of steps, is everyone's."""
+
+    def of(part: Tensor) -> Tensor:
+        return part[index].clone() if part.ndim else part.clone()
+
+    inner = None if state.inner is None else tuple(map(of, state.inner))
+    outer = None if state.outer is None else {name: of(part) for name, part in state.outer.items()}
+    return TrainingState(state.iteration, of(state.phi), inner, outer)
+
+
+class Graph:
+    """A function of tensors as a CUDA graph: its work is queued once for all, and replayed on new numbers.
+
+    What it returns is its own, and overwritten by the next call.
+    """
+
+    def __init__(self, function: Function, *inputs: Tensor) -> None:
+        self.inputs = tuple(part.clone() for part in inputs)
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                function(*self.inputs)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.outputs = function(*self.inputs)
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        for held, new in zip(self.inputs, inputs, strict=True):
+            held.copy_(new, non_blocking=True)
+        self.graph.replay()
+        return self.outputs
+
+
+def _common(runs: Sequence[Run], pools: Sequence[ImagePool], states: Sequence[TrainingState]) -> Run:
+    if not len(runs) == len(pools) == len(states) > 0:
+        raise ValueError(f"runs: expected as many pools and states, found {len(runs)}, {len(pools)} and {len(states)}")
+    for name, values in (
+        ("runs", {shared(run) for run in runs}),
+        ("pools", {(pool.images.shape, pool.dtype, pool.white) for pool in pools}),
+        ("states", {state.iteration for state in states}),
+    ):
+        if len(values) > 1:
+            raise ValueError(f"{name}: expected one kind in all lanes, found {len(values)}")
+    pools[0].check(runs[0].sampling)
+    return runs[0]
+
+
+def _joined(pools: Sequence[ImagePool]) -> tuple[ImagePool, Int[Tensor, "lanes 1"]]:
+    """All images in one pool, each kept once, and what to add to a lane's indices to find its own."""
+    kept: dict[int, int] = {}
+    for pool in pools:
+        kept.setdefault(pool.images.data_ptr(), len(kept))
+    distinct = {pool.images.data_ptr(): pool.images for pool in pools}
+    images = torch.cat(list(distinct.values())) if len(distinct) > 1 else pools[0].images
+    places = torch.tensor([kept[pool.images.data_ptr()] for pool in pools], device=images.device)
+    return replace(pools[0], images=images), (places * pools[0].classes * pools[0].drawings).unsqueeze(-1)
+
+
+def _weights(runs: Sequence[Run], phi: Tensor) -> list[Float[Tensor, "lanes 1"]] | Literal["maml"]:
+    """Of each step, one weight a lane."""
+    if isinstance(runs[0].weights, str):
+        return "maml"
+    table = torch.tensor([run.weights for run in runs], dtype=phi.dtype, device=phi.device)
+    return list(table.T.unsqueeze(-1).unbind())
+
+
+def _stacked(states: Sequence[TrainingState]) -> TrainingState:
+    def together(parts: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(parts)) if parts[0].ndim else parts[0]
+
+    iteration, inners, outers = states[0].iteration, [s.inner for s in states], [s.outer for s in states]
+    inner = tuple(map(together, zip(*filter(None, inners), strict=True))) or None
+    outer = {name: together([o[name] for o in outers if o]) for name in outers[0] or ()} or None
+    return TrainingState(iteration, together([s.phi for s in states]), inner, outer)

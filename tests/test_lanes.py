@@ -1,0 +1,126 @@
+"""Lanes against the runs they stand for, one by one, in float64: the same sums in another order.
+
+A few iterations of inner steps enlarge round-off, 1e-16, by far less than 1e5 on this network at these learning rates.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
+from reptile_core.networks import CrossEntropy
+from reptile_core.tasks import Sampling, training_stream
+from reptile_core.training import Evaluation, Inner, Outer, Run, build_network, start, train
+from tests.cases import assert_close, image_pool, minibatch
+
+CLOSE = 1e-11
+SAMPLING = Sampling(n_way=3, shots=4, batch=5, steps=2)
+SGD_RUN = Run(
+    network="omniglot",
+    sampling=SAMPLING,
+    weights=(1.0, 1.0),
+    inner=Inner("sgd", 0.003),
+    outer=Outer(0.25),
+    evaluation=Evaluation(Sampling(n_way=3, shots=1, batch=3, steps=2), tasks=1, every=1),
+    iterations=3,
+    seed=0,
+    meta_batch=2,
+    activation="softplus",  # no kinks, which round-off could move
+    dtype="float64",
+)
+RUNS = {
+    "sgd": SGD_RUN,
+    "adam": replace(SGD_RUN, inner=Inner("adam", 1e-3)),
+    "adam, new for each task": replace(SGD_RUN, inner=Inner("adam", 1e-3, moments="reset")),
+    "outer adam": replace(SGD_RUN, outer=Outer(1e-3, optimizer="adam")),
+    "maml": replace(SGD_RUN, weights="maml"),
+    "tail": replace(SGD_RUN, sampling=replace(SAMPLING, tail_shots=1)),
+}
+
+
+def _lanes(run):
+    """Two variants of one seed and one of another, whose images are others; with their pools."""
+    other = run.weights if run.weights == "maml" else (0.0, -0.5)
+    runs = [run, replace(run, weights=other), replace(run, seed=7)]
+    first, second = image_pool(classes=6, seed=1), image_pool(classes=6, seed=2)
+    return runs, [first, first, second]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_lane_is_its_run(name):
+    runs, pools = _lanes(RUNS[name])
+    together = list(train_lanes(runs, pools, [start(run) for run in runs]))
+    for index, (run, pool) in enumerate(zip(runs, pools, strict=True)):
+        for found, expected in zip(together, train(run, pool, start(run)), strict=True):
+            mine = lane(found, index)
+            assert mine.iteration == expected.iteration
+            assert_close(mine.phi, expected.phi, CLOSE)
+            for ours, theirs in zip(mine.inner or (), expected.inner or (), strict=True):
+                assert_close(ours, theirs, CLOSE)
+            assert (mine.outer or {}).keys() == (expected.outer or {}).keys()
+            for key, value in (mine.outer or {}).items():
+                assert_close(value, expected.outer[key], CLOSE)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "outer adam"])
+def test_taken_up_again_gives_the_same_bits(name):
+    runs, pools = _lanes(RUNS[name])
+    whole = list(train_lanes(runs, pools, [start(run) for run in runs]))
+    halfway = [lane(whole[0], index) for index in range(len(runs))]
+    assert torch.equal(list(train_lanes(runs, pools, halfway))[-1].phi, whole[-1].phi)
+
+
+def test_one_lane_alone_and_beside_others():
+    runs, pools = _lanes(SGD_RUN)
+    whole = list(train_lanes(runs, pools, [start(run) for run in runs]))[-1]
+    alone = list(train_lanes(runs[2:], pools[2:], [start(runs[2])]))[-1]
+    assert_close(alone.phi[0], whole.phi[2], CLOSE)
+
+
+def test_streams_of_many_seeds_are_each_ones_own():
+    pool, span = image_pool(classes=6), range(60, 70)  # over the edge of a block
+    seeds = torch.tensor([3, 2**40 + 5])
+    together = training_stream(SAMPLING, pool, seed=seeds, iterations=span, meta_batch=2)
+    alone = [training_stream(SAMPLING, pool, seed=int(s), iterations=span, meta_batch=2) for s in seeds]
+    for tasks, *single in zip(together, *alone, strict=True):
+        for index, expected in enumerate(single):
+            for batch, own in zip(tasks.minibatches, expected.minibatches, strict=True):
+                assert torch.equal(batch.index[:, index], own.index)
+                assert torch.equal(batch.label[:, index], own.label)
+
+
+def test_what_lanes_share():
+    assert shared(SGD_RUN) == shared(replace(SGD_RUN, seed=5, weights=(0.0, 1.0)))
+    assert shared(SGD_RUN) != shared(replace(SGD_RUN, outer=Outer(0.5)))
+    assert shared(SGD_RUN) != shared(replace(SGD_RUN, weights="maml"))
+
+
+def test_lanes_that_do_not_belong_together_are_refused():
+    (one, two, _), (pool, *_) = _lanes(SGD_RUN)
+    with pytest.raises(ValueError, match=r"^runs: expected as many pools and states, found 2, 1 and 2"):
+        next(train_lanes([one, two], [pool], [start(one)] * 2))
+    with pytest.raises(ValueError, match=r"^runs: expected one kind in all lanes, found 2"):
+        next(train_lanes([one, replace(two, outer=Outer(1.0))], [pool] * 2, [start(one)] * 2))
+    with pytest.raises(ValueError, match=r"^states: expected one kind in all lanes, found 2"):
+        next(train_lanes([one, two], [pool] * 2, [start(one), replace(start(two), iteration=1)]))
+    with pytest.raises(ValueError, match=r"^pools: expected one kind in all lanes, found 2"):
+        next(train_lanes([one, two], [pool, image_pool(classes=7)], [start(one), start(two)]))
+
+
+def test_memory_of_a_lane_covers_what_an_inner_step_keeps():
+    """Counted by torch on a step of one lane with autograd: every tensor saved for the backward pass, each once."""
+    run = replace(SGD_RUN, sampling=replace(SAMPLING, batch=9, shots=9), weights=(1.0, 1.0))
+    network = build_network(run)
+    phi, batch = network.initialize(0, dtype=torch.float64).requires_grad_(), minibatch(batch=9, n_way=3)
+    saved: dict[int, int] = {}
+
+    def keep(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = CrossEntropy(network, "sum")(phi, batch)
+    assert loss.isfinite()
+    assert sum(saved.values()) < lane_bytes(run) < 20 * sum(saved.values())
+    assert lane_bytes(replace(run, weights="maml")) > lane_bytes(run)
