@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ import reproduce
 from analysis.experiments import ablation
 from analysis.experiments.sweeps import Scale
 from analysis.workers import Progress, Workers, silent
+from reptile_core import datasets
+
+glyphs = cache(datasets._glyphs)
 
 
 class InProcess(Workers):
@@ -43,6 +47,7 @@ def script(*arguments: object) -> Said:
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr("analysis.command_line.Workers", InProcess)
         patch.setattr(reproduce, "draw", lambda *_: [])
+        patch.setattr(datasets, "_glyphs", glyphs)
         patch.setitem(ablation.SCALES, "smoke", Scale(iterations=2, every=2, tasks=1, seeds=1))
         code = reproduce.main([str(argument) for argument in arguments])
     return Said(code, out.getvalue(), err.getvalue())

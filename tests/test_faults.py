@@ -41,15 +41,14 @@ COMMAND = [sys.executable, "reproduce.py", "ablation", "--profile", "smoke", "--
 # number, and once it is asked, how the child ended.
 FORKS = """
 import os, sys, torch
-from functools import lru_cache
 import reproduce, figures.ablation, figures.style
 from analysis import command_line, runs
 from analysis.experiments import ablation
 from reptile_core import datasets
-from tests.in_process import InProcess
+from tests.in_process import InProcess, glyphs
 torch.set_num_threads(1)
 command_line.Workers = InProcess
-datasets._glyphs = lru_cache(datasets._glyphs)
+datasets._glyphs = glyphs
 ablation.SCALES["smoke"] = ablation.Scale(*map(int, sys.argv[1].split()))
 for seed in range(ablation.SCALES["smoke"].seeds):
     runs.split_of(runs.Source("glyphs", None, datasets.load("glyphs").content), seed)

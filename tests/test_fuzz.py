@@ -30,7 +30,6 @@ from analysis.command_line import begin_manifest
 from analysis.courses import execute
 from analysis.runs import NUMERICS_VERSION, Job
 from analysis.tables import write_csv
-from reptile_core import datasets
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.datasets import omniglot
 from reptile_core.datasets.common import Unavailable
@@ -120,14 +119,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("REPTILE_DATA", raising=False)
-    monkeypatch.setattr(datasets, "_glyphs", _glyphs)
     monkeypatch.setattr("reptile_core.datasets.omniglot.download", _no_network)
     monkeypatch.setattr(reproduce, "run", lambda plan: (claims.ledger([], claims.NO_MEASUREMENTS), {"tables": {}}))
     monkeypatch.setattr(claims, "counts", lambda table: "")
     return tmp_path
-
-
-_glyphs = lru_cache(datasets._glyphs)
 
 
 def _no_network(url: str, **_: object) -> None:
