@@ -23,7 +23,7 @@ from analysis.experiment import Context, Experiment
 from analysis.experiments import EXPERIMENTS
 from analysis.experiments.few_shot_benchmarks import CELLS
 from analysis.manifest import ManifestError
-from analysis.runs import Source
+from analysis.runs import DEVICES, Source
 from analysis.tables import ResultsError
 from analysis.workers import ClusterError, Workers, available_cores
 from reptile_core import datasets
@@ -119,7 +119,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     where = parser.add_argument_group("where and how")
     where.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/PROFILE)")
     where.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), help="auto takes a GPU if there is one (default: auto)"
+        "--device",
+        choices=("auto", *DEVICES),
+        help="auto takes a GPU if there is one; cuda-tf32 multiplies there with 10 bits of mantissa (default: auto)",
     )
     where.add_argument(
         "--workers", type=int, metavar="N", help="processes of one thread each; changes no bit (default: one a core)"
@@ -149,7 +151,7 @@ def prepare(options: argparse.Namespace) -> Plan:
         data = datasets.load(asked["dataset"], data=options.data, quiet=options.quiet)
     except datasets.DataError as error:
         raise UsageError(str(error)) from error
-    cuda = asked["device"] == "cuda" or (asked["device"] == "auto" and torch.cuda.is_available())
+    cuda = asked["device"].startswith("cuda") or (asked["device"] == "auto" and torch.cuda.is_available())
     context = Context(
         profile=asked["profile"],
         source=Source(data.name, options.data and options.data.absolute(), data.content, data.real),
@@ -158,6 +160,7 @@ def prepare(options: argparse.Namespace) -> Plan:
         seeds=asked["seeds"],
         cells=tuple(asked["cells"]),
         device="cuda" if cuda else "cpu",
+        tf32=asked["device"] == "cuda-tf32",
         fresh=options.fresh,
     )
     names = dict.fromkeys(asked["experiments"] or EXPERIMENTS)
@@ -187,7 +190,11 @@ def begin_manifest(plan: Plan) -> dict[str, Any]:
     return manifest.begin(
         command=sys.argv,
         profile=context.profile,
-        options={"seeds": context.seeds, "cells": list(context.cells), "device": context.device},
+        options={
+            "seeds": context.seeds,
+            "cells": list(context.cells),
+            "device": context.device + "-tf32" * context.tf32,
+        },
         experiments={experiment.name: experiment.settings(context) for experiment in plan.experiments},
         data=plan.data,
         device=context.device,
@@ -308,8 +315,8 @@ def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
     for cell in asked["cells"]:
         if not cell or not any(name.startswith(cell) for name in CELLS):
             raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")
-    if asked["device"] == "cuda" and not torch.cuda.is_available():
-        raise UsageError("--device: expected a CUDA device for cuda, found none that torch can use")
+    if asked["device"].startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device: expected a CUDA device for {asked['device']}, found none that torch can use")
 
 
 def _run_again(plan: Plan, again: dict[str, Any], path: Path) -> Plan:

@@ -89,6 +89,7 @@ def execute_together(jobs: Sequence[Job], progress: Progress = silent) -> list[O
 
     Those that stand at the same iteration go on together. A lane that has diverged is carried along, for nothing.
     """
+    use_precision(jobs[0])
     courses = [Course(job, progress) for job in jobs]
     going = [course for course in courses if course.status == "running"]
     for at in sorted({course.state.iteration for course in going}):
@@ -104,7 +105,7 @@ def in_lanes(jobs: Sequence[Job], *, free: int | None = None) -> list[tuple[Job,
     groups: dict[object, list[Job]] = {}
     for job in jobs:
         alone = job.device == "cpu"
-        groups.setdefault(job.key if alone else (shared(job.run), job.source, job.fresh), []).append(job)
+        groups.setdefault(job.key if alone else (shared(job.run), job.source, job.fresh, job.tf32), []).append(job)
     cut: list[tuple[Job, ...]] = []
     for group in groups.values():
         if free is None and group[0].device != "cpu":
@@ -112,6 +113,11 @@ def in_lanes(jobs: Sequence[Job], *, free: int | None = None) -> list[tuple[Job,
         width = max(1, (free or 0) // lane_bytes(group[0].run))
         cut += [tuple(group[first : first + width]) for first in range(0, len(group), width)]
     return cut
+
+
+def use_precision(job: Job) -> None:
+    """How this process multiplies float32 matrices on a GPU, and nowhere else."""
+    torch.backends.cuda.matmul.allow_tf32 = job.tf32
 
 
 def _advance(courses: Sequence[Course]) -> None:
@@ -148,4 +154,4 @@ def _before_training(job: Job) -> Job:
     """The same for all runs that begin alike and are evaluated alike: without what training alone asks for."""
     sampling = Sampling(job.run.sampling.n_way, shots=1, batch=1, steps=1)
     run = replace(job.run, sampling=sampling, weights=(1.0,), outer=Outer(0.0), iterations=1, meta_batch=1)
-    return Job(run, job.source, Path(), "", job.device)
+    return replace(job, run=run, folder=Path(), variant="", fresh=False)

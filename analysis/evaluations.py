@@ -8,6 +8,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from analysis.courses import use_precision
 from analysis.runs import Job, final_state
 from analysis.workers import Progress
 from reptile_core import training
@@ -57,6 +58,7 @@ def evaluate(piece: Piece, progress: Progress) -> Accuracies:
             )
     else:
         job = piece.job
+        use_precision(job)
         state = final_state(job) if piece.trained else training.start(job.run, job.device)
         lanes = 1 if job.device == "cpu" else LANES
         found = training.accuracies(job.run, job.pool("test"), state, piece.sampling, piece.tasks, lanes=lanes)

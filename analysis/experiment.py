@@ -32,14 +32,20 @@ class Context:
     seeds: int | None = None
     cells: tuple[str, ...] = ()
     device: str = "cpu"
+    tf32: bool = False
     fresh: bool = False
     trained: set[str] = field(default_factory=set)  # keys of the runs that this invocation has seen to
     diverged: list[str] = field(default_factory=list)  # lines that name the runs that ended early
     found: dict[str, str] = field(default_factory=dict)  # content of other data than the script's own, by name
 
+    @property
+    def device_name(self) -> str:
+        """As users call it: one of `runs.DEVICES`."""
+        return self.device + "-tf32" * self.tf32
+
     def job(self, run: Run, name: str, source: Source | None = None) -> Job:
         """A run on this device and these data, or others, kept with the others; `name` is what tables call it."""
-        return Job(run, source or self.source, self.runs, name, self.device)
+        return Job(run, source or self.source, self.runs, name, self.device, self.tf32)
 
     def find(self, name: str) -> Source:
         """Other data than these, by name, where the user keeps these or wherever data are looked for; DataError, with

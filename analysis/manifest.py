@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from analysis.claims import PROFILES
+from analysis.runs import DEVICES
 from reptile_core import native
 from reptile_core.datasets import Characters
 from reptile_core.files import write_atomically
@@ -36,7 +37,7 @@ SHAPE: dict[str, Any] = {
     "finished?": str,
     "command": [str],
     "profile": PROFILES,
-    "options": {"seeds": (int, None), "cells": [str], "device": ("cpu", "cuda")},
+    "options": {"seeds": (int, None), "cells": [str], "device": DEVICES},
     "experiments": {str: {str: object}},
     "data": {
         "name": ("omniglot", "glyphs"),

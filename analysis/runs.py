@@ -22,6 +22,8 @@ from reptile_core.inner_loop import Phi
 from reptile_core.tasks import ImagePool
 from reptile_core.training import Run, TrainingState
 
+DEVICES = "cpu", "cuda", "cuda-tf32"  # as users call them: the last multiplies matrices in TF32
+
 # Raised whenever the same configuration would give other bits than before, so that old files are not taken for new.
 NUMERICS_VERSION = 4
 
@@ -58,6 +60,7 @@ class Job:
     folder: Path
     variant: str
     device: str = "cpu"
+    tf32: bool = False
     fresh: bool = False
 
     @property
@@ -66,7 +69,7 @@ class Job:
         return {
             "run": asdict(self.run),
             "data": self.source.content,
-            "device": torch.device(self.device).type,
+            "device": torch.device(self.device).type + "-tf32" * self.tf32,
             "numerics": NUMERICS_VERSION,
             "native": native.library() is not None,
         }

@@ -49,7 +49,7 @@ def batches(pool: Tensor, sampling: Sampling, *, spare: int = 0) -> Iterator[Bat
     cuts = [body[i * sampling.batch : (i + 1) * sampling.batch] for i in range(sampling.steps)]
     for batch in [*cuts, rest] if spare else cuts:
         x = torch.stack([pool[c, d] for c, d, _ in batch]).unsqueeze(1)
-        yield x, torch.tensor([label for _, _, label in batch])
+        yield x, torch.tensor([label for _, _, label in batch], device=pool.device)
 
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> None:
@@ -59,10 +59,10 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> No
     optimizer.step()
 
 
-def iterate(run: Run, iterations: int, threads: int) -> float:
-    """Seconds for so many meta-iterations on `threads` threads."""
+def iterate(run: Run, iterations: int, threads: int, *, device: str = "cpu") -> float:
+    """Seconds for so many meta-iterations on `threads` threads, or on another device than the CPU."""
     torch.set_num_threads(threads)
-    pool, model = images().float(), model_of(run.sampling.n_way)
+    pool, model = images().float().to(device), model_of(run.sampling.n_way).to(device)
     optimizer = optimizer_of(run, model)
     began = time.perf_counter()
     for _ in range(iterations):
