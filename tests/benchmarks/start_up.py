@@ -8,10 +8,12 @@ from statistics import median
 
 IMPORT = "import torch; torch.set_num_threads(1)"
 PLAIN = f"""{IMPORT}
-from tests.benchmarks import plain
-from tests.benchmarks.measuring import ABLATION
-model = plain.model_of(5)
-plain.step(model, plain.optimizer_of(ABLATION, model), (torch.zeros(25, 1, 28, 28), torch.arange(25) % 5))
+from torch import nn
+blocks = [(nn.Conv2d(c, 64, 3, stride=2, padding=1), nn.BatchNorm2d(64), nn.ReLU()) for c in (1, 64, 64, 64)]
+model = nn.Sequential(*[layer for block in blocks for layer in block], nn.Flatten(), nn.Linear(256, 5))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.003)
+nn.functional.cross_entropy(model(torch.zeros(25, 1, 28, 28)), torch.arange(25) % 5, reduction="sum").backward()
+optimizer.step()
 """
 OURS = f"""{IMPORT}
 from analysis.experiments.ablation import SCALES, configure
