@@ -32,11 +32,10 @@ from analysis.workers import available_cores, local_executor
 from reptile_core import training
 from reptile_core.meta_gradients import figure_3
 from reptile_core.tasks import ImagePool, Sampling
-from reptile_core.training import Run, TrainingState
+from reptile_core.training import IMAGES, Run, TrainingState
 
 CORES = 2, 64
 GPUS = 1, 8
-IMAGES = {"omniglot": (28, 28), "mini_imagenet": (84, 84, 3), "cifar_fs": (32, 32, 3)}  # by network
 CLASSES, DRAWINGS = 40, 30  # of pools to trace or time with: as many as any task asks for
 FREE = ("aten::_unsafe_view", "aten::detach", "aten::new_empty", "aten::empty_like", "aten::empty")  # no arithmetic
 

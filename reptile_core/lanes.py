@@ -16,7 +16,7 @@ from torch import Tensor
 from reptile_core.convolutions import same_size
 from reptile_core.networks import CrossEntropy
 from reptile_core.tasks import Examples, ImagePool, training_stream
-from reptile_core.training import OuterStep, Run, TrainingState, build_network, meta_direction
+from reptile_core.training import IMAGES, OuterStep, Run, TrainingState, build_network, meta_direction
 
 Function = Callable[..., tuple[Tensor, ...]]
 STAGES, VECTORS = 8, 12  # outputs kept of a block, and vectors as long as phi
@@ -34,8 +34,7 @@ def lane_bytes(run: Run) -> int:
     Per position of a block's output: its patches, and as often the output itself as the block has stages. MAML keeps
     every inner step, and as much again for the derivatives of its gradient.
     """
-    network, numbers = build_network(run), 0
-    size = {"omniglot": 28, "mini_imagenet": 84, "cifar_fs": 32}[run.network]
+    network, numbers, size = build_network(run), 0, IMAGES[run.network][0]
     for rows, filters in (shape for name, shape in network.shapes.items() if name.startswith("conv")):
         size = same_size(size, 2)
         positions = size * size * (4 if run.network != "omniglot" else 1)  # pooled blocks are convolved at full size

@@ -26,6 +26,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "mini_imagenet": mini_imagenet,
     "cifar_fs": partial(mini_imagenet, size=32, filters=64),
 }
+IMAGES = {"omniglot": (28, 28), "mini_imagenet": (84, 84, 3), "cifar_fs": (32, 32, 3)}  # what each of them takes
 
 # torch's optimizers by lower-case name, but for those that need more than a gradient of a vector.
 OUTER_OPTIMIZERS = {
