@@ -8,14 +8,14 @@ times the one and its evaluations times the other, linear in all of them. How lo
 
 - on cores, one run each at a time, the longest first: flops / rate. The rate of one core, with all of them at work, is
   measured now. What a core computes fits its caches, so that bytes do not count.
-- on a GPU, all runs side by side: flops / F + bytes / W, or, where there are too few runs to fill it, launches times
-  the time of one. F and W are those of a data sheet, and none of the three is measured.
+- on a GPU, runs alike side by side, as lanes: flops / F + bytes / W, or, where there are too few to fill it, launches
+  times the time of one. F and W are those of a data sheet, and none of the three is measured.
 """
 
 import argparse
 import heapq
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -65,9 +65,15 @@ class GPU:
     launch: float
 
     def seconds(self, items: Sequence[Work], count: int) -> float:
-        """Of all items side by side on `count` of these: until the last is launched, and all are computed."""
-        computed = sum(item.flops / self.products + item.bytes / self.memory for item in items) / count
-        return max(computed, max(item.launches for item in items) * self.launch)
+        """Of all items on `count` of these. Those that are alike in their operations are lanes of one group: until the
+        last of it is launched, and all of it computed. A group is on one GPU, and one after the other."""
+        groups: dict[float, list[Work]] = {}
+        for item in items:
+            groups.setdefault(item.launches, []).append(item)
+        return makespan([max(launches * self.launch, self._computed(g)) for launches, g in groups.items()], count)
+
+    def _computed(self, items: Sequence[Work]) -> float:
+        return sum(item.flops / self.products + item.bytes / self.memory for item in items)
 
 
 # An H100 SXM by its data sheet (float32 without tensor cores), and what a launch takes when a graph is replayed.
@@ -108,11 +114,11 @@ def traced(call: Callable[[], Any]) -> Work:
     return tracing.work
 
 
-def on_cores(items: Sequence[Work], cores: int, rate: float) -> float:
-    """Seconds until all items are done, each whole on one of the cores, the longest first. rate: flops a second."""
-    busy = [0.0] * cores
-    for flops in sorted((item.flops for item in items), reverse=True):
-        heapq.heappush(busy, heapq.heappop(busy) + flops / rate)
+def makespan(seconds: Iterable[float], workers: int) -> float:
+    """Seconds until all is done, each piece whole by one of the workers, the longest first."""
+    busy = [0.0] * workers
+    for piece in sorted(seconds, reverse=True):
+        heapq.heappush(busy, heapq.heappop(busy) + piece)
     return max(busy)
 
 
@@ -165,7 +171,7 @@ SWEEPS = {"ablation": ablation_runs, "few_shot": few_shot_runs}
 
 def table(items: Sequence[Work], rate: float, gpu: GPU = H100) -> list[str]:
     """Lines of a table in Markdown: where, and how long it takes there."""
-    rows = [(f"{cores} such cores", on_cores(items, cores, rate)) for cores in CORES]
+    rows = [(f"{cores} such cores", makespan((item.flops / rate for item in items), cores)) for cores in CORES]
     rows += [(f"{count} {gpu.name}, by its data sheet", gpu.seconds(items, count)) for count in GPUS]
     return ["| on | takes |", "|---|---|", *(f"| {where} | {duration(seconds)} |" for where, seconds in rows)]
 

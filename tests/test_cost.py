@@ -57,14 +57,16 @@ def test_cost_is_linear_in_k_and_iterations() -> None:
 @pytest.mark.parametrize(("cores", "seconds"), [(1, 12), (2, 7), (3, 5), (64, 5)])
 def test_runs_are_handed_out_longest_first(cores: int, seconds: float) -> None:
     """5, then 3 beside it, then 2 on the second core, then 2: on two cores (5 + 2, 3 + 2)."""
-    assert cost.on_cores([Work(flops=10 * f) for f in (2, 5, 3, 2)], cores, rate=10) == seconds
+    assert cost.makespan([2, 5, 3, 2], cores) == seconds
 
 
 def test_a_gpu_waits_for_arithmetic_memory_or_launches() -> None:
     gpu = GPU("toy", products=10, memory=100, launch=1)
-    assert gpu.seconds([Work(flops=100, bytes=1000, launches=3)] * 4, count=1) == 4 * (10 + 10)
-    assert gpu.seconds([Work(flops=100, bytes=1000, launches=3)] * 4, count=8) == 10
-    assert gpu.seconds([Work(flops=1, bytes=1, launches=30)] * 4, count=1) == 30
+    lanes, others = [Work(flops=100, bytes=1000, launches=3)] * 4, [Work(flops=1, bytes=1, launches=30)] * 2
+    assert gpu.seconds(lanes, count=1) == 4 * (10 + 10)
+    assert gpu.seconds(others, count=1) == 30
+    assert gpu.seconds([*lanes, *others], count=1) == 80 + 30
+    assert gpu.seconds([*lanes, *others], count=8) == 80
 
 
 def test_durations_have_a_unit_that_fits() -> None:
