@@ -245,7 +245,7 @@ def test_remark_tells_the_last_accuracy():
     run = weights.configure(total(6), 2500)
     rows = [{"quantity": quantity, "value": value} for value in (0.3, 0.8) for quantity in ("accuracy", "other")]
     said = weights.remark(run, Outcome(rows, "finished", 1.0, 2500))
-    assert said == "2,500 meta-iterations of 6 steps; 80 % right on 3-way 1-shot test tasks"
+    assert said == "2,500 meta-iterations of 6 steps; 80\N{NO-BREAK SPACE}% right on 3-way 1-shot test tasks"
 
 
 # ---- the page

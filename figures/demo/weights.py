@@ -95,7 +95,7 @@ def remark(run: Run, outcome: Outcome) -> str:
     accuracy = next(row["value"] for row in reversed(outcome.rows) if row["quantity"] == "accuracy")
     sampling, k = run.evaluation.sampling, run.sampling.steps
     trained = f"{run.iterations:,} meta-iterations of {k} step{'s' if k > 1 else ''}"
-    return f"{trained}; {100 * accuracy:.0f} % right on {sampling.n_way}-way {sampling.shots}-shot test tasks"
+    return f"{trained}; {100 * accuracy:.0f}\N{NO-BREAK SPACE}% right on {sampling.n_way}-way {sampling.shots}-shot test tasks"
 
 
 def _finished(job: Job) -> bool:

@@ -1,5 +1,5 @@
-// Four papers to draw on, three bars a network, two curves. Every change of a drawing or of k asks the server anew; while
-// an answer is under way further changes wait, and only the latest of them is asked.
+// Four papers to draw on, three bars a network, two curves. Every change of a drawing or of k asks the server anew;
+// while an answer is under way further changes wait, and only the latest of them is asked.
 
 const LETTERS = ["A", "B", "C"];
 const SIZE = 28; // pixels of what the networks see
@@ -145,7 +145,7 @@ class Card {
     element.querySelector(".about").textContent = accuracy;
     this.rows = LETTERS.map((letter) => {
       const row = element.querySelector("tbody").insertRow();
-      const head = document.createElement("th"), track = document.createElement("div"), bar = document.createElement("div");
+      const [head, track, bar] = ["th", "div", "div"].map((name) => document.createElement(name));
       head.scope = "row";
       head.textContent = letter;
       track.className = "track";
@@ -182,7 +182,7 @@ function svg(name, attributes, text = "") {
 
 function drawCurves(networks) {
   $("curves").replaceChildren();
-  const [left, right, top, bottom] = [44, 622, 14, 360];
+  const [left, right, top, bottom] = [44, 622, 44, 360];
   const curves = Object.entries(networks ?? {}).map(([name, { losses }]) => [name, losses]);
   const steps = Math.max(1, (curves[0]?.[1].length ?? 2) - 1);
   const highest = Math.max(1.2, ...curves.flatMap(([, losses]) => losses));
@@ -194,16 +194,14 @@ function drawCurves(networks) {
   }
   for (const step of [0, steps]) svg("text", { x: x(step), y: bottom + 30, "text-anchor": "middle" }, String(step));
   svg("text", { x: (left + right) / 2, y: bottom + 30, "text-anchor": "middle" }, "steps taken");
-  curves.forEach(([name], i) => {
-    svg("text", { class: `label ${classOf(name)}`, x: right, y: top + 24 + 28 * i, "text-anchor": "end" }, name);
-  });
+  curves.forEach(([name], i) => svg("text", { class: `label ${classOf(name)}`, x: left + 110 * i, y: 20 }, name));
   for (const [name, losses] of [...curves].reverse()) { // Reptile's on top
     const points = losses.map((loss, step) => `${x(step).toFixed(1)},${y(loss).toFixed(1)}`);
     svg("polyline", { class: `curve ${classOf(name)}`, points: points.join(" ") });
     if (losses.length === 1) svg("circle", { class: `dot ${classOf(name)}`, cx: x(0), cy: y(losses[0]), r: 6 });
   }
   const ends = curves.map(([name, losses]) => `${name} from ${losses[0].toFixed(2)} to ${losses.at(-1).toFixed(2)}`);
-  $("curves").ariaLabel = ends.length ? `Loss after ${steps} steps: ${ends.join("; ")}` : "Loss curves: nothing drawn yet";
+  $("curves").ariaLabel = `Loss curves: ${ends.join("; ") || "nothing to show yet"}`;
 }
 
 const pads = LETTERS.map((letter) => new Pad($("examples"), letter, `Example ${letter}`));
@@ -275,19 +273,25 @@ function sampleButton(shelf, label, images, chosen) {
   shelf.append(button);
 }
 
+// The three examples, one of them again, and for who wants another of them again, all three.
+function take(task) {
+  task.examples.forEach((pixels, i) => pads[i].set(pixels));
+  pads[3].set(task.again[Math.floor(3 * Math.random())]);
+  $("hands").replaceChildren();
+  task.again.forEach((pixels, i) => {
+    sampleButton($("hands"), `${LETTERS[i]} by another hand, to classify`, [pixels], () => pads[3].set(pixels));
+  });
+  $("again").hidden = false;
+}
+
 async function showSamples() {
   const tasks = await (await fetch(`samples?first=${firstSample}`)).json();
   $("samples").replaceChildren();
-  tasks.forEach((task, i) =>
-    sampleButton($("samples"), `Sample ${firstSample + i + 1}: three characters and one of them again`, task.examples, () => {
-      task.examples.forEach((pixels, i) => pads[i].set(pixels));
-      pads[3].set(task.again[Math.floor(3 * Math.random())]);
-      $("hands").replaceChildren();
-      task.again.forEach((pixels, i) =>
-        sampleButton($("hands"), `${LETTERS[i]} by another hand, to classify`, [pixels], () => pads[3].set(pixels)));
-      $("again").hidden = false;
-    }));
-  firstSample += tasks.length;
+  for (const task of tasks) {
+    firstSample += 1;
+    const label = `Sample ${firstSample}: three characters and one of them again`;
+    sampleButton($("samples"), label, task.examples, () => take(task));
+  }
 }
 
 $("steps").addEventListener("input", () => {
