@@ -46,7 +46,7 @@ def own(context: Context) -> dict[str, Job]:
 
 
 def configure(variant: Variant, iterations: int) -> Run:
-    """Figure 3's algorithm on tasks of three classes. The inner optimizer, its rate and eps are the best of a few tried briefly."""
+    """Figure 3's algorithm on tasks of three classes, its rates the best of a few that were tried briefly."""
     return Run(
         network="omniglot",
         sampling=Sampling(n_way=N_WAY, shots=10, batch=BATCH, steps=variant.k),
