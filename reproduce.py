@@ -9,7 +9,7 @@ python reproduce.py --from manifest.json      the same again, compared bit by bi
 
 import signal
 
-if __name__ == "__main__":
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once while libraries load, which takes seconds
 
 import contextlib

@@ -117,7 +117,8 @@ class Workers:
 
     def _submit(self, function: Callable[[Item, Progress], Result], item: Item) -> "Future[Result]":
         try:
-            return self._executor.submit(*self._call(function, item))
+            with _interrupts_put_off():
+                return self._executor.submit(*self._call(function, item))
         except BrokenProcessPool as error:  # somebody died while we were still handing out
             future: Future[Result] = Future()
             future.set_exception(error)
@@ -180,6 +181,19 @@ def _start_worker(updates: Any) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the script alone decides
     threading.Thread(target=_end_with_the_script, daemon=True).start()
     torch.set_num_threads(1)
+
+
+@contextmanager
+def _interrupts_put_off() -> Iterator[None]:
+    """Processes that are started here never meet Ctrl-C, not even while they load libraries; for us it only waits."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _end_with_the_script() -> None:
