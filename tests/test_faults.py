@@ -164,7 +164,7 @@ def _workers_of(script: int) -> list[int]:
     return [number for number, parent in _alive().items() if parent == script]
 
 
-def _wait(for_what: str, condition: object, seconds: float = 60) -> None:
+def _wait(for_what: str, condition: object, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end, f"waited {seconds} s for {for_what}"
@@ -172,16 +172,14 @@ def _wait(for_what: str, condition: object, seconds: float = 60) -> None:
 
 
 @contextlib.contextmanager
-def _started(out: Path) -> Iterator[subprocess.Popen[str]]:
-    """The script at work on its first runs."""
+def _started(out: Path, until: str) -> Iterator[subprocess.Popen[str]]:
+    """The script at work, as soon as it has written such a file."""
     command = [*COMMAND, "--workers", "1", "--out", str(out)]
     with subprocess.Popen(
         command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as process:
         try:
-            _wait(
-                "the first run's file", lambda: list((out / "runs").glob("*.safetensors")) or process.poll() is not None
-            )
+            _wait(until, lambda: list(out.glob(until)) or process.poll() is not None)
             yield process
         finally:
             if process.poll() is None:
@@ -190,7 +188,7 @@ def _started(out: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="asks /proc for a process's children")
 def test_workers_end_with_a_script_that_is_killed(tmp_path: Path) -> None:
-    with _started(tmp_path) as process:
+    with _started(tmp_path, "runs/*.safetensors") as process:
         workers = _workers_of(process.pid)
         assert workers
         os.kill(process.pid, signal.SIGKILL)
@@ -199,7 +197,8 @@ def test_workers_end_with_a_script_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_ends_in_one_line_that_says_how_to_go_on(tmp_path: Path) -> None:
-    with _started(tmp_path) as process:
+    with _started(tmp_path, "manifest.json") as process:
+        time.sleep(1)  # workers are loading their libraries
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
