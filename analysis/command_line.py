@@ -37,7 +37,7 @@ DESCRIPTION = """\
 Check the claims of "On First-Order Meta-Learning Algorithms" (Nichol, Achiam, Schulman 2018) by running them.
 
 An experiment computes tables, judges claims by criteria fixed before, each beside a control that has to fail, and draws
-figures. All of it goes to results/PROFILE/: claims.md first, then figures/, tables/ and manifest.json. A run may be
+figures. All of it goes to results/PROFILE/: report.html first, then figures/, tables/ and manifest.json. A run may be
 interrupted at any moment; the same command goes on where it stood, to the same bits."""
 
 EXAMPLES = """\
@@ -48,6 +48,8 @@ examples:
   python reproduce.py ablation --profile paper  the learning curves of figure 3 at the paper's own scale
   python reproduce.py --from manifest.json      the same again, compared bit by bit with the tables of then
   python reproduce.py theory --json | jq        claims and verdicts for another program
+  python reproduce.py report                    the report anew from what is there; --out DIR for another folder
+  python reproduce.py demo                      draw three things in a browser and see them learnt; demo --help
 
 exit codes: 0 done; 1 a fault, or not what --strict or --from asked for; 2 told before any work; 130 interrupted"""
 
