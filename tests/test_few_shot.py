@@ -41,7 +41,7 @@ def context(source, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def in_turn(name, function, items, *, sizes=None, unit=""):
-        return [function(item, lambda done: None) for item in items]
+        return [function(item, lambda *_: None) for item in items]
 
     workers = SimpleNamespace(map=in_turn, quiet=True)
     return Context("smoke", source, workers, tmp_path / "runs")  # type: ignore[arg-type]

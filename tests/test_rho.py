@@ -106,7 +106,6 @@ def test_a_run_that_diverged_counts_as_chance():
     result, _ = _run(lambda v: None if v.name == "2g4-g3" else 0.05 * rho.rho(v.weights), seeds=2)
     gains = result.tables["rho_gains"].set_index("variant")["mean"]
     assert gains["2g4-g3"] == pytest.approx(0.2 - 0.5)
-    assert any("2g4-g3" in line and "diverged" in line for line in result.lines)
 
 
 def test_figure_draws_the_numbers():
