@@ -11,6 +11,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -218,7 +219,7 @@ def convolution(
 ) -> Float[Tensor, "*lanes batch out_height out_width c_out"]:
     """x * w; lanes of the two may be broadcast."""
     if native.serves(x) and native.serves(weight) and native.takes(x.shape[-1], weight.shape[-1]):
-        lanes = torch.broadcast_shapes(x.shape[:-4], weight.shape[:-2])
+        lanes = np.broadcast_shapes(x.shape[:-4], weight.shape[:-2])
         x, weight = x.expand(*lanes, *x.shape[-4:]), weight.expand(*lanes, *weight.shape[-2:])
         return Convolution.apply(x.contiguous(), weight.contiguous(), stride)
     patches = Patches.apply(x, stride)

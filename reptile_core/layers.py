@@ -7,6 +7,7 @@ formula serves forward and reverse mode. (torch's own gives wrong second derivat
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -182,7 +183,7 @@ def convolution_batch_norm(
 
 def _product_relu(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
     """max(0, x w + shift), the shift as one more row of w."""
-    lanes = torch.broadcast_shapes(x.shape[:-2], weight.shape[:-2])
+    lanes = np.broadcast_shapes(x.shape[:-2], weight.shape[:-2])
     with_one = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1).expand(*lanes, -1, -1)
     with_shift = torch.cat([part.expand(*lanes, -1, -1) for part in (weight, shift)], -2)
     return ProductReLU.apply(with_one.contiguous(), with_shift)
