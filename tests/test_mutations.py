@@ -48,7 +48,7 @@ MUTATIONS = [
     Mutation(taylor, "return losses[-1](point)", "return losses[0](point)", UPDATES[2]),
     Mutation(taylor, "v = v - alpha * derivative", "v = v + alpha * derivative", IDENTITIES),
     Mutation(taylor, "zip(losses[:-1], points[:-1]", "zip(losses[:-1], points[1:]", IDENTITIES),
-    Mutation(taylor, "terms.append(-derivative(loss, phi, s))", "terms.append(derivative(loss, phi, s))", GRADIENTS),
+    Mutation(taylor, "terms.append(-hessian_at(loss, phi)(s))", "terms.append(hessian_at(loss, phi)(s))", GRADIENTS),
     Mutation(taylor, "derivative(loss, phi, s, s) / 2", "derivative(loss, phi, s, s)", GRADIENTS),
     Mutation(taylor, "derivative(loss, phi, -firsts)", "derivative(loss, phi, firsts)", GRADIENTS),
     Mutation(taylor, "s = s + terms[0]", "s = terms[0]", GRADIENTS),

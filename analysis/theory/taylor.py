@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad
 
-from analysis.theory.derivatives import Loss, Vector, coefficients_in, derivative
+from analysis.theory.derivatives import Loss, Vector, coefficients_in, derivative, gradient, hessian_at
 
 Series = list[Vector]
 HIGHEST_FORMULA = 2  # beyond it the terms have no short formula; `inner_gradient_series` goes to any order
@@ -57,14 +57,14 @@ def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
 
 
 def inner_gradient_terms(losses: Sequence[Loss], phi: Vector, order: int) -> list[Series]:
-    """The series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above."""
+    """The series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above; not to be differentiated again."""
     _check_order(order)
     s, firsts = torch.zeros_like(phi), torch.zeros_like(phi)  # sums over j < i of g_bar_j, and of order-1 terms
     series = []
     for loss in losses:
-        terms = [derivative(loss, phi)]
+        terms = [gradient(loss, phi)]
         if order >= 1:
-            terms.append(-derivative(loss, phi, s))
+            terms.append(-hessian_at(loss, phi)(s))
         if order >= 2:  # sum_{j<i} H_j s_j is minus the sum of the order-1 terms before
             terms.append(derivative(loss, phi, -firsts) + derivative(loss, phi, s, s) / 2)
         series.append(terms)
