@@ -173,10 +173,16 @@ def _wait(for_what: str, condition: object, seconds: float = 300) -> None:
 
 @contextlib.contextmanager
 def _started(out: Path, until: str) -> Iterator[subprocess.Popen[str]]:
-    """The script at work, as soon as it has written such a file."""
+    """The script at work, as soon as it has written such a file. It hears Ctrl-C even where these tests do not."""
     command = [*COMMAND, "--workers", "1", "--out", str(out)]
     with subprocess.Popen(
-        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+        command,
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             _wait(until, lambda: list(out.glob(until)) or process.poll() is not None)

@@ -1,6 +1,7 @@
 """A Dask cluster as the place of work: a scheduler and two workers, in processes of their own, give the bits of local
 ones; a worker that is killed costs its run in flight; what nobody waits for is abandoned; faults are one line."""
 
+import gc
 import json
 import os
 import signal
@@ -40,6 +41,7 @@ class Cluster:
         self._start("dask_scheduler", "--port", "0", "--host", "127.0.0.1")
         _until(lambda: self.file.exists() and self.file.read_text().endswith("}"))
         self.address = json.loads(self.file.read_text())["address"]
+        self.client = stack.enter_context(distributed.Client(self.address, set_as_default=False))
 
     def start_worker(self, *, threads: int = 1) -> subprocess.Popen:
         before = self.workers
@@ -49,8 +51,7 @@ class Cluster:
 
     @property
     def workers(self) -> int:
-        with distributed.Client(self.address, set_as_default=False) as client:
-            return len(client.nthreads())
+        return len(self.client.nthreads())
 
     def wait_for_workers(self, count: int) -> None:
         _until(lambda: self.workers == count)
@@ -66,6 +67,12 @@ class Cluster:
         self.stack.callback(process.wait)
         self.stack.callback(process.kill)
         return process
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_collect() -> None:
+    """A client that was not to be had is closed when it is collected, which waits where a new client's loop collects."""
+    gc.collect()
 
 
 @pytest.fixture(scope="module")
