@@ -71,7 +71,7 @@ class Cluster:
 
 @pytest.fixture(autouse=True)
 def nothing_to_collect() -> None:
-    """A client that was not to be had is closed when it is collected, which blocks the loop that happens to collect it."""
+    """A client that was not to be had is closed when it is collected, which blocks the loop that happens to do so."""
     gc.collect()
 
 
