@@ -192,11 +192,7 @@ def begin_manifest(plan: Plan) -> dict[str, Any]:
     return manifest.begin(
         command=sys.argv,
         profile=context.profile,
-        options={
-            "seeds": context.seeds,
-            "cells": list(context.cells),
-            "device": context.device + "-tf32" * context.tf32,
-        },
+        options={"seeds": context.seeds, "cells": list(context.cells), "device": context.device_name},
         experiments={experiment.name: experiment.settings(context) for experiment in plan.experiments},
         data=plan.data,
         device=context.device,

@@ -1,9 +1,9 @@
 """Runs on their way: from where their files say that they stand to their ends, alone or as lanes of one device."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -35,17 +35,20 @@ class Course:
         if not self.rows:  # not "at iteration 0": it may have been stopped between there and its next measurement
             self.measure()
 
-    def follow(self, state: TrainingState) -> None:
-        """One iteration on. Whether phi is finite is asked at every iteration where that costs nothing."""
+    def follow(self, iteration: int, stand: Callable[[], TrainingState]) -> None:
+        """One iteration on, to `stand`, which is asked for where it is due; on a CPU always, as it costs nothing there
+        to see at once that phi is no longer finite."""
         if self.status != "running":
             return
-        self.state, run = state, self.job.run
-        due = state.iteration % run.evaluation.every == 0 or state.iteration == run.iterations
-        if due or (self.job.device == "cpu" and not is_finite(state.phi)):
+        run, on_cpu = self.job.run, self.job.device == "cpu"
+        due = iteration % run.evaluation.every == 0 or iteration == run.iterations
+        if due or on_cpu:
+            self.state = stand()
+        if due or (on_cpu and not is_finite(self.state.phi)):
             self.measure()
-        if state.iteration - self.reported >= 10 or self.status != "running":
-            self.progress((state.iteration - self.reported) * self.steps)
-            self.reported = state.iteration
+        if iteration - self.reported >= 10 or self.status != "running":
+            self.progress((iteration - self.reported) * self.steps)
+            self.reported = iteration
 
     def measure(self) -> None:
         job, state = self.job, self.state
@@ -85,7 +88,7 @@ def execute(job: Job, progress: Progress = silent) -> Outcome:
 
 
 def execute_together(jobs: Sequence[Job], progress: Progress = silent) -> list[Outcome]:
-    """The same for several runs at once, one lane each where there is more than one; see `lanes.shared`.
+    """The same for several runs at once, one lane each but for a single run on a CPU; see `lanes.shared`.
 
     Those that stand at the same iteration go on together. A lane that has diverged is carried along, for nothing.
     """
@@ -126,17 +129,18 @@ def _advance(courses: Sequence[Course]) -> None:
     states = [course.state for course in courses]
     for course in courses:
         course.begin()
-    together: Iterator[list[TrainingState]]
-    if len(courses) == 1:
-        together = ([state] for state in training.train(runs[0], pools[0], states[0]))
-    else:
-        lanes = range(len(courses))
-        together = ([lane(state, index) for index in lanes] for state in train_lanes(runs, pools, states))
-    for now in together:
-        for course, state in zip(courses, now, strict=True):
-            course.follow(state)
+    alone = len(courses) == 1 and courses[0].job.device == "cpu"  # on a GPU one run is a graph too
+    stream = training.train(runs[0], pools[0], states[0]) if alone else train_lanes(runs, pools, states)
+    for state in stream:
+        for index, course in enumerate(courses):
+            course.follow(state.iteration, partial(_part, state, None if alone else index))
         if all(course.status != "running" for course in courses):
             break
+
+
+def _part(state: TrainingState, index: int | None) -> TrainingState:
+    """A lane of a state, or all of it."""
+    return state if index is None else lane(state, index)
 
 
 def _evaluate(job: Job, pool: ImagePool, state: TrainingState) -> dict[str, Estimate]:

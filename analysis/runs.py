@@ -99,7 +99,7 @@ class Outcome:
     """What a run measured: rows of (iteration, quantity, value, standard_error, count), and how it ended."""
 
     rows: list[dict[str, Any]]
-    status: str  # "finished", "running", or "diverged at iteration N": the first after which phi is not finite
+    status: str  # "finished", "running", or "diverged at iteration N": where phi is first seen not to be finite
     seconds: float
     iteration: int
 

@@ -188,8 +188,8 @@ def _connect(address: str) -> Client:
 def _identity() -> str:
     """Code and libraries that decide the bits of a result. Kept, as a process keeps the code that it has loaded."""
     digest = hashlib.sha256()
-    for package in (Path(__file__).parent, Path(reptile_core.__file__ or "").parent):
-        for path in sorted([*package.rglob("*.py"), *package.rglob("*.c")]):
-            digest.update(path.read_bytes())
+    packages = Path(__file__).parent, Path(reptile_core.__file__ or "").parent
+    for path in [*(path for package in packages for path in sorted(package.rglob("*.py"))), *native.SOURCES]:
+        digest.update(path.read_bytes())
     loops = "compiled loops" if native.library() is not None else "no compiled loops"
     return f"torch {torch.__version__}, {loops}, code {digest.hexdigest()[:12]}"

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reptile_core import native
-from reptile_core.networks import Minibatch
+from reptile_core.networks import CrossEntropy, Minibatch
 
 Phi = Float[Tensor, "*lanes P"]
 State = tuple[Tensor, ...]
@@ -70,10 +70,11 @@ class Adam:
 
     def step(self, phi: Phi, g: Phi, state: State) -> tuple[Phi, State]:
         v, t = state
-        if not g.requires_grad and all(native.serves(part) and part.is_contiguous() for part in (phi, g, v)):
+        parts = phi, g, v
+        if all(native.serves(p) and p.is_contiguous() and not p.requires_grad for p in parts):
             correction = 1 - self.beta2 ** (t.item() + 1)
             after, v = native.adam(
-                phi, g, v, beta2=self.beta2, correction=correction, learning_rate=self.learning_rate, eps=self.eps
+                *parts, beta2=self.beta2, correction=correction, learning_rate=self.learning_rate, eps=self.eps
             )
             return after, (v, t + 1)
         v = self.beta2 * v + (1 - self.beta2) * g * g
@@ -93,12 +94,16 @@ class Step:
 
 
 def gradient(loss: Loss, phi: Phi, batch: Minibatch, *, differentiable: bool = False) -> Phi:
-    """L'(phi), lane by lane. `differentiable` keeps the graph, so that the result can be differentiated in phi."""
+    """L'(phi), lane by lane. `differentiable` keeps the graph, so that the result can be differentiated in phi.
+
+    A loss may know a faster way to it, as `CrossEntropy.gradient`; where that gives none, autograd does.
+    """
     if not differentiable:
-        by_hand = getattr(loss, "gradient", lambda *_: None)(phi.detach(), batch)
+        phi = phi.detach()
+        by_hand = loss.gradient(phi, batch) if isinstance(loss, CrossEntropy) else None
         if by_hand is not None:
             return by_hand
-        phi = phi.detach().requires_grad_()
+        phi = phi.requires_grad_()
     with torch.enable_grad():
         total = loss(phi, batch).sum()
     return torch.autograd.grad(total, phi, create_graph=differentiable)[0]

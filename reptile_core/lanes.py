@@ -48,8 +48,9 @@ def train_lanes(
 ) -> Iterator[TrainingState]:
     """Go on from `states`, all at one iteration, to the end, yielding the state of all lanes after every iteration.
 
-    pools: each run's training images, equal in extent. What is yielded has a leading axis of lanes; see `lane`. The
-    tensors are not to be written into. ValueError where runs, pools or states differ in what they must share.
+    pools: each run's training images, equal in extent. What is yielded has a leading axis of lanes, see `lane`; it is
+    not to be written into, and on a GPU holds until the next iteration. ValueError where runs, pools or states differ
+    in what they must share.
     """
     run = _common(runs, pools, states)
     pool, offset = _joined(pools)
@@ -137,12 +138,10 @@ def _common(runs: Sequence[Run], pools: Sequence[ImagePool], states: Sequence[Tr
 
 def _joined(pools: Sequence[ImagePool]) -> tuple[ImagePool, Int[Tensor, "lanes 1"]]:
     """All images in one pool, each kept once, and what to add to a lane's indices to find its own."""
-    kept: dict[int, int] = {}
-    for pool in pools:
-        kept.setdefault(pool.images.data_ptr(), len(kept))
     distinct = {pool.images.data_ptr(): pool.images for pool in pools}
     images = torch.cat(list(distinct.values())) if len(distinct) > 1 else pools[0].images
-    places = torch.tensor([kept[pool.images.data_ptr()] for pool in pools], device=images.device)
+    order = list(distinct)
+    places = torch.tensor([order.index(pool.images.data_ptr()) for pool in pools], device=images.device)
     return replace(pools[0], images=images), (places * pools[0].classes * pools[0].drawings).unsqueeze(-1)
 
 

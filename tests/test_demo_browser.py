@@ -1,7 +1,6 @@
 """The demo as its visitors meet it: a browser without a network, a mouse, three shapes and one of them again."""
 
 import os
-import shutil
 from collections import deque
 
 import numpy as np
@@ -14,16 +13,11 @@ from reptile_core.datasets.split import split_characters
 from reptile_core.meta_gradients import total
 from reptile_core.tasks import ImagePool
 from reptile_core.training import start, train
+from tests.browser import axe, chromium
 from tests.serving import serving
 
 pytest.importorskip("uvicorn", reason="needs the extra demo: pip install -e '.[demo]'")
 pytest.importorskip("starlette", reason="needs the extra demo: pip install -e '.[demo]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser: pip install -e '.[browser]'")
-axe = pytest.importorskip(
-    "axe_playwright_python.sync_playwright", reason="needs the extra browser: pip install -e '.[browser]'"
-)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt install chromium")
 
 ITERATIONS = 400  # a twelfth of what visitors get, in a few seconds: simple shapes need no more
 TRIALS, RIGHT = 10, 8
@@ -81,10 +75,8 @@ def address():
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", OFFLINE])
+    with chromium(OFFLINE) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

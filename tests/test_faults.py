@@ -30,9 +30,9 @@ from analysis.runs import Job, Source
 from reptile_core import datasets
 from reptile_core.checkpoints import load_checkpoint
 from reptile_core.files import UNFINISHED, remove_unfinished, write_atomically
-from reptile_core.tasks import Sampling
-from reptile_core.training import Evaluation, Inner, Outer, Run
+from reptile_core.training import Inner
 from tests.in_process import ablation_in, script
+from tests.test_runs import RUN, assert_same_run
 
 FULL = bool(os.environ.get("REPTILE_FULL"))
 ROOT = Path(__file__).parents[1]
@@ -64,23 +64,8 @@ for line in sys.stdin:
 
 
 def _job(folder: Path, iterations: int) -> Job:
-    run = Run(
-        network="omniglot",
-        sampling=Sampling(n_way=2, shots=3, batch=4, steps=2),
-        weights=(1.0, 1.0),
-        inner=Inner("adam", 0.001),
-        outer=Outer(0.5, optimizer="adam"),
-        evaluation=Evaluation(Sampling(n_way=2, shots=1, batch=2, steps=1), tasks=2, every=3),
-        iterations=iterations,
-        seed=0,
-    )
-    return Job(run, Source("glyphs", None, datasets.load("glyphs").content), folder, "g1+g2")
-
-
-def _bits(path: Path) -> tuple[dict[str, bytes], dict[str, object]]:
-    """What a run left behind, but for how long it took."""
-    tensors, record = load_checkpoint(path)
-    return {n: t.numpy().tobytes() for n, t in tensors.items()}, {n: v for n, v in record.items() if n != "seconds"}
+    source = Source("glyphs", None, datasets.load("glyphs").content)
+    return Job(dataclasses.replace(RUN, iterations=iterations), source, folder, "g1+g2")
 
 
 # ---- kills
@@ -97,7 +82,7 @@ def _assert_same(one: Path, other: Path) -> None:
     assert names[0] == names[1]
     for name in sorted(names[0]):
         if name.suffix == ".safetensors":
-            assert _bits(one / name) == _bits(other / name)
+            assert_same_run(one / name, other / name)
         elif name.name not in ("manifest.json", "report.md", "report.html"):  # which have times and names in them
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
 

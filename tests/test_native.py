@@ -221,6 +221,14 @@ def test_gradient_by_hand_keeps_lanes_of_one():
 
 
 @needs_compiler
+def test_gradient_by_hand_of_images_that_do_not_lie_one_after_the_other():
+    loss, phi, batch = CrossEntropy(omniglot(5), "sum"), omniglot(5).initialize(0), minibatch(dtype=torch.float32)
+    turned = Minibatch(batch.x.mT, batch.y)
+    assert not turned.x.is_contiguous()
+    assert torch.equal(loss.gradient(phi, turned), loss.gradient(phi, Minibatch(turned.x.contiguous(), batch.y)))
+
+
+@needs_compiler
 def test_gradient_by_hand_only_where_it_is_known():
     relu, phi, batch = omniglot(5), omniglot(5).initialize(0), minibatch(dtype=torch.float32)
     lanes = minibatch(2, dtype=torch.float32)
@@ -241,6 +249,15 @@ def test_each_thread_has_buffers_of_its_own():
     assert all(isinstance(prepared, GradientByHand) for prepared in loss._prepared.values())
 
 
+@needs_compiler
+def test_adam_of_a_constant_gradient_is_differentiable():
+    """The gradient of a linear loss has no graph, but what comes after the step still depends on where it began."""
+    phi = normal(10, dtype=torch.float32).requires_grad_()
+    after, _ = Adam(0.1).step(phi, torch.ones(10), Adam(0.1).start(phi.detach()))
+    assert torch.equal(torch.autograd.grad(after.sum(), phi)[0], torch.ones(10))
+
+
+@needs_compiler
 @needs_compiler
 def test_adam_in_one_pass(without_native):
     phi, *gradients = (normal(1000, seed=seed, dtype=torch.float32) for seed in range(4))

@@ -1,19 +1,11 @@
 """The report as a browser shows it: on a phone and on a desk, in light and dark, to eyes, keyboards and checkers."""
 
-import shutil
-
 import matplotlib
 import pytest
 
 from figures.report import write as report
+from tests.browser import axe, chromium
 from tests.made_up_folder import VERDICTS, draw, write
-
-playwright = pytest.importorskip("playwright.sync_api", reason="needs the extra browser: pip install -e '.[browser]'")
-axe = pytest.importorskip(
-    "axe_playwright_python.sync_playwright", reason="needs the extra browser: pip install -e '.[browser]'"
-)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium: apt install chromium")
 
 matplotlib.use("Agg")
 
@@ -48,10 +40,8 @@ def address(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    with playwright.sync_playwright() as engine:
-        browser = engine.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with chromium() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture(params=[(width, scheme) for width in (PHONE, DESK) for scheme in ("light", "dark")], ids=str)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from analysis.courses import execute, execute_together, in_lanes
+from analysis.courses import Course, execute, execute_together, in_lanes
 from analysis.experiment import Context
 from analysis.runs import Job, Source, snapshots
 from analysis.workers import Workers
@@ -44,11 +44,13 @@ def _content(path):
     return tensors, {name: value for name, value in record.items() if name != "seconds"}
 
 
-def _assert_same(one: Path, other: Path):
+def assert_same_run(one: Path, other: Path):
     (tensors, record), (others, other_record) = _content(one), _content(other)
     assert record == other_record
     assert tensors.keys() == others.keys()
-    assert all(torch.equal(tensors[name], others[name]) for name in tensors)
+    for name, tensor in tensors.items():
+        assert torch.equal(tensor, others[name])
+        assert tensor.numpy().tobytes() == others[name].numpy().tobytes()  # which tells 0 from -0 too
 
 
 def test_rows_cover_the_schedule_and_a_finished_run_is_reused(source, tmp_path):
@@ -81,11 +83,11 @@ def test_fresh_does_it_anew_and_gets_the_same_bits(source, tmp_path):
     execute(job)
     old = job.path.rename(tmp_path / "old.safetensors")
     execute(job)
-    _assert_same(job.path, old)
+    assert_same_run(job.path, old)
     before = job.path.stat().st_mtime_ns
     execute(dataclasses.replace(job, fresh=True))
     assert job.path.stat().st_mtime_ns != before
-    _assert_same(job.path, old)
+    assert_same_run(job.path, old)
 
 
 def test_one_or_two_workers_give_the_same_bits(source, tmp_path):
@@ -96,7 +98,7 @@ def test_one_or_two_workers_give_the_same_bits(source, tmp_path):
             outcomes.append([outcome.rows for outcome in pool.map("runs", execute, jobs)])
     assert outcomes[0] == outcomes[1]
     for one in (tmp_path / "1").iterdir():
-        _assert_same(one, tmp_path / "2" / one.name)
+        assert_same_run(one, tmp_path / "2" / one.name)
 
 
 def test_stopped_before_the_second_measurement_measures_nothing_twice(source, tmp_path, monkeypatch):
@@ -106,7 +108,7 @@ def test_stopped_before_the_second_measurement_measures_nothing_twice(source, tm
         patch.setattr("reptile_core.training.train", lambda *arguments: iter(()))
         execute(job)
     execute(job)
-    _assert_same(job.path, whole.path)
+    assert_same_run(job.path, whole.path)
 
 
 def test_together_as_alone(source, tmp_path):
@@ -127,6 +129,21 @@ def test_a_lane_that_diverges_ends_alone(source, tmp_path):
     jobs = [_job(source, tmp_path, seed=seed, outer=Outer(1e38 if seed else 0.1)) for seed in (0, 1)]
     fine, broken = execute_together(jobs[:1]) + execute_together(jobs[1:])
     assert fine.status == "finished" and broken.status.startswith("diverged at iteration")
+
+
+def test_a_gpu_is_asked_for_a_lane_only_where_it_is_due(source, tmp_path):
+    """Taking a lane out of the others costs launches: not at every iteration."""
+    course = Course(_job(source, tmp_path), lambda *_: None)
+    course.begin()
+    course.job = dataclasses.replace(course.job, device="cuda")
+    asked = []
+    for iteration in range(1, RUN.evaluation.every):
+        course.follow(iteration, lambda: asked.append(1))
+    assert not asked and course.state.iteration == 0
+    course.job = dataclasses.replace(course.job, device="cpu")
+    state = dataclasses.replace(course.state, iteration=1)
+    course.follow(1, lambda: state)
+    assert course.state is state
 
 
 def test_jobs_are_grouped_by_what_lanes_share(source, tmp_path):

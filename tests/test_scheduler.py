@@ -22,8 +22,9 @@ from analysis.courses import execute
 from analysis.experiments import ablation
 from analysis.runs import Job, Outcome, Source
 from analysis.workers import ClusterError, Progress
-from reptile_core import datasets
-from tests.test_runs import RUN, _assert_same
+from reptile_core import datasets, native
+from reptile_core.native import SOURCES
+from tests.test_runs import RUN, assert_same_run
 
 distributed = pytest.importorskip("distributed", reason="needs the package distributed: pip install -e '.[cluster]'")
 from analysis import scheduler  # noqa: E402 - which needs it
@@ -172,7 +173,7 @@ def test_a_killed_worker_costs_its_run_in_flight_and_no_bit(cluster: Cluster, tm
 
     assert [outcome.rows for outcome in cluster_outcomes] == [outcome.rows for outcome in local]
     for one, other in zip(here, there, strict=True):
-        _assert_same(one.path, other.path)
+        assert_same_run(one.path, other.path)
     times = {job.key: [key for key, _ in _read(begun)].count(job.key) for job in there}
     assert sum(times.values()) == len(there) + 1, "one was in flight and begun again; the others were not disturbed"
 
@@ -193,6 +194,16 @@ def test_bad_arguments_are_told_before_work(
     assert _ablation(tmp_path, *arguments) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+def test_workers_with_another_header_of_the_loops_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    header, found = tmp_path / "tiles.h", set()
+    for text in ("1", "2", "1"):
+        header.write_text(text)
+        monkeypatch.setattr(native, "SOURCES", [header])
+        found.add(scheduler._identity.__wrapped__())
+    assert len(found) == 2
+    assert {source.suffix for source in SOURCES} == {".c", ".h"}
 
 
 def test_the_script_on_a_cluster_writes_the_tables_of_local_workers(

@@ -1,6 +1,6 @@
 """What a convolutional block does, in C, where a C compiler is at hand; never needed.
 
-The sources beside this file are compiled once for this processor, in about a second, and kept in the user's cache under
+The sources beside this file are compiled once for this processor, in some seconds, and kept in the user's cache under
 their digest. They compute what the tensor code in `convolutions` and `layers` computes, to round-off: convolutions
 without writing out patches, and normalization in few passes over memory. REPTILE_NATIVE=0 does without them.
 """
