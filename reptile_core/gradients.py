@@ -56,9 +56,9 @@ class GradientByHand:
     def __call__(
         self, phi: Float[Tensor, "*one P"], x: Tensor, y: Int[Tensor, "*one batch"]
     ) -> Float[Tensor, "*one P"]:
-        self.phi.copy_(phi.reshape(self.phi.shape))
-        self.x.copy_(x.reshape(self.x.shape))
-        self.y.copy_(y.reshape(self.y.shape))
+        self.phi.copy_(phi.view_as(self.phi))
+        self.x.copy_(x.view_as(self.x))
+        self.y.copy_(y.view_as(self.y))
         for call in self.calls:
             call()
         return self.g.clone().view_as(phi)
