@@ -33,7 +33,7 @@ SCALES = {
     "paper": Scale(iterations=40_000, every=1_000, tasks=50, seeds=3),
 }
 # On two cores of an AMD EPYC; on a GPU not measured.
-TAKES = {"smoke": "about half a minute", "quick": "about 5 minutes", "paper": "under 2 hours a seed"}
+TAKES = {"smoke": "about half a minute", "quick": "about 2 minutes", "paper": "an hour a seed (an estimate)"}
 SETTINGS: dict[str, Any] = {
     "n_way": N_WAY,
     "shots": SHOTS,

@@ -374,8 +374,8 @@ EXPERIMENT = Experiment(
     shows="section 6.1: few-shot accuracy of Reptile, FOMAML and MAML beside the published tables",
     takes={
         "smoke": "half a minute",
-        "quick": "about 2 minutes",
-        "paper": "5 hours a seed for omniglot-5way on two cores, some 10 days for all (estimates); --cells chooses",
+        "quick": "about a minute",
+        "paper": "2 hours for omniglot-5way-reptile on one core; days for all (an estimate); --cells chooses",
     },
     claims=CLAIMS,
     settings=settings,

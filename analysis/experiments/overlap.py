@@ -220,7 +220,7 @@ def settings(context: Context) -> dict[str, Any]:
 EXPERIMENT = Experiment(
     name=NAME,
     shows="figure 4: FOMAML falls off where its last minibatch overlaps earlier ones, Reptile does not",
-    takes={"smoke": "seconds", "quick": "about 2 minutes", "paper": "about 30 hours a seed (an estimate)"},
+    takes={"smoke": "seconds", "quick": "about 1.5 minutes", "paper": "about 30 hours a seed (an estimate)"},
     claims=CLAIMS,
     settings=settings,
     run=run,
