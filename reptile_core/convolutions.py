@@ -200,7 +200,7 @@ class Correlation(Function):
         ctx.stride = stride
         weight = x.new_empty(*x.shape[:-4], KERNEL**2 * x.shape[-1], g.shape[-1])
         extent = extent_of(x, stride, g.shape[-1])
-        native.call("correlate", x, g, weight, native.pairs(extent), extent)
+        native.call("correlate", x, g, weight, *native.packing(extent), extent)
         return weight
 
     @staticmethod

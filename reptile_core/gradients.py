@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reptile_core.convolutions import extent_of, same_size
 from reptile_core.layers import BATCH_NORM_EPS
-from reptile_core.native import Call, meetings, pairs, prepare
+from reptile_core.native import Call, meetings, packing, prepare
 
 Parameters = dict[str, Tensor]
 
@@ -80,7 +80,7 @@ class Block:
         self.backward: list[Call] = []
         if pool:
             self.out, self.g_out = torch.zeros(2, n, same_size(height, 2), same_size(width, 2), filters)
-            there, back = (self.full, self.out), (self.g_out, self.full, self.out, self.g_full, torch.zeros(filters))
+            there, back = (self.full, self.out), (self.g_out, self.full, self.out, self.g_full)
             self.forward = [prepare("max_pool", *there, n, height, width, filters)]
             self.backward = [prepare("max_pool_backward", *back, n, height, width, filters)]
 
@@ -125,7 +125,7 @@ def _block(below: Block, p: Parameters, g: Parameters, index: int, pool: bool) -
     found = block.g_full, block.full, normalized, rstd, scale, g_product, *g_norm, scratch
     block.backward += [
         prepare("normalize_relu_backward", *found, 1, block.rows, filters),
-        prepare("correlate", below.out, g_product, g_w, pairs(shape), shape),
+        prepare("correlate", below.out, g_product, g_w, *packing(shape), shape),
         prepare("convolve_transposed", g_product, w, below.g_out, turned, places, shape),
     ]
     return block

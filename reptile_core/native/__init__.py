@@ -25,7 +25,7 @@ from reptile_core.files import write_atomically
 SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-lm")
 SQUARE = 16  # convolutions take channels in multiples of this
-TAPS, IMAGES = 9, 5  # as in shape.h and convolution.c
+TAPS = 9  # as in shape.h
 
 
 Call = Callable[[], None]
@@ -111,9 +111,11 @@ def meetings(shape: Shape) -> Tensor:
     return torch.zeros(shape.height * shape.width * (2 * TAPS + 1), dtype=torch.long)
 
 
-def pairs(shape: Shape) -> Tensor:
-    """Room for the pairs that meet in a tap of some images."""
-    return torch.zeros(2 * IMAGES * shape.out_height * shape.out_width, dtype=torch.long)
+def packing(shape: Shape) -> tuple[Tensor, Tensor]:
+    """Room for the images and outputs that `correlate` packs, and for the pairs of them that meet."""
+    inside, outside = shape.height * shape.width, shape.out_height * shape.out_width
+    packed = torch.zeros(shape.n * (inside * shape.channels + outside * shape.filters))
+    return packed, torch.zeros(2 * TAPS * outside, dtype=torch.long)
 
 
 def normalize_relu(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -13,6 +13,11 @@ typedef struct {
     long count, source[TAPS], tap[TAPS];
 } Meeting;
 
+/* Which input positions meet which outputs in a tap. */
+typedef struct {
+    long count, *source, *target;
+} Pairs;
+
 /* out[row * out_step] = sum over the meeting of x[row * x_step + source] @ w[tap], for a tile of `vectors` channels. */
 INLINE void gather_tile(const int rows, const int vectors, const float *x, long x_step, const float *w, float *out,
                         long out_step, long c, long f, const Meeting *meeting)
@@ -29,16 +34,18 @@ INLINE void gather_tile(const int rows, const int vectors, const float *x, long 
     store(rows, vectors, sums, out, out_step);
 }
 
-/* out[row * f] += sum over pairs of x[x_at + row] * g[g_at], for a tile of `vectors` channels of g. */
-INLINE void correlate_tile(const int rows, const int vectors, const float *x, const float *g, float *out, long f,
-                           const long *x_at, const long *g_at, long count)
+/* out[row * f] += sum over images and pairs of x[source * rows + row] * g[target * vectors * LANES], for a tile of
+ * `vectors` channels of g, both packed; an image is x_step and g_step positions. */
+INLINE void correlate_tile(const int rows, const int vectors, const float *x, long x_step, const float *g, long g_step,
+                           float *out, long f, const Pairs *pairs, long images)
 {
     Vector sums[TALLEST][WIDEST], loaded[WIDEST];
     load(rows, vectors, sums, out, f);
-    for (long t = 0; t < count; t++) {
-        fetch(vectors, loaded, g + g_at[t]);
-        add_products(rows, vectors, sums, x + x_at[t], 1, loaded);
-    }
+    for (long b = 0; b < images; b++, x += x_step * rows, g += g_step * vectors * LANES)
+        for (long t = 0; t < pairs->count; t++) {
+            fetch(vectors, loaded, g + pairs->target[t] * vectors * LANES);
+            add_products(rows, vectors, sums, x + pairs->source[t] * rows, 1, loaded);
+        }
     store(rows, vectors, sums, out, f);
 }
 
@@ -97,43 +104,79 @@ void convolve_transposed(const float *g, const float *w, float *x, float *turned
     gather(g, turned, x, s, s->out_height * s->out_width, f, s->height * s->width, c, scratch);
 }
 
-/* The pairs of pixel and gradient that meet in a tap, of some images. */
-static long pair(const Shape *s, long tap, long first, long end, long *x_at, long *g_at)
+/* The pairs of input and output position that meet in each tap. `room` holds 2 * TAPS * out_height * out_width longs. */
+static void pair(const Shape *s, Pairs pairs[TAPS], long *room)
 {
-    long count = 0;
-    for (long b = first; b < end; b++)
-        for (long o = 0, g = b * s->out_height * s->out_width; o < s->out_height; o++)
-            for (long p = 0; p < s->out_width; p++, g++) {
+    const long size = s->out_height * s->out_width;
+    for (long tap = 0; tap < TAPS; tap++, room += 2 * size) {
+        pairs[tap] = (Pairs){0, room, room + size};
+        for (long o = 0, output = 0; o < s->out_height; o++)
+            for (long p = 0; p < s->out_width; p++, output++) {
                 const long input = seen(s, o, p, tap);
                 if (input < 0) continue;
-                x_at[count] = (b * s->height * s->width + input) * s->channels, g_at[count++] = g * s->filters;
+                room[pairs[tap].count] = input, room[size + pairs[tap].count++] = output;
             }
-    return count;
+    }
 }
 
-enum { IMAGES = 5 }; /* added up at a time: few enough for their pixels and gradients to stay in the cache */
-
-/* The gradient in w. `scratch` holds 2 * IMAGES * out_height * out_width longs. */
-void correlate(const float *x, const float *g, float *w, long *scratch, const Shape *s)
+/* Columns a … a + width - 1 of x (positions, channels), one position after the other: reading them in a tile's order
+ * stays in the nearest cache, where x itself, its rows a power of two apart, would not. */
+INLINE void pack(const int width, const float *x, float *packed, long positions, long channels)
 {
-    const long c = s->channels, f = s->filters, tiles = (c + TALLEST - 1) / TALLEST, images = s->lanes * s->n;
-    long *x_at = scratch, *g_at = scratch + IMAGES * s->out_height * s->out_width;
+    for (long at = 0; at < positions; at++, x += channels, packed += width)
+        memcpy(packed, x, width * sizeof(float));
+}
+
+static void pack_rows(const float *x, float *packed, long positions, long c)
+{
+    for (long tile = 0, tiles = (c + TALLEST - 1) / TALLEST; tile < tiles; tile++) {
+        const long a = c * tile / tiles, rows = c * (tile + 1) / tiles - a;
+#define TILE(r, v) pack(r, x + a, packed + a * positions, positions, c)
+        OF_HEIGHT(rows, 1)
+#undef TILE
+    }
+}
+
+static void pack_vectors(const float *g, float *packed, long positions, long f)
+{
+    for (long k = 0, vectors; k < f; k += vectors * LANES) {
+        vectors = widest(f - k);
+#define TILE(r, v) pack(v * LANES, g + k, packed + k * positions, positions, f)
+        OF_SIZE(1, vectors)
+#undef TILE
+    }
+}
+
+enum { CACHE = 24 << 10 }; /* bytes of pixels and gradients that a tile may go through: most of a nearest cache */
+
+/* The gradient in w, from as many images at a time as fit the cache. `packed` holds what they hold, of x and g;
+ * `scratch` 2 * TAPS * out_height * out_width longs. */
+void correlate(const float *x, const float *g, float *w, float *packed, long *scratch, const Shape *s)
+{
+    const long c = s->channels, f = s->filters, tiles = (c + TALLEST - 1) / TALLEST;
+    const long from = s->height * s->width, to = s->out_height * s->out_width;
+    const long image = (from * TALLEST + to * WIDEST * LANES) * sizeof(float), most = CACHE / image;
+    Pairs pairs[TAPS];
+    pair(s, pairs, scratch);
     memset(w, 0, s->lanes * TAPS * c * f * sizeof(float));
-    for (long first = 0, end; first < images; first = end) {
-        const long lane = first / s->n, last = (lane + 1) * s->n;
-        end = first + IMAGES < last ? first + IMAGES : last;
-        for (long tap = 0; tap < TAPS; tap++) {
-            const long count = pair(s, tap, first, end, x_at, g_at);
-            for (long tile = 0; tile < tiles; tile++) {
-                const long a = c * tile / tiles, rows = c * (tile + 1) / tiles - a;
-                float *result = w + ((lane * TAPS + tap) * c + a) * f;
+    for (long lane = 0; lane < s->lanes; lane++, w += TAPS * c * f)
+        for (long first = 0, images; first < s->n; first += images, x += images * from * c, g += images * to * f) {
+            images = most < 1 ? 1 : most < s->n - first ? most : s->n - first;
+            float *rows_of_x = packed, *vectors_of_g = packed + images * from * c;
+            pack_rows(x, rows_of_x, images * from, c);
+            pack_vectors(g, vectors_of_g, images * to, f);
+            for (long tap = 0; tap < TAPS; tap++)
                 for (long k = 0, vectors; k < f; k += vectors * LANES) {
                     vectors = widest(f - k);
-#define TILE(r, v) correlate_tile(r, v, x + a, g + k, result + k, f, x_at, g_at, count)
-                    OF_SIZE(rows, vectors)
+                    const float *there = vectors_of_g + k * images * to;
+                    for (long tile = 0; tile < tiles; tile++) {
+                        const long a = c * tile / tiles, rows = c * (tile + 1) / tiles - a;
+                        const float *here = rows_of_x + a * images * from;
+                        float *result = w + (tap * c + a) * f + k;
+#define TILE(r, v) correlate_tile(r, v, here, from, there, to, result, f, pairs + tap, images)
+                        OF_SIZE(rows, vectors)
 #undef TILE
+                    }
                 }
-            }
         }
-    }
 }

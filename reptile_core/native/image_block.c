@@ -38,20 +38,31 @@ INLINE void product_tile(const int rows, const int vectors, const float *x, cons
     store(rows, vectors, sums, out, f);
 }
 
-/* g_w[row] += sum over `count` rows of x[row] * g where out > 0, for `vectors` columns of g. */
-INLINE void masked_tile(const int rows, const int vectors, const float *x, long size, const float *g, const float *out,
-                        float *g_w, long f, long count)
+/* sums[row] += sum over `count` rows of x[row] * g, for `vectors` columns of g, whose rows are g_step apart. */
+INLINE void outer_tile(const int rows, const int vectors, const float *x, long size, const float *g, long g_step,
+                       float *out, long f, long count)
 {
-    Vector sums[TALLEST][WIDEST], loaded[WIDEST], above[WIDEST];
-    load(rows, vectors, sums, g_w, f);
+    Vector sums[TALLEST][WIDEST], loaded[WIDEST];
+    load(rows, vectors, sums, out, f);
     for (long t = 0; t < count; t++) {
-        fetch(vectors, loaded, g + t * f);
-        fetch(vectors, above, out + t * f);
-        UNROLL
-        for (int v = 0; v < vectors; v++) loaded[v] = where_above(above[v], loaded[v]);
+        fetch(vectors, loaded, g + t * g_step);
         add_products(rows, vectors, sums, x + t * size, 1, loaded);
     }
-    store(rows, vectors, sums, g_w, f);
+    store(rows, vectors, sums, out, f);
+}
+
+/* out (n, f) += x^T g of `count` rows of x (size) and g (f): the first n columns of x. */
+static void add_outer_products(const float *x, long size, long n, const float *g, float *out, long f, long count)
+{
+    for (long k = 0, vectors; k < f; k += vectors * LANES) {
+        vectors = widest(f - k);
+        for (long tile = 0, tiles = (n + TALLEST - 1) / TALLEST; tile < tiles; tile++) {
+            const long a = n * tile / tiles, height = n * (tile + 1) / tiles - a;
+#define TILE(r, v) outer_tile(r, v, x + a, size, g + k, f, out + a * f + k, f, count)
+            OF_SIZE(height, vectors)
+#undef TILE
+        }
+    }
 }
 
 /* out = max(0, x @ w) for x (lanes, rows, size) and w (lanes, size, f). */
@@ -69,24 +80,19 @@ void product_relu(const float *x, const float *w, float *out, long lanes, long r
         }
 }
 
-/* The gradient of the above in w, from that in out: some rows at a time, so that they are masked in the cache. */
+enum { BLOCK = 64 }; /* rows that are masked, or summed in float, before what comes of them leaves the cache */
+
+/* The gradient of the above in w, from that in out. */
 void product_relu_backward(const float *g, const float *out, const float *x, float *g_w, long lanes, long rows,
                            long size, long f)
 {
-    enum { BLOCK = 32 };
+    float masked[BLOCK * f];
     memset(g_w, 0, lanes * size * f * sizeof(float));
     for (long lane = 0; lane < lanes; lane++, g_w += size * f)
         for (long row = 0, count; row < rows; row += count, x += count * size, g += count * f, out += count * f) {
             count = rows - row < BLOCK ? rows - row : BLOCK;
-            for (long k = 0, vectors; k < f; k += vectors * LANES) {
-                vectors = widest(f - k);
-                for (long tile = 0, tiles = (size + TALLEST - 1) / TALLEST; tile < tiles; tile++) {
-                    const long a = size * tile / tiles, height = size * (tile + 1) / tiles - a;
-#define TILE(r, v) masked_tile(r, v, x + a, size, g + k, out + k, g_w + a * f + k, f, count)
-                    OF_SIZE(height, vectors)
-#undef TILE
-                }
-            }
+            for (long k = 0; k < count * f; k++) masked[k] = out[k] > 0 ? g[k] : 0;
+            add_outer_products(x, size, size, masked, g_w, f, count);
         }
 }
 
@@ -94,17 +100,23 @@ void product_relu_backward(const float *g, const float *out, const float *x, flo
  * (size - 1, size - 1). */
 void centre(const float *x, float *centred, float *covariance, long rows, long size)
 {
-    const long n = size - 1;
+    const long n = size - 1, wide = (n + LANES - 1) / LANES * LANES;
     double mean[n], sums[n * n];
-    memset(mean, 0, sizeof mean), memset(sums, 0, sizeof sums);
+    float padded[BLOCK * wide], products[n * wide];
+    memset(mean, 0, sizeof mean), memset(sums, 0, sizeof sums), memset(padded, 0, sizeof padded);
     for (long row = 0; row < rows; row++)
         for (long k = 0; k < n; k++) mean[k] += x[row * n + k];
     for (long k = 0; k < n; k++) mean[k] /= rows;
-    for (long row = 0; row < rows; row++, x += n, centred += size) {
-        for (long k = 0; k < n; k++) centred[k] = x[k] - (float)mean[k];
-        centred[n] = 1;
+    for (long row = 0, count; row < rows; row += count) {
+        count = rows - row < BLOCK ? rows - row : BLOCK;
+        for (long t = 0; t < count; t++, x += n, centred += size) {
+            for (long k = 0; k < n; k++) padded[t * wide + k] = centred[k] = x[k] - (float)mean[k];
+            centred[n] = 1;
+        }
+        memset(products, 0, sizeof products);
+        add_outer_products(padded, wide, n, padded, products, wide, count);
         for (long j = 0; j < n; j++)
-            for (long k = 0; k < n; k++) sums[j * n + k] += centred[j] * centred[k];
+            for (long k = 0; k < n; k++) sums[j * n + k] += products[j * wide + k];
     }
     for (long k = 0; k < n * n; k++) covariance[k] = sums[k] / rows;
 }

@@ -1,6 +1,8 @@
 /* 2 x 2 maxima with stride 2 and "same" padding: the last window of an odd side is cut off.
  * Images are (n, height, width, channels), contiguous float32. */
 
+#include "tiles.h"
+
 enum { WINDOW = 2 };
 
 static inline long shorter(long a, long b)
@@ -21,24 +23,34 @@ void max_pool(const float *x, float *out, long n, long height, long width, long 
                     }
 }
 
-/* The gradient in x, from that in out; as torch's amax has it, equal maxima share it. `share` holds a pixel. */
-void max_pool_backward(const float *g, const float *x, const float *out, float *g_x, float *restrict share, long n,
-                       long height, long width, long channels)
+/* The gradient in the pixels of a window, rows x columns of them at x; as torch's amax has it, equal maxima share it. */
+INLINE void window_backward(const int rows, const int columns, const float *restrict g, const float *restrict x,
+                            const float *restrict out, float *restrict g_x, long width, long channels)
 {
-    for (long b = 0; b < n; b++, x += height * width * channels, g_x += height * width * channels)
+    for (long c = 0; c < channels; c++) {
+        float count = 0;
+        for (int r = 0; r < rows; r++)
+            for (int q = 0; q < columns; q++) count += x[(r * width + q) * channels + c] == out[c];
+        const float share = g[c] / count;
+        for (int r = 0; r < rows; r++)
+            for (int q = 0; q < columns; q++) {
+                const long at = (r * width + q) * channels + c;
+                g_x[at] = x[at] == out[c] ? share : 0;
+            }
+    }
+}
+
+void max_pool_backward(const float *g, const float *x, const float *out, float *g_x, long n, long height, long width,
+                       long channels)
+{
+    for (long b = 0; b < n; b++)
         for (long row = 0; row < height; row += WINDOW)
             for (long column = 0; column < width; column += WINDOW, out += channels, g += channels) {
-                const long end = shorter(row + WINDOW, height), last = shorter(column + WINDOW, width);
-                for (long c = 0; c < channels; c++) share[c] = 0;
-                for (long r = row; r < end; r++)
-                    for (long q = column; q < last; q++)
-                        for (long c = 0; c < channels; c++) share[c] += x[(r * width + q) * channels + c] == out[c];
-                for (long c = 0; c < channels; c++) share[c] = g[c] / share[c];
-                for (long r = row; r < end; r++)
-                    for (long q = column; q < last; q++)
-                        for (long c = 0; c < channels; c++) {
-                            const long at = (r * width + q) * channels + c;
-                            g_x[at] = x[at] == out[c] ? share[c] : 0;
-                        }
+                const long at = ((b * height + row) * width + column) * channels;
+                const int low = row + 1 < height, right = column + 1 < width;
+                if (low && right) window_backward(2, 2, g, x + at, out, g_x + at, width, channels);
+                else if (low) window_backward(2, 1, g, x + at, out, g_x + at, width, channels);
+                else if (right) window_backward(1, 2, g, x + at, out, g_x + at, width, channels);
+                else window_backward(1, 1, g, x + at, out, g_x + at, width, channels);
             }
 }
