@@ -39,7 +39,8 @@ def data_line(plan: Plan, experiment: Experiment) -> str:
     data = plan.data
     what = "Omniglot" if data.real else f"NOT OMNIGLOT: {data.name}, made-up characters"
     characters, drawings = data.images.shape[:2]
-    what = experiment.data or f"{what}, {characters:,} characters × {drawings} drawings"
+    split = ", split as the authors' code does" * (plan.context.source.split == "authors")
+    what = experiment.data or f"{what}, {characters:,} characters × {drawings} drawings{split}"
     return f"Data: {what} · profile: {plan.context.profile}"
 
 

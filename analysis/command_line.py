@@ -28,6 +28,7 @@ from analysis.tables import ResultsError
 from analysis.workers import ClusterError, Workers, available_cores
 from reptile_core import datasets
 from reptile_core.checkpoints import CheckpointError
+from reptile_core.datasets.split import SPLITS
 from reptile_core.files import remove_unfinished
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130  # as shells and argparse have them
@@ -118,6 +119,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         choices=("auto", "omniglot", "glyphs"),
         help="auto takes Omniglot if it can be had, else made-up glyphs and says so (default: auto)",
     )
+    data.add_argument(
+        "--split",
+        choices=SPLITS,
+        help="which of Omniglot's characters train: drawn anew by each seed, or those of the authors' code "
+        "(default: seed)",
+    )
     where = parser.add_argument_group("where and how")
     where.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/PROFILE)")
     where.add_argument(
@@ -153,10 +160,12 @@ def prepare(options: argparse.Namespace) -> Plan:
         data = datasets.load(asked["dataset"], data=options.data, quiet=options.quiet)
     except datasets.DataError as error:
         raise UsageError(str(error)) from error
+    if asked["split"] == "authors" and not data.real:
+        raise UsageError(f"--split: expected Omniglot for the authors' split, found {data.name}")
     cuda = asked["device"].startswith("cuda") or (asked["device"] == "auto" and torch.cuda.is_available())
     context = Context(
         profile=asked["profile"],
-        source=Source(data.name, options.data and options.data.absolute(), data.content, data.real),
+        source=Source(data.name, options.data and options.data.absolute(), data.content, data.real, asked["split"]),
         workers=_workers(options, out.absolute(), cuda=cuda),
         runs=out.absolute() / "runs",
         seeds=asked["seeds"],
@@ -192,7 +201,12 @@ def begin_manifest(plan: Plan) -> dict[str, Any]:
     return manifest.begin(
         command=sys.argv,
         profile=context.profile,
-        options={"seeds": context.seeds, "cells": list(context.cells), "device": context.device_name},
+        options={
+            "seeds": context.seeds,
+            "cells": list(context.cells),
+            "device": context.device_name,
+            "split": context.source.split,
+        },
         experiments={experiment.name: experiment.settings(context) for experiment in plan.experiments},
         data=plan.data,
         device=context.device,
@@ -289,9 +303,11 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         "cells": options.cells,
         "dataset": options.dataset,
         "device": options.device,
+        "split": options.split,
     }
     if again is None:
         defaults = {"profile": "quick", "dataset": "auto", "device": "auto", "experiments": [], "cells": []}
+        defaults |= {"split": SPLITS[0]}
         return {name: defaults.get(name) if value is None else value for name, value in given.items()}
     for name, value in given.items():
         if value is not None:

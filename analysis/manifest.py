@@ -21,10 +21,11 @@ from analysis.claims import PROFILES
 from analysis.runs import DEVICES
 from reptile_core import native
 from reptile_core.datasets import Characters
+from reptile_core.datasets.split import SPLITS
 from reptile_core.files import write_atomically
 
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "safetensors", "pillow", "scikit-learn")
-SCHEMA = 1  # raised whenever a key is added, removed or changes its meaning
+SCHEMA = 1  # raised whenever a key that must be there is added, one is removed, or one changes its meaning
 MOST_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
 INDIFFERENT = ("workers", "process", "cores")  # of the machine: they change no bit
 
@@ -37,7 +38,7 @@ SHAPE: dict[str, Any] = {
     "finished?": str,
     "command": [str],
     "profile": PROFILES,
-    "options": {"seeds": (int, None), "cells": [str], "device": DEVICES},
+    "options": {"seeds": (int, None), "cells": [str], "device": DEVICES, "split?": SPLITS},
     "experiments": {str: {str: object}},
     "data": {
         "name": ("omniglot", "glyphs"),
@@ -145,6 +146,7 @@ def read(path: Path) -> dict[str, Any]:
     fault = _fault(manifest, SHAPE, "")
     if fault is not None:
         raise ManifestError(f"{path}: {fault}")
+    manifest["options"].setdefault("split", SPLITS[0])  # the only one, before it could be chosen
     return manifest
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reptile_core import datasets, native, training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
-from reptile_core.datasets.split import Split, split_characters, split_images
+from reptile_core.datasets.split import Kind, Split, split_characters, split_images
 from reptile_core.inner_loop import Phi
 from reptile_core.tasks import ImagePool
 from reptile_core.training import Run, TrainingState
@@ -25,7 +25,7 @@ from reptile_core.training import Run, TrainingState
 DEVICES = "cpu", "cuda", "cuda-tf32"  # as users call them: the last multiplies matrices in TF32
 
 # Raised whenever the same configuration would give other bits than before, so that old files are not taken for new.
-NUMERICS_VERSION = 4
+NUMERICS_VERSION = 5
 
 # What decides a run's outcome, in words; and what a row of its measurements has.
 OTHER = {
@@ -42,13 +42,19 @@ SNAPSHOTS = 8  # about as many are kept, evenly spaced, besides the first: 0.4 M
 
 @dataclass(frozen=True)
 class Source:
-    """How a worker finds the data again, by `datasets.load`, and the content it must then find. real: False for what
-    only stands in for the data of that name."""
+    """How a worker finds the data again, by `datasets.load`, the content it must then find, and how characters are
+    split. real: False for what only stands in for the data of that name."""
 
     name: str
     directory: Path | None
     content: str
     real: bool = True
+    split: Kind = "seed"
+
+    @property
+    def identity(self) -> str:
+        """Of what is trained and tested on."""
+        return self.content + f", split: {self.split}" * (self.split != "seed")
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Job:
         """Everything that decides the outcome: configuration, data, device type, how sums are rounded."""
         return {
             "run": asdict(self.run),
-            "data": self.source.content,
+            "data": self.source.identity,
             "device": torch.device(self.device).type + "-tf32" * self.tf32,
             "numerics": NUMERICS_VERSION,
             "native": native.library() is not None,
@@ -163,7 +169,7 @@ def split_of(source: Source, seed: int) -> Split:
     images = _images(source)
     if isinstance(images, datasets.ColourImages):
         return split_images(images)
-    return split_characters(images.images, seed=seed)
+    return split_characters(images.images, seed=seed, kind=source.split)
 
 
 def _load(job: Job) -> tuple[dict[str, Tensor], dict[str, Any]]:

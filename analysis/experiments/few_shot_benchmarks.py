@@ -77,10 +77,10 @@ SCALES: dict[str, dict[str, Scale]] = {
         "cifar-fs": Scale(1, 1, ("reptile",)),
     },
     "quick": {"omniglot-5way": Scale(100, 20), "cifar-fs": Scale(4, 4)},
-    # 200 looks at 10 tasks cost some 3 % of the training. CIFAR-FS, of which the paper says nothing, is run for a tenth
-    # of Mini-ImageNet's iterations: what two cores do in some hours.
+    # 200 looks at 10 tasks cost some 3 % of the training. CIFAR-FS, of which the paper says nothing, is run for a
+    # twentieth of Mini-ImageNet's iterations: a method takes an hour of one core, a tenth of it for its ten looks.
     "paper": {benchmark.name: Scale(benchmark.iterations, TASKS, looks=(200, 10)) for benchmark in BENCHMARKS}
-    | {"cifar-fs": Scale(10_000, 1_000, looks=(40, 10))},
+    | {"cifar-fs": Scale(5_000, 600, looks=(10, 50))},
 }
 SEEDS = {"smoke": 1, "quick": 1, "paper": 3}
 # What --cells may begin.
