@@ -68,6 +68,7 @@ def caption(settings: Mapping[str, Any]) -> str:
         f"mean of {seeds} seeds, bar: 95 % Student-t interval of that mean"
         if seeds > 1
         else "one seed, bar: 95 % interval of the mean over tasks"
+        + (" and, of characters, over splits" if settings["split"] == "seed" else "")
     )
     trained = "; ".join(
         f"{TITLES[name]}: {b['scale']['iterations']:,} of {b['iterations']:,} meta-iterations, "

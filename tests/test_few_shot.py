@@ -206,7 +206,7 @@ def test_a_split_that_is_mapped_is_divided_by_255(context, monkeypatch, tmp_path
 # ---- what came of it
 
 
-def _table(accuracy, *, benchmarks=("omniglot-5way", "omniglot-20way"), seeds=3):
+def _table(accuracy, *, benchmarks=("omniglot-5way", "omniglot-20way"), seeds=3, split="seed"):
     """Made-up results: accuracy(method, transductive, benchmark, shots) in %, and a little more for each seed."""
     rows = [
         {
@@ -218,6 +218,8 @@ def _table(accuracy, *, benchmarks=("omniglot-5way", "omniglot-20way"), seeds=3)
             "value": (accuracy(method, transductive, benchmark, shots) + 0.05 * seed) / 100,
             "standard_error": 0.001,
             "count": 10_000,
+            "split": split,
+            "split_error": 0.002,
         }
         for benchmark in benchmarks
         for shots in (1, 5)
@@ -285,9 +287,10 @@ def test_summary_and_layout():
     assert (cell["mean"], cell.published, cell.seeds, cell.tasks) == (pytest.approx(95.39), 95.39, 3, 30_000)
     missing = summary.set_index(few_shot.CELL).loc["mini-imagenet", 1, "reptile", False]
     assert isnan(missing["mean"]) and missing.status == "not measured: nowhere"
-    one = few_shot.summary(_table(_as_published, seeds=1), {}).set_index(few_shot.CELL)
-    cell = one.loc["omniglot-5way", 1, "reptile", False]
-    assert cell.high - cell["mean"] == pytest.approx(1.96 * 0.1)  # over tasks
+    for split, half in (("authors", 0.1), ("seed", 0.1 * 5**0.5)):  # over tasks alone, and over 0.2 of splits as well
+        one = few_shot.summary(_table(_as_published, seeds=1, split=split), {}).set_index(few_shot.CELL)
+        cell = one.loc["omniglot-5way", 1, "reptile", False]
+        assert cell.high - cell["mean"] == pytest.approx(1.96 * half)
     layout = few_shot.layout(summary).set_index("row")
     assert layout.loc["Reptile", "omniglot-5way 1-shot"] == "95.39 ± 0.12 (95.39 ± 0.09)"
     assert layout.loc["MAML + transduction", "cifar-fs 5-shot"] == "- (71.50 ± 1.00)"

@@ -1,11 +1,16 @@
 """The split of characters against its definition, and its rotations against Pillow's; photographs as published."""
 
+import os
+import random
+import zipfile
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from reptile_core.datasets.common import ColourImages
-from reptile_core.datasets.split import Split, split_characters, split_images
+from reptile_core.datasets.split import ALPHABETS, Split, authors_order, split_characters, split_images
 
 
 def characters(count: int, drawings: int = 1, size: int = 9) -> np.ndarray:
@@ -34,6 +39,35 @@ def test_every_character_is_on_one_side(seed: int) -> None:
     split = split_characters(images, seed=seed)
     assert sorted(places(unrotated(split), images) + places(split.test.numpy(), images)) == list(range(40))
     assert len(split.test) == 10  # 40 (1 - 1200/1623) = 10.4
+
+
+def test_the_authors_split_is_a_shuffle_by_alphabet_whatever_the_seed() -> None:
+    """Their code in four lines, on characters that say which they are."""
+    names = [f"{number:04}" for first, count in ALPHABETS for number in range(first, first + count)]
+    random.seed(0)
+    random.shuffle(names)
+    images = characters(1623)
+    one, other = (split_characters(images, seed=seed, kind="authors") for seed in (0, 7))
+    assert places(unrotated(one), images) == [int(name) - 1 for name in names[:1200]]
+    assert places(one.test.numpy(), images) == [int(name) - 1 for name in names[1200:]]
+    assert np.array_equal(one.train, other.train) and len(one.test) == 423
+    assert sorted(authors_order(1623)) == list(range(1623))
+    with pytest.raises(ValueError, match=r"split: expected Omniglot's 1623 characters for the authors', found 40"):
+        split_characters(characters(40), seed=0, kind="authors")
+
+
+def test_alphabets_are_the_published_ones_by_name() -> None:
+    numbers: dict[str, dict[str, int]] = {}
+    for part in ("images_background", "images_evaluation"):
+        path = Path(os.environ.get("REPTILE_DATA", ""), "omniglot", f"{part}.zip")
+        if not path.is_file():
+            pytest.skip("$REPTILE_DATA is unset or holds no zips of Omniglot")
+        for name in zipfile.ZipFile(path).namelist():
+            if name.endswith(".png"):
+                _, alphabet, character, drawing = name.split("/")
+                numbers.setdefault(alphabet, {})[character] = int(drawing[:4])
+    found = [[numbers[alphabet][character] for character in sorted(numbers[alphabet])] for alphabet in sorted(numbers)]
+    assert found == [list(range(first, first + count)) for first, count in ALPHABETS]
 
 
 def test_rotations_equal_pillows() -> None:

@@ -14,6 +14,7 @@ NAMES = (
     "rho",
     "sgd",
     "sine",
+    "splits",
     "validity",
     "variance",
     "zero_shot",

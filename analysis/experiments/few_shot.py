@@ -10,10 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from math import hypot, nan
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
 from analysis.claims import NO_MEASUREMENTS, Claim, measurement
+from analysis.class_choice import characters, classes_of, split_error
 from analysis.evaluations import PIECE, Accuracies, Piece, evaluate
 from analysis.experiment import Context, Experiment, Result
 from analysis.experiments import post
@@ -188,14 +190,15 @@ def cells(trainings: Sequence[Training], context: Context) -> list[Cell]:
     found: list[Cell] = []
     for seed in range(seeds_of(context)):
         for t in trainings:
-            found += _cells(t, t.method.name, seed, t.scale.tasks, context)
+            found += cells_of(t, t.method.name, seed, t.scale.tasks, context)
         for t in {t.benchmark.name: t for t in trainings}.values():
             start = replace(t, method=METHODS[0])  # the same run whatever is trained, for only its start is needed
-            found += _cells(start, UNTRAINED, seed, min(PIECE, t.scale.tasks), context)
+            found += cells_of(start, UNTRAINED, seed, min(PIECE, t.scale.tasks), context)
     return found
 
 
-def _cells(t: Training, method: str, seed: int, tasks: int, context: Context) -> Iterable[Cell]:
+def cells_of(t: Training, method: str, seed: int, tasks: int, context: Context) -> Iterable[Cell]:
+    """A training's cells, one for each number of shots; `method` as in Cell."""
     job = replace(t.job(seed, context), fresh=context.fresh)
     cuts = [range(first, min(first + PIECE, tasks)) for first in range(0, tasks, PIECE)]
     for shots in t.benchmark.shots:
@@ -203,13 +206,26 @@ def _cells(t: Training, method: str, seed: int, tasks: int, context: Context) ->
         yield Cell(t.benchmark.name, method, shots, tuple(pieces))
 
 
+def measure(name: str, wanted: Sequence[Cell], context: Context) -> dict[Cell, list[Accuracies]]:
+    """The accuracies of every task of these cells, piece by piece, by whatever worker is free."""
+    work = [piece for cell in wanted for piece in cell.pieces]
+    sizes = [len(piece.tasks) for piece in work]
+    found = iter(context.workers.map(f"{name}, evaluation", evaluate, work, sizes=sizes, unit=" tasks"))
+    return {cell: [next(found) for _ in cell.pieces] for cell in wanted}
+
+
 def table(measured: Mapping[Cell, Sequence[Accuracies]]) -> pd.DataFrame:
-    """The tidy table: accuracy in [0, 1], a row for each cell, seed and kind of evaluation."""
+    """The tidy table: accuracy in [0, 1], a row for each cell, seed and kind of evaluation. split_error: the standard
+    error over other choices of the test characters; NaN for photographs, whose classes are as published, and for tasks
+    too few to tell."""
     rows = []
     for cell, parts in measured.items():
-        run = cell.pieces[0].job.run
+        job = cell.pieces[0].job
+        run = job.run
+        classes = np.concatenate([classes_of(piece) for piece in cell.pieces]) if run.network == "omniglot" else None
         for quantity in parts[0]:
-            found = estimate(torch.tensor([value for part in parts for value in part[quantity]], dtype=torch.float64))
+            values = np.array([value for part in parts for value in part[quantity]])
+            found = estimate(torch.from_numpy(values))
             rows.append(
                 {
                     "experiment": NAME,
@@ -220,18 +236,29 @@ def table(measured: Mapping[Cell, Sequence[Accuracies]]) -> pd.DataFrame:
                     "value": found.mean,
                     "standard_error": found.standard_error,
                     "count": found.count,
+                    "split": job.source.split,
+                    "split_error": nan if classes is None else _split_error(values, classes, cell.pieces[0]),
                     "benchmark": cell.benchmark,
                     "shots": cell.shots,
                     "method": cell.method,
                     "transductive": quantity == "accuracy_transductive",
                 }
             )
-    return pd.DataFrame(rows, columns=[*TIDY, *CELL])
+    return pd.DataFrame(rows, columns=[*TIDY, "split", "split_error", *CELL])
+
+
+def _split_error(values: np.ndarray, classes: np.ndarray, piece: Piece) -> float:
+    test, every = characters(piece)
+    try:
+        return split_error(values, classes, test=test, every=every)
+    except ValueError:
+        return nan
 
 
 def summary(table: pd.DataFrame, reasons: Mapping[str, str]) -> pd.DataFrame:
-    """Every cell of every benchmark, in %: ours with its 95 % interval (over seeds by Student's t, over tasks where
-    there is one seed) beside what was published, or why it was not measured. reasons: by "benchmark-method"."""
+    """Every cell of every benchmark, in %: ours with its 95 % interval beside what was published, or why it was not
+    measured. The interval is over seeds, by Student's t; where there is one seed, over tasks, and over splits if its
+    characters were drawn by it. reasons: by "benchmark-method"."""
     groups = {key: part for key, part in table.groupby(CELL)}
     rows = []
     for benchmark in BENCHMARKS:
@@ -258,7 +285,8 @@ def _interval(part: pd.DataFrame) -> dict[str, Any]:
     if len(part) > 1:
         mean, low, high = student_t(values)
     elif len(part) == 1:
-        mean, half = values.item(), NORMAL_95 * 100 * part.standard_error.item()
+        over_splits = part.split_error.fillna(0).item() if part.split.item() == "seed" else 0.0
+        mean, half = values.item(), NORMAL_95 * 100 * hypot(part.standard_error.item(), over_splits)
         low, high = mean - half, mean + half
     else:
         mean = low = high = nan
@@ -340,10 +368,7 @@ def run(context: Context) -> Result:
     outcomes = context.train(NAME, [t.job(seed, context) for seed in range(seeds_of(context)) for t in trainings])
     ended_early = {job.variant: o.status for job, o in outcomes.items() if o.status != "finished"}
     wanted = [c for c in cells(trainings, context) if not c.trained or outcomes[c.job].status == "finished"]
-    work = [piece for cell in wanted for piece in cell.pieces]
-    sizes = [len(piece.tasks) for piece in work]
-    found = iter(context.workers.map(f"{NAME}, evaluation", evaluate, work, sizes=sizes, unit=" tasks"))
-    measured = table({cell: [next(found) for _ in cell.pieces] for cell in wanted})
+    measured = table(measure(NAME, wanted, context))
     every = summary(measured, reasons | ended_early)
     unjudged = {t.benchmark.name: t.unjudged for t in trainings}
     tables = {NAME: measured, f"{NAME}_summary": every, f"{NAME}_layout": layout(every)}
@@ -366,6 +391,7 @@ def settings(context: Context) -> dict[str, Any]:
         "inner": "Adam, beta1 = 0, moments kept from task to task",
         "cells": context.cells,
         "main_data": context.source.name,
+        "split": context.source.split,
     }
 
 

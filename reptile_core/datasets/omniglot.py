@@ -138,7 +138,7 @@ def _read(sources: Mapping[str, Source], edition: Edition, quiet: bool) -> Image
     """The whole set from its sources by part, verified."""
     total = edition.shape[0] * DRAWINGS
     firsts = accumulate((part.characters for part in edition.parts[:-1]), initial=1)
-    with tqdm(total=total, desc="verifying Omniglot", disable=quiet, delay=1, leave=False) as bar:
+    with tqdm(total=total, desc="verifying Omniglot", disable=quiet or None, delay=1, leave=False) as bar:
         pairs = zip(edition.parts, firsts, strict=True)
         images = np.concatenate([_read_part(sources[part.name], part, n, bar.update) for part, n in pairs])
     if (found := digest(images)) != edition.decoded:

@@ -1,0 +1,170 @@
+"""Which characters train, and which test: how far the choice moves the few-shot tables, whose ± leave it out.
+
+The paper trains on 1,200 of Omniglot's 1,623 characters and gives ± of a hundredth to a tenth of the error rate. Here
+Reptile's 5-way cells are trained anew from several seeds, on characters drawn by the seed and on those of the authors'
+code, for a small part of the table's iterations. Each run tells by itself what other test characters would change
+(`class_choice`); runs on both kinds of split show it, and whether the authors' characters are harder.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.claims import Claim, measurement
+from analysis.class_choice import characters, classes_of, split_error
+from analysis.evaluations import Accuracies
+from analysis.experiment import Context, Experiment, Result
+from analysis.experiments import few_shot, post
+from analysis.experiments.few_shot import NORMAL_95, Cell, Training
+from analysis.experiments.few_shot_benchmarks import BENCHMARKS, EVALUATION_STEPS, METHODS, PUBLISHED
+from analysis.experiments.few_shot_benchmarks import Scale as TableScale
+from analysis.tables import student_t
+from reptile_core.datasets.split import SPLITS, Kind
+
+NAME = "splits"
+BENCHMARK, REPTILE = BENCHMARKS[0], METHODS[0]
+IN_WORDS = {"seed": "characters drawn by seed", "authors": "the authors' characters"}
+CLAIMS = (
+    Claim(
+        "split-choice",
+        "N",
+        "experiment",
+        "Which characters train and test moves Reptile's Omniglot 5-way cells by more than the paper's ± says",
+        "half of a 95 % interval over splits as a share of the error rate, less the paper's ± as a share of its own",
+        0.0,
+        10.0,
+        "above the paper's ±, a difference from the paper within both ± of its tables is not to be expected of another "
+        "split",
+        "the same, of tasks whose characters are exchanged among them, so that no character is harder than another",
+        least="paper",
+        paper=post.beyond(
+            "its tables give intervals for one choice of 1,200 characters, which the authors' code draws from a seed"
+        ),
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much a profile runs; every other setting is the table's. tasks: of each cell's evaluation."""
+
+    iterations: int
+    tasks: int
+    seeds: int
+
+
+SCALES = {
+    "smoke": Scale(iterations=2, tasks=20, seeds=1),
+    "quick": Scale(iterations=60, tasks=60, seeds=2),
+    "paper": Scale(iterations=3_000, tasks=1_000, seeds=3),
+}
+
+
+def scale_of(context: Context) -> Scale:
+    """The profile's scale, with the user's number of seeds where there is one."""
+    scale = SCALES[context.profile]
+    return scale if context.seeds is None else replace(scale, seeds=context.seeds)
+
+
+def kinds(context: Context) -> tuple[Kind, ...]:
+    """The authors' split is of Omniglot alone."""
+    return SPLITS if context.source.real else SPLITS[:1]
+
+
+def trainings(context: Context) -> list[Training]:
+    """Reptile's training on each kind of split."""
+    scale = scale_of(context)
+    cut = TableScale(scale.iterations, scale.tasks, (REPTILE.name,))
+    return [Training(BENCHMARK, REPTILE, cut, replace(context.source, split=kind)) for kind in kinds(context)]
+
+
+def shuffled_errors(measured: dict[Cell, list[Accuracies]]) -> list[float]:
+    """The control: `split_error` of every row of the table, with the classes of its tasks exchanged among them."""
+    found = []
+    for cell, parts in measured.items():
+        test, every = characters(cell.pieces[0])
+        classes = np.concatenate([classes_of(piece) for piece in cell.pieces])
+        np.random.default_rng(cell.pieces[0].job.run.seed).shuffle(classes)
+        for quantity in parts[0]:
+            values = np.array([value for part in parts for value in part[quantity]])
+            found.append(split_error(values, classes, test=test, every=every))
+    return found
+
+
+def shares(table: pd.DataFrame) -> pd.DataFrame:
+    """Half of a 95 % interval over splits as a share of the error rate, of each run and cell: columns split, seed,
+    shots, transductive, share, shuffled (the control) and published (the paper's ± as a share of its error rate)."""
+    error = 1 - table.value
+    published = [
+        PUBLISHED["reptile", transductive, BENCHMARK.name, shots]
+        for shots, transductive in zip(table.shots, table.transductive, strict=True)
+    ]
+    return table[["split", "seed", "shots", "transductive"]].assign(
+        share=NORMAL_95 * table.split_error / error,
+        shuffled=NORMAL_95 * table.shuffled_error / error,
+        published=[half / (100 - mean) for mean, half, _ in published],
+    )
+
+
+def measurements(shares: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rows for the ledger: a case for each cell, over all runs of both kinds of split."""
+    rows = []
+    for (shots, transductive), part in shares.groupby(["shots", "transductive"]):
+        case = f"{shots}-shot, {few_shot.in_words('reptile', transductive)}"
+        rows.append(measurement("split-choice", case, "check", part.share - part.published))
+        rows.append(measurement("split-choice", case, "control", part.shuffled - part.published))
+    return rows
+
+
+def report(table: pd.DataFrame) -> list[str]:
+    """Each cell's accuracy by kind of split, and what another split would change of it."""
+    lines = ["accuracy in % by kind of split: mean over seeds, 95 % interval; standard error over splits in points"]
+    for (shots, transductive, kind), part in table.groupby(["shots", "transductive", "split"], sort=False):
+        mean, low, _ = student_t(100 * part.value)
+        lines.append(
+            f"  {shots}-shot, {few_shot.in_words('reptile', transductive)}, {IN_WORDS[kind]}: {mean:.2f} ± "
+            f"{mean - low:.2f}; {100 * part.split_error.mean():.2f}"
+        )
+    return lines
+
+
+def run(context: Context) -> Result:
+    """Train on both kinds of split over seeds, and evaluate every cell."""
+    scale, wanted = scale_of(context), trainings(context)
+    outcomes = context.train(NAME, [t.job(seed, context) for seed in range(scale.seeds) for t in wanted])
+    cells = [
+        cell
+        for seed in range(scale.seeds)
+        for t in wanted
+        for cell in few_shot.cells_of(t, REPTILE.name, seed, scale.tasks, context)
+        if outcomes[cell.job].status == "finished"
+    ]
+    measured = few_shot.measure(NAME, cells, context)
+    table = few_shot.table(measured).assign(experiment=NAME, shuffled_error=shuffled_errors(measured))
+    every = shares(table)
+    return Result({NAME: table, f"{NAME}_shares": every}, pd.DataFrame(measurements(every)), report(table))
+
+
+def settings(context: Context) -> dict[str, Any]:
+    return asdict(scale_of(context)) | {
+        "benchmark": asdict(BENCHMARK),
+        "method": REPTILE.name,
+        "kinds": list(kinds(context)),
+        "evaluation_steps": EVALUATION_STEPS,
+    }
+
+
+EXPERIMENT = Experiment(
+    name=NAME,
+    shows="how far the choice of training and test characters moves Reptile's Omniglot 5-way cells",
+    takes={
+        "smoke": "seconds",
+        "quick": "about half a minute",
+        "paper": "about half an hour (an estimate)",
+    },
+    claims=CLAIMS,
+    settings=settings,
+    run=run,
+)
