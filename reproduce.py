@@ -15,6 +15,7 @@ if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_
 import contextlib
 import json
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from analysis.runs import NUMERICS_VERSION
 from analysis.tables import ResultsError, write_csv
 
 COMMANDS = {"report": "figures.report", "demo": "figures.demo"}  # modules with a main(arguments) of their own
+COME_LAST = ("scipy.special", "figures.style", COMMANDS["report"])  # needed at the end, loaded while others work
 
 
 def data_line(plan: Plan, experiment: Experiment) -> str:
@@ -76,6 +78,7 @@ def run(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
     path, context = plan.out / "manifest.json", plan.context
     record = begin_manifest(plan)
     manifest.write(record, path)
+    threading.Thread(target=lambda: list(map(import_module, COME_LAST)), daemon=True).start()
     sources = list(dict.fromkeys(data_line(plan, experiment) for experiment in plan.experiments))
     print("\n".join([*sources, f"{context.workers.count} workers on {context.device} · results in {plan.out}/"]))
     seconds: dict[str, float] = {}
@@ -129,7 +132,7 @@ def write_tables(experiment: Experiment, result: Result, plan: Plan) -> list[Pat
 
 def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
     """The figures of the experiment's namesake in figures/, stamped with the data they come from."""
-    from figures.style import save, stamp, style  # drawing libraries load while nothing waits for them
+    from figures.style import save, stamp, style
 
     paths = []
     with style():

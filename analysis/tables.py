@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit
 
 from reptile_core.files import write_atomically
 
@@ -29,6 +28,8 @@ def student_t(values: Sequence[float] | pd.Series) -> tuple[float, float, float]
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return mean, float("nan"), float("nan")
+    from scipy.special import stdtrit  # slow to import, and needed at the end alone
+
     half = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2) * np.std(values, ddof=1) / np.sqrt(n))
     return mean, mean - half, mean + half
 

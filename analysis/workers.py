@@ -7,6 +7,7 @@ workers there are, where they are and which of them die changes when an item is 
 import os
 import queue
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
@@ -117,7 +118,7 @@ class Workers:
 
     def _submit(self, function: Callable[[Item, Progress], Result], item: Item) -> "Future[Result]":
         try:
-            with _interrupts_put_off():
+            with _interrupts_put_off(), _script_left_out():
                 return self._executor.submit(*self._call(function, item))
         except BrokenProcessPool as error:  # somebody died while we were still handing out
             future: Future[Result] = Future()
@@ -194,6 +195,21 @@ def _interrupts_put_off() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _script_left_out() -> Iterator[None]:
+    """Processes that are started here do not import the script, which takes them as long as it took us: what they are
+    called with is of other modules."""
+    script: Any = sys.modules["__main__"]
+    spec, path = script.__spec__, script.__dict__.pop("__file__", None)
+    script.__spec__ = None
+    try:
+        yield
+    finally:
+        script.__spec__ = spec
+        if path is not None:
+            script.__file__ = path
 
 
 def _end_with_the_script() -> None:

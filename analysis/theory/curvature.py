@@ -14,8 +14,6 @@ from math import pi, sqrt
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.linalg import eigh_tridiagonal
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from analysis.theory.derivatives import Loss, Vector, hessian_at
@@ -75,6 +73,8 @@ def extreme_eigenvalues(
         raise ValueError(f"count: expected 1 … {len(phi) - 1} eigenvalues of {len(phi)}, found {count}")
     if which not in ("LA", "SA", "LM"):
         raise ValueError(f'which: expected "LA", "SA" or "LM", found {which!r}')
+    from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import, as is scipy.linalg below
+
     product = hessian_at(loss, phi)
     start = _signs(phi, generator).cpu().numpy()
     operator = LinearOperator(
@@ -100,6 +100,8 @@ def spectral_density(
         raise ValueError(f"steps: expected 1 … {len(phi)}, the parameters there are, found {steps}")
     if samples < 2:
         raise ValueError(f"samples: expected at least 2, for a standard error, found {samples}")
+    from scipy.linalg import eigh_tridiagonal
+
     product = hessian_at(loss, phi)
     points, weights = torch.zeros(2, samples, steps, dtype=torch.float64)
     for row in range(samples):
