@@ -75,8 +75,10 @@ def weighted_sum(
         raise ValueError(f"weights: expected one per inner step ({len(minibatches)}), found {len(weights)}")
     direction = torch.zeros_like(phi)
     for weight, step in zip(weights, inner_loop(loss, phi, minibatches, optimizer, state), strict=True):
-        if isinstance(weight, Tensor) or weight:
+        if isinstance(weight, Tensor):
             direction += weight * (step.before - step.after)
+        elif weight:
+            direction.add_(step.before - step.after, alpha=weight)
         state = step.state
     assert state is not None  # at least one weight: a Variant has k >= 1
     return direction, state
