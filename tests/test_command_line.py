@@ -55,6 +55,14 @@ def test_a_manifest_is_enough_to_get_the_same_tables(done: Path, tmp_path: Path)
     assert script("--from", moved, "--quiet", "--out", tmp_path / "now").code == 0
 
 
+def test_manifests_from_before_splits_could_be_chosen_are_of_the_only_one(done: Path, tmp_path: Path) -> None:
+    before = _changed(done, lambda record: record["options"].pop("split"))
+    assert manifest.read(before) == manifest.read(done)
+    assert script("--from", before, "--quiet", "--out", tmp_path / "now").code == 0
+    said = script("--from", done, "--split", "seed", "--quiet", "--out", tmp_path / "now")
+    assert said.code == 2 and "--from: expected no split beside it" in said.error
+
+
 def test_it_goes_to_a_folder_of_its_own(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(done.parent)
     assert script("--from", done.name, "--quiet").code == 0

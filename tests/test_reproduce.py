@@ -53,6 +53,7 @@ def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, capsys):
         (["--seeds", "-1"], "--seeds: expected at least 1, found -1"),
         (["--dataset", "auto", "--data", "/no/such/folder"], "data: expected a directory"),
         (["--data", "/"], "data: expected none with the glyphs"),
+        (["--split", "authors"], "--split: expected Omniglot for the authors' split, found glyphs"),
     ],
 )
 def test_bad_arguments_are_told_before_work(arguments, message, tmp_path, capsys):

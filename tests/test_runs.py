@@ -184,6 +184,7 @@ def test_key_depends_on_all_that_decides_and_on_nothing_else(source, tmp_path):
         _job(source, tmp_path, inner=Inner("adam", 0.002)),
         _job(source, tmp_path, activation="tanh"),
         dataclasses.replace(job, source=dataclasses.replace(source, content="0" * 64)),
+        dataclasses.replace(job, source=dataclasses.replace(source, split="authors")),
         dataclasses.replace(job, device="cuda"),
     ]
     assert {job.key} == {j.key for j in same}

@@ -3,6 +3,7 @@ worker that dies costs what it had not yet written down."""
 
 import os
 import signal
+import sys
 import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -40,6 +41,22 @@ def die(path: Path, progress: Progress) -> None:
 def test_results_are_in_the_order_of_the_items() -> None:
     with Workers(1, quiet=True) as workers:
         assert workers.map("numbers", twice, [1, 2, 3], sizes=[1, 5, 3]) == [2, 4, 6]
+
+
+def main_file(item: int, progress: Progress) -> str | None:
+    return getattr(sys.modules["__main__"], "__file__", None)
+
+
+def test_workers_do_not_load_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A main module that cannot be run, as it stands there, would end a worker before its first item."""
+    path = tmp_path / "script.py"
+    path.write_text("raise SystemExit(3)")
+    script = sys.modules["__main__"]
+    monkeypatch.setattr(script, "__file__", str(path), raising=False)
+    monkeypatch.setattr(script, "__spec__", None)
+    with Workers(1, quiet=True) as workers:
+        assert workers.map("main modules", main_file, [0]) == [None]
+    assert (script.__file__, script.__spec__) == (str(path), None)
 
 
 def test_a_fault_waits_for_the_others(tmp_path: Path) -> None:
