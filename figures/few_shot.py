@@ -24,25 +24,32 @@ COLOUR = {"maml": "#009E73", "fomaml": COLOURS["last"], "reptile": COLOURS["sum"
 OURS: dict[str, Any] = {"fmt": "o", "markersize": 5.5, "capsize": 2}
 PUBLISHED: dict[str, Any] = {"fmt": "D", "markersize": 4.5, "capsize": 2, "markerfacecolor": "white"}
 APART = 0.15  # ours above the middle of its row, the published below
+NOT_ASKED = "not measured: not asked for"
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the table few_shot_summary: a row for each cell, in %."""
-    summary, titles = tables["few_shot_summary"], dict(TITLES)
+    """From the table few_shot_summary: a row for each cell, in %. Benchmarks that were not asked for are left out."""
+    summary = tables["few_shot_summary"]
+    asked = set(summary.benchmark[summary.status != NOT_ASKED]) or set(TITLES)
+    titles = {name: title for name, title in TITLES.items() if name in asked}
     if settings["main_data"] != "omniglot":
-        titles = {name: title.replace("Omniglot", settings["main_data"]) for name, title in TITLES.items()}
-    figure, axes = plt.subplots(2, len(titles), figsize=(13.2, 8.6), sharey=True)
+        titles = {name: title.replace("Omniglot", settings["main_data"]) for name, title in titles.items()}
+    if len(titles) > 1:  # a column each, a row for each number of shots
+        figure, axes = plt.subplots(2, len(titles), figsize=(2.8 * len(titles) + 2.0, 8.6), sharey=True)
+    else:
+        figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.2), sharey=True)
+        axes = axes[:, None]
     for column, (benchmark, title) in enumerate(titles.items()):
         cells = summary[summary.benchmark == benchmark].groupby("shots")
         for ax, (shots, cell) in zip(axes[:, column], cells, strict=True):
             _draw_cell(ax, cell.set_index(["method", "transductive"]).loc[ROWS])
             ax.set_title(f"{title} {shots}-shot", fontsize=10)
-    for ax in axes[-1]:
+    for ax in axes[-1] if len(titles) > 1 else axes.flat:
         ax.set_xlabel("accuracy on test classes (%)")
     axes[0, 0].errorbar([], [], xerr=[], color="0.2", label="here", **OURS)
     axes[0, 0].errorbar([], [], xerr=[], color="0.2", label="published", **PUBLISHED)
     axes[0, 0].legend(loc="lower left", bbox_to_anchor=(-0.02, 1.1), ncol=2, fontsize=9, columnspacing=1.2)
-    return {"few_shot": finish(figure, finding(summary, settings, titles), caption(settings))}
+    return {"few_shot": finish(figure, finding(summary, settings, titles), caption(settings, titles))}
 
 
 def finding(summary: pd.DataFrame, settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
@@ -61,7 +68,7 @@ def finding(summary: pd.DataFrame, settings: Mapping[str, Any], titles: Mapping[
     return f"{words}, the paper {cell.published:.1f} %"
 
 
-def caption(settings: Mapping[str, Any]) -> str:
+def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     """What the figure shows, to be understood without the paper at hand."""
     seeds, benchmarks = settings["seeds"], settings["benchmarks"]
     ours = (
@@ -74,6 +81,7 @@ def caption(settings: Mapping[str, Any]) -> str:
         f"{TITLES[name]}: {b['scale']['iterations']:,} of {b['iterations']:,} meta-iterations, "
         f"{b['scale']['tasks']:,} test tasks"
         for name, b in benchmarks.items()
+        if name in titles
     )
     return (
         "Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,(\\phi_1 - \\phi_{k+1})$, mean over "

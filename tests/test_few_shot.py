@@ -17,7 +17,7 @@ from analysis.experiment import Context
 from analysis.experiments import few_shot
 from analysis.experiments.few_shot import BENCHMARKS, METHODS, PUBLISHED, SCALES, Scale
 from analysis.runs import Source
-from figures.few_shot import ROWS, draw
+from figures.few_shot import NOT_ASKED, ROWS, draw
 from figures.style import style
 from reptile_core import datasets, training
 from reptile_core.checkpoints import CheckpointError
@@ -311,3 +311,8 @@ def test_figure(context):
     assert ours == pytest.approx(expected.set_index(["method", "transductive"])["mean"].loc[ROWS].tolist())
     texts = [text.get_text().replace("\n", " ") for ax in figure.axes for text in ax.texts]
     assert texts.count("not measured: nowhere to be found") == 2
+    unasked = summary.assign(status=summary.status.where(summary.benchmark != "cifar-fs", NOT_ASKED))
+    with style():
+        figure = draw({"few_shot_summary": unasked}, settings)["few_shot"]
+    assert len(figure.axes) == 2 * 3
+    assert "CIFAR-FS 5-way:" not in figure.texts[-1].get_text()
