@@ -80,7 +80,7 @@ SCALES: dict[str, dict[str, Scale]] = {
     # 200 looks at 10 tasks cost some 3 % of the training. CIFAR-FS, of which the paper says nothing, is run for a
     # twentieth of Mini-ImageNet's iterations: a method takes an hour of one core, a tenth of it for its ten looks.
     "paper": {benchmark.name: Scale(benchmark.iterations, TASKS, looks=(200, 10)) for benchmark in BENCHMARKS}
-    | {"cifar-fs": Scale(5_000, 600, looks=(10, 50))},
+    | {"cifar-fs": Scale(5_000, 250, looks=(10, 50))},
 }
 SEEDS = {"smoke": 1, "quick": 1, "paper": 3}
 # What --cells may begin.
