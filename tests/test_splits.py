@@ -50,12 +50,15 @@ def test_glyphs_have_no_authors_split_and_a_run_measures_every_cell(context, mon
     assert set(table.split) == {"seed"} and set(table["count"]) == {20} and len(table) == len(shares) == 4
     assert (table.split_error >= 0).all() and (table.shuffled_error >= 0).all()
     assert not table.split_error.equals(table.shuffled_error)
-    row, share = table.iloc[0], shares.iloc[0]
-    assert share.share == pytest.approx(1.96 * row.split_error / (1 - row.value))
-    assert share.published == pytest.approx(0.09 / 4.61)
     json.dumps(splits.settings(context))
     with style():
         assert draw(result.tables, splits.settings(context)).keys() == {"splits"}
+
+
+def test_shares_are_of_the_error_rate():
+    cell = {"split": ["seed"], "seed": [0], "shots": [1], "transductive": [False], "value": [0.9]}
+    row = splits.shares(pd.DataFrame(cell | {"split_error": [0.01], "shuffled_error": [0.005]})).iloc[0]
+    assert (row.share, row.shuffled, row.published) == pytest.approx((0.196, 0.098, 0.09 / 4.61))
 
 
 def _shares(share, shuffled, *, runs=6, spread=0.002):
