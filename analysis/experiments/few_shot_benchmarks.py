@@ -78,7 +78,7 @@ SCALES: dict[str, dict[str, Scale]] = {
     },
     "quick": {"omniglot-5way": Scale(100, 20), "cifar-fs": Scale(4, 4)},
     # 200 looks at 10 tasks cost some 3 % of the training. CIFAR-FS, of which the paper says nothing, is run for a
-    # twentieth of Mini-ImageNet's iterations: a method takes an hour of one core, a tenth of it for its ten looks.
+    # twentieth of Mini-ImageNet's iterations: a method takes one to two hours of one core.
     "paper": {benchmark.name: Scale(benchmark.iterations, TASKS, looks=(200, 10)) for benchmark in BENCHMARKS}
     | {"cifar-fs": Scale(5_000, 250, looks=(10, 50))},
 }
