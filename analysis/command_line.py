@@ -306,8 +306,8 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         "split": options.split,
     }
     if again is None:
-        defaults = {"profile": "quick", "dataset": "auto", "device": "auto", "experiments": [], "cells": []}
-        defaults |= {"split": SPLITS[0]}
+        defaults: dict[str, Any] = {"profile": "quick", "dataset": "auto", "split": SPLITS[0], "device": "auto"}
+        defaults |= {"experiments": [], "cells": []}
         return {name: defaults.get(name) if value is None else value for name, value in given.items()}
     for name, value in given.items():
         if value is not None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 
 from analysis.claims import NO_MEASUREMENTS, Claim, measurement
 from analysis.class_choice import characters, classes_of, split_error
@@ -222,9 +223,9 @@ def table(measured: Mapping[Cell, Sequence[Accuracies]]) -> pd.DataFrame:
     for cell, parts in measured.items():
         job = cell.pieces[0].job
         run = job.run
-        classes = np.concatenate([classes_of(piece) for piece in cell.pieces]) if run.network == "omniglot" else None
+        classes = classes_of_all(cell) if run.network == "omniglot" else None
         for quantity in parts[0]:
-            values = np.array([value for part in parts for value in part[quantity]])
+            values = of_all_tasks(parts, quantity)
             found = estimate(torch.from_numpy(values))
             rows.append(
                 {
@@ -237,7 +238,7 @@ def table(measured: Mapping[Cell, Sequence[Accuracies]]) -> pd.DataFrame:
                     "standard_error": found.standard_error,
                     "count": found.count,
                     "split": job.source.split,
-                    "split_error": nan if classes is None else _split_error(values, classes, cell.pieces[0]),
+                    "split_error": nan if classes is None else error_over_splits(values, classes, cell),
                     "benchmark": cell.benchmark,
                     "shots": cell.shots,
                     "method": cell.method,
@@ -247,8 +248,21 @@ def table(measured: Mapping[Cell, Sequence[Accuracies]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[*TIDY, "split", "split_error", *CELL])
 
 
-def _split_error(values: np.ndarray, classes: np.ndarray, piece: Piece) -> float:
-    test, every = characters(piece)
+def of_all_tasks(parts: Sequence[Accuracies], quantity: str) -> Float[np.ndarray, " tasks"]:
+    """One quantity of every task of a cell."""
+    return np.array([value for part in parts for value in part[quantity]])
+
+
+def classes_of_all(cell: Cell) -> Int[np.ndarray, "tasks n_way"]:
+    """The test classes of every task of a cell."""
+    return np.concatenate([classes_of(piece) for piece in cell.pieces])
+
+
+def error_over_splits(
+    values: Float[np.ndarray, " tasks"], classes: Int[np.ndarray, "tasks n_way"], cell: Cell
+) -> float:
+    """`split_error` of a cell; NaN for tasks too few to tell."""
+    test, every = characters(cell.pieces[0])
     try:
         return split_error(values, classes, test=test, every=every)
     except ValueError:

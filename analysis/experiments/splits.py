@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 
 from analysis.claims import Claim, measurement
-from analysis.class_choice import characters, classes_of, split_error
 from analysis.evaluations import Accuracies
 from analysis.experiment import Context, Experiment, Result
 from analysis.experiments import few_shot, post
@@ -74,12 +73,10 @@ def shuffled_errors(measured: dict[Cell, list[Accuracies]]) -> list[float]:
     """The control: `split_error` of every row of the table, with the classes of its tasks exchanged among them."""
     found = []
     for cell, parts in measured.items():
-        test, every = characters(cell.pieces[0])
-        classes = np.concatenate([classes_of(piece) for piece in cell.pieces])
+        classes = few_shot.classes_of_all(cell)
         np.random.default_rng(cell.pieces[0].job.run.seed).shuffle(classes)
         for quantity in parts[0]:
-            values = np.array([value for part in parts for value in part[quantity]])
-            found.append(split_error(values, classes, test=test, every=every))
+            found.append(few_shot.error_over_splits(few_shot.of_all_tasks(parts, quantity), classes, cell))
     return found
 
 
