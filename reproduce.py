@@ -36,13 +36,15 @@ COMMANDS = {"report": "figures.report", "demo": "figures.demo"}  # modules with 
 COME_LAST = ("scipy.special", "figures.style", COMMANDS["report"])  # needed at the end, loaded while others work
 
 
-def data_line(plan: Plan, experiment: Experiment) -> str:
-    """The line under every figure: which data, and at what scale. An experiment may have data of its own."""
+def data_line(plan: Plan, experiment: Experiment, others: Sequence[str] = ()) -> str:
+    """The line under every figure: which data, and at what scale. An experiment may have data of its own, and a result
+    others, as in `Result.data`."""
     data = plan.data
     what = "Omniglot" if data.real else f"NOT OMNIGLOT: {data.name}, made-up characters"
     characters, drawings = data.images.shape[:2]
     split = ", split as the authors' code does" * (plan.context.source.split == "authors")
     what = experiment.data or f"{what}, {characters:,} characters × {drawings} drawings{split}"
+    what = "; ".join(what if name == data.name else name for name in others) or what
     return f"Data: {what} · profile: {plan.context.profile}"
 
 
@@ -138,8 +140,10 @@ def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
     with style():
         figures = import_module(f"figures.{experiment.name}").draw(result.tables, experiment.settings(plan.context))
         for name, figure in figures.items():
-            real = plan.data.real or experiment.data is not None
-            stamp(figure, data_line(plan, experiment), real=real)
+            real = (
+                plan.data.real or experiment.data is not None or plan.data.name not in (result.data or [plan.data.name])
+            )
+            stamp(figure, data_line(plan, experiment, result.data), real=real)
             paths += save(figure, plan.out / "figures", name, experiment=experiment.name)
     return paths
 

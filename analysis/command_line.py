@@ -32,7 +32,7 @@ from reptile_core.datasets.split import SPLITS
 from reptile_core.files import remove_unfinished
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130  # as shells and argparse have them
-MOST = 1000  # seeds or workers: far above any use, far below what would fill a memory
+MOST = {"seeds": 1000, "workers": 1000, "iterations": 10**8}  # far above any use, far below what would fill a memory
 
 DESCRIPTION = """\
 Check the claims of "On First-Order Meta-Learning Algorithms" (Nichol, Achiam, Schulman 2018) by running them.
@@ -102,6 +102,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     what.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N-1; done ones are reused (default: profile's)")
     what.add_argument("--cells", nargs="+", metavar="CELL", help="of few_shot: omniglot-5way, cifar-fs-reptile … (all)")
+    what.add_argument("--iterations", type=int, metavar="N", help="of few_shot: meta-iterations (default: profile's)")
     what.add_argument("--fresh", action="store_true", help="do finished runs anew")
     what.add_argument(
         "--from",
@@ -170,6 +171,7 @@ def prepare(options: argparse.Namespace) -> Plan:
         runs=out.absolute() / "runs",
         seeds=asked["seeds"],
         cells=tuple(asked["cells"]),
+        iterations=asked["iterations"],
         device="cuda" if cuda else "cpu",
         tf32=asked["device"] == "cuda-tf32",
         fresh=options.fresh,
@@ -204,6 +206,7 @@ def begin_manifest(plan: Plan) -> dict[str, Any]:
         options={
             "seeds": context.seeds,
             "cells": list(context.cells),
+            "iterations": context.iterations,
             "device": context.device_name,
             "split": context.source.split,
         },
@@ -301,6 +304,7 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         "experiments": options.experiments or None,
         "seeds": options.seeds,
         "cells": options.cells,
+        "iterations": options.iterations,
         "dataset": options.dataset,
         "device": options.device,
         "split": options.split,
@@ -323,9 +327,11 @@ def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
     for name in asked["experiments"]:
         if name not in EXPERIMENTS:
             raise UsageError(f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found {name!r}")
-    for name, value in (("workers", options.workers), ("seeds", asked["seeds"])):
-        if value is not None and not 1 <= value <= MOST:
-            raise UsageError(f"--{name}: expected {'at least 1' if value < 1 else f'at most {MOST}'}, found {value}")
+    numbers = {"workers": options.workers, "seeds": asked["seeds"], "iterations": asked["iterations"]}
+    for name, value in numbers.items():
+        if value is not None and not 1 <= value <= MOST[name]:
+            limit = "at least 1" if value < 1 else f"at most {MOST[name]}"
+            raise UsageError(f"--{name}: expected {limit}, found {value}")
     for cell in asked["cells"]:
         if not cell or not any(name.startswith(cell) for name in CELLS):
             raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")

@@ -22,7 +22,8 @@ class Context:
     """What every experiment is given: at what scale, on which data and device, with whom, and where runs are kept.
 
     source: the data that the script loads. seeds: how many, where the user says so; None for the profile's. cells: the
-    beginnings of the names of what `few_shot` is to train, where the user says so; none for all.
+    beginnings of the names of what `few_shot` is to train, where the user says so; none for all. iterations: of each of
+    these, where the user says so; None for the profile's.
     """
 
     profile: str
@@ -31,6 +32,7 @@ class Context:
     runs: Path
     seeds: int | None = None
     cells: tuple[str, ...] = ()
+    iterations: int | None = None
     device: str = "cpu"
     tf32: bool = False
     fresh: bool = False
@@ -72,11 +74,13 @@ class Context:
 @dataclass(frozen=True)
 class Result:
     """Tidy tables by name; measurements for the ledger (columns claim, case, role, value, and perhaps low and high, and
-    data where these are not the script's own); lines for the summary at the end."""
+    data where these are not the script's own); lines for the summary at the end; data: names of what its figures show,
+    where that is not the script's own alone, which goes by its source's name."""
 
     tables: Mapping[str, pd.DataFrame]
     measurements: pd.DataFrame = field(default_factory=NO_MEASUREMENTS.copy)
     lines: Sequence[str] = ()
+    data: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ SHAPE: dict[str, Any] = {
     "finished?": str,
     "command": [str],
     "profile": PROFILES,
-    "options": {"seeds": (int, None), "cells": [str], "device": DEVICES, "split?": SPLITS},
+    "options": {"seeds": (int, None), "cells": [str], "iterations?": (int, None), "device": DEVICES, "split?": SPLITS},
     "experiments": {str: {str: object}},
     "data": {
         "name": ("omniglot", "glyphs"),
@@ -146,7 +146,8 @@ def read(path: Path) -> dict[str, Any]:
     fault = _fault(manifest, SHAPE, "")
     if fault is not None:
         raise ManifestError(f"{path}: {fault}")
-    manifest["options"].setdefault("split", SPLITS[0])  # the only one, before it could be chosen
+    for name, before in (("split", SPLITS[0]), ("iterations", None)):  # before these could be chosen
+        manifest["options"].setdefault(name, before)
     return manifest
 
 

@@ -14,7 +14,6 @@ from figures.style import COLOURS, finish
 KINDS = {"seed": "drawn by seed", "authors": "the authors' own"}
 COLOUR = {"seed": COLOURS["sum"], "authors": COLOURS["last"]}
 CELLS = [(1, False), (1, True), (5, False), (5, True)]
-NORMAL_95 = 1.96
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
@@ -55,10 +54,8 @@ def _accuracies(ax: Axes, cell: pd.DataFrame, settings: Mapping[str, Any]) -> No
         colour = COLOUR[kind]
         part = cell[cell.split == kind].sort_values("seed")
         at = x + np.linspace(-0.2, 0.2, len(part)) if len(part) > 1 else [float(x)]
-        over_tasks = NORMAL_95 * part.standard_error
-        over_both = NORMAL_95 * np.hypot(part.standard_error, part.split_error)
-        ax.errorbar(at, 100 * part.value, yerr=100 * over_both, fmt="none", ecolor=colour, elinewidth=1, capsize=3)
-        ax.errorbar(at, 100 * part.value, yerr=100 * over_tasks, fmt="o", color=colour, elinewidth=3, markersize=5)
+        ax.errorbar(at, 100 * part.value, yerr=100 * part.over_both, fmt="none", ecolor=colour, elinewidth=1, capsize=3)
+        ax.errorbar(at, 100 * part.value, yerr=100 * part.over_tasks, fmt="o", color=colour, elinewidth=3, markersize=5)
     ax.set_xticks(range(len(settings["kinds"])), [KINDS[kind] for kind in settings["kinds"]])
     ax.set_xlim(-0.6, len(settings["kinds"]) - 0.4)
     ax.set_xlabel("characters that train")

@@ -85,9 +85,10 @@ def test_a_tail_is_a_minibatch_and_all_else_is_reptiles(benchmark):
     reptile, fomaml, maml = (few_shot.configure(benchmark, METHOD[m], scale, 0) for m in ("reptile", "fomaml", "maml"))
     assert fomaml.sampling.tail_shots * benchmark.n_way == benchmark.batch
     assert fomaml.weights == (0.0,) * (benchmark.steps - 1) + (1.0,)
-    assert replace(fomaml, weights=reptile.weights, sampling=reptile.sampling) == reptile
+    assert replace(fomaml, weights=reptile.weights, sampling=reptile.sampling, outer=reptile.outer) == reptile
     assert maml.weights == "maml"
-    assert replace(maml, weights=fomaml.weights, outer=fomaml.outer) == fomaml
+    assert replace(maml, weights=fomaml.weights) == fomaml
+    assert (fomaml.outer.optimizer, fomaml.outer.step, fomaml.outer.final) == ("adam", 1e-3, 0.0)
 
 
 def test_published_numbers():
@@ -151,6 +152,18 @@ def test_cells_are_chosen_by_how_their_names_begin(context):
     assert "cifar_fs.zip" in reasons["cifar-fs-fomaml"]  # asked for, and nowhere to be found
 
 
+def test_iterations_of_the_users_are_run_and_not_judged(context):
+    asked = replace(context, profile="quick", cells=("omniglot-5way-reptile",), iterations=7)
+    assert few_shot.settings(asked)["benchmarks"]["omniglot-5way"]["scale"]["iterations"] == 7
+    as_in_profile = replace(asked, iterations=SCALES["quick"]["omniglot-5way"].iterations)
+    real = replace(context.source, name="omniglot", real=True)
+    for chosen, role in ((asked, "other length"), (as_in_profile, None)):
+        ((training_,), _) = few_shot.plan(chosen)
+        assert training_.job(0, chosen).run.iterations == chosen.iterations
+        assert training_.unjudged(chosen) == "other data"
+        assert replace(training_, source=real).unjudged(chosen) == role
+
+
 def test_unknown_cells_are_told_before_work(tmp_path, capsys):
     assert reproduce.main(["few_shot", "--out", str(tmp_path), "--cells", "omniglot-5", "nonsense"]) == 2
     assert "--cells: expected beginnings of omniglot-5way-reptile, " in capsys.readouterr().err
@@ -179,6 +192,7 @@ def test_mini_imagenet_from_a_folder_of_the_users(context, monkeypatch, tmp_path
     assert set(result.tables["few_shot"].method) == {"reptile", "fomaml", "maml", "untrained"}
     assert set(result.measurements.role) == {"other data"}  # five colours are not the published classes
     assert set(result.measurements.data) == {"Data: Mini-ImageNet · profile: smoke"}
+    assert result.data == ["Mini-ImageNet"]
     beside = replace(context, source=replace(context.source, directory=tmp_path / "data"))
     assert beside.find("mini_imagenet").directory == tmp_path / "data"
     elsewhere = replace(context, source=replace(context.source, directory=tmp_path))

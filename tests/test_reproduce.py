@@ -116,3 +116,6 @@ def test_an_experiment_may_have_data_of_its_own(tmp_path):
     images, waves = (reproduce.data_line(plan, experiment) for experiment in plan.experiments)
     assert "NOT OMNIGLOT" in images
     assert waves == f"Data: {EXPERIMENTS['sine'].data} · profile: smoke"
+    both = reproduce.data_line(plan, plan.experiments[0], ("glyphs", "CIFAR-FS"))
+    assert both == images.replace(" · profile", "; CIFAR-FS · profile")
+    assert reproduce.data_line(plan, plan.experiments[0], ("CIFAR-FS",)) == "Data: CIFAR-FS · profile: smoke"

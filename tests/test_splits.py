@@ -97,7 +97,9 @@ def test_verdicts(shares, verdict):
 
 def test_report_and_figure_give_the_numbers():
     shares = _shares(0.1, 0.0, spread=0.0)
-    table = shares.assign(value=0.95 + 0.01 * (shares.split == "seed"), standard_error=0.002, split_error=0.004)
+    table = shares.assign(value=0.95 + 0.01 * (shares.split == "seed"), standard_error=0.003, split_error=0.004)
+    table = splits.with_bars(table)
+    assert table[["over_tasks", "over_both"]].to_numpy() == pytest.approx(np.tile([0.00588, 0.0098], (len(table), 1)))
     lines = splits.report(table)
     assert "  1-shot, Reptile, the authors' characters: 95.00 ± 0.00; 0.40" in lines
     assert "  5-shot, Reptile + transduction, characters drawn by seed: 96.00 ± 0.00; 0.40" in lines

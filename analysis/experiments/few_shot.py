@@ -129,10 +129,11 @@ class Training:
     def job(self, seed: int, context: Context) -> Job:
         return context.job(configure(self.benchmark, self.method, self.scale, seed), self.name, self.source)
 
-    @property
-    def unjudged(self) -> str | None:
+    def unjudged(self, context: Context) -> str | None:
         """Why its numbers say nothing about the paper's at any scale; None if they do."""
-        return None if self.source.real and self.source.name == self.benchmark.data else "other data"
+        if not self.source.real or self.source.name != self.benchmark.data:
+            return "other data"
+        return "other length" if self.scale != SCALES[context.profile][self.benchmark.name] else None
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def plan(context: Context) -> tuple[list[Training], dict[str, str]]:
     """What is to be trained, and for each of the other cells why it is not."""
     trainings, reasons = [], {}
     for benchmark in BENCHMARKS:
-        scale = SCALES[context.profile].get(benchmark.name)
+        scale = scale_of(benchmark, context)
         chosen = []
         for method in METHODS:
             name = f"{benchmark.name}-{method.name}"
@@ -177,6 +178,12 @@ def plan(context: Context) -> tuple[list[Training], dict[str, str]]:
         else:
             trainings += [Training(benchmark, method, scale, source) for method in chosen]
     return trainings, reasons
+
+
+def scale_of(benchmark: Benchmark, context: Context) -> Scale | None:
+    """The profile's scale, or the user's number of iterations; None where the profile leaves the benchmark out."""
+    scale = SCALES[context.profile].get(benchmark.name)
+    return scale if scale is None or context.iterations is None else replace(scale, iterations=context.iterations)
 
 
 def _check(benchmark: Benchmark, job: Job) -> None:
@@ -384,11 +391,12 @@ def run(context: Context) -> Result:
     wanted = [c for c in cells(trainings, context) if not c.trained or outcomes[c.job].status == "finished"]
     measured = table(measure(NAME, wanted, context))
     every = summary(measured, reasons | ended_early)
-    unjudged = {t.benchmark.name: t.unjudged for t in trainings}
+    unjudged = {t.benchmark.name: t.unjudged(context) for t in trainings}
     tables = {NAME: measured, f"{NAME}_summary": every, f"{NAME}_layout": layout(every)}
     rows = measurements(measured, unjudged, context.profile)
     ledger = pd.DataFrame(rows) if rows else NO_MEASUREMENTS
-    return Result(tables, ledger, report(every, unjudged))
+    data = list(dict.fromkeys(OTHER_DATA.get(t.benchmark.name, context.source.name) for t in trainings))
+    return Result(tables, ledger, report(every, unjudged), data)
 
 
 def settings(context: Context) -> dict[str, Any]:
@@ -397,7 +405,7 @@ def settings(context: Context) -> dict[str, Any]:
         "benchmarks": {
             benchmark.name: asdict(benchmark) | {"scale": asdict(scale)}
             for benchmark in BENCHMARKS
-            if (scale := SCALES[context.profile].get(benchmark.name))
+            if (scale := scale_of(benchmark, context))
         },
         "outer": {method.name: asdict(method.outer) for method in METHODS},
         "meta_batch": META_BATCH,

@@ -80,6 +80,14 @@ def shuffled_errors(measured: dict[Cell, list[Accuracies]]) -> list[float]:
     return found
 
 
+def with_bars(table: pd.DataFrame) -> pd.DataFrame:
+    """With half of a 95 % interval over tasks, and over tasks and splits: columns over_tasks, over_both."""
+    return table.assign(
+        over_tasks=NORMAL_95 * table.standard_error,
+        over_both=NORMAL_95 * np.hypot(table.standard_error, table.split_error),
+    )
+
+
 def shares(table: pd.DataFrame) -> pd.DataFrame:
     """Half of a 95 % interval over splits as a share of the error rate, of each run and cell: columns split, seed,
     shots, transductive, share, shuffled (the control) and published (the paper's ± as a share of its error rate)."""
@@ -129,7 +137,7 @@ def run(context: Context) -> Result:
         if outcomes[cell.job].status == "finished"
     ]
     measured = few_shot.measure(NAME, cells, context)
-    table = few_shot.table(measured).assign(experiment=NAME, shuffled_error=shuffled_errors(measured))
+    table = with_bars(few_shot.table(measured).assign(experiment=NAME, shuffled_error=shuffled_errors(measured)))
     every = shares(table)
     return Result({NAME: table, f"{NAME}_shares": every}, pd.DataFrame(measurements(every)), report(table))
 
