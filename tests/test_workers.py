@@ -1,6 +1,7 @@
 """Workers: results in the order of the items, whichever went first; an item's fault is raised when the rest is done; a
 worker that dies costs what it had not yet written down."""
 
+import io
 import os
 import signal
 import sys
@@ -41,6 +42,24 @@ def die(path: Path, progress: Progress) -> None:
 def test_results_are_in_the_order_of_the_items() -> None:
     with Workers(1, quiet=True) as workers:
         assert workers.map("numbers", twice, [1, 2, 3], sizes=[1, 5, 3]) == [2, 4, 6]
+
+
+class Screen(io.StringIO):
+    def __init__(self, *, terminal: bool) -> None:
+        super().__init__()
+        self.terminal = terminal
+
+    def isatty(self) -> bool:
+        return self.terminal
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
+def test_a_bar_is_for_a_terminal_that_asks_for_it(terminal: bool, quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(terminal=terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    with Workers(1, quiet=quiet) as workers:
+        workers.map("numbers", twice, [1], sizes=[1])
+    assert ("numbers" in screen.getvalue()) == (terminal and not quiet)
 
 
 def main_file(item: int, progress: Progress) -> str | None:
