@@ -188,4 +188,5 @@ def span(low: float | None, high: float | None) -> str:
         return "not measured"
     if isinf(low) and isinf(high):
         return "no interval"
+    low, high = low + 0.0, high + 0.0  # no -0
     return f"{low:.4g}" if low == high else f"{low:.4g} … {high:.4g}"

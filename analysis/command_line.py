@@ -97,8 +97,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument(
         "--profile",
         choices=PROFILES,
-        help="how much: smoke checks that all works, in two minutes; quick is for a first look, in twelve; paper is "
-        "the paper's scale, in hours to days (default: quick)",
+        help="how much: smoke checks that all works, in two minutes; quick is a first look, in five to twelve; paper "
+        "is the paper's scale, in hours to days (default: quick)",
     )
     what.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N-1; done ones are reused (default: profile's)")
     what.add_argument("--cells", nargs="+", metavar="CELL", help="of few_shot: omniglot-5way, cifar-fs-reptile … (all)")

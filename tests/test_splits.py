@@ -103,6 +103,7 @@ def test_report_and_figure_give_the_numbers():
     lines = splits.report(table)
     assert "  1-shot, Reptile, the authors' characters: 95.00 ± 0.00; 0.40" in lines
     assert "  5-shot, Reptile + transduction, characters drawn by seed: 96.00 ± 0.00; 0.40" in lines
+    assert "  1-shot, Reptile, the authors' characters: 95.00; 0.40" in splits.report(table[table.seed == 0])
     settings = {"benchmark": {"n_way": 5, "iterations": 100_000}, "kinds": ["seed", "authors"]}
     settings |= {"iterations": 3_000, "tasks": 1_000, "seeds": 3, "evaluation_steps": 50}
     with style():

@@ -118,9 +118,10 @@ def report(table: pd.DataFrame) -> list[str]:
     lines = ["accuracy in % by kind of split: mean over seeds, 95 % interval; standard error over splits in points"]
     for (shots, transductive, kind), part in table.groupby(["shots", "transductive", "split"], sort=False):
         mean, low, _ = student_t(100 * part.value)
+        half = "" if np.isnan(low) else f" ± {mean - low:.2f}"
         lines.append(
-            f"  {shots}-shot, {few_shot.in_words('reptile', transductive)}, {IN_WORDS[kind]}: {mean:.2f} ± "
-            f"{mean - low:.2f}; {100 * part.split_error.mean():.2f}"
+            f"  {shots}-shot, {few_shot.in_words('reptile', transductive)}, {IN_WORDS[kind]}: {mean:.2f}{half}; "
+            f"{100 * part.split_error.mean():.2f}"
         )
     return lines
 
