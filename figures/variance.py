@@ -1,6 +1,7 @@
 """Signal and noise of meta-gradients: by k, along a run, and against how fast each of them learned."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -13,6 +14,7 @@ from reptile_core.meta_gradients import figure_3, last, total
 
 MARKERS = {"joint": "o", "sum": "s", "average": "D", "last": "^"}
 LABELS = {"joint": (7, "left"), "sum": (-7, "right"), "average": (12, "left"), "last": (-7, "right")}  # points aside
+LINE = 12  # points from label to label
 SIDES = ("mean", "low", "high")
 FAMILIES = (("Reptile", COLOURS["sum"], "s"), ("FOMAML", COLOURS["last"], "^"), ("MAML", "#009E73", "v"))
 
@@ -25,7 +27,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     figure, axes = plt.subplots(1, 3, figsize=(11.5, 4.9), width_ratios=[1, 1, 1.25])
     _by_k(axes[0], whole, steps)
     _along(axes[1], along, steps[-1])
-    _against_speed(axes[2], tables["variance_speed"].groupby("variant")[["ratio", "gain"]].mean(), settings)
+    speed = tables["variance_speed"].groupby("variant")[["ratio", "gain"]].mean()
+    _against_speed(axes[2], speed, settings)
     axes[0].set_ylabel("$|E u|^2\\; /\\; E|u - E u|^2$ (%)")
     k = steps[-1]
     relative = {name: _two_digits(100 / value) for name, value in whole["mean"].items() if value > 0}
@@ -43,7 +46,9 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
         "Filled: variants with an equal step along AvgGrad, which are compared; hollow: sums, their averages with k "
         "times the step."
     )
-    return {"variance": finish(figure, finding, caption)}
+    finish(figure, finding, caption)
+    _name_variants(axes[2], speed, settings)
+    return {"variance": figure}
 
 
 def _two_digits(value: float) -> str:
@@ -89,6 +94,27 @@ def _along(ax: Axes, along: pd.DataFrame, k: int) -> None:
     ax.set_title(f"along the run, k = {k}", fontsize=10)
 
 
+def _name_variants(ax: Axes, speed: pd.DataFrame, settings: Mapping[str, Any]) -> None:
+    """A label beside each mark; those of one kind, which stand on one side of theirs, apart. After the layout, on which
+    distances depend."""
+    for kind, (aside, side) in LABELS.items():
+        named = [v for v in figure_3() if v.name in speed.index and v.kind == kind]
+        points = [(100 * speed.ratio[v.name], 100 * speed.gain[v.name]) for v in named]
+        heights = [ax.transData.transform(point)[1] * 72 / ax.figure.dpi for point in points]
+        for variant, point, height, moved in zip(named, points, heights, apart(heights, LINE), strict=True):
+            ax.annotate(f"${settings['variants'][variant.name]}$", point, xytext=(aside, moved - height),
+                        textcoords="offset points", fontsize=7.5, va="center", ha=side)  # fmt: skip
+
+
+def apart(heights: Sequence[float], least: float) -> list[float]:
+    """These heights, none less than `least` from another: from the lowest up, each raised as far as it must be."""
+    moved = list(heights)
+    order = sorted(range(len(heights)), key=lambda i: heights[i])
+    for below, i in pairwise(order):
+        moved[i] = max(moved[i], moved[below] + least)
+    return moved
+
+
 def _points(ax: Axes, x: Sequence[float], rows: pd.DataFrame, label: str, colour: str, marker: str) -> None:
     ax.plot(x, rows["mean"], marker, color=colour, markersize=5.5, label=label)
     ax.vlines(x, rows.low, rows.high, color=colour, linewidth=1.4)
@@ -102,9 +128,6 @@ def _against_speed(ax: Axes, speed: pd.DataFrame, settings: Mapping[str, Any]) -
             colour, filled = COLOURS[variant.kind], variant.name in settings["equal_step"]
             ax.plot(x, y, MARKERS[variant.kind], color=colour, markersize=6.5,
                     markerfacecolor=colour if filled else "none")  # fmt: skip
-            aside, end = LABELS[variant.kind]
-            ax.annotate(f"${settings['variants'][variant.name]}$", (x, y), xytext=(aside, 0),
-                        textcoords="offset points", fontsize=7.5, va="center", ha=end)  # fmt: skip
     ax.margins(x=0.25, y=0.08)
     ax.set_xlabel("$|E u|^2\\; /\\; E|u - E u|^2$ (%): less variance →")
     ax.set_ylabel("early gain in accuracy (points)")

@@ -172,6 +172,11 @@ def test_speeds_pair_each_variant_with_its_own_curve():
     assert found.ratio["g4", 0] == pytest.approx(0.4)
 
 
+def test_labels_are_put_apart():
+    assert figure.apart([5.0, 1.0, 20.0, 2.0], 3) == [7.0, 1.0, 20.0, 4.0]
+    assert figure.apart([], 3) == []
+
+
 def test_figure_says_what_the_tables_hold():
     table, speed = _tables()
     tables = {"variance_intervals": variance.intervals(table), "variance_speed": speed}

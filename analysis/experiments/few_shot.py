@@ -423,7 +423,7 @@ EXPERIMENT = Experiment(
     takes={
         "smoke": "half a minute",
         "quick": "about a minute",
-        "paper": "2 hours for omniglot-5way-reptile on one core; days for all (an estimate); --cells chooses",
+        "paper": "1 to 2 hours for omniglot-5way-reptile on one core; days for all (an estimate); --cells chooses",
     },
     claims=CLAIMS,
     settings=settings,

@@ -163,7 +163,7 @@ EXPERIMENT = Experiment(
     takes={
         "smoke": "seconds",
         "quick": "a quarter of a minute",
-        "paper": "2 hours a seed on one core after few_shot's omniglot-5way-reptile (an estimate)",
+        "paper": "1 to 2 hours a seed on one core after few_shot's omniglot-5way-reptile (an estimate)",
     },
     claims=CLAIMS,
     settings=settings,
