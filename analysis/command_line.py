@@ -32,7 +32,8 @@ from reptile_core.datasets.split import SPLITS
 from reptile_core.files import remove_unfinished
 
 USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130  # as shells and argparse have them
-MOST = {"seeds": 1000, "workers": 1000, "iterations": 10**8}  # far above any use, far below what would fill a memory
+# Far above any use, far below what would fill a memory.
+MOST = {"seeds": 1000, "workers": 1000, "iterations": 10**8, "tail_shots": 1000}
 
 DESCRIPTION = """\
 Check the claims of "On First-Order Meta-Learning Algorithms" (Nichol, Achiam, Schulman 2018) by running them.
@@ -103,6 +104,12 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument("--seeds", type=int, metavar="N", help="seeds 0 … N-1; done ones are reused (default: profile's)")
     what.add_argument("--cells", nargs="+", metavar="CELL", help="of few_shot: omniglot-5way, cifar-fs-reptile … (all)")
     what.add_argument("--iterations", type=int, metavar="N", help="of few_shot: meta-iterations (default: profile's)")
+    what.add_argument(
+        "--tail-shots",
+        type=int,
+        metavar="N",
+        help="of few_shot: examples a class in the last minibatch of FOMAML and MAML (default: a minibatch)",
+    )
     what.add_argument("--fresh", action="store_true", help="do finished runs anew")
     what.add_argument(
         "--from",
@@ -172,6 +179,7 @@ def prepare(options: argparse.Namespace) -> Plan:
         seeds=asked["seeds"],
         cells=tuple(asked["cells"]),
         iterations=asked["iterations"],
+        tail_shots=asked["tail_shots"],
         device="cuda" if cuda else "cpu",
         tf32=asked["device"] == "cuda-tf32",
         fresh=options.fresh,
@@ -207,6 +215,7 @@ def begin_manifest(plan: Plan) -> dict[str, Any]:
             "seeds": context.seeds,
             "cells": list(context.cells),
             "iterations": context.iterations,
+            "tail_shots": context.tail_shots,
             "device": context.device_name,
             "split": context.source.split,
         },
@@ -305,6 +314,7 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         "seeds": options.seeds,
         "cells": options.cells,
         "iterations": options.iterations,
+        "tail_shots": options.tail_shots,
         "dataset": options.dataset,
         "device": options.device,
         "split": options.split,
@@ -327,11 +337,11 @@ def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
     for name in asked["experiments"]:
         if name not in EXPERIMENTS:
             raise UsageError(f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found {name!r}")
-    numbers = {"workers": options.workers, "seeds": asked["seeds"], "iterations": asked["iterations"]}
-    for name, value in numbers.items():
-        if value is not None and not 1 <= value <= MOST[name]:
-            limit = "at least 1" if value < 1 else f"at most {MOST[name]}"
-            raise UsageError(f"--{name}: expected {limit}, found {value}")
+    for name, most in MOST.items():
+        value = options.workers if name == "workers" else asked[name]
+        if value is not None and not 1 <= value <= most:
+            limit = "at least 1" if value < 1 else f"at most {most}"
+            raise UsageError(f"--{name.replace('_', '-')}: expected {limit}, found {value}")
     for cell in asked["cells"]:
         if not cell or not any(name.startswith(cell) for name in CELLS):
             raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")

@@ -22,8 +22,8 @@ class Context:
     """What every experiment is given: at what scale, on which data and device, with whom, and where runs are kept.
 
     source: the data that the script loads. seeds: how many, where the user says so; None for the profile's. cells: the
-    beginnings of the names of what `few_shot` is to train, where the user says so; none for all. iterations: of each of
-    these, where the user says so; None for the profile's.
+    beginnings of the names of what `few_shot` is to train, where the user says so; none for all. iterations and
+    tail_shots: of each of these, where the user says so; None for the profile's, and for as many as a minibatch has.
     """
 
     profile: str
@@ -33,6 +33,7 @@ class Context:
     seeds: int | None = None
     cells: tuple[str, ...] = ()
     iterations: int | None = None
+    tail_shots: int | None = None
     device: str = "cpu"
     tf32: bool = False
     fresh: bool = False

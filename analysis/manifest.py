@@ -38,7 +38,14 @@ SHAPE: dict[str, Any] = {
     "finished?": str,
     "command": [str],
     "profile": PROFILES,
-    "options": {"seeds": (int, None), "cells": [str], "iterations?": (int, None), "device": DEVICES, "split?": SPLITS},
+    "options": {
+        "seeds": (int, None),
+        "cells": [str],
+        "iterations?": (int, None),
+        "tail_shots?": (int, None),
+        "device": DEVICES,
+        "split?": SPLITS,
+    },
     "experiments": {str: {str: object}},
     "data": {
         "name": ("omniglot", "glyphs"),
@@ -146,7 +153,11 @@ def read(path: Path) -> dict[str, Any]:
     fault = _fault(manifest, SHAPE, "")
     if fault is not None:
         raise ManifestError(f"{path}: {fault}")
-    for name, before in (("split", SPLITS[0]), ("iterations", None)):  # before these could be chosen
+    for name, before in (
+        ("split", SPLITS[0]),
+        ("iterations", None),
+        ("tail_shots", None),
+    ):  # before these could be chosen
         manifest["options"].setdefault(name, before)
     return manifest
 

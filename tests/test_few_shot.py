@@ -152,16 +152,30 @@ def test_cells_are_chosen_by_how_their_names_begin(context):
     assert "cifar_fs.zip" in reasons["cifar-fs-fomaml"]  # asked for, and nowhere to be found
 
 
+def _omniglot(context):
+    return replace(context.source, name="omniglot", real=True)
+
+
 def test_iterations_of_the_users_are_run_and_not_judged(context):
     asked = replace(context, profile="quick", cells=("omniglot-5way-reptile",), iterations=7)
     assert few_shot.settings(asked)["benchmarks"]["omniglot-5way"]["scale"]["iterations"] == 7
     as_in_profile = replace(asked, iterations=SCALES["quick"]["omniglot-5way"].iterations)
-    real = replace(context.source, name="omniglot", real=True)
-    for chosen, role in ((asked, "other length"), (as_in_profile, None)):
+    for chosen, role in ((asked, "other settings"), (as_in_profile, None)):
         ((training_,), _) = few_shot.plan(chosen)
         assert training_.job(0, chosen).run.iterations == chosen.iterations
         assert training_.unjudged(chosen) == "other data"
-        assert replace(training_, source=real).unjudged(chosen) == role
+        assert replace(training_, source=_omniglot(context)).unjudged(chosen) == role
+
+
+def test_a_tail_of_the_users(context):
+    asked = replace(context, profile="quick", cells=("omniglot-5way",), tail_shots=3)
+    trainings, reasons = few_shot.plan(asked)
+    tails = {t.method.name: t.job(0, asked).run.sampling.tail_shots for t in trainings}
+    assert tails == {"reptile": 0, "fomaml": 3, "maml": 3}
+    assert {replace(t, source=_omniglot(context)).unjudged(asked) for t in trainings} == {"other settings"}
+    trainings, reasons = few_shot.plan(replace(asked, tail_shots=1000))
+    assert [t.method.name for t in trainings] == ["reptile"]
+    assert "expected" in reasons["omniglot-5way-fomaml"] and "expected" in reasons["omniglot-5way-maml"]
 
 
 def test_unknown_cells_are_told_before_work(tmp_path, capsys):

@@ -127,13 +127,15 @@ class Training:
         return f"{self.benchmark.name}-{self.method.name}"
 
     def job(self, seed: int, context: Context) -> Job:
-        return context.job(configure(self.benchmark, self.method, self.scale, seed), self.name, self.source)
+        run = configure(self.benchmark, self.method, self.scale, seed, tail_shots=context.tail_shots)
+        return context.job(run, self.name, self.source)
 
     def unjudged(self, context: Context) -> str | None:
         """Why its numbers say nothing about the paper's at any scale; None if they do."""
         if not self.source.real or self.source.name != self.benchmark.data:
             return "other data"
-        return "other length" if self.scale != SCALES[context.profile][self.benchmark.name] else None
+        as_given = self.scale == SCALES[context.profile][self.benchmark.name] and context.tail_shots is None
+        return None if as_given else "other settings"
 
 
 @dataclass(frozen=True)
@@ -172,11 +174,16 @@ def plan(context: Context) -> tuple[list[Training], dict[str, str]]:
             continue
         try:
             source = context.source if benchmark.data == "omniglot" else context.find(benchmark.data)
-            _check(benchmark, context.job(configure(benchmark, chosen[0], scale, 0), "", source))
-        except (DataError, ValueError) as error:
+        except DataError as error:
             reasons |= {f"{benchmark.name}-{method.name}": str(error) for method in chosen}
-        else:
-            trainings += [Training(benchmark, method, scale, source) for method in chosen]
+            continue
+        for training in (Training(benchmark, method, scale, source) for method in chosen):
+            try:
+                _check(benchmark, training.job(0, context))
+            except (DataError, ValueError) as error:
+                reasons[training.name] = str(error)
+            else:
+                trainings.append(training)
     return trainings, reasons
 
 
@@ -412,6 +419,7 @@ def settings(context: Context) -> dict[str, Any]:
         "evaluation_steps": EVALUATION_STEPS,
         "inner": "Adam, beta1 = 0, moments kept from task to task",
         "cells": context.cells,
+        "tail_shots": context.tail_shots,
         "main_data": context.source.name,
         "split": context.source.split,
     }

@@ -122,9 +122,11 @@ def published(*benchmarks: str) -> str:
     )
 
 
-def configure(benchmark: Benchmark, method: Method, scale: Scale, seed: int) -> Run:
-    """The training run of all cells of a benchmark. The tail is as large as a minibatch."""
+def configure(benchmark: Benchmark, method: Method, scale: Scale, seed: int, *, tail_shots: int | None = None) -> Run:
+    """The training run of all cells of a benchmark. tail_shots: examples a class in the last minibatch of methods with
+    a tail; None for as many as any minibatch has."""
     looks, tasks = scale.looks
+    tail = tail_shots or benchmark.batch // benchmark.n_way
     return Run(
         network=benchmark.data,
         sampling=Sampling(
@@ -132,7 +134,7 @@ def configure(benchmark: Benchmark, method: Method, scale: Scale, seed: int) -> 
             shots=benchmark.train_shots,
             batch=benchmark.batch,
             steps=benchmark.steps,
-            tail_shots=benchmark.batch // benchmark.n_way if method.tail else 0,
+            tail_shots=tail if method.tail else 0,
         ),
         weights=method.weights(benchmark.steps),
         inner=Inner("adam", benchmark.learning_rate),
