@@ -77,6 +77,7 @@ def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         else "one seed, bar: 95 % interval of the mean over tasks"
         + (" and, of characters, over splits" if settings["split"] == "seed" else "")
     )
+    tail = f"{shots} examples a class" if (shots := settings["tail_shots"]) else "a minibatch of examples"
     trained = "; ".join(
         f"{TITLES[name]}: {b['scale']['iterations']:,} of {b['iterations']:,} meta-iterations, "
         f"{b['scale']['tasks']:,} test tasks"
@@ -86,7 +87,7 @@ def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     return (
         "Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,(\\phi_1 - \\phi_{k+1})$, mean over "
         f"{settings['meta_batch']} tasks, $\\epsilon$ from 1 linearly to 0; k steps of Adam ($\\beta_1$ = 0, moments "
-        "kept from task to task). FOMAML: the last step alone, on examples that the steps before have not seen; MAML: "
+        f"kept from task to task). FOMAML: the last step alone, on {tail} that the steps before have not seen; MAML: "
         "the gradient of the loss on those through the steps; both given to Adam (0.001, annealed to 0).\n"
         f"Accuracy after {settings['evaluation_steps']} steps on the test task's shots, one test example per class; "
         "transduction: these are classified in one batch, so that batch norm sees them together; untrained: the random "
