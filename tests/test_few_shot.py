@@ -324,6 +324,10 @@ def test_summary_and_layout():
     assert layout.loc["MAML + transduction", "cifar-fs 5-shot"] == "- (71.50 ± 1.00)"
     lines = few_shot.report(summary, dict.fromkeys(("omniglot-5way", "omniglot-20way")))
     assert "  mini-imagenet: not measured: nowhere" in lines
+    unasked = dict.fromkeys([f"mini-imagenet-{method}" for method in METHOD], few_shot.NOT_ASKED)
+    summary = few_shot.summary(_table(_as_published), unasked | {"mini-imagenet-maml": "too few"})
+    lines = few_shot.report(summary, dict.fromkeys(("omniglot-5way", "omniglot-20way")))
+    assert "  mini-imagenet: not measured: too few" in lines
 
 
 def test_figure(context):

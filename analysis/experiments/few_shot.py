@@ -45,6 +45,7 @@ NAME = "few_shot"
 UNTRAINED = "untrained"
 WORDS = {"reptile": "Reptile", "fomaml": "FOMAML", "maml": "MAML", UNTRAINED: "untrained"}
 CELL = ["benchmark", "shots", "method", "transductive"]  # what names a row of the tables
+NOT_ASKED = "not asked for"
 NORMAL_95 = 1.96  # half of a 95 % interval in standard errors, for the mean over many tasks
 OMNIGLOT, MINI_IMAGENET = "table-omniglot", "table-mini-imagenet"
 OTHER_DATA = {"mini-imagenet": "Mini-ImageNet", "cifar-fs": "CIFAR-FS"}  # than the script's own
@@ -167,7 +168,7 @@ def plan(context: Context) -> tuple[list[Training], dict[str, str]]:
             if scale is None or method.name not in scale.methods:
                 reasons[name] = f"not in the {context.profile} profile"
             elif context.cells and not name.startswith(context.cells):
-                reasons[name] = "not asked for"
+                reasons[name] = NOT_ASKED
             else:
                 chosen.append(method)
         if scale is None or not chosen:
@@ -375,7 +376,8 @@ def report(summary: pd.DataFrame, unjudged: Mapping[str, str | None]) -> list[st
     for benchmark, part in summary.groupby("benchmark", sort=False):
         measured = part[part.status == "measured"]
         if measured.empty:
-            lines.append(f"  {benchmark}: {part.status.iloc[0]}")
+            first = sorted(part.status, key=lambda status: status.endswith(NOT_ASKED))[0]  # what hindered, if anything
+            lines.append(f"  {benchmark}: {first}")
         for shots, cell in measured.groupby("shots"):
             note = f" ({unjudged[benchmark]}: not judged)" if unjudged[benchmark] else ""
             lines.append(f"  {benchmark} {shots}-shot{note}")
