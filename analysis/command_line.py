@@ -108,7 +108,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--tail-shots",
         type=int,
         metavar="N",
-        help="of few_shot: examples a class in the last minibatch of FOMAML and MAML (default: a minibatch)",
+        help="of few_shot: how many of a task's examples a class FOMAML and MAML keep for their last minibatch "
+        "(default: as many as any minibatch has)",
     )
     what.add_argument("--fresh", action="store_true", help="do finished runs anew")
     what.add_argument(
