@@ -138,11 +138,10 @@ def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
 
     paths = []
     with style():
+        own = [] if experiment.data else result.data or [plan.data.name]
+        real = plan.data.real or plan.data.name not in own
         figures = import_module(f"figures.{experiment.name}").draw(result.tables, experiment.settings(plan.context))
         for name, figure in figures.items():
-            real = (
-                plan.data.real or experiment.data is not None or plan.data.name not in (result.data or [plan.data.name])
-            )
             stamp(figure, data_line(plan, experiment, result.data), real=real)
             paths += save(figure, plan.out / "figures", name, experiment=experiment.name)
     return paths

@@ -29,6 +29,8 @@ SCHEMA = 1  # raised whenever a key that must be there is added, one is removed,
 MOST_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
 INDIFFERENT = ("workers", "process", "cores")  # of the machine: they change no bit
 
+UNCHOSEN = {"split": SPLITS[0], "iterations": None, "tail_shots": None}  # options before they could be chosen
+
 # What a manifest holds: types, a tuple of what may stand there, {str: …} for any keys, [...] for any number of entries,
 # and "name?" for what may be missing.
 SHAPE: dict[str, Any] = {
@@ -153,12 +155,7 @@ def read(path: Path) -> dict[str, Any]:
     fault = _fault(manifest, SHAPE, "")
     if fault is not None:
         raise ManifestError(f"{path}: {fault}")
-    for name, before in (
-        ("split", SPLITS[0]),
-        ("iterations", None),
-        ("tail_shots", None),
-    ):  # before these could be chosen
-        manifest["options"].setdefault(name, before)
+    manifest["options"] = UNCHOSEN | manifest["options"]
     return manifest
 
 

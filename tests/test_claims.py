@@ -20,6 +20,7 @@ from analysis.claims import (
     ledger,
     lines,
     measurement,
+    span,
     write_ledger,
 )
 
@@ -112,3 +113,7 @@ def test_an_interval_ends_where_the_quantity_does():
     alone = measurement("a", "x", "check", [0.9], least=-1.0, most=1.0)
     assert (alone["low"], alone["high"]) == (-1.0, 1.0)
     assert measurement("a", "x", "check", [0.9])["high"] == float("inf")
+
+
+def test_an_interval_in_words():
+    assert (span(-0.0, 1e-16), span(-0.0, 0.0), span(None, 1.0)) == ("0 … 1e-16", "0", "not measured")

@@ -336,6 +336,7 @@ def test_figure(context):
     with style():
         figure = draw({"few_shot_summary": summary}, settings)["few_shot"]
     assert figure.get_suptitle() == "Omniglot 5-way 1-shot: Reptile reaches 95.4 %, the paper 95.4 %"
+    assert f"not measured: {few_shot.NOT_ASKED}" == NOT_ASKED
     assert len(figure.axes) == 2 * 4
     ax = figure.axes[0]
     ours = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o" and len(line.get_xdata())]

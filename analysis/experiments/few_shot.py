@@ -40,6 +40,7 @@ from analysis.tables import COLUMNS as TIDY
 from analysis.tables import student_t
 from reptile_core.datasets import DataError
 from reptile_core.evaluation import TEST_SHOTS, estimate
+from reptile_core.tasks import ImagePool
 
 NAME = "few_shot"
 UNTRAINED = "untrained"
@@ -175,13 +176,15 @@ def plan(context: Context) -> tuple[list[Training], dict[str, str]]:
             continue
         try:
             source = context.source if benchmark.data == "omniglot" else context.find(benchmark.data)
-        except DataError as error:
+            wanted = [Training(benchmark, method, scale, source) for method in chosen]
+            pool = _pool(benchmark, wanted[0].job(0, context))
+        except (DataError, ValueError) as error:
             reasons |= {f"{benchmark.name}-{method.name}": str(error) for method in chosen}
             continue
-        for training in (Training(benchmark, method, scale, source) for method in chosen):
+        for training in wanted:
             try:
-                _check(benchmark, training.job(0, context))
-            except (DataError, ValueError) as error:
+                pool.check(training.job(0, context).run.sampling)
+            except ValueError as error:
                 reasons[training.name] = str(error)
             else:
                 trainings.append(training)
@@ -194,11 +197,12 @@ def scale_of(benchmark: Benchmark, context: Context) -> Scale | None:
     return scale if scale is None or context.iterations is None else replace(scale, iterations=context.iterations)
 
 
-def _check(benchmark: Benchmark, job: Job) -> None:
-    """Are there enough classes and images? ValueError if not."""
-    job.pool("train").check(job.run.sampling)
+def _pool(benchmark: Benchmark, job: Job) -> ImagePool:
+    """What a benchmark's methods train on; ValueError where classes or images are too few for its evaluation."""
+    test = job.pool("test")
     for shots in benchmark.shots:
-        job.pool("test").check(evaluated(benchmark, shots), TEST_SHOTS)
+        test.check(evaluated(benchmark, shots), TEST_SHOTS)
+    return job.pool("train")
 
 
 def cells(trainings: Sequence[Training], context: Context) -> list[Cell]:

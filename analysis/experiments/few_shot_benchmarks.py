@@ -3,7 +3,7 @@
 The paper takes the numbers of MAML and FOMAML from Finn et al. (2017). Here both run on Reptile's networks and
 settings, and their last minibatch is a separate tail of the task's examples. Their outer step is Adam's, 0.001 as in
 Finn et al., also annealed to 0, so that they differ in the second derivatives alone. (FOMAML's was Reptile's, plain
-and 1, until a first look at CIFAR-FS: one inner step's displacement in the place of k learned far more slowly.)
+and 1, until a first look at CIFAR-FS, where it learned more slowly than Reptile; a larger tail, it turned out, helps.)
 """
 
 from collections.abc import Mapping
