@@ -4,7 +4,7 @@ python reproduce.py                           all experiments, quick profile, Om
 python reproduce.py theory                    the theorems alone
 python reproduce.py ablation --profile paper  the learning curves of figure 3 at the paper's own scale
 python reproduce.py --list                    what there is, what it shows and how long it takes
-python reproduce.py --from manifest.json      the same again, compared bit by bit
+python reproduce.py --from manifest.json      rerun a manifest and compare its tables bit by bit
 """
 
 import signal
@@ -17,43 +17,32 @@ import json
 import sys
 import threading
 import time
-import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
-from analysis import claims, comparison, manifest, terminal
-from analysis.command_line import FAILURE, Plan, alone_in, begin_manifest, guarded, parse, prepare
-from analysis.experiment import Experiment, Result
-from analysis.experiments import EXPERIMENTS
-from analysis.runs import NUMERICS_VERSION
-from analysis.tables import ResultsError, write_csv
+from analysis import budget
+from analysis.command_line import parse
+from analysis.ending import FAILURE, guarded
+from analysis.experiments.registry import EXPERIMENTS
+from analysis.experiments.shared.experiment import Experiment, Result
+from analysis.plan import Plan, begin_manifest, prepare
+from analysis.results import checksums, folder, ledger, manifest, terminal
+from analysis.results.judge import SUPPORTED, Verdict
 
 COMMANDS = {"report": "figures.report", "demo": "figures.demo"}  # modules with a main(arguments) of their own
 COME_LAST = ("scipy.special", "figures.style", COMMANDS["report"])  # needed at the end, loaded while others work
-
-
-def data_line(plan: Plan, experiment: Experiment, others: Sequence[str] = ()) -> str:
-    """The line under every figure: which data, and at what scale. An experiment may have data of its own, and a result
-    others, as in `Result.data`."""
-    data = plan.data
-    what = "Omniglot" if data.real else f"NOT OMNIGLOT: {data.name}, made-up characters"
-    characters, drawings = data.images.shape[:2]
-    split = ", split as the authors' code does" * (plan.context.source.split == "authors")
-    what = experiment.data or f"{what}, {characters:,} characters × {drawings} drawings{split}"
-    what = "; ".join(what if name == data.name else name for name in others) or what
-    return f"Data: {what} · profile: {plan.context.profile}"
+CLAIMS = {name: experiment.claims for name, experiment in EXPERIMENTS.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Do what the arguments say; return the exit code."""
     return guarded(reproduce, sys.argv[1:] if arguments is None else arguments)
 
 
 def reproduce(arguments: Sequence[str]) -> int:
-    """Do what the arguments say; the exit code."""
     if arguments and arguments[0] in COMMANDS:
         return int(import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
     options = parse(arguments)
@@ -64,19 +53,19 @@ def reproduce(arguments: Sequence[str]) -> int:
         plan = prepare(options)
         for line in plan.differences:
             print(f"not as in {options.again}: {line}")
-        with alone_in(plan.out), plan.context.workers:
-            ledger, record = run(plan)
-        other = compared(plan, record) if plan.again else None
+        with folder.alone_in(plan.out), plan.context.workers:
+            verdicts, record = run(plan)
+        differences = compared(plan, record) if plan.again else None
     if options.json:
-        print(document(plan, ledger, record, other))
-    theorems = ledger[ledger.kind == "theorem"]
-    fell = options.strict and not (theorems.verdict == claims.SUPPORTED).all()
-    return FAILURE if fell or other else 0
+        print(document(plan, verdicts, record, differences))
+    theorems = [verdict for verdict in verdicts if verdict.claim.kind == "theorem"]
+    fell = options.strict and not all(verdict.decision == SUPPORTED for verdict in theorems)
+    return FAILURE if fell or differences else 0
 
 
-def run(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
-    """Write the manifest, do the experiments and say what each found, complete the manifest. Returns the ledger of what
-    was run, and the manifest."""
+def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
+    """Write the manifest, run the experiments and print what each found, complete the manifest. Return the verdicts on
+    the claims of what was run, and the manifest."""
     path, context = plan.out / "manifest.json", plan.context
     record = begin_manifest(plan)
     manifest.write(record, path)
@@ -88,103 +77,123 @@ def run(plan: Plan) -> tuple[pd.DataFrame, dict[str, Any]]:
     status = "interrupted"
     try:
         for experiment in plan.experiments:
-            began = time.perf_counter()
-            context.diverged.clear()
-            result = experiment.run(context)
-            paths = write_tables(experiment, result, plan)
-            tables |= {path.name: comparison.digest(path) for path in paths}
-            verdicts = judge(plan.out)
-            written = [*paths, *claims.write_ledger(verdicts, plan.out), *draw(experiment, result, plan)]
-            seconds[experiment.name] = round(time.perf_counter() - began, 2)
-            mine = verdicts[verdicts.id.isin([claim.id for claim in experiment.claims])]
-            title = f"\n{experiment.name}, {seconds[experiment.name]:,.0f} s"
-            said = [title, *result.lines, *context.diverged, *claims.lines(mine)]
-            print("\n".join([*said, *(f"wrote {path}" for path in written)]))
+            seconds[experiment.name] = run_one(experiment, plan, tables)
+        if plan.until_decided:
+            plan = add_seeds(plan, seconds, tables)
+            record |= {name: begin_manifest(plan)[name] for name in ("options", "experiments")}
         status = "finished"
     finally:
         record = manifest.complete(record, status=status, wall_seconds=seconds, tables=tables, other_data=context.found)
         manifest.write(record, path)
-    done = verdicts[verdicts.id.isin([claim.id for experiment in plan.experiments for claim in experiment.claims])]
-    print("\n".join(["", *terminal.verdicts(done, colour=terminal.in_colour(sys.stdout))]))
+    verdicts = of_experiments(plan, folder.judge_all(plan.out, CLAIMS))
+    print("\n".join(["", *terminal.verdicts(verdicts, colour=terminal.in_colour(sys.stdout))]))
     reports = import_module(COMMANDS["report"]).write(plan.out)
-    print("\n".join(["", claims.counts(done), *(f"wrote {path}" for path in (path, *reports)), *sources]))
-    return done, record
+    print("\n".join(["", terminal.tally(verdicts), *(f"wrote {path}" for path in (path, *reports)), *sources]))
+    return verdicts, record
 
 
-def write_tables(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
-    """tables/NAME.csv for each of the result's, and tables/EXPERIMENT_measurements.csv for the ledger."""
-    tables = dict(result.tables)
+def run_one(experiment: Experiment, plan: Plan, tables: dict[str, str]) -> float:
+    """Run an experiment, write and draw what it found, judge its claims, and print all that. Add the checksums of its
+    tables to `tables`. Return how many seconds it took."""
+    began = time.perf_counter()
+    plan.context.diverged.clear()
+    result = experiment.run(plan.context_of(experiment))
+    took = time.perf_counter() - began
+    paths = folder.write_tables(plan.out, result.tables)
     if experiment.claims:
-        own = result.measurements.get("data", pd.Series(index=result.measurements.index, dtype=object))
-        data = own.fillna(data_line(plan, experiment))
-        measurements = result.measurements.assign(
-            data=data,
-            profile=plan.context.profile,
-            diverged="; ".join(plan.context.diverged) or None,
-            numerics=NUMERICS_VERSION,
-        )
-        tables[f"{experiment.name}_measurements"] = measurements
-    paths = []
-    for name, table in tables.items():
-        paths.append(plan.out / "tables" / f"{name}.csv")
-        write_csv(table, paths[-1])
-    comparison.note(paths)
-    return paths
+        paths += folder.write_evidence(plan.out, experiment.name, evidence(experiment, result, plan, took))
+    tables |= {path.name: checksums.digest(path) for path in paths}
+    verdicts = folder.judge_all(plan.out, CLAIMS)
+    written = [*paths, ledger.write(verdicts, plan.out), *draw(experiment, result, plan)]
+    mine = [verdict for verdict in verdicts if verdict.claim in experiment.claims]
+    seconds = round(time.perf_counter() - began, 2)
+    said = [f"\n{experiment.name}, {seconds:,.0f} s", *result.lines, *plan.context.diverged]
+    said += terminal.verdicts(mine, colour=terminal.in_colour(sys.stdout))
+    print("\n".join([*said, *(f"wrote {path}" for path in written)]))
+    return seconds
+
+
+def evidence(experiment: Experiment, result: Result, plan: Plan, seconds: float) -> Any:
+    """Return the result's evidence with data, profile, epoch, seconds and what diverged."""
+    return folder.complete(
+        result.evidence,
+        data=data_line(plan, experiment),
+        profile=plan.context.profile,
+        diverged=plan.context.diverged,
+        seconds=seconds,
+        workers=plan.context.workers.count,
+    )
+
+
+def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, str]) -> Plan:
+    """Rerun experiments with more seeds until every claim of theirs that can be decided here is. Return the plan with
+    the numbers of seeds at the end."""
+    while more := budget.more_seeds(of_experiments(plan, folder.judge_all(plan.out, CLAIMS)), CLAIMS):
+        print("\n" + "\n".join(f"{name}: {count} seeds, to decide more" for name, count in more.items()))
+        plan = replace(plan, seeds=plan.seeds | more)
+        for experiment in plan.experiments:
+            if experiment.name in more:
+                seconds[experiment.name] = seconds.get(experiment.name, 0.0) + run_one(experiment, plan, tables)
+    return plan
 
 
 def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
-    """The figures of the experiment's namesake in figures/, stamped with the data they come from."""
+    """Draw the figures of the experiment's namesake in figures/, stamped with the data they come from."""
     from figures.style import save, stamp, style
 
     paths = []
     with style():
         own = [] if experiment.data else result.data or [plan.data.name]
         real = plan.data.real or plan.data.name not in own
-        figures = import_module(f"figures.{experiment.name}").draw(result.tables, experiment.settings(plan.context))
+        settings = experiment.settings(plan.context_of(experiment))
+        figures = import_module(f"figures.{experiment.name}").draw(result.tables, settings)
         for name, figure in figures.items():
             stamp(figure, data_line(plan, experiment, result.data), real=real)
             paths += save(figure, plan.out / "figures", name, experiment=experiment.name)
     return paths
 
 
-def judge(out: Path) -> pd.DataFrame:
-    """The ledger of all claims from every measurement in the output folder, of this invocation or an earlier one.
+def data_line(plan: Plan, experiment: Experiment, others: Sequence[str] = ()) -> str:
+    """Return the line under every figure: which data, and at what scale. An experiment may have data of its own, and a
+    result others, as in `Result.data`."""
+    data = plan.data
+    what = "Omniglot" if data.real else f"NOT OMNIGLOT: {data.name}, made-up characters"
+    characters, drawings = data.images.shape[:2]
+    split = ", split as the authors' code does" if plan.context.source.split == "authors" else ""
+    what = experiment.data or f"{what}, {characters:,} characters × {drawings} drawings{split}"
+    what = "; ".join(what if name == data.name else name for name in others) or what
+    return f"Data: {what} · profile: {plan.context.profile}"
 
-    What is not as it was written is named and not judged.
-    """
-    every = [claim for experiment in EXPERIMENTS.values() for claim in experiment.claims]
-    found = [claims.NO_MEASUREMENTS]
-    for name in EXPERIMENTS:
-        path = out / "tables" / f"{name}_measurements.csv"
-        try:
-            found += [comparison.measurements(path)] if path.exists() else []
-        except ResultsError as error:
-            warnings.warn(f"{error}; it is left as it is and not judged; {name} writes it anew", stacklevel=2)
-    return claims.ledger(every, pd.concat(found))
+
+def of_experiments(plan: Plan, verdicts: Sequence[Verdict]) -> list[Verdict]:
+    """Return the verdicts on the claims of the plan's experiments."""
+    mine = {claim.id for experiment in plan.experiments for claim in experiment.claims}
+    return [verdict for verdict in verdicts if verdict.claim.id in mine]
 
 
 def compared(plan: Plan, record: dict[str, Any]) -> list[str]:
-    """Lines that name the tables which are not those of the manifest that was run again."""
+    """Print and return lines that name the tables which are not those of the manifest that was rerun."""
     assert plan.again is not None and plan.beside is not None
     then = plan.again.get("tables", {})
-    lines = comparison.against(then, plan.beside / "tables", plan.out / "tables", record["tables"])
+    lines = checksums.compare(then, plan.beside / "tables", plan.out / "tables", record["tables"])
     lines += manifest.differences(plan.again.get("other_data", {}), record["other_data"], "other data")
     same = sum(record["tables"].get(name) == digest for name, digest in then.items())
     print("\n".join(["", f"{same} of {len(then)} tables are the same, bit for bit", *lines]))
     return lines
 
 
-def document(plan: Plan, ledger: pd.DataFrame, record: dict[str, Any], other: list[str] | None) -> str:
-    """The summary for other programs, as JSON. differences: None where nothing was to be compared."""
-    verdicts = json.loads(ledger.to_json(orient="records", double_precision=15))  # which knows no NaN
+def document(plan: Plan, verdicts: Sequence[Verdict], record: dict[str, Any], differences: list[str] | None) -> str:
+    """Return the summary for other programs, as JSON. differences: None where nothing was to be compared."""
+    claims = [ledger.as_record(verdict) for verdict in verdicts]
     return json.dumps(
-        {"out": str(plan.out), "manifest": record, "claims": verdicts, "differences": other},
+        {"out": str(plan.out), "manifest": record, "claims": claims, "differences": differences},
         indent=2,
         ensure_ascii=False,
     )
 
 
 def listing() -> str:
+    """Return what there is, what it shows and how long it takes."""
     lines = []
     for name, experiment in EXPERIMENTS.items():
         takes = ", ".join(f"{duration} ({profile})" for profile, duration in experiment.takes.items())

@@ -3,8 +3,9 @@
     python -m analysis.cost [ablation | few_shot] [--profile P] [--seeds N] [--rate GFLOPS]
 
 A meta-iteration and an evaluation are traced without data: the flops of their matrix products, the bytes that their
-operations read and write, and how many operations follow one another (launches, on a GPU). A run costs its iterations
-times the one and its evaluations times the other, linear in all of them. How long that takes:
+operations read and write, and how many operations follow one another (launches, on a GPU). A run costs the iterations
+to which it is trained times the one, and its evaluations, which are work of their own, as many tasks times the other.
+How long that takes:
 
 - on cores, one run each at a time, the longest first: flops / rate. The rate of one core, with all of them at work, is
   measured now. What a core computes fits its caches, so that bytes do not count.
@@ -25,12 +26,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from analysis.claims import PROFILES
-from analysis.evaluations import LANES
-from analysis.experiments import ablation, few_shot_benchmarks
-from analysis.workers import available_cores, local_executor
+from analysis.experiments import ablation
+from analysis.paper import benchmarks, figure_3
+from analysis.results.claims import PROFILES
+from analysis.runs.evaluations import LANES
+from analysis.runs.workers import available_cores, local_executor
 from reptile_core import training
-from reptile_core.meta_gradients import figure_3
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import IMAGES, Run, TrainingState
 
@@ -53,6 +54,14 @@ class Work:
 
     def __rmul__(self, times: float) -> "Work":
         return Work(times * self.flops, times * self.bytes, times * self.launches)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run, and the iteration to which it is trained."""
+
+    run: Run
+    until: int
 
 
 @dataclass(frozen=True)
@@ -82,29 +91,35 @@ H100 = GPU("H100", 67e12, 3.35e12, 2e-6)
 
 @cache
 def iteration(run: Run) -> Work:
-    """One meta-iteration."""
+    """Return the work of one meta-iteration."""
     pool, state = _pool(run, "meta"), _start(run)
     return traced(lambda: next(training.train(run, pool, state)))
 
 
 @cache
-def evaluation(run: Run, sampling: Sampling, tasks: int) -> Work:
-    """An evaluation on `tasks` tasks side by side; what each step of the inner loop adds is counted once."""
+def evaluation(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Work:
+    """Return the work of an evaluation on `tasks` tasks side by side, with so many test examples a class. What each
+    step of the inner loop adds is counted once."""
     pool, state = _pool(run, "meta"), _start(run)
 
     def after(steps: int) -> Work:
         cut = replace(sampling, steps=steps)
-        return traced(lambda: training.accuracies(run, pool, state, cut, range(tasks), lanes=tasks))
+        return traced(lambda: training.evaluate(run, pool, state, cut, range(tasks), queries=queries, lanes=tasks))
 
     one, two = after(1), after(2)
     return one + (sampling.steps - 1) * (two + -1 * one)
 
 
-def whole(run: Run) -> Work:
-    """A run from its start to its end, with its looks on the way."""
+def whole(item: Training) -> Work:
+    """Return the work of a run from its start to where it is trained to."""
+    same = replace(item.run, seed=0)  # as to cost
+    return item.until * iteration(same)
+
+
+def look(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Work:
+    """Return the work of an evaluation on so many tasks, LANES of them side by side."""
     same = replace(run, seed=0)  # as to cost
-    looks = 1 + -(-run.iterations // run.evaluation.every)
-    return run.iterations * iteration(same) + looks * evaluation(same, run.evaluation.sampling, run.evaluation.tasks)
+    return tasks / LANES * evaluation(same, sampling, LANES, queries)
 
 
 def traced(call: Callable[[], Any]) -> Work:
@@ -141,29 +156,33 @@ def iterations_in(run: Run, seconds: float) -> float:
     return done * seconds / elapsed
 
 
-def ablation_runs(profile: str, seeds: int | None) -> tuple[list[Run], list[Work]]:
-    """Runs, and what else is done besides: here nothing."""
-    scale = ablation.SCALES[profile]
-    return [ablation.configure(v, scale, seed) for v in figure_3() for seed in range(seeds or scale.seeds)], []
+def ablation_runs(profile: str, seeds: int | None) -> tuple[list[Training], list[Work]]:
+    """Return the runs of figure 3, and an evaluation of each at every look and at the start."""
+    scale, trainings, evaluations = ablation.SCALES[profile], [], 0
+    for variant in ablation.variants(profile):
+        looks = ablation.G1_LOOKS.get(profile, scale.looks) if variant.name == ablation.G1 else scale.looks
+        for seed in range(seeds or scale.seeds):
+            run = figure_3.configure(variant, seed, iterations=scale.iterations)
+            trainings.append(Training(run, looks[-1]))
+            evaluations += 1 + len(looks)
+    one = look(trainings[0].run, figure_3.EVALUATION, scale.tasks, scale.queries)  # the same of all
+    return trainings, [one] * evaluations
 
 
-def few_shot_runs(profile: str, seeds: int | None) -> tuple[list[Run], list[Work]]:
-    """Runs, and the evaluations of the tables, 25 tasks side by side."""
-    runs, others = [], []
-    for benchmark in few_shot_benchmarks.BENCHMARKS:
-        scale = few_shot_benchmarks.SCALES[profile].get(benchmark.name)
+def few_shot_runs(profile: str, seeds: int | None) -> tuple[list[Training], list[Work]]:
+    """Return the runs of section 6.1's tables, and the evaluations of their cells."""
+    trainings, others = [], []
+    for benchmark in benchmarks.BENCHMARKS:
+        scale = benchmarks.SCALES[profile].get(benchmark.name)
         if scale is None:
             continue
-        methods = [method for method in few_shot_benchmarks.METHODS if method.name in scale.methods]
-        for seed in range(seeds or few_shot_benchmarks.SEEDS[profile]):
-            mine = [few_shot_benchmarks.configure(benchmark, method, scale, seed) for method in methods]
-            looks = [
-                evaluation(replace(mine[0], seed=0), few_shot_benchmarks.evaluated(benchmark, shots), LANES)
-                for shots in benchmark.shots
-            ]
-            runs += mine
-            others += [scale.tasks / LANES * look for look in looks] * len(mine)
-    return runs, others
+        methods = [method for method in benchmarks.METHODS if method.name in scale.methods]
+        for seed in range(seeds or benchmarks.SEEDS[profile]):
+            mine = [benchmarks.configure(benchmark, method, scale, seed) for method in methods]
+            trainings += [Training(run, run.iterations) for run in mine]
+            cells = [look(mine[0], benchmarks.evaluated(benchmark, n), scale.tasks) for n in benchmark.shots]
+            others += cells * len(mine)
+    return trainings, others
 
 
 SWEEPS = {"ablation": ablation_runs, "few_shot": few_shot_runs}
@@ -190,14 +209,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, metavar="N", help="(default: the profile's)")
     parser.add_argument("--rate", type=float, metavar="GFLOPS", help="of one core (default: measured now, 5 seconds)")
     options = parser.parse_args()
-    runs, others = SWEEPS[options.experiment](options.profile, options.seeds)
-    costs = {run: whole(run) for run in runs}
-    longest = max(runs, key=lambda run: costs[run].flops)
+    trainings, others = SWEEPS[options.experiment](options.profile, options.seeds)
+    costs = {item: whole(item) for item in trainings}
+    longest = max(trainings, key=lambda item: costs[item].flops).run
     one, items = iteration(longest), [*costs.values(), *others]
     rate = 1e9 * options.rate if options.rate else measured_rate(longest, 5.0)
     print(
-        f"{options.experiment}, {options.profile} profile: {len(runs)} runs, "
-        f"{sum(run.iterations for run in runs):,} meta-iterations, {sum(i.flops for i in items) / 1e12:,.1f} TFLOP\n"
+        f"{options.experiment}, {options.profile} profile: {len(trainings)} runs, "
+        f"{sum(item.until for item in trainings):,} meta-iterations, {sum(i.flops for i in items) / 1e12:,.1f} TFLOP, "
+        f"{sum(i.flops for i in others) / sum(i.flops for i in items):.0%} of them in {len(others)} evaluations\n"
         f"a meta-iteration of the longest: {one.flops / 1e9:.2f} GFLOP, {one.bytes / 1e6:,.0f} MB, "
         f"{one.launches:.0f} launches\n"
         f"one core does {rate / 1e9:.0f} GFLOP/s of it ({'as told' if options.rate else 'measured now'})\n"

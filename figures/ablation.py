@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.curves import draw_curve, over_iterations, seeds_in_words
+from figures.curves import draw_curve, evaluation_in_words, over_iterations, schedule_in_words, seeds_in_words
 from figures.style import COLOURS, finish
 from reptile_core.meta_gradients import Variant, figure_3
 
@@ -15,8 +15,9 @@ MARKERS = {"joint": "o", "sum": "s", "average": "D", "last": "^"}
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables ablation_intervals (columns variant, iteration, mean, low, high) and ablation_summary."""
-    final = tables["ablation_summary"].set_index("variant")["mean"]
+    """From the tables ablation_intervals (columns variant, iteration, mean, low, high) and ablation_summary (variant,
+    iteration, mean)."""
+    final = tables["ablation_summary"].set_index("variant")
     names = settings["variants"]
     variants = [variant for variant in figure_3(max(map(len, names.values()))) if variant.name in names]
     curves = tables["ablation_intervals"]
@@ -24,14 +25,14 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     return {"ablation": _draw(by_name, variants, finding(final, variants), caption(settings), 1 / settings["n_way"])}
 
 
-def finding(final: pd.Series, variants: Sequence[Variant]) -> str:
-    """The title: where g_1 ended, and the longest sum beside it. final: accuracy in [0, 1] by variant."""
+def finding(final: pd.DataFrame, variants: Sequence[Variant]) -> str:
+    """The title: where g_1 ends, and where the longest sum does. final: iteration and mean, accuracy in [0, 1], by
+    variant."""
     first, longest = variants[0], max(variants, key=lambda variant: (variant.k, sum(variant.weights)))
-    if not {first.name, longest.name} <= set(final.index):
-        return "Learning curves of sums of inner gradients (some runs ended early)"
+    ends, when = final["mean"], final["iteration"]
     return (
-        f"g₁ alone ends at {100 * final[first.name]:.0f} % accuracy, "
-        f"the sum of {longest.k} inner gradients at {100 * final[longest.name]:.0f} %"
+        f"g₁ alone is at {100 * ends[first.name]:.0f} % accuracy after {when[first.name]:,} iterations, "
+        f"the sum of {longest.k} at {100 * ends[longest.name]:.0f} % after {when[longest.name]:,}"
     )
 
 
@@ -42,19 +43,25 @@ def caption(settings: Mapping[str, Any]) -> str:
         "Each curve uses one combination of a task's inner SGD gradients as the meta-gradient: $\\phi \\leftarrow "
         "\\phi - \\epsilon\\,\\alpha\\,(w_1 g_1 + \\ldots + w_k g_k)$, with $g_i$ the gradient met at step i. "
         f"{settings['n_way']}-way {settings['shots']}-shot, k disjoint minibatches of {inner['batch']}, $\\alpha$ = "
-        f"{inner['learning_rate']} on the summed loss, $\\epsilon$ = {settings['outer_step']['from']} annealed "
-        f"linearly to 0 over {settings['iterations']:,} iterations. {seeds_in_words(settings['seeds'])} "
-        f"Accuracy after {settings['evaluation_steps']} steps on the {settings['shots']}-shot support of "
-        f"{settings['tasks']} test tasks, the same ones at every point of every curve of a seed; one test example per "
-        "class; no transduction."
+        f"{inner['learning_rate']} on the summed loss, $\\epsilon$ = {settings['outer_step']['from']} "
+        f"{schedule_in_words(settings)}{_further(settings)}. {seeds_in_words(settings['seeds'])} "
+        f"{evaluation_in_words(settings)}"
     )
+
+
+def _further(settings: Mapping[str, Any]) -> str:
+    """Which curves are longer or shorter than the others."""
+    others = {name: looks[-1] for name, looks in settings["looks_of"].items() if looks[-1] != settings["looks"][-1]}
+    return "".join(f" ({name}: {until:,})" for name, until in others.items())
 
 
 def _draw(
     by_name: Mapping[str, pd.DataFrame], variants: Sequence[Variant], finding: str, caption: str, chance: float
 ) -> Figure:
     sizes = sorted({variant.k for variant in variants if variant.k > 1}) or [1]
-    figure, axes = plt.subplots(1, len(sizes), figsize=(3.5 * len(sizes) + 0.6, 5.2), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(
+        1, len(sizes), figsize=(max(3.5 * len(sizes), 8.4) + 0.6, 5.2), sharey=True, squeeze=False
+    )
     for ax, k in zip(axes[0], sizes, strict=True):
         for variant in variants:
             if variant.k in (1, k) and variant.name in by_name:

@@ -1,5 +1,8 @@
 """The line of figures over seeds: a mean with its interval."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -33,3 +36,19 @@ def over_iterations(ax: Axes, chance: float) -> None:
 def seeds_in_words(seeds: int) -> str:
     """What lines and bands are, for a caption."""
     return f"Mean of {seeds} seeds, band: 95 % Student-t interval of that mean." if seeds > 1 else "One seed."
+
+
+def evaluation_in_words(settings: Mapping[str, Any]) -> str:
+    """How accuracy is measured, for a caption."""
+    return (
+        f"Accuracy after {settings['evaluation_steps']} steps on the {settings['shots']}-shot support of "
+        f"{settings['tasks']} test tasks at every point of a curve, {settings['queries']} test examples a class, "
+        "without transduction; the tasks are the same ones for every curve of a seed and others at every point."
+    )
+
+
+def schedule_in_words(settings: Mapping[str, Any]) -> str:
+    """Over how many iterations the outer step is annealed and how many of them are trained, for a caption."""
+    until, iterations = settings["looks"][-1], settings["iterations"]
+    whole = f"annealed linearly to 0 over {iterations:,} iterations"
+    return whole if until == iterations else f"{whole}, of which the first {until:,} are trained"

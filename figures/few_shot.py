@@ -24,11 +24,11 @@ COLOUR = {"maml": "#009E73", "fomaml": COLOURS["last"], "reptile": COLOURS["sum"
 OURS: dict[str, Any] = {"fmt": "o", "markersize": 5.5, "capsize": 2}
 PUBLISHED: dict[str, Any] = {"fmt": "D", "markersize": 4.5, "capsize": 2, "markerfacecolor": "white"}
 APART = 0.15  # ours above the middle of its row, the published below
-NOT_ASKED = "not measured: not asked for"
+MEASURED, NOT_ASKED = "measured", "not asked for"  # statuses of a cell
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the table few_shot_summary: a row for each cell, in %. Benchmarks that were not asked for are left out."""
+    """Draw the table few_shot_summary: a row for each cell, in %. Benchmarks that were not asked for are left out."""
     summary = tables["few_shot_summary"]
     asked = set(summary.benchmark[summary.status != NOT_ASKED]) or set(TITLES)
     titles = {name: title for name, title in TITLES.items() if name in asked}
@@ -53,8 +53,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(summary: pd.DataFrame, settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
-    """The title: Reptile's first measured cell without transduction, beside the paper's."""
-    measured = summary[(summary.method == "reptile") & ~summary.transductive & (summary.status == "measured")]
+    """Return the title: Reptile's first measured cell without transduction, and the paper's."""
+    measured = summary[(summary.method == "reptile") & ~summary.transductive & (summary.status == MEASURED)]
     if measured.empty:
         return "Few-shot accuracy: nothing measured of Reptile"
     cell = measured.iloc[0]
@@ -69,8 +69,9 @@ def finding(summary: pd.DataFrame, settings: Mapping[str, Any], titles: Mapping[
 
 
 def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
+    """Return what the figure shows, to be understood without the paper at hand."""
     seeds, benchmarks = settings["seeds"], settings["benchmarks"]
+    steps = {method: outer["step"] for method, outer in settings["outer"].items()}
     ours = (
         f"mean of {seeds} seeds, bar: 95 % Student-t interval of that mean"
         if seeds > 1
@@ -86,9 +87,10 @@ def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     )
     return (
         "Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,(\\phi_1 - \\phi_{k+1})$, mean over "
-        f"{settings['meta_batch']} tasks, $\\epsilon$ from 1 linearly to 0; k steps of Adam ($\\beta_1$ = 0, moments "
-        f"kept from task to task). FOMAML: the last step alone, on {tail} that the steps before have not seen; MAML: "
-        "the gradient of the loss on those through the steps; both given to Adam (0.001, annealed to 0).\n"
+        f"{settings['meta_batch']} tasks, $\\epsilon$ from {steps['reptile']:g} linearly to 0; k steps of Adam "
+        f"($\\beta_1$ = 0, moments kept from task to task). FOMAML: the last step "
+        f"alone, on {tail} that the steps before have not seen; MAML: "
+        f"the gradient of the loss on those through the steps; both given to Adam ({steps['maml']:g}, annealed to 0).\n"
         f"Accuracy after {settings['evaluation_steps']} steps on the test task's shots, one test example per class; "
         "transduction: these are classified in one batch, so that batch norm sees them together; untrained: the random "
         "initialization.\n"
@@ -100,7 +102,7 @@ def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
 
 
 def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
-    """One panel: the rows of a cell from the top, each value written left of its bar."""
+    """Draw one panel: the rows of a cell from the top, each value written left of its bar."""
     middle = range(len(cell) - 1, -1, -1)
     for y, (method, _), row in zip(middle, cell.index, cell.itertuples(), strict=True):
         low, high = max(row.low, 0), min(row.high, 100)
@@ -121,6 +123,7 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
     ax.set_xticks([tick for tick in ticks if 0 <= tick <= 100])
     ax.set_xlim(left - 0.3 * span, right + 0.1 * span)
     if cell["mean"].isna().all():
-        reason = fill(shorten(cell.status["reptile", False], 80, placeholder=" …"), 36)
+        row = cell.loc["reptile", False]
+        reason = fill(shorten(f"not measured: {row.reason or row.status}", 80, placeholder=" …"), 36)
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # over the grid
         ax.text(0.03, 0.03, reason, transform=ax.transAxes, fontsize=7.5, color="0.35", bbox=box)

@@ -34,10 +34,12 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     variants = [variant for variant in figure_3() if variant.name in settings["variants"]]
+    shown = [when for when in WHEN if when in set(table.when)]
     panels = (("cosine", "within", "cosine"), ("inner product", "within", "inner product"),
               ("inner product", "self", "squared norm"))  # fmt: skip
-    figure, axes = plt.subplots(len(WHEN), len(panels), figsize=(11, 6.8), sharex=True)
-    for row, (when, words) in enumerate(WHEN.items()):
+    size = (11, 2.4 + 2.2 * len(shown) + 0.6 * (len(shown) == 1))
+    figure, axes = plt.subplots(len(shown), len(panels), figsize=size, sharex=True, squeeze=False)
+    for row, when in enumerate(shown):
         for ax, (quantity, pairs, label) in zip(axes[row], panels, strict=True):
             part = table[(table.when == when) & (table.quantity == quantity)]
             for variant in variants:
@@ -50,7 +52,7 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
                 test = mine[(mine.characters == "test") & (mine.pairs == pairs)]
                 ax.plot(test.iteration, test["mean"], MARKERS[variant.kind], color=COLOURS[variant.kind],
                         markersize=5, markerfacecolor="none", clip_on=False)  # fmt: skip
-            ax.set_title(f"{label}, {words}", fontsize=9.5)
+            ax.set_title(f"{label}, {WHEN[when]}", fontsize=9.5)
             ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
             ax.yaxis.set_major_formatter("{x:.1f}" if quantity == "cosine" else "{x:,.0f}")
             ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
@@ -67,14 +69,22 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     )
     caption = (
         "Pairs of different minibatches. Solid and dashed lines: of one task; dotted: of two tasks, whose labels are "
-        f"dealt independently; filled marks and lines: training characters, hollow: test characters. "
-        f"{settings['tasks']} tasks of {settings['n_way']} characters a seed with {settings['minibatches']} disjoint "
-        f"minibatches of {settings['batch']}, the same tasks for every variant; gradients of the summed loss.\n"
-        f"After adaptation: each task's gradients after {settings['adaptation_steps']} SGD steps "
-        f"($\\alpha$ = {settings['learning_rate']}) on its first minibatch, of the others. "
+        "dealt independently; training characters"
+        + ("; hollow marks: test characters. " if "test" in settings["characters"] else ". ")
+        + f"{settings['tasks']} tasks of {settings['n_way']} characters a seed with {settings['minibatches']} disjoint "
+        f"minibatches of {settings['batch']}, the same tasks for every variant; gradients of the summed loss. Runs on "
+        f"a schedule of {settings['schedule']:,} iterations.\n"
+        + (_adaptation_in_words(settings) if "after" in shown else "")
         + seeds_in_words(settings["seeds"])
     )
     return finish(figure, finding, caption, right=0.85)
+
+
+def _adaptation_in_words(settings: Mapping[str, Any]) -> str:
+    return (
+        f"After adaptation: each task's gradients after {settings['adaptation_steps']} SGD steps "
+        f"($\\alpha$ = {settings['learning_rate']}) on its first minibatch, of the others. "
+    )
 
 
 def _line(ax: Axes, curve: pd.DataFrame, variant: Variant) -> None:
@@ -131,14 +141,14 @@ def _within_and_between(cells: pd.DataFrame, size: int) -> tuple[float, float]:
 def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     """Change of inner product, cosine and squared norm after one step, by direction, at the start and at the end."""
     panels = (
-        ("inner product", 100, "inner product (%)"), ("cosine", 1, "cosine"), ("squared norm", 100, "squared norm (%)")
+        ("inner product", "inner product, bounded"), ("cosine", "cosine"), ("squared norm", "squared norm, bounded"),
     )  # fmt: skip
     iterations = sorted(table.iteration.unique())
     figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 4.6))
-    for ax, (quantity, scale, label) in zip(axes, panels, strict=True):
+    for ax, (quantity, label) in zip(axes, panels, strict=True):
         for shift, (direction, (words, colour)) in zip((-0.2, 0, 0.2), DIRECTIONS.items(), strict=True):
             mine = table[(table.quantity == quantity) & (table.direction == direction)].set_index("iteration")
-            mine = scale * mine.loc[iterations, ["mean", "low", "high"]]
+            mine = mine.loc[iterations, ["mean", "low", "high"]]
             x = [position + shift for position in range(len(iterations))]
             ax.plot(x, mine["mean"], "o", color=colour, markersize=6, label=words)
             ax.vlines(x, mine.low, mine.high, color=colour, linewidth=1.6)
@@ -150,15 +160,16 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     axes[0].legend(loc="upper right", fontsize=8)
     beyond = table[(table.direction == "beyond") & (table.quantity == "inner product")].set_index("iteration")["mean"]
     finding = (
-        "A small step along what Reptile adds to k AvgGrad: inner product "
-        f"{100 * beyond[iterations[0]]:+.0f} % before training, {100 * beyond[iterations[-1]]:+.0f} % after it"
+        "A step along what Reptile adds to k AvgGrad: inner product "
+        f"{beyond[iterations[0]]:+.2f} at the start, {beyond[iterations[-1]]:+.2f} at the end (bounded)"
     )
     k = settings["minibatches"]
     caption = (
         f"One task's {k} minibatches of {settings['batch']}, E[$g_1 + \\ldots + g_{k}$] over all their orders, "
         f"exact ($\\alpha$ = {settings['learning_rate']}), along runs of Reptile; steps of equal length, "
         f"{settings['step_share']:g} of the outer step ($\\epsilon = {settings['outer_step']:g}$) on that task. Inner "
-        f"product and cosine: means over pairs of different minibatches. {settings['step_tasks']} tasks at a point. "
+        f"product and cosine: means over pairs of different minibatches. Bounded: (after - before) / "
+        f"(|after| + |before|). {settings['step_tasks']} tasks at a point of a seed. "
         + ("Bars: 95 % Student-t intervals over " if settings["seeds"] > 1 else "")
         + f"{settings['seeds']} seeds."
     )

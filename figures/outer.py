@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.curves import draw_curve, over_iterations, seeds_in_words
+from figures.curves import draw_curve, evaluation_in_words, over_iterations, schedule_in_words, seeds_in_words
 from figures.style import COLOURS, finish
 
 LOOKS = {
@@ -25,7 +25,7 @@ PANELS = {
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables outer_intervals (columns variant, iteration, mean, low, high), outer_races and
+    """From the tables outer_intervals (columns variant, iteration, mean, low, high) and
     outer_validation."""
     curves: Mapping[str, pd.DataFrame] = {
         str(name): part for name, part in tables["outer_intervals"].groupby("variant")
@@ -40,18 +40,16 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
         ax.set_ylim(0, 101)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncol=3, fontsize=8.5, columnspacing=1.2)
     axes[0].set_ylabel("accuracy on test characters (%)")
-    words = finding(tables["outer_races"], curves)
-    return {"outer": finish(figure, words, caption(settings, tables["outer_validation"]))}
+    return {"outer": finish(figure, finding(curves), caption(settings, tables["outer_validation"]))}
 
 
-def finding(races: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> str:
-    """The title: where Reptile meets MAML's accuracy, and where both outer steps end; means over seeds."""
-    mean = races[races.variant == "Reptile"][["iterations", "maml_iterations"]].mean()
-    ends = {name: curve.sort_values("iteration")["mean"].iloc[-1] for name, curve in curves.items()}
-    adam, plain = (f"{100 * ends[name]:.0f} %" for name in ("Reptile, Adam outside", "Reptile"))
+def finding(curves: Mapping[str, pd.DataFrame]) -> str:
+    """The title: where Reptile's sum and average, MAML and Adam outside end; means over seeds."""
+    end = max(curve.iteration.max() for curve in curves.values())
+    ends = {name: 100 * curve.sort_values("iteration")["mean"].iloc[-1] for name, curve in curves.items()}
     return (
-        f"Reptile needs {mean.iterations:,.0f} iterations where MAML needs {mean.maml_iterations:,.0f}; "
-        f"Adam outside ends at {adam}, the plain step at {plain}"
+        f"After {end:,} iterations Reptile is at {ends['Reptile']:.0f} % (average: {ends['Reptile, average']:.0f} %), "
+        f"MAML at {ends['MAML']:.0f} %, Adam outside at {ends['Reptile, Adam outside']:.0f} %"
     )
 
 
@@ -63,12 +61,10 @@ def caption(settings: Mapping[str, Any], validation: pd.DataFrame) -> str:
     return (
         f"After k = {settings['k']} steps of inner SGD from $\\phi$ to W: Reptile's meta-gradient is $g_1 + \\ldots + "
         "g_k = (\\phi - W)/\\alpha$ (or that over k), FOMAML's is $g_k$, MAML's $\\partial L_k / \\partial \\phi$ with "
-        "second derivatives; joint training's is $g_1$ alone. Title: iterations to the highest accuracy that both "
-        f"reach (means over seeds). {settings['n_way']}-way {settings['shots']}-shot, disjoint minibatches of "
+        "second derivatives; joint training's is $g_1$ alone. The average takes MAML's own step along AvgGrad, the sum "
+        f"one that is k times as long. {settings['n_way']}-way {settings['shots']}-shot, disjoint minibatches of "
         f"{inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the summed loss. Plain step: $\\epsilon$ = {outer} "
         f"on $\\alpha$ times the meta-gradient. Adam: $\\epsilon$ = {chosen:g}, the best of {grid} on a seed that is "
-        f"not shown. Both are annealed linearly to 0 over {settings['iterations']:,} iterations. "
-        f"{seeds_in_words(settings['seeds'])} Accuracy after {settings['evaluation_steps']} steps on the "
-        f"{settings['shots']}-shot support of {settings['tasks']} test tasks, the same ones for every curve of a seed; "
-        "one test example per class; no transduction."
+        f"not shown. Both are {schedule_in_words(settings)}. {seeds_in_words(settings['seeds'])} "
+        f"{evaluation_in_words(settings)}"
     )

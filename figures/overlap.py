@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from figures.curves import draw_curve, seeds_in_words
+from figures.curves import draw_curve, schedule_in_words, seeds_in_words
 from figures.style import COLOURS, finish
 
 LOOKS = {
@@ -55,8 +55,6 @@ def finding(intervals: pd.DataFrame) -> str:
     steps = intervals[intervals.sweep == "steps"]
     most = steps[steps.point == steps.point.max()].set_index("method")["mean"]
     tails = ("FOMAML, separate tail", "FOMAML, shared tail, cycling")
-    if not set(tails) <= set(most.index):
-        return "Overlap between inner minibatches (some runs ended early)"
     separate, shared = (f"{100 * most[tail]:.0f} %" for tail in tails)
     return f"After {steps.point.max():g} inner steps FOMAML ends at {separate} with a tail of its own, {shared} without"
 
@@ -75,10 +73,11 @@ def caption(settings: Mapping[str, Any]) -> str:
         f"cycling through all {n} or each afresh (replacement). Right of the "
         f"dotted line cycling meets samples twice. {full if settings['grid']['outer_step'] else ''}Inner SGD, "
         f"$\\alpha$ = {inner['learning_rate']:g} on the {inner['reduction']} loss; "
-        f"{settings['iterations']:,} meta-iterations, outer step {settings['fixed']['outer_step']:g} where it is not "
-        "varied, annealed linearly to 0. The paper gives no rates: these are figure 3's. "
+        f"outer step {settings['fixed']['outer_step']:g} where it is not varied, {schedule_in_words(settings)}. The "
+        "paper gives no rates: these are figure 3's. "
         f"Accuracy after {settings['evaluation_steps']} steps on the {settings['shots']}-shot support of "
-        f"{settings['tasks']} test tasks a seed, without transduction. {seeds_in_words(settings['seeds'])}"
+        f"{settings['tasks']} test tasks a seed, {settings['queries']} test examples a class, without transduction. "
+        f"{seeds_in_words(settings['seeds'])}"
     )
 
 

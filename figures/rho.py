@@ -1,4 +1,4 @@
-"""Early curves of sums of inner gradients at an equal step along AvgGrad, and what they gain against rho."""
+"""Early curves of sums of inner gradients at an equal step along AvgGrad, and what they gain against rho and noise."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -7,27 +7,29 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.curves import draw_curve, over_iterations, seeds_in_words
+from figures.curves import draw_curve, evaluation_in_words, over_iterations, seeds_in_words
 from figures.style import finish
 
 BESIDE = 0.1  # of rho, between two variants that have the same
+LINES = "-", "--", ":"  # of the quietest variant of a rho, and of the noisier ones
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables rho_intervals, rho_gains (columns variant, rho, noise, mean, low, high) and rho_correlations."""
+    """From the tables rho_intervals, rho_gains (columns variant, rho, noise, mean, low, high) and rho_pairs (differ,
+    mean)."""
     gains = tables["rho_gains"].sort_values(["rho", "noise"])
     curves: Mapping[str, pd.DataFrame] = {str(name): part for name, part in tables["rho_intervals"].groupby("variant")}
     span = gains.rho.max() - gains.rho.min()
-    noisier = gains.rho.duplicated()
+    ranks = gains.groupby("rho").cumcount()  # by noise, of those with the same rho
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 5.4))
-    for row, hollow in zip(gains.itertuples(), noisier, strict=True):
+    for row, rank in zip(gains.itertuples(), ranks, strict=True):
         colour = plt.colormaps["viridis"](0.92 * (row.rho - gains.rho.min()) / span)
         label = f"${settings['variants'][row.variant]['label']}$,  $\\rho$ = {row.rho:g}"
         draw_curve(
             left, curves[row.variant].assign(low=float("nan")), colour=colour, marker="", label=label,
-            line="--" if hollow else "-",
+            line=LINES[rank],
         )  # fmt: skip
-        x, face = (row.rho + BESIDE, "white") if hollow else (row.rho, colour)
+        x, face = row.rho + rank * BESIDE, "white" if rank else colour
         right.vlines(x, 100 * row.low, 100 * row.high, color=colour, linewidth=1.2)
         right.plot(x, 100 * row.mean, "o", color=colour, markersize=7, markerfacecolor=face)
     over_iterations(left, 1 / settings["n_way"])
@@ -37,16 +39,20 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     right.set(xlabel="$\\rho = \\sum w_i (i-1) \\,/\\, \\sum w_i$", ylabel="mean gain in accuracy (points)")
     right.set_title("what they gain", fontsize=10)
     figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8, handlelength=3.2)
-    return {"rho": finish(figure, finding(tables["rho_correlations"]), caption(settings), right=0.76)}
+    return {"rho": finish(figure, finding(tables["rho_pairs"]), caption(settings), right=0.76)}
 
 
-def finding(correlations: pd.DataFrame) -> str:
-    """The title: Spearman's correlation of the gain, with rho and with less noise; means over seeds."""
-    mean = correlations.mean()
+def finding(pairs: pd.DataFrame) -> str:
+    """The title: what less noise gains at equal rho, and larger rho at equal noise; means over seeds."""
+    points = 100 * pairs.set_index("differ")["mean"]
     return (
-        f"The gain early in training follows ρ with a rank correlation of {mean.rho:.2f}, "
-        f"lower noise with one of {mean.noise:.2f}"
+        f"Less noise at equal ρ gains {_signed(points['noise'])} points of accuracy early in training, "
+        f"larger ρ at equal noise {_signed(points['rho'])}"
     )
+
+
+def _signed(points: float) -> str:
+    return f"{points:+.1f}".replace("-", "−")
 
 
 def caption(settings: Mapping[str, Any]) -> str:
@@ -55,11 +61,10 @@ def caption(settings: Mapping[str, Any]) -> str:
     return (
         "Meta-gradients $w_1 g_1 + \\ldots + w_4 g_4$ of a task's inner SGD gradients, scaled so that the expected "
         "step along AvgGrad is the same. To first order in $\\alpha$ they then differ in how far they move towards "
-        "inner products of gradients of different minibatches, $\\rho\\,\\alpha$ AvgGradInner, and in noise. Dashed "
-        "and hollow: the noisier (larger $\\sum w_i^2$) of two with the same $\\rho$. "
+        "inner products of gradients of different minibatches, $\\rho\\,\\alpha$ AvgGradInner, and in noise. Dashed, "
+        "dotted and hollow: noisier (larger $\\sum w_i^2$) than the first of the same $\\rho$. "
         f"{settings['n_way']}-way {settings['shots']}-shot; k = {settings['k']} disjoint minibatches of "
         f"{inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the summed loss, $\\epsilon \\sum w_i$ = "
-        f"{settings['outer_step']:g} throughout, {settings['iterations']:,} iterations. Gain: mean accuracy at all "
-        f"points measured after the start, less that at the start; after {settings['evaluation_steps']} steps on "
-        f"{settings['tasks']} test tasks a seed, no transduction. {seeds}"
+        f"{settings['outer_step']:g} throughout, {settings['looks'][-1]:,} iterations. Gain: mean accuracy at all "
+        f"points measured after the start, less that at the start. {evaluation_in_words(settings)} {seeds}"
     )

@@ -23,12 +23,13 @@ LOOKS = {
     "plain": (COLOURS["sum"], "s", 1.0, "minibatches of this size"),
     "another order": (COLOURS["last"], "o", 1.15, "the smallest in another order"),
     "settled": ("#009E73", "D", 1.32, "the smallest, settled by full batch"),
+    "half of the images": (COLOURS["joint"], "v", 1.0, "all of half of the images"),
 }
 JUDGED = ("cosine", "generalization gap")
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables sgd (a row for each batch, variant, seed and quantity) and sgd_summary (over seeds)."""
+    """Draw the tables sgd (a row for each batch, variant, seed and quantity) and sgd_summary (over seeds)."""
     rows, summary = tables["sgd"], tables["sgd_summary"]
     figure, axes = plt.subplots(2, 3, figsize=(12, 7.6))
     for ax, (quantity, words) in zip(axes.flat, PANELS.items(), strict=False):
@@ -40,7 +41,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(summary: pd.DataFrame) -> str:
-    """The title: alignment and gap, small minibatches against the full batch."""
+    """Return the title: alignment and gap, small minibatches against the full batch."""
     mean = summary[summary.variant == "plain"].set_index(["quantity", "batch"])["mean"]
     small, full = summary.batch.min(), summary.batch.max()
     (cosine, gap) = ((mean[quantity, small], mean[quantity, full]) for quantity in JUDGED)
@@ -52,7 +53,7 @@ def finding(summary: pd.DataFrame) -> str:
 
 
 def caption(summary: pd.DataFrame, settings: Mapping[str, Any]) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
+    """Return what the figure shows, to be understood without the paper at hand."""
     steps = summary[(summary.quantity == "steps") & (summary.variant == "plain")]["mean"]
     seeds, count, on = settings["seeds"], settings["training_images"], settings["measured_on"]
     bars = f"Marks: mean of {seeds} seeds with its 95 % Student-t interval" if seeds > 1 else "Marks: one seed"
@@ -65,7 +66,9 @@ def caption(summary: pd.DataFrame, settings: Mapping[str, Any]) -> str:
         f"Gradients there: of {count // on} disjoint minibatches of {on}, the same for all; means over all pairs. "
         f"{bars}; dots: single seeds. Another order: other random numbers for the order of the images alone. "
         f"Settled: by full batch from {settings['settled_from'] * settings['target']:g} nats on, "
-        "without what the noise of small minibatches adds to the mean gradient."
+        "without what the noise of small minibatches adds to the mean gradient. "
+        f"Half of the images: {settings['half']}, in one batch, to the same loss on these alone; fewer images are "
+        "known to generalize worse."
     )
 
 
@@ -78,7 +81,7 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, summary: pd.DataFrame) -> None:
             mine.batch * shift, mine["mean"], yerr=reach, fmt=marker, color=colour, markersize=6, capsize=3,
             linestyle="-" if len(mine) > 1 else "none", linewidth=1.4, label=words,
         )  # fmt: skip
-    batches = sorted(summary.batch.unique())
+    batches = sorted(summary[summary.variant == "plain"].batch.unique())
     ax.set(xscale="log", xlabel="images in a training minibatch")
     ax.set_xticks(batches, [f"{batch:,}" if batch < max(batches) else f"{batch:,} (all)" for batch in batches])
     ax.xaxis.set_minor_locator(NullLocator())

@@ -1,4 +1,4 @@
-"""Section 4: 32 steps on 10 points of a sine wave, from an untrained network, joint training's and Reptile's."""
+"""Section 4: steps on a few points of a sine wave, from an untrained network, joint training's and Reptile's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ LOOKS = {"untrained": ("#009E73", "D"), "joint": (COLOURS["joint"], "o"), "repti
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables sine_picture and sine_intervals: a figure for each network, the first one's called sine."""
+    """Draw the tables sine_picture and sine_intervals: a figure for each network, the first one's called sine."""
     waves, losses = tables["sine_picture"], tables["sine_intervals"]
     first = settings["networks"][0]
     return {
@@ -28,31 +28,34 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     }
 
 
-def finding(losses: pd.DataFrame) -> str:
-    """The title: what is left of the waves after the last step."""
+def finding(losses: pd.DataFrame, settings: Mapping[str, Any]) -> str:
+    """Return the title: what is left of the waves after the last step."""
     final = losses[losses.step == losses.step.max()].set_index("initialization")["mean"]
     left = {name: f"{100 * final[name]:.{0 if final[name] >= 0.1 else 1}f} %" for name in ("reptile", "joint")}
     return (
-        f"What {losses.step.max()} steps on ten points leave unexplained of a sine:\n"
+        f"What {losses.step.max()} steps on {settings['batch']} points leave unexplained of a sine:\n"
         f"{left['reptile']} from Reptile's initialization, {left['joint']} from joint training's"
     )
 
 
-def caption(network: str, settings: Mapping[str, Any]) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
+def caption(network: str, seed: int, settings: Mapping[str, Any]) -> str:
+    """Return what the figure shows, to be understood without the paper at hand. seed: that of the curves shown."""
     inner, seeds = settings["inner"], settings["seeds"]
     band = f"mean of {seeds} seeds, band: 95 % Student-t interval of that mean" if seeds > 1 else "one seed"
     widths = "-".join(map(str, settings["widths"]))
     activation, scheme = settings["activation_and_first_weights"][network]
     shown = ", ".join(map(str, settings["shown"]))
+    low, high = settings["amplitude"]
+    k = settings["points"] // settings["batch"]
     return (
-        "Tasks: $f(x) = a\\,\\sin(x + b)$, a uniform on [0.1, 5], b on [0, 2π], at "
-        f"{settings['points']} points; network {widths}, {activation}, first weights {FIRST_WEIGHTS[scheme]}; SGD with "
+        "Tasks: $f(x) = a\\,\\sin(x + b)$, a uniform on "
+        f"[{low:g}, {high:g}], b on [0, 2π], at {settings['points']} points; "
+        f"network {widths}, {activation}, first weights {FIRST_WEIGHTS[scheme]}; SGD with "
         f"$\\alpha$ = {inner['learning_rate']} on the mean squared error. "
-        "Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,\\alpha\\,(g_1 + \\ldots + g_5)$, five disjoint minibatches "
+        f"Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,\\alpha\\,(g_1 + \\ldots + g_{k})$, {k} disjoint minibatches "
         f"of {settings['batch']}. Joint training: the same waves and points, all $g_i$ taken at $\\phi_1$. "
         f"Both: {settings['iterations']:,} iterations, $\\epsilon$ from {settings['outer_step']['from']} linearly to "
-        f"0. Curves: the first test wave of seed 0 after {shown} steps. "
+        f"0. Curves: the first test wave of seed {seed} after {shown} steps. "
         f"Loss: on all {settings['points']} points of {settings['tasks']} test waves a seed, "
         f"over that of f = 0: {band}."
     )
@@ -63,17 +66,17 @@ def _draw(waves: pd.DataFrame, losses: pd.DataFrame, network: str, settings: Map
     panels = dict(zip(WORDS, axes.flat, strict=False))
     top = 1.15 * max(waves.y.abs().max(), waves.prediction.abs().max())
     for name, ax in panels.items():
-        _draw_wave(ax, waves[waves.initialization == name], LOOKS[name][0])
+        _draw_wave(ax, waves[waves.initialization == name], LOOKS[name][0], settings)
         ax.set(title=f"start: {WORDS[name]}", xlabel="x", ylabel="f(x)", ylim=(-top, 1.25 * top))
     axes[0, 0].legend(loc="upper center", ncol=4, fontsize=7.5, columnspacing=1.0, handlelength=1.6)
-    _draw_losses(axes[1, 1], losses)
+    _draw_losses(axes[1, 1], losses, settings)
     for ax in axes.flat:
         ax.title.set_fontsize(10)
-    return finish(figure, finding(losses), caption(network, settings))
+    return finish(figure, finding(losses, settings), caption(network, int(waves.seed.iloc[0]), settings))
 
 
-def _draw_wave(ax: Axes, curves: pd.DataFrame, colour: str) -> None:
-    """The wave, the points seen, and the prediction after each number of steps, the later the darker."""
+def _draw_wave(ax: Axes, curves: pd.DataFrame, colour: str, settings: Mapping[str, Any]) -> None:
+    """Draw the wave, the points seen, and the prediction after each number of steps, the later the darker."""
     steps = sorted(curves.step.unique())
     for order, step in enumerate(steps):
         curve = curves[curves.step == step]
@@ -86,10 +89,10 @@ def _draw_wave(ax: Axes, curves: pd.DataFrame, colour: str) -> None:
     wave = curves[curves.step == steps[0]]
     ax.plot(wave.x, wave.y, color="black", linewidth=1.2, linestyle="--", label="wave")
     seen = wave[wave.seen]
-    ax.scatter(seen.x, seen.y, s=30, color="black", zorder=3, label="10 points")
+    ax.scatter(seen.x, seen.y, s=30, color="black", zorder=3, label=f"{settings['batch']} points")
 
 
-def _draw_losses(ax: Axes, losses: pd.DataFrame) -> None:
+def _draw_losses(ax: Axes, losses: pd.DataFrame, settings: Mapping[str, Any]) -> None:
     for name, (colour, marker) in LOOKS.items():
         curve = losses[losses.initialization == name]
         ax.plot(curve.step, curve["mean"], color=colour, marker=marker, markevery=8, markersize=4, linewidth=1.6,
@@ -97,7 +100,8 @@ def _draw_losses(ax: Axes, losses: pd.DataFrame) -> None:
         if curve.low.notna().all():
             ax.fill_between(curve.step, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
     ax.axhline(1, color="0.5", linestyle=":", linewidth=1)
-    ax.set(yscale="log", xlabel="gradient steps on the ten points", ylabel="loss / loss of f = 0", title="test waves")
+    ax.set(yscale="log", ylabel="loss / loss of f = 0", title="test waves")
+    ax.set_xlabel(f"gradient steps on the {settings['batch']} points")
     ax.set_xticks(range(0, int(losses.step.max()) + 1, 8))
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter(lambda y, _: f"{y:g}")

@@ -1,4 +1,4 @@
-"""Accuracy on each kind of split, run by run, and what another split would change, beside the paper's ±."""
+"""Accuracy on each kind of split, run by run, and what another split would change, with the paper's ±."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ CELLS = [(1, False), (1, True), (5, False), (5, True)]
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables splits (a row for each run and cell) and splits_shares."""
+    """Draw the tables splits (a row for each run and cell) and splits_shares."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 5.2), width_ratios=(1, 1.6))
     table, shares = tables["splits"], tables["splits_shares"]
     _accuracies(left, table[(table.shots == 1) & ~table.transductive], settings)
@@ -26,7 +26,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(shares: pd.DataFrame) -> str:
-    """The title: the first cell's share beside the paper's, mean over runs."""
+    """Return the title: the first cell's share, mean over runs, and the paper's."""
     cell = shares[(shares.shots == 1) & ~shares.transductive]
     return (
         f"Another choice of characters moves the 1-shot error rate by ± {100 * cell.share.mean():.0f} % (control: "
@@ -35,7 +35,7 @@ def finding(shares: pd.DataFrame) -> str:
 
 
 def caption(settings: Mapping[str, Any]) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
+    """Return what the figure shows, to be understood without the paper at hand."""
     benchmark, runs = settings["benchmark"], settings["seeds"] * len(settings["kinds"])
     return (
         f"Reptile, Omniglot {benchmark['n_way']}-way, {settings['iterations']:,} of the table's "

@@ -36,19 +36,19 @@ COEFFICIENTS_CAPTION = (
     "Expected updates over all ordered choices of k of 5 minibatches, in the limit $\\alpha \\to 0$, as multiples of "
     "AvgGrad $= E[\\bar g_1]$ and of $\\alpha$ AvgGradInner $= \\alpha E[\\bar H_2 \\bar g_1]$. "
     "Predicted: $\\sum w_i$ and $-\\sum w_i (i-1)$ for any sum $\\sum w_i g_i$; 1 and $-2(k-1)$ for MAML. "
-    "k = 2 … 5, two losses."
+    "k = {least} … {most}, {losses} losses."
 )
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables theory (with the columns of coefficients) and remainders."""
+    """Draw the tables theory (with the columns of coefficients) and remainders."""
     rows = tables["theory"]
     coefficients = rows[(rows.role == "check") & rows["update"].notna()]
     return {"remainders": draw_remainders(tables["remainders"]), "coefficients": draw_coefficients(coefficients)}
 
 
 def draw_remainders(points: pd.DataFrame) -> Figure:
-    """From the table of remainders: columns claim, case ("pool: which"), role, order, alpha, remainder, slope."""
+    """Draw the table of remainders: columns claim, case ("pool: which"), role, order, alpha, remainder, slope."""
     figure, axes = plt.subplots(1, len(PANELS), figsize=(10.5, 5.8))
     for ax, (claim, title) in zip(axes, PANELS.items(), strict=True):
         mine = points[points.claim == claim]
@@ -67,7 +67,8 @@ def draw_remainders(points: pd.DataFrame) -> Figure:
 
 
 def draw_coefficients(rows: pd.DataFrame) -> Figure:
-    """From the theory table: columns update, term, measured, predicted; one row per update, pool and k."""
+    """Draw the theory table: columns update, k, term, measured, predicted, data; one row per update,
+    pool and k."""
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 5.2))
     for ax, term in zip(axes, ("AvgGrad", "AvgGradInner"), strict=True):
         mine = rows[rows.term == term]
@@ -82,7 +83,7 @@ def draw_coefficients(rows: pd.DataFrame) -> Figure:
     return finish(
         figure,
         f"What updates hold of AvgGrad and AvgGradInner: measured and predicted differ by at most {worst:.0e}",
-        COEFFICIENTS_CAPTION,
+        COEFFICIENTS_CAPTION.format(least=int(rows.k.min()), most=int(rows.k.max()), losses=rows["data"].nunique()),
     )
 
 

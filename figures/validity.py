@@ -12,12 +12,14 @@ from matplotlib.figure import Figure
 from figures.style import COLOURS, finish
 
 ORDERS = {1: "first order", 2: "first and second order"}
+MOST = 2 / 3  # of q: more than half is explained
 SMALLEST = 2.0**-6  # of the learning rates in the maps, as a multiple of the one used; the curves show them all
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the table validity: columns seed, iteration, task, activation, alpha, i, order, explained, sharpness."""
-    table, used = tables["validity"], settings["learning_rate"]
+    """From the tables validity (seed, iteration, task, i, term, q, cosine) and validity_map (seed, iteration, task,
+    activation, alpha, i, order, explained, sharpness)."""
+    table, used = tables["validity_map"], settings["learning_rate"]
     table = table.assign(explained=100 * table.explained.clip(lower=0), multiple=table.alpha / used)
     relu = table[table.activation == "relu"]
     ends = sorted({table.iteration.min(), table.iteration.max()})
@@ -33,23 +35,31 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
                 ax.set_xlabel(f"$\\alpha$ / {used} (1, framed: the one used)", fontsize=9)
         _draw_curves(axes[row][-1], table[table.order == order], ends)
         axes[row][-1].set_title(f"{words}, all steps", fontsize=9.5)
-    axes[-1][-1].legend(fontsize=7.5, loc="lower left", handlelength=1.6)
+    axes[-1][-1].legend(fontsize=7.5, loc="lower left", handlelength=3.6)
     axes[-1][-1].set_xlabel("$\\alpha\\,\\lambda_{max}$ of a minibatch's Hessian", fontsize=9)
-    share = relu[(relu.order == 1) & (relu.multiple == 1)].groupby("iteration").explained.mean()
+    own = tables["validity"][tables["validity"].term == "own"]
+    cosine = own.groupby("iteration").cosine.mean()
+    most = 100 * (own.q > MOST).groupby(own.iteration).mean()
     finding = (
-        f"At the learning rate used the first-order term explains {share.iloc[0]:.0f} % of $g_i - \\bar g_i$ "
-        f"at the start of training, {share.iloc[-1]:.0f} % at the end"
+        f"First-order term and $g_i - \\bar g_i$: cosine {cosine.iloc[0]:.2f} at the start, {cosine.iloc[-1]:.2f} at "
+        f"the end of training; most of it explained in {most.iloc[0]:.0f} %, {most.iloc[-1]:.0f} % of cases"
     )
     caption = (
-        "Explained share in %, $1 - |g_i - \\bar g_i - \\mathrm{terms}|^2 / |g_i - \\bar g_i|^2$ (below 0: 0), "
+        f"Title: at the learning rate used; {settings['seeds']} seeds × {settings['tasks']} tasks × {own.i.nunique()} "
+        f"steps. Panels: a picture of one seed, {table.seed.iloc[0]}, and {_tasks(settings['map_tasks'])}. Explained "
+        "share in %, $1 - |g_i - \\bar g_i - \\mathrm{terms}|^2 / |g_i - \\bar g_i|^2$ (below 0: 0), "
         "where $g_i$ is the gradient that SGD meets at step i and $\\bar g_i$ that of the same minibatch at the start. "
         f"Maps: the paper's ReLU network along a run of {settings['variant']}; minibatches of {settings['batch']}, "
-        f"summed loss, {settings['dtype']}; {settings['seeds']} seeds × {settings['tasks']} tasks. Right: the same, "
-        "beside the network with softplus at the same parameters. Kinks of ReLU, which the series does not see, spoil "
+        f"summed loss, {settings['dtype']}. Right: the same, and "
+        "the network with softplus at the same parameters. Kinks of ReLU, which the series does not see, spoil "
         "it at small $\\alpha$, curvature at large; beyond $\\alpha\\,\\lambda_{max}$ = 2 (dotted) gradient descent on "
         "a quadratic is unstable."
     )
     return {"validity": finish(figure, finding, caption)}
+
+
+def _tasks(count: int) -> str:
+    return f"{count} task{'s' * (count > 1)}"
 
 
 def _draw_map(ax: Axes, rows: pd.DataFrame) -> None:
@@ -64,7 +74,7 @@ def _draw_map(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_curves(ax: Axes, rows: pd.DataFrame, ends: list[int]) -> None:
-    """Mean share over steps, tasks and seeds against the median of alpha lambda_max."""
+    """Mean share over steps and tasks against the median of alpha lambda_max."""
     for activation, colour in (("relu", COLOURS["last"]), ("softplus", COLOURS["sum"])):
         for iteration, line in zip(ends, ("-", "--"), strict=False):
             mine = rows[(rows.activation == activation) & (rows.iteration == iteration)]

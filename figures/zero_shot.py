@@ -1,4 +1,4 @@
-"""Accuracy and loss before adaptation along meta-training, beside what adaptation gives."""
+"""Accuracy and loss before adaptation along meta-training, and what adaptation gives."""
 
 from collections.abc import Mapping
 from math import log
@@ -7,10 +7,12 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from figures.style import COLOURS, finish
 from reptile_core.meta_gradients import figure_3
 
+SIGMAS = 2  # the band of chance: about 95 % of labellings
 LINES = {1: "-", 2: ":", 3: "--", 4: "-"}
 
 
@@ -33,10 +35,14 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
             after = scale * means[f"{quantity}_after", variant.name]
             ax.plot(after.index, after, "o", color=colour, markersize=4, markerfacecolor="none", clip_on=False)
         ax.axhline(level, color="0.3", linestyle=":", linewidth=1)
+        if quantity == "accuracy":
+            half = 100 * SIGMAS * means["accuracy_spread"].groupby("iteration").max() / settings["seeds"] ** 0.5
+            ax.fill_between(half.index, level - half, level + half, color="0.5", alpha=0.2, linewidth=0)
         ax.annotate(name, (0.02, level), xycoords=("axes fraction", "data"), xytext=(0, -10),
                     textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip
         ax.set(xlabel="meta-iterations", ylabel=label)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes[0].set_ylim(0, 101)
     axes[1].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
@@ -44,8 +50,14 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     finding = f"Before adaptation accuracy is {before.min():.0f} … {before.max():.0f} %, whatever is trained"
     caption = (
         f"An initialization that has not seen a task's labels, which are dealt at random among {n} classes. Lines: "
-        f"before the first inner step, mean of {settings['seeds']} seeds, {settings['tasks']} test tasks each. "
-        f"Circles: the same examples after adaptation, at the end of training ({settings['adapted_tasks']} tasks a "
-        "seed). No initialization can do better than chance and log N on average over such labels."
+        f"before the first inner step, {_seeds(settings['seeds'])}, {settings['tasks']} test tasks each, labels as "
+        "they are dealt. Grey: chance, twice the standard deviation over labellings. Circles: the same examples after "
+        f"adaptation, at the end ({settings['adapted_tasks']} tasks a seed). Averaged over all "
+        f"{settings['labellings']} labellings every initialization has an accuracy of exactly 1/N and a loss of log N "
+        f"or more. Runs on a schedule of {settings['schedule']:,} iterations."
     )
     return {"zero_shot": finish(figure, finding, caption, right=0.86)}
+
+
+def _seeds(count: int) -> str:
+    return f"mean of {count} seeds" if count > 1 else "one seed"

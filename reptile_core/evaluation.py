@@ -16,7 +16,7 @@ from reptile_core.networks import Minibatch, Network
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling, Tasks
 
-TEST_SHOTS = 1  # the authors' test set: one example per class
+TEST_SHOTS = 1  # the authors' test set: one example per class. Without transduction more of them estimate the same
 
 
 @dataclass(frozen=True)
@@ -50,15 +50,17 @@ def accuracies(
     optimizer: InnerOptimizer,
     state: State | None = None,
     *,
+    transductive: bool = True,
     lanes: int = 1,
 ) -> dict[str, Float[Tensor, " tasks"]]:
-    """Accuracy in [0, 1] of each task (one leading axis), with and without transduction.
+    """Return the accuracy in [0, 1] of each task (one leading axis), without transduction and, if asked for, with it.
 
     Every task starts from the same phi and the same state of the optimizer, and neither is changed, as in the authors'
     evaluation. `lanes` tasks are adapted at once: as many as memory holds on a GPU, one on a CPU core.
     """
     count = tasks.test.label.shape[0]
-    correct: dict[str, list[Tensor]] = {"accuracy": [], "accuracy_transductive": []}
+    kinds = {"accuracy": False} | ({"accuracy_transductive": True} if transductive else {})
+    correct: dict[str, list[Tensor]] = {name: [] for name in kinds}
     for start in range(0, count, lanes):
         chunk = tasks[slice(start, start + lanes)]
         width = chunk.test.label.shape[0]
@@ -66,17 +68,26 @@ def accuracies(
         for step in inner_loop(loss, adapted, [pool.minibatch(b) for b in chunk.minibatches], optimizer, state):
             adapted = step.after
         test, support = pool.minibatch(chunk.test), pool.minibatch(chunk.support)
-        for name, transductive in (("accuracy", False), ("accuracy_transductive", True)):
-            predicted = classify(network, adapted, test, support, transductive=transductive)
+        for name, together in kinds.items():
+            predicted = classify(network, adapted, test, support, transductive=together)
             correct[name].append((predicted == test.y).double().mean(-1))
     return {name: torch.cat(parts) for name, parts in correct.items()}
 
 
-def evaluation_tasks(sampling: Sampling, pool: ImagePool, *, seed: int, count: int, first: int = 0) -> Tasks:
-    """Evaluation tasks first … first + count - 1 of a seed: the same for every variant and at every iteration, so that
-    their difficulty cancels in comparisons."""
+def evaluation_tasks(
+    sampling: Sampling,
+    pool: ImagePool,
+    *,
+    seed: int,
+    count: int,
+    first: int = 0,
+    queries: int = TEST_SHOTS,
+    look: int = 0,
+) -> Tasks:
+    """Return evaluation tasks first … first + count - 1 of a seed: the same for every variant, so that their difficulty
+    cancels in comparisons. look: which stream; tasks of different looks are independent."""
     tasks = torch.arange(first, first + count)
-    return pool.sample(sampling, seed=seed, purpose=Purpose.EVALUATION, iteration=0, task=tasks, test_shots=TEST_SHOTS)
+    return pool.sample(sampling, seed=seed, purpose=Purpose.EVALUATION, iteration=look, task=tasks, test_shots=queries)
 
 
 def estimate(per_task: Float[Tensor, " tasks"]) -> Estimate:

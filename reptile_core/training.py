@@ -77,22 +77,8 @@ class Outer:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """When and how accuracy is measured: every `every` iterations and at both ends, on the same `tasks` tasks."""
-
-    sampling: Sampling
-    tasks: int
-    every: int
-
-    def __post_init__(self) -> None:
-        for name in ("tasks", "every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
-
-
-@dataclass(frozen=True)
 class Run:
-    """Everything that decides the outcome of one meta-training run, but for the data.
+    """Everything that decides the outcome of one meta-training run, but for the data. How it is evaluated does not.
 
     weights: w_1 … w_k of the direction sum w_i (phi_i - phi_{i+1}), or "maml".
     """
@@ -102,7 +88,6 @@ class Run:
     weights: tuple[float, ...] | Literal["maml"]
     inner: Inner
     outer: Outer
-    evaluation: Evaluation
     iterations: int
     seed: int
     meta_batch: int = 1
@@ -119,11 +104,6 @@ class Run:
             _choice("weights", self.weights, ("maml",))
         elif len(self.weights) != self.sampling.steps:
             raise ValueError(f"weights: expected one per inner step ({self.sampling.steps}), found {len(self.weights)}")
-        if self.evaluation.sampling.n_way != self.sampling.n_way:
-            raise ValueError(
-                f"evaluation: expected tasks of {self.sampling.n_way} classes as in training, "
-                f"found {self.evaluation.sampling.n_way}"
-            )
         build_network(self)  # which names the activation if there is no such one
 
     @property
@@ -190,21 +170,36 @@ def meta_direction(
     return mean, inner
 
 
-def evaluate(run: Run, pool: ImagePool, state: TrainingState, *, lanes: int = 1) -> dict[str, evaluation.Estimate]:
-    """Accuracy of a state on the run's evaluation tasks, whose classes come from `pool`."""
-    found = accuracies(run, pool, state, run.evaluation.sampling, range(run.evaluation.tasks), lanes=lanes)
-    return {name: evaluation.estimate(per_task) for name, per_task in found.items()}
-
-
-def accuracies(
-    run: Run, pool: ImagePool, state: TrainingState, sampling: Sampling, tasks: range, *, lanes: int = 1
+def evaluate(
+    run: Run,
+    pool: ImagePool,
+    state: TrainingState,
+    sampling: Sampling,
+    tasks: range,
+    *,
+    queries: int = 1,
+    look: int = 0,
+    lanes: int = 1,
 ) -> dict[str, Float[Tensor, " tasks"]]:
-    """Accuracy of a state on each of these evaluation tasks of the run's seed, cut as `sampling` says."""
+    """Return the accuracy in [0, 1] of a state on each of these evaluation tasks of the run's seed.
+
+    pool: images of the test classes. sampling: how a task is cut; n_way as in training, else ValueError. queries: test
+    examples a class. look: which stream of tasks; those of different looks are independent. With one query a class,
+    as the authors have it, the accuracy with transduction is there too, as "accuracy_transductive".
+    """
+    if sampling.n_way != run.sampling.n_way:
+        raise ValueError(
+            f"sampling: expected tasks of {run.sampling.n_way} classes as in training, found {sampling.n_way}"
+        )
     network = build_network(run)
-    drawn = evaluation.evaluation_tasks(sampling, pool, seed=run.seed, count=len(tasks), first=tasks.start)
+    drawn = evaluation.evaluation_tasks(
+        sampling, pool, seed=run.seed, count=len(tasks), first=tasks.start, queries=queries, look=look
+    )
     loss = CrossEntropy(network, reduction=run.inner.reduction)
     inner = state.inner if run.inner.moments == "kept" else None
-    return evaluation.accuracies(network, loss, state.phi, pool, drawn, run.inner.build(), inner, lanes=lanes)
+    return evaluation.accuracies(
+        network, loss, state.phi, pool, drawn, run.inner.build(), inner, transductive=queries == 1, lanes=lanes
+    )
 
 
 class OuterStep:

@@ -12,11 +12,12 @@ import pytest
 
 import reproduce
 from analysis.experiments import ablation
-from analysis.experiments.sweeps import Scale
-from analysis.workers import Progress, Workers, silent
+from analysis.experiments.shared.curves import Scale
+from analysis.runs.workers import Progress, Workers, silent
 from reptile_core import datasets
 
 glyphs = cache(datasets._glyphs)
+TINY = Scale(looks=(1, 2), tasks=2, seeds=1, queries=1)
 
 
 class InProcess(Workers):
@@ -45,10 +46,10 @@ def script(*arguments: object) -> Said:
     """reproduce.main on these arguments, with the ablation's smoke profile made tiny and nothing drawn."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr("analysis.command_line.Workers", InProcess)
+        patch.setattr("analysis.plan.Workers", InProcess)
         patch.setattr(reproduce, "draw", lambda *_: [])
         patch.setattr(datasets, "_glyphs", glyphs)
-        patch.setitem(ablation.SCALES, "smoke", Scale(iterations=2, every=2, tasks=1, seeds=1))
+        patch.setitem(ablation.SCALES, "smoke", TINY)
         code = reproduce.main([str(argument) for argument in arguments])
     return Said(code, out.getvalue(), err.getvalue())
 

@@ -4,39 +4,60 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from analysis.claims import ledger
-from analysis.experiment import Context, Experiment, Result
-from analysis.runs import Job, Outcome, Source
-from analysis.workers import Workers
+import numpy as np
+
+from analysis.experiments.shared.experiment import Context, Experiment, Measured, Result
+from analysis.results.claims import SEEDS_OF_AN_EPOCH
+from analysis.results.judge import Verdict, judge
+from analysis.runs.evaluations import Accuracies, Evaluation
+from analysis.runs.job import Job, Source
+from analysis.runs.store import Outcome
+from analysis.runs.workers import Workers
+
+SECONDS = 2.0  # of an iteration
 
 
 @dataclass(frozen=True)
 class MadeUp(Context):
-    """A context in which `accuracy(job, iteration)`, or None from where a run diverged, stands for training."""
+    """A context in which `accuracy(job, iteration)`, or None from where a run diverged, stands for training.
+
+    Every task of an evaluation has the same accuracy.
+    """
 
     accuracy: Callable[[Job, int], float | None] = lambda job, iteration: 0.5
 
     def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
         return {job: self._outcome(job) for job in jobs}
 
+    def evaluate(self, name: str, wanted: Sequence[Measured]) -> dict[Measured, Accuracies]:
+        return {item: self._accuracies(*item) for item in wanted}
+
     def _outcome(self, job: Job) -> Outcome:
-        measured = sorted({*range(0, job.run.iterations, job.run.evaluation.every), job.run.iterations})
-        values = {iteration: self.accuracy(job, iteration) for iteration in measured}
-        rows = [
-            {"iteration": i, "quantity": "accuracy", "value": value, "standard_error": 0.0, "count": 1}
-            for i, value in values.items()
-            if value is not None
-        ]
-        ended = next((i for i, value in values.items() if value is None), None)
+        ended = next((n for n in job.wanted if self.accuracy(job, n) is None), None)
+        end = job.end if ended is None else ended
         status = "finished" if ended is None else f"diverged at iteration {ended}"
-        return Outcome(rows, status, 2.0 * job.run.iterations, job.run.iterations)
+        return Outcome(status, SECONDS * end, end)
+
+    def _accuracies(self, job: Job, iteration: int, evaluation: Evaluation) -> Accuracies:
+        value = self.accuracy(job, iteration)
+        if value is None:
+            raise ValueError(f"{job.variant}: expected an accuracy at iteration {iteration}, found a run that diverged")
+        return {"accuracy": np.full(evaluation.tasks, value)}
 
 
-def context(accuracy: Callable[[Job, int], float | None], *, seeds: int | None = None) -> MadeUp:
+def context(
+    accuracy: Callable[[Job, int], float | None], *, seeds: int | None = None, profile: str = "smoke"
+) -> MadeUp:
     source = Source("glyphs", None, "0" * 64)
-    return MadeUp("smoke", source, Workers(1, quiet=True), Path("runs"), seeds, accuracy=accuracy)
+    return MadeUp(profile, source, Workers(1, quiet=True), Path("runs"), seeds, accuracy=accuracy)
+
+
+def judged(experiment: Experiment, result: Result) -> dict[str, Verdict]:
+    """By claim; seeds belong to the epoch that their number says."""
+    evidence = result.evidence.assign(epoch=result.evidence.seed // SEEDS_OF_AN_EPOCH)
+    return {verdict.claim.id: verdict for verdict in judge(experiment.claims, evidence)}
 
 
 def verdicts(experiment: Experiment, result: Result) -> dict[str, str]:
     """By claim."""
-    return dict(ledger(experiment.claims, result.measurements)[["id", "verdict"]].to_numpy())
+    return {claim: str(verdict.decision) for claim, verdict in judged(experiment, result).items()}

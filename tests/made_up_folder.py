@@ -1,19 +1,26 @@
-"""An output folder that nobody ran: a handful of measurements, the ledger on them, a figure, a table and a manifest."""
+"""An output folder that nobody ran: a ledger of a handful of verdicts, a figure, tables and a manifest."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from analysis import claims, comparison
-from analysis.experiments import EXPERIMENTS
-from analysis.runs import NUMERICS_VERSION
-from analysis.tables import write_csv
+from analysis.experiments.registry import EXPERIMENTS
+from analysis.results import ledger
+from analysis.results.claims import Claim
+from analysis.results.folder import write_tables
+from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, Case, Decision, Plan, Verdict
+from figures.report.gather import MADE_UP
 from figures.style import finish, save, stamp, style
 
 DATA = "Data: Omniglot, 1,623 characters × 20 drawings · profile: quick"
-GLYPHS = f"Data: {claims.MADE_UP}: glyphs, made-up characters, 30 characters × 20 drawings · profile: quick"
+GLYPHS = f"Data: {MADE_UP}: glyphs, made-up characters, 30 characters × 20 drawings · profile: quick"
+CIFAR_FS = "Data: CIFAR-FS · profile: quick"
 FINDING = "It rises from 1 to 2 with $\\bar g_1$"
+AMENDED = "The old band [0, 1] held every value. It is one end now."
 MANIFEST = {
     "status": "finished",
     "started": "2018-03-08T00:00:00+00:00",
@@ -25,39 +32,97 @@ MANIFEST = {
     "machine": {"processor": "A & B", "cores": 2, "workers": 2, "device": "cpu", "platform": "Linux"},
     "wall_seconds": {"theory": 53.0},
 }
-# Of each claim: experiment, checks and controls, as value, low and high.
-NO = float("nan")
-MEASURED = {
-    "taylor-gradient": ("theory", [(0.001, NO, NO), (-2e-5, NO, NO)], [(-1.0, NO, NO)]),
-    "ablation-g1": ("ablation", [(0.1, 0.08, 0.12)], [(0.3, 0.2, 0.4)]),
-    "ablation-more-is-better": ("ablation", [(0.1, 0.08, 0.12)], [(-0.3, -0.4, -0.2)]),
-    "zero-shot-loss": ("zero_shot", [(0.1, float("-inf"), float("inf"))], [(0.1, 0.0, 0.2)]),
-}
-VERDICTS = {"supported": 1, "refuted": 1, "inconclusive": 2}
+SEEDS = tuple(range(1000, 1005))
+CLAIMS = [claim for experiment in EXPERIMENTS.values() for claim in experiment.claims]
+EXPERIMENTAL = [claim for claim in CLAIMS if claim.kind == "experiment"]
+THEOREM = next(claim.id for claim in CLAIMS if claim.kind == "theorem" and claim.band[0] < 0 < claim.band[1])
+REFUTES, WIDE, PILOT = (claim.id for claim in EXPERIMENTAL[:3])
+SHOWN_ONLY = EXPERIMENTAL[3].id
+MEASURED = (THEOREM, REFUTES, WIDE, PILOT, SHOWN_ONLY)
+VERDICTS = {"supported": 1, "refuted": 1, "undecided": len(CLAIMS) - 2}
 
 
-def write(out, *, data=DATA):
+def exact(name: str, value: float, decision: Decision, role: str = "check", data: str = DATA) -> Case:
+    """A theorem's case, whose value stands for itself."""
+    return Case(name, role, decision, value, value, value, data=data)
+
+
+def case(
+    name: str, mean: float, low: float, high: float, decision: Decision = UNDECIDED, role: str = "check",
+    data: str = DATA, seeds: tuple[int, ...] = SEEDS,
+) -> Case:  # fmt: skip
+    """An experiment's case."""
+    return Case(name, role, decision, mean, low, high, 0.016, 0.004, 600, 1, seeds, data)
+
+
+def verdicts(data: str = DATA) -> list[Verdict]:
+    """A verdict of every claim: one supported, one refuted, the others undecided for four reasons."""
+    common: dict[str, Any] = {"epochs": (1,), "profile": "quick", "data": (data,), "look": 1}
+    found: dict[str, dict[str, Any]] = {
+        THEOREM: {
+            "decision": SUPPORTED,
+            "why": "",
+            "cases": (
+                exact("i = 2", 0.001, SUPPORTED, data=data),
+                exact("i = 3", -2e-5, SUPPORTED, data=data),
+                *(exact(f"k = {k}", 0.0, SUPPORTED, data=data) for k in range(2, 8)),
+            ),
+            "controls": tuple(exact(f"i = {i}", -float(i), REFUTED, "control", data) for i in range(6, 1, -1)),
+            "control": "failed",
+        },
+        REFUTES: {
+            "decision": REFUTED,
+            "why": "",
+            "cases": (
+                case("5-way", 0.9876, 0.9866, 0.9886, SUPPORTED, data=data),
+                case("20-way", -0.1, -0.12, -0.08, REFUTED, data=CIFAR_FS),
+            ),
+            "controls": (case("5-way", 0.3, 0.2, 0.4, role="control", data=data),),
+            "control": "failed",
+            "data": (data, CIFAR_FS),
+        },
+        WIDE: {
+            "why": "too wide",
+            "cases": tuple(case(f"k = {k}", k, k - 0.5, k + 0.5, data=data) for k in range(1, 7)),
+            "controls": (case("k = 1", 0.1, 0.0, 0.2, role="control", data=data),),
+            "control": "uninformative",
+            "plan": Plan(4, 180.0),
+        },
+        PILOT: {
+            "why": "the control does not fail",
+            "cases": (case("", 0.25, float("nan"), float("nan"), data=data, seeds=(1000,)),),
+            "controls": (case("", 0.5, 0.375, 0.625, role="control", data=data),),
+            "control": "passed",
+            "plan": Plan(None),
+        },
+        SHOWN_ONLY: {"why": "shown only", "shown": (case("", 2.0, 1.0, 3.0, role="shown", data=data),)},
+    }
+    every = [Verdict(claim, UNDECIDED) for claim in CLAIMS]
+    return [
+        replace(verdict, claim=_amended(verdict.claim), **common | found[verdict.claim.id])
+        if verdict.claim.id in found
+        else verdict
+        for verdict in every
+    ]
+
+
+def write(out: Path, *, data: str = DATA) -> Path:
     """Fill a folder as a run does, but for its runs and figures."""
-    rows = {name: [] for name in EXPERIMENTS}
-    for claim, (experiment, checks, controls) in MEASURED.items():
-        for role, values in (("check", checks), ("control", controls)):
-            for i, (value, low, high) in enumerate(values):
-                row = {"claim": claim, "case": f"{role} {i}", "role": role, "value": value, "low": low, "high": high}
-                rows[experiment].append(row | {"data": data, "profile": "quick", "numerics": NUMERICS_VERSION})
-    tables = {f"{name}_measurements": pd.DataFrame(mine) for name, mine in rows.items() if mine}
     summary = {"variant": ["g1", "g1+g2"], "mean": [0.6, 0.9], "low": [0.5, 0.8], "high": [0.7, 1.0], "seeds": [3, 3]}
-    tables["ablation_summary"] = pd.DataFrame(summary)
-    for name, table in tables.items():
-        write_csv(table, out / "tables" / f"{name}.csv")
-    comparison.note([out / "tables" / f"{name}.csv" for name in tables])
-    every = [claim for experiment in EXPERIMENTS.values() for claim in experiment.claims]
-    found = [table for name, table in tables.items() if name.endswith("_measurements")]
-    claims.write_ledger(claims.ledger(every, pd.concat(found)), out)
+    layout = {"row": ["Reptile"], **{f"cifar-fs {shots}-shot": ["60.1 ± 0.5 [-]"] for shots in (1, 5)}}
+    layout |= {
+        f"{name} {shots}-shot": ["- [97.68]"]
+        for name in ("omniglot-5way", "omniglot-20way", "mini-imagenet")
+        for shots in (1, 5)
+    }
+    tables = {"ablation_summary": pd.DataFrame(summary), "few_shot_layout": pd.DataFrame(layout)}
+    write_tables(out, tables)
+    ledger.write(verdicts(data), out)
     (out / "manifest.json").write_text(json.dumps(MANIFEST))
     return out
 
 
-def draw(out):
+def draw(out: Path) -> None:
     """The figure of the ablation."""
     with style():
         figure, ax = plt.subplots(figsize=(6, 3))
@@ -65,3 +130,8 @@ def draw(out):
         finish(figure, FINDING, "A caption with $\\alpha$ = 0.1.")
         stamp(figure, DATA, real=True)
         save(figure, out / "figures", "ablation", experiment="ablation")
+
+
+def _amended(claim: Claim) -> Claim:
+    """The claim, of an experiment with words on what was changed."""
+    return replace(claim, amended=AMENDED) if claim.kind == "experiment" else claim

@@ -1,31 +1,28 @@
-"""Figure 3's settings against the paper's numbers, and its table and words from made-up outcomes."""
+"""Figure 3's settings against the paper's numbers; its table, words and verdicts from made-up curves."""
 
-from pathlib import Path
+import json
 
-import pandas as pd
 import pytest
 
-from analysis.claims import CANNOT_FAIL, REFUTED, SUPPORTED, ledger
-from analysis.experiment import Context
 from analysis.experiments import ablation
-from analysis.runs import Outcome, Source
-from analysis.workers import Workers
+from analysis.paper.figure_3 import EVALUATION, configure
+from analysis.results.claims import PROFILES
+from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
 from reptile_core.meta_gradients import figure_3
+from tests.made_up import context, judged, verdicts
 
-CONTEXT = Context("smoke", Source("glyphs", None, "0" * 64), Workers(1, quiet=True), Path("runs"))
+NAMES = [variant.name for variant in figure_3()]
 
 
 def test_settings_are_the_papers():
-    scale = ablation.SCALES["paper"]
-    assert (scale.iterations, scale.seeds >= 3) == (40_000, True)
     for variant in figure_3():
-        run = ablation.configure(variant, scale, seed=0)
+        run = configure(variant, seed=0)
+        assert run.iterations == 40_000
         assert (run.sampling.n_way, run.sampling.shots, run.sampling.batch) == (5, 5 * variant.k, 25)
         assert run.sampling.pool == variant.k * run.sampling.batch  # so that the k minibatches are disjoint
         assert (run.inner.optimizer, run.inner.learning_rate, run.inner.reduction) == ("sgd", 0.003, "sum")
         assert (run.outer.optimizer, run.outer.step, run.outer.final, run.meta_batch) == ("plain", 0.25, 0.0, 1)
-        evaluation = run.evaluation.sampling
-        assert (evaluation.shots, evaluation.batch, evaluation.steps) == (5, 25, 5)
+    assert (EVALUATION.n_way, EVALUATION.shots, EVALUATION.batch, EVALUATION.steps) == (5, 5, 25, 5)
 
 
 def test_an_average_is_the_sum_at_the_outer_step_over_k():
@@ -34,75 +31,112 @@ def test_an_average_is_the_sum_at_the_outer_step_over_k():
         assert weights[f"({name})/{k}"] == pytest.approx([0.25 / k / 0.25] * k)
 
 
-def test_jobs_are_variants_times_seeds():
-    jobs = ablation.jobs(ablation.Scale(1, 1, 1, seeds=3), CONTEXT)
-    assert len(jobs) == 30
-    assert len({job.key for job in jobs}) == 30
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_profile_is_a_prefix_of_the_papers_schedule(profile):
+    scale = ablation.SCALES[profile]
+    assert scale.iterations == 40_000
+    assert max(scale.until, *ablation.G1_LOOKS.get(profile, (0,))) <= 40_000
+    assert scale.seeds >= 5 or profile == "smoke"
+    names = {variant.name for variant in ablation.variants(profile)}
+    assert names == set(NAMES) if profile != "quick" else set(NAMES) - names == {"g1+g2+g3", "(g1+g2+g3)/3", "g3"}
+    assert ablation.SCALES["paper"].until == 40_000
 
 
-def _outcomes(final):
-    """Made-up outcomes: every variant at 0.5, then at final(variant, seed)."""
-    jobs = ablation.jobs(ablation.Scale(10, 10, 1, seeds=2), CONTEXT)
-    row = {"quantity": "accuracy", "standard_error": 0.1, "count": 1}
-    return {
-        job: Outcome(
-            [
-                row | {"iteration": 0, "value": 0.5},
-                row | {"iteration": 10, "value": final(job.variant, job.run.seed)},
-            ],
-            "finished",
-            1.0,
-            10,
-        )
-        for job in jobs
-    }
+def _run(curve, *, seeds=5, profile="smoke"):
+    """Made-up curves(variant, iteration), a little better from seed to seed, not by the same in every variant."""
+
+    def accuracy(job, iteration):
+        found = curve(job.variant, iteration)
+        return None if found is None else found + 0.0005 * (job.run.seed * len(job.variant) % 5)
+
+    made = context(accuracy, seeds=seeds, profile=profile)
+    return ablation.EXPERIMENT.run(made), ablation.EXPERIMENT.settings(made)
 
 
-def test_table_and_summary():
-    table = ablation.table(_outcomes(lambda variant, seed: 0.6 if variant == "g1" else 0.9 + 0.02 * seed))
-    assert len(table) == 10 * 2 * 2
-    summary = ablation.summary(table)
-    assert list(summary.variant) == [variant.name for variant in figure_3()]
-    assert summary.set_index("variant")["mean"]["g4"] == pytest.approx(0.91)
-    assert len(ablation.report(summary)) == 11
-
-
-def test_a_run_that_diverged_is_missing_from_the_final_row_not_from_the_table():
-    outcomes = _outcomes(lambda variant, seed: 0.9)
-    outcomes = {
-        job: (Outcome(o.rows[:1], "diverged at iteration 10", 1.0, 10) if job.variant == "g2" else o)
-        for job, o in outcomes.items()
-    }
-    table = ablation.table(outcomes)
-    assert "g2" in set(table.variant)
-    assert "g2" not in set(ablation.summary(table).variant)
-    assert isinstance(table, pd.DataFrame)
-
-
-def _verdicts(effect):
-    """Verdicts on made-up curves: from 0.5 to effect(variant) and a little more for each seed."""
-    table = ablation.table(_outcomes(lambda variant, seed: effect(variant) + 0.001 * seed))
-    rows = pd.DataFrame(ablation.measurements(table, figure_3()))
-    return dict(ledger(ablation.CLAIMS, rows)[["id", "verdict"]].to_numpy())
-
-
-def _paper(variant):
+def _paper(variant, iteration=1):
     """As the paper's figure has it: g1 flat, the rest better the longer, sums gaining more than the last."""
     k = variant.count("g") if "+" in variant else int(variant[1])
-    if k == 1:
+    if k == 1 or iteration == 0:
         return 0.5
     return 0.7 + 0.06 * k if "+" in variant else 0.8 + 0.03 * k
 
 
-def test_verdicts_on_made_up_curves():
-    assert set(_verdicts(_paper).values()) == {SUPPORTED}
-    assert _verdicts(lambda variant: 0.9 if variant == "g1" else _paper(variant))["ablation-g1"] == REFUTED
-    assert _verdicts(lambda variant: 0.8 if variant == "g2" else _paper(variant))["ablation-g2-beats-sum"] == REFUTED
-    assert _verdicts(lambda v: 1.7 - _paper(v) if v != "g1" else 0.5)["ablation-more-is-better"] == REFUTED
-    assert _verdicts(lambda variant: 0.5)["ablation-g1"] == CANNOT_FAIL
+@pytest.mark.parametrize("profile", PROFILES)
+def test_verdicts_where_all_is_as_the_paper_has_it(profile):
+    result, settings = _run(_paper, profile=profile)
+    assert set(verdicts(ablation.EXPERIMENT, result).values()) == {SUPPORTED}
+    json.dumps(settings)
 
 
-def test_one_seed_is_inconclusive():
-    table = ablation.table(_outcomes(lambda variant, seed: _paper(variant)))
-    rows = pd.DataFrame(ablation.measurements(table[table.seed == 0], figure_3()))
-    assert not {SUPPORTED, REFUTED} & set(ledger(ablation.CLAIMS, rows).verdict)
+@pytest.mark.parametrize(
+    ("claim", "curve"),
+    [
+        ("ablation-g1", lambda v, i: 0.5 + 0.3 * (i > 0) if v == "g1" else _paper(v, i)),
+        ("ablation-g2-beats-sum", lambda v, i: 0.8 if v == "g2" else _paper(v, i)),
+        ("ablation-more-is-better", lambda v, i: 0.7 if v == "g1+g2+g3+g4" else _paper(v, i)),
+        ("ablation-more-is-better-averages", lambda v, i: 0.7 if v == "(g1+g2+g3+g4)/4" else _paper(v, i)),
+        ("ablation-more-is-better-last", lambda v, i: 0.7 if v == "g4" else _paper(v, i)),
+        ("ablation-sums-gain-more", lambda v, i: 0.99 if v == "g4" else _paper(v, i)),
+    ],
+)
+def test_each_claim_can_be_refuted(claim, curve):
+    assert verdicts(ablation.EXPERIMENT, _run(curve)[0])[claim] == REFUTED
+
+
+@pytest.mark.parametrize(
+    ("claim", "curve"),
+    [
+        ("ablation-g1", lambda v, i: 0.5),  # where nothing learns, g1 shows nothing
+        ("ablation-g2-beats-sum", lambda v, i: 0.95 if v == "g1" else _paper(v, i)),
+        ("ablation-more-is-better", lambda v, i: 0.99 if v == "g1" else _paper(v, i)),
+        ("ablation-more-is-better-averages", lambda v, i: 0.99 if v == "g1" else _paper(v, i)),
+        ("ablation-more-is-better-last", lambda v, i: 0.99 if v == "g1" else _paper(v, i)),
+        ("ablation-sums-gain-more", lambda v, i: 0.99 if v == "g1" else _paper(v, i)),
+    ],
+)
+def test_each_control_can_pass(claim, curve):
+    verdict = judged(ablation.EXPERIMENT, _run(curve)[0])[claim]
+    assert (verdict.decision, verdict.why) == (UNDECIDED, "the control does not fail")
+
+
+def test_fewer_than_five_seeds_are_a_pilot():
+    found = judged(ablation.EXPERIMENT, _run(_paper, seeds=4)[0])
+    assert {verdict.why for verdict in found.values()} == {"pilot"}
+
+
+def test_g2_and_the_sum_are_compared_early_and_over_all_of_the_run():
+    def late(variant, iteration):
+        return 0.9 if iteration > 5_000 and variant in ("g2", "g1+g2") else _paper(variant, iteration)
+
+    verdict = judged(ablation.EXPERIMENT, _run(late, profile="paper")[0])["ablation-g2-beats-sum"]
+    early, whole = verdict.cases
+    assert (early.name, whole.name) == ("early", "over all of the run")
+    assert early.mean == pytest.approx(0.86 - 0.82, abs=0.002)
+    assert whole.mean == pytest.approx((0.86 - 0.82) * 8 / 12, abs=0.002)
+    (case,) = judged(ablation.EXPERIMENT, _run(late, profile="quick")[0])["ablation-g2-beats-sum"].cases
+    assert case.name == "early"
+
+
+def test_g1_is_followed_further_than_the_others():
+    result, settings = _run(lambda v, i: 0.5 - 1e-4 * i, profile="quick")
+    assert settings["looks_of"] == {"g1": [200, 400, 600, 2_000]}
+    verdict = judged(ablation.EXPERIMENT, result)["ablation-g1"]
+    assert verdict.cases[0].mean == pytest.approx(-0.2)
+    assert verdict.controls[0].mean == pytest.approx(-0.06)
+    summary = result.tables["ablation_summary"].set_index("variant")
+    assert (summary.iteration["g1"], summary.iteration["g2"]) == (2_000, 600)
+
+
+def test_table_summary_and_words():
+    result, _ = _run(lambda variant, i: 0.6 if variant == "g1" else 0.9, seeds=2)
+    assert len(result.tables["ablation"]) == 10 * 2 * 3
+    summary = result.tables["ablation_summary"]
+    assert list(summary.variant) == NAMES
+    assert summary.set_index("variant")["mean"]["g4"] == pytest.approx(0.9, abs=0.003)
+    assert len(result.lines) == 11
+
+
+def test_a_run_that_diverged_counts_as_chance():
+    result, _ = _run(lambda variant, i: None if variant == "g2" and i == 4 else 0.9)
+    assert result.tables["ablation_summary"].set_index("variant")["mean"]["g2"] == pytest.approx(0.2)
+    assert verdicts(ablation.EXPERIMENT, result)["ablation-g2-beats-sum"] == REFUTED

@@ -1,17 +1,17 @@
 """The model of cost: what is traced against products counted by hand, times of toy sweeps against pencil and paper."""
 
-from dataclasses import replace
-
 import pytest
 
 from analysis import cost
-from analysis.cost import GPU, Work
-from analysis.experiments.ablation import SCALES, configure
+from analysis.cost import GPU, Training, Work
+from analysis.experiments import ablation
+from analysis.experiments.shared.curves import Scale
+from analysis.paper.figure_3 import EVALUATION, configure
+from analysis.runs.evaluations import LANES
 from reptile_core.meta_gradients import total
 from reptile_core.tasks import Sampling
-from reptile_core.training import Evaluation
 
-RUN = configure(total(2), SCALES["smoke"], seed=0)
+RUN = configure(total(2), seed=0)
 # Multiply-adds of one example: positions x 9 c_in c_out of each convolution, then the linear layer.
 FIRST = 14 * 14 * 9 * 64
 ALL = FIRST + (7 * 7 + 4 * 4 + 2 * 2) * 9 * 64 * 64 + 256 * 5
@@ -26,32 +26,44 @@ def test_products_of_an_iteration_are_those_counted_by_hand() -> None:
 def test_products_of_an_evaluation_are_those_counted_by_hand() -> None:
     """A task: its steps, one batch of the 5 test examples, and each of these in a batch with all 25 of the support."""
     task = 5 * 25 * GRADIENT + 2 * ALL * (5 + 5 * 26)
-    found = cost.evaluation(RUN, RUN.evaluation.sampling, tasks=3)
+    found = cost.evaluation(RUN, EVALUATION, tasks=3)
     assert found.flops == pytest.approx(3 * task, rel=0.01)
+    many = 5 * 25 * GRADIENT + 2 * ALL * 4 * 5 * 26  # of four queries a class none is with transduction
+    assert cost.evaluation(RUN, EVALUATION, tasks=3, queries=4).flops == pytest.approx(3 * many, rel=0.01)
 
 
 def test_steps_counted_once_are_as_steps_traced() -> None:
     sampling = Sampling(n_way=5, shots=1, batch=5, steps=4)
     pool, state = cost._pool(RUN, "meta"), cost._start(RUN)
-    traced = cost.traced(lambda: cost.training.accuracies(RUN, pool, state, sampling, range(2), lanes=2))
+    traced = cost.traced(lambda: cost.training.evaluate(RUN, pool, state, sampling, range(2), lanes=2))
     counted = cost.evaluation(RUN, sampling, 2)
     assert (counted.flops, counted.launches) == (traced.flops, traced.launches)
     assert counted.bytes == pytest.approx(traced.bytes)
 
 
-def test_cost_is_linear_in_k_and_iterations() -> None:
+def test_cost_is_linear_in_k_iterations_and_tasks() -> None:
     """And a lane costs bytes and flops, but no launch."""
-    one, two, three = (cost.iteration(configure(total(k), SCALES["smoke"], seed=0)) for k in (1, 2, 3))
+    one, two, three = (cost.iteration(configure(total(k), seed=0)) for k in (1, 2, 3))
     assert three.flops - two.flops == two.flops - one.flops > 0
     assert three.launches - two.launches == two.launches - one.launches > 0
-    few, many = (cost.evaluation(RUN, RUN.evaluation.sampling, tasks) for tasks in (2, 8))
+    few, many = (cost.evaluation(RUN, EVALUATION, tasks) for tasks in (2, 8))
     assert (many.flops, many.launches) == (4 * few.flops, few.launches)
-    short = replace(RUN, evaluation=Evaluation(RUN.evaluation.sampling, 4, every=10), iterations=10)
-    long = replace(short, iterations=20)
-    look = cost.evaluation(RUN, RUN.evaluation.sampling, 4)
-    assert cost.whole(long).flops - cost.whole(short).flops == pytest.approx(
-        10 * cost.iteration(RUN).flops + look.flops
-    )
+    assert cost.whole(Training(RUN, 20)) == 20 * cost.iteration(RUN)
+    assert cost.look(RUN, EVALUATION, 3 * LANES) == 3 * cost.evaluation(RUN, EVALUATION, LANES)
+
+
+def test_a_run_is_trained_to_its_last_look_and_evaluated_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ablation.SCALES, "smoke", Scale(looks=(5, 10), tasks=LANES, seeds=1, queries=2))
+    trainings, others = cost.ablation_runs("smoke", seeds=2)
+    assert {item.until for item in trainings} == {10}
+    assert len(trainings) == 2 * len(ablation.variants("smoke")) and len(others) == 3 * len(trainings)
+    assert others[0] == cost.evaluation(RUN, EVALUATION, LANES, queries=2)
+
+
+def test_a_cell_of_the_tables_is_evaluated_at_the_end() -> None:
+    trainings, others = cost.few_shot_runs("smoke", seeds=1)
+    assert {item.until - item.run.iterations for item in trainings} == {0}
+    assert len(others) == 2 * len(trainings)  # 1-shot and 5-shot
 
 
 @pytest.mark.parametrize(("cores", "seconds"), [(1, 12), (2, 7), (3, 5), (64, 5)])

@@ -14,11 +14,15 @@ import torch
 import torch.nn.functional as F
 
 import reproduce
-from analysis.courses import execute
-from analysis.experiment import Context
 from analysis.experiments import ablation
-from analysis.runs import Outcome, Source, final_state
-from analysis.workers import Workers
+from analysis.experiments.shared.curves import Scale
+from analysis.experiments.shared.experiment import Context
+from analysis.paper import figure_3
+from analysis.runs.advance import execute
+from analysis.runs.evaluations import chunks, evaluate, joined
+from analysis.runs.job import Source
+from analysis.runs.store import state_at
+from analysis.runs.workers import Workers, silent
 from figures import demo
 from figures.demo import weights
 from figures.demo.adaptation import N_WAY, adapt, initialization
@@ -53,6 +57,11 @@ def brief(monkeypatch):
     monkeypatch.setattr(weights, "ITERATIONS", 1)
     monkeypatch.setattr(weights, "TASKS", 1)
     monkeypatch.setattr(Context, "train", lambda self, name, jobs: {job: execute(job) for job in jobs})
+    monkeypatch.setattr(
+        Context,
+        "evaluate",
+        lambda self, name, wanted: {item: joined([evaluate(c, silent) for c in chunks(*item)]) for item in wanted},
+    )
 
 
 @pytest.fixture
@@ -65,7 +74,9 @@ def context(glyphs, tmp_path):
 def untrained(glyphs):
     run = weights.configure(total(2), 1)
     pool = ImagePool(torch.from_numpy(glyphs.images[:20].copy()))
-    return weights.Weights({name: initialization(run, start(run)) for name in weights.NAMES}, {}, "", "", pool)
+    return weights.Weights(
+        {name: initialization(run, start(run), weights.EVALUATION) for name in weights.NAMES}, {}, "", "", pool
+    )
 
 
 # ---- drawings
@@ -162,12 +173,7 @@ def test_adaptation_is_the_cores_inner_loop_and_evaluation(glyphs, inner, repeat
     """Of a 3-way run; a 5-way run's first three outputs, with batches of many copies as in its own evaluation."""
     sampling = Sampling(n_way=n_way, shots=1, batch=N_WAY * repeats, steps=4)
     run = weights.configure(total(2), 1)
-    run = replace(
-        run,
-        sampling=replace(run.sampling, n_way=n_way),
-        inner=inner,
-        evaluation=replace(run.evaluation, sampling=sampling),
-    )
+    run = replace(run, sampling=replace(run.sampling, n_way=n_way), inner=inner)
     state = start(run)
     pool = ImagePool(torch.from_numpy(glyphs.images.copy()))
     task = evaluation_tasks(Sampling(N_WAY, 1, N_WAY, 1), pool, seed=0, count=1)[0]
@@ -187,7 +193,7 @@ def test_adaptation_is_the_cores_inner_loop_and_evaluation(glyphs, inner, repeat
         phi = step.after
         losses.append(loss(phi, support).item() / N_WAY)
 
-    found = [adapt(initialization(run, state), support.x, x, steps=4) for x in test.x]
+    found = [adapt(initialization(run, state, sampling), support.x, x, steps=4) for x in test.x]
     # float32: summing copies rounds otherwise than a larger learning rate, and batch norm over four amplifies it
     assert found[0].losses == pytest.approx(losses, rel=2e-3, abs=1e-4)
     assert all(sum(each.probabilities) == pytest.approx(1) for each in found)
@@ -211,40 +217,44 @@ def test_no_step_leaves_the_initialization(untrained):
 
 
 def test_own_runs_are_trained_once_and_kept(context, capsys):
-    jobs = weights.own(context)
-    weights.train(context, jobs)
+    measured = weights.own(context)
+    weights.train(context, measured)
     assert "Training two initializations" in capsys.readouterr().out
-    loaded = weights.load(jobs)
+    loaded = weights.load(context, measured)
     assert list(loaded.initializations) == ["Reptile", "Joint training"]
-    assert torch.equal(loaded.initializations["Reptile"].phi, final_state(jobs["Reptile"]).phi)
+    jobs = {name: job for name, (job, *_) in measured.items()}
+    assert torch.equal(loaded.initializations["Reptile"].phi, state_at(jobs["Reptile"], 1).phi)
     assert "NOT OMNIGLOT" in loaded.warning and str(context.runs) in loaded.origin
     steps = {name: job.run.iterations * job.run.sampling.steps for name, job in jobs.items()}
     assert len(set(steps.values())) == 1  # as many minibatches for both
 
-    before = {path: path.stat().st_mtime_ns for path in context.runs.iterdir()}
-    weights.train(context, jobs)
+    before = {path: path.stat().st_mtime_ns for path in context.runs.rglob("*.safetensors")}
+    assert len(before) == 4
+    weights.train(context, measured)
+    assert weights.load(context, measured).remarks == loaded.remarks
     assert capsys.readouterr().out == ""
-    assert {path: path.stat().st_mtime_ns for path in context.runs.iterdir()} == before
+    assert {path: path.stat().st_mtime_ns for path in context.runs.rglob("*.safetensors")} == before
 
 
-def test_a_finished_pair_of_figure_3_is_taken_and_half_a_pair_is_not(context, monkeypatch):
-    scale = ablation.Scale(iterations=1, every=1, tasks=1, seeds=2)
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_finished_pair_of_figure_3_is_taken_and_half_a_pair_is_not(context, monkeypatch, epoch):
+    scale = Scale(looks=(1,), tasks=1, seeds=2, iterations=3)
     monkeypatch.setitem(ablation.SCALES, "paper", scale)
     pairs = [
-        [context.job(ablation.configure(v, scale, seed), v.name) for v in (total(4), weights.last(1))]
-        for seed in (0, 1)
+        [context.job(figure_3.configure(v, seed, iterations=3), v.name, until=1) for v in (total(4), weights.last(1))]
+        for seed in context.seeds_of(2, epoch)
     ]
     context.train("test", [pairs[0][0], *pairs[1]])
     found = weights.of_figure_3(context, context.runs)
-    assert found is not None and list(found.values()) == pairs[1]
-    assert "1 meta-iterations of 4 steps" in weights.load(found).remarks["Reptile"]
+    assert found is not None
+    assert [job.key for job, *_ in found.values()] == [job.key for job in pairs[1]]
+    assert "1 meta-iterations of 4 steps" in weights.load(context, found).remarks["Reptile"]
     assert weights.of_figure_3(context, context.runs / "nowhere") is None
 
 
-def test_remark_tells_the_last_accuracy():
-    run = weights.configure(total(6), 2500)
-    rows = [{"quantity": quantity, "value": value} for value in (0.3, 0.8) for quantity in ("accuracy", "other")]
-    said = weights.remark(run, Outcome(rows, "finished", 1.0, 2500))
+def test_remark_tells_how_long_and_how_accurate(context):
+    job = context.job(weights.configure(total(6), 2500), "demo")
+    said = weights.remark(job, weights.EVALUATION, 0.8)
     assert said == "2,500 meta-iterations of 6 steps; 80\N{NO-BREAK SPACE}% right on 3-way 1-shot test tasks"
 
 

@@ -43,8 +43,8 @@ def phi_1() -> Tensor:
     return NETWORK.initialize(0, dtype=torch.float64)
 
 
-def tasks() -> Tasks:
-    return evaluation_tasks(SAMPLING, POOL, seed=0, count=COUNT)
+def tasks(queries: int = 1) -> Tasks:
+    return evaluation_tasks(SAMPLING, POOL, seed=0, count=COUNT, queries=queries)
 
 
 def pictures(part) -> tuple[Tensor, Tensor]:
@@ -53,11 +53,11 @@ def pictures(part) -> tuple[Tensor, Tensor]:
     return torch.stack(images), part.label
 
 
-def naive(optimizer: str, warm_up: list[Minibatch] | None = None) -> Naive:
+def naive(optimizer: str, warm_up: list[Minibatch] | None = None, *, queries: int = 1) -> Naive:
     """Every task from phi_1 and, for Adam, from the moments that `warm_up` left."""
     result = Naive([], [])
     for t in range(COUNT):
-        task = tasks()[t]
+        task = tasks(queries)[t]
         module = oracles.omniglot_module(5)
         theirs = OPTIMIZERS[optimizer][1](module.parameters())
         oracles.inner_loop(module, phi_1(), pairs(warm_up or []), theirs)
@@ -95,6 +95,17 @@ def test_equals_the_naive_evaluation(optimizer: str, carried: bool) -> None:
             error = np.std(known, ddof=1) / np.sqrt(COUNT)
             assert found[name].standard_error == pytest.approx(error, abs=1e-12)
             assert found[name].count == COUNT
+
+
+@pytest.mark.parametrize("queries", [2, 5])
+def test_many_queries_equal_the_naive_evaluation(queries: int) -> None:
+    """Without transduction each is alone with the support set, however many there are."""
+    expected = naive("sgd", queries=queries).one_by_one
+    mine = OPTIMIZERS["sgd"][0]
+    for lanes in (1, 3):
+        found = accuracies(NETWORK, LOSS, phi_1(), POOL, tasks(queries), mine, transductive=False, lanes=lanes)
+        assert found.keys() == {"accuracy"}
+        assert found["accuracy"].tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_two_ways_differ_and_learn() -> None:
@@ -155,6 +166,10 @@ def test_tasks_are_those_of_the_evaluation_stream() -> None:
     for purpose in (Purpose.EVALUATION, Purpose.TRAINING):
         other = sample_tasks(SAMPLING, **arguments, purpose=purpose, task=torch.arange(2))
         assert torch.equal(other.support.index, few.support.index) == (purpose == Purpose.EVALUATION)
+    later = evaluation_tasks(SAMPLING, POOL, seed=4, count=2, look=30)
+    other = sample_tasks(SAMPLING, **arguments | {"iteration": 30}, purpose=Purpose.EVALUATION, task=torch.arange(2))
+    assert torch.equal(later.support.index, other.support.index)
+    assert not torch.equal(later.support.index, few.support.index)
 
 
 def test_too_small_a_pool() -> None:

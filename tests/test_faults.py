@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -23,10 +23,11 @@ import pytest
 from filelock import FileLock
 
 import reproduce
-from analysis import claims, comparison
-from analysis.courses import execute
 from analysis.experiments import ablation
-from analysis.runs import Job, Source
+from analysis.results import checksums, folder, ledger
+from analysis.results.judge import Verdict
+from analysis.runs.advance import execute
+from analysis.runs.job import Job, Source
 from reptile_core import datasets
 from reptile_core.checkpoints import load_checkpoint
 from reptile_core.files import UNFINISHED, remove_unfinished, write_atomically
@@ -42,16 +43,19 @@ COMMAND = [sys.executable, "reproduce.py", "ablation", "--profile", "smoke", "--
 FORKS = """
 import os, sys, torch
 import reproduce, figures.ablation, figures.style
-from analysis import command_line, runs
+from analysis import plan
 from analysis.experiments import ablation
+from analysis.results.claims import seeds
+from analysis.runs import job
 from reptile_core import datasets
 from tests.in_process import InProcess, glyphs
 torch.set_num_threads(1)
-command_line.Workers = InProcess
+plan.Workers = InProcess
 datasets._glyphs = glyphs
-ablation.SCALES["smoke"] = ablation.Scale(*map(int, sys.argv[1].split()))
-for seed in range(ablation.SCALES["smoke"].seeds):
-    runs.split_of(runs.Source("glyphs", None, datasets.load("glyphs").content), seed)
+until, tasks, count = map(int, sys.argv[1].split())
+ablation.SCALES["smoke"] = ablation.Scale(looks=(max(1, until // 2), until), tasks=tasks, seeds=count, queries=1)
+for seed in seeds(1, count):
+    job.split_of(job.Source("glyphs", None, datasets.load("glyphs").content), seed)
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
@@ -76,6 +80,9 @@ def _stands(out: Path) -> dict[str, int]:
     return {path.name: load_checkpoint(path)[1]["iteration"] for path in (out / "runs").glob("*.safetensors")}
 
 
+WITH_TIMES = {"manifest.json", "report.md", "report.html", "claims.json", "SHA256SUMS", "ablation_evidence.csv"}
+
+
 def _assert_same(one: Path, other: Path) -> None:
     """Runs, tables, figures and the ledger, bit for bit, and no other files."""
     names = [{path.relative_to(out) for path in out.rglob("*") if path.is_file()} for out in (one, other)]
@@ -83,13 +90,20 @@ def _assert_same(one: Path, other: Path) -> None:
     for name in sorted(names[0]):
         if name.suffix == ".safetensors":
             assert_same_run(one / name, other / name)
-        elif name.name not in ("manifest.json", "report.md", "report.html"):  # which have times and names in them
+        elif name.name not in (
+            "manifest.json",
+            "report.md",
+            "report.html",
+            "claims.json",
+            "SHA256SUMS",
+            "ablation_evidence.csv",
+        ):  # which have times and names in them
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
 def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path: Path) -> None:
     """SIGKILL, again and again, writes included; a run that gets through is compared, and the next one begins."""
-    scale, enough = ("30 15 4 2", 100) if FULL else ("4 2 1 1", 3)  # iterations, every, tasks, seeds
+    scale, enough = ("30 4 2", 100) if FULL else ("4 2 1", 3)  # until, tasks, seeds
     chance, kills, rounds = random.Random(0), 0, 0
     forks = subprocess.Popen(
         [sys.executable, "-c", FORKS, scale, *COMMAND[2:]],
@@ -253,7 +267,7 @@ def test_a_full_disk_ends_in_one_line_and_the_rest_is_done_later(tmp_path: Path)
     assert script(*ablation_in(tmp_path)).code == 0
 
 
-@pytest.mark.parametrize("name", ["tables", "runs", "claims.md", "tables/SHA256SUMS"])
+@pytest.mark.parametrize("name", ["tables", "runs", "claims.json", "tables/SHA256SUMS"])
 def test_something_else_in_the_place_of_an_output(tmp_path: Path, name: str) -> None:
     """A file where a folder should be, or a folder where a file should be."""
     if "." in name or "SUMS" in name:
@@ -329,7 +343,7 @@ def test_a_checkpoint_of_something_else_is_told_by_what(tmp_path: Path, finished
         with pytest.raises(ValueError, match=f"found the run {finished.key}, of {words}$"):
             execute(moved)
     old = finished.path.read_bytes()
-    monkeypatch.setattr("analysis.runs.NUMERICS_VERSION", 10**6)
+    monkeypatch.setattr("analysis.runs.job.NUMERICS_VERSION", 10**6)
     moved = dataclasses.replace(finished, folder=tmp_path)
     moved.path.write_bytes(old)
     with pytest.raises(ValueError, match=r"of another version$"):
@@ -338,10 +352,9 @@ def test_a_checkpoint_of_something_else_is_told_by_what(tmp_path: Path, finished
 
 def test_a_table_that_changed_is_named_not_judged_and_kept(tmp_path: Path) -> None:
     assert script(*ablation_in(tmp_path)).code == 0
-    path = tmp_path / "tables" / "ablation_measurements.csv"
+    path = tmp_path / "tables" / "ablation_evidence.csv"
     whole = path.read_bytes()
-    judged = pd.read_csv(tmp_path / "claims.csv").set_index("id").verdict["ablation-g1"]
-    assert judged == claims.TOO_SMALL
+    assert _why(ledger.read(tmp_path)) == "pilot"
     changes = {
         "cut at a line": b"\n".join(whole.split(b"\n")[:-3]) + b"\n",
         "cut within one": whole[:-20],
@@ -352,38 +365,42 @@ def test_a_table_that_changed_is_named_not_judged_and_kept(tmp_path: Path) -> No
     for changed in changes.values():
         path.write_bytes(changed)
         with pytest.warns(
-            UserWarning, match=f"{path}: expected SHA-256 .* left as it is and not judged; ablation writes"
+            UserWarning, match=f"{path}: expected SHA-256 .* left as it is and not judged; rerun ablation"
         ):
-            ledger = _judged(tmp_path)
-        assert ledger["ablation-g1"] == claims.NOT_JUDGED
+            assert _judged(tmp_path) == "not measured"
         assert path.read_bytes() == changed
     path.write_bytes(whole)
-    (tmp_path / "tables" / comparison.SUMS).unlink()
+    (tmp_path / "tables" / checksums.SUMS).unlink()
     with pytest.warns(UserWarning, match=f"{path}: expected its digest in SHA256SUMS, found none"):
-        assert _judged(tmp_path)["ablation-g1"] == claims.NOT_JUDGED
+        assert _judged(tmp_path) == "not measured"
     assert script(*ablation_in(tmp_path)).code == 0
     assert path.read_bytes() == whole
-    assert _judged(tmp_path)["ablation-g1"] == judged
+    assert _judged(tmp_path) == "pilot"
 
 
 def test_a_table_of_another_version_is_not_judged(tmp_path: Path, monkeypatch) -> None:
     assert script(*ablation_in(tmp_path)).code == 0
-    monkeypatch.setattr("analysis.comparison.NUMERICS_VERSION", 10**6)
-    with pytest.warns(UserWarning, match="expected numbers of version 1000000, found another's"):
-        assert _judged(tmp_path)["ablation-g1"] == claims.NOT_JUDGED
+    monkeypatch.setattr("analysis.results.checksums.NUMERICS_VERSION", 10**6)
+    with pytest.warns(UserWarning, match="expected numbers of numerics version 1000000, found version 5"):
+        assert _judged(tmp_path) == "not measured"
 
 
 def test_sums_are_as_sha256sum_has_them(tmp_path: Path) -> None:
     assert script(*ablation_in(tmp_path)).code == 0
-    check = ["sha256sum", "--check", "--strict", "--quiet", comparison.SUMS]
+    check = ["sha256sum", "--check", "--strict", "--quiet", checksums.SUMS]
     try:
         subprocess.run(check, cwd=tmp_path / "tables", check=True)
     except FileNotFoundError:
         pytest.skip("no sha256sum here")
 
 
-def _judged(out: Path) -> dict[str, str]:
-    return dict(reproduce.judge(out)[["id", "verdict"]].to_numpy())
+def _judged(out: Path) -> str:
+    """Why ablation-g1 is undecided."""
+    return _why(folder.judge_all(out, reproduce.CLAIMS))
+
+
+def _why(verdicts: Sequence[Verdict]) -> str:
+    return next(verdict.why for verdict in verdicts if verdict.claim.id == "ablation-g1")
 
 
 # ---- runs that diverge
@@ -392,40 +409,21 @@ def _judged(out: Path) -> dict[str, str]:
 def test_a_run_that_diverges_stops_and_the_others_go_on(tmp_path: Path, monkeypatch) -> None:
     configure = ablation.configure
 
-    def explosive(variant, scale, seed):
-        run = configure(variant, scale, seed)
-        return dataclasses.replace(run, inner=Inner("sgd", 1e30)) if (variant.name, seed) == ("g2", 1) else run
+    def explosive(variant, seed):
+        run = configure(variant, seed)
+        return dataclasses.replace(run, inner=Inner("sgd", 1e30)) if (variant.name, seed) == ("g2", 1001) else run
 
     monkeypatch.setattr(ablation, "configure", explosive)
     said = script(*ablation_in(tmp_path, "--seeds", 2))
-    line = "g2, seed 1: diverged at iteration 1 (inner sgd at 1e+30, outer plain at 0.25)"
+    line = "g2, seed 1001: diverged at iteration 1 (inner sgd at 1e+30, outer plain at 0.25)"
     assert said.code == 0
     assert line in said.out
     curves = pd.read_csv(tmp_path / "tables" / "ablation.csv")
-    ends = curves[curves.quantity == "accuracy"].groupby(["variant", "seed"]).iteration.max()
-    assert ends["g2", 1] == 0
-    assert set(ends.drop(("g2", 1))) == {2}
-    ledger = pd.read_csv(tmp_path / "claims.csv").set_index("id")
-    assert line in ledger.diverged["ablation-g2-beats-sum"]
-    assert line in (tmp_path / "claims.md").read_text()
-
-
-def test_the_verdict_says_that_a_number_is_missing_for_a_run_that_diverged() -> None:
-    claim = dataclasses.replace(ablation.CLAIMS[0], low=0.0, high=1.0, least="smoke")
-    rows = [
-        {
-            "claim": claim.id,
-            "case": "a",
-            "role": role,
-            "value": value,
-            "diverged": "g1, seed 1: diverged at iteration 7",
-        }
-        for role, value in (("check", 0.5), ("check", float("nan")), ("control", 2.0))
-    ]
-    (row,) = claims.ledger([claim], pd.DataFrame(rows)).itertuples()
-    assert (row.verdict, row.diverged) == (claims.DIVERGED, "g1, seed 1: diverged at iteration 7")
-    (row,) = claims.ledger([claim], pd.DataFrame(rows[::2])).itertuples()
-    assert row.verdict == claims.SUPPORTED  # the run that diverged was not needed for it
+    ended = curves[(curves.variant == "g2") & (curves.seed == 1001)].set_index("iteration").value
+    assert ended[1] == ended[2] == 0.2  # a run that diverged counts, at chance
+    diverged = {verdict.claim.id: verdict.diverged for verdict in ledger.read(tmp_path)}
+    assert diverged["ablation-g2-beats-sum"] == (line,)
+    assert line in (tmp_path / "report.md").read_text()
 
 
 def test_infinite_and_nan_are_found_at_the_very_iteration(tmp_path: Path, monkeypatch) -> None:
@@ -444,5 +442,4 @@ def test_infinite_and_nan_are_found_at_the_very_iteration(tmp_path: Path, monkey
         job = _job(tmp_path / str(bad), 9)
         outcome = execute(job)
         assert (outcome.status, outcome.iteration) == ("diverged at iteration 5", 5)
-        assert {row["iteration"] for row in outcome.rows} == {0, 3}
         assert execute(job).status == outcome.status

@@ -1,7 +1,7 @@
 """Section 6.1: settings against the paper's numbers, pieces against the whole, data found or not, ledger, figure."""
 
 from dataclasses import replace
-from math import isnan
+from math import isnan, log
 from types import SimpleNamespace
 
 import matplotlib
@@ -11,17 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-import reproduce
-from analysis.claims import CANNOT_FAIL, INCONCLUSIVE, NOT_JUDGED, REFUTED, SUPPORTED, TOO_SMALL, ledger
-from analysis.experiment import Context
 from analysis.experiments import few_shot
-from analysis.experiments.few_shot import BENCHMARKS, METHODS, PUBLISHED, SCALES, Scale
-from analysis.runs import Source
-from figures.few_shot import NOT_ASKED, ROWS, draw
+from analysis.experiments.few_shot import BENCHMARKS, METHODS, PUBLISHED, SCALES, Scale, Unmeasured
+from analysis.experiments.shared.experiment import Context
+from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
+from analysis.runs import evaluations
+from analysis.runs.job import Source
+from analysis.runs.store import Outcome
+from figures.few_shot import MEASURED, NOT_ASKED, ROWS, draw
 from figures.style import style
 from reptile_core import datasets, training
 from reptile_core.checkpoints import CheckpointError
-from reptile_core.training import Evaluation, build_network
+from reptile_core.evaluation import estimate
+from reptile_core.training import build_network
 
 matplotlib.use("Agg")
 
@@ -66,7 +68,7 @@ def test_settings_are_the_papers(name, n_way, rate, batch, steps, train_shots, i
     assert (run.inner.optimizer, run.inner.learning_rate, run.inner.moments) == ("adam", rate, "kept")
     assert (run.outer.optimizer, run.outer.step, run.outer.final, run.meta_batch) == ("plain", 1.0, 0.0, 5)
     assert (run.weights, run.network, run.seed) == ((1.0,) * steps, benchmark.data, 1)
-    assert (scale.tasks, few_shot.SEEDS["paper"]) == (10_000, 3)
+    assert (scale.tasks, few_shot.SEEDS["paper"]) == (10_000, 5)
     for shots in (1, 5):
         cut = few_shot.evaluated(benchmark, shots)
         assert (cut.n_way, cut.shots, cut.batch, cut.steps) == (n_way, shots, batches[shots], 50)
@@ -113,43 +115,74 @@ def _small(monkeypatch, name, scale, **changes):
     monkeypatch.setitem(few_shot.SCALES, "smoke", {name: scale})
     monkeypatch.setattr(few_shot, "META_BATCH", 1)
     monkeypatch.setattr(few_shot, "EVALUATION_STEPS", 2)
-    monkeypatch.setattr(few_shot, "PIECE", 2)
+    monkeypatch.setattr(few_shot, "CHUNK", 2)
+    monkeypatch.setattr(evaluations, "CHUNK", 2)
     return small
 
 
-def test_pieces_give_what_the_whole_gives_and_are_kept(context, monkeypatch):
+def test_chunks_give_what_the_whole_gives_and_are_kept(context, monkeypatch):
     benchmark = _small(monkeypatch, "omniglot-5way", Scale(iterations=2, tasks=3))
-    tables = few_shot.run(context).tables
-    table = tables["few_shot"].set_index(["shots", "method", "quantity"])
+    result = few_shot.run(context)
+    table = result.tables["few_shot"].set_index(["shots", "method", "quantity"])
+    assert set(table.seed) == {1000}
     training_ = few_shot.Training(benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source)
-    job = training_.job(0, context)
+    job = training_.job(1000, context)
     *_, end = training.train(job.run, job.pool("train"), training.start(job.run))
     for shots in (1, 5):
-        run = replace(job.run, evaluation=Evaluation(few_shot.evaluated(benchmark, shots), 3, 1))
         for method, state, tasks in (("reptile", end, 3), ("untrained", training.start(job.run), 2)):
-            run = replace(run, evaluation=replace(run.evaluation, tasks=tasks))
-            for quantity, found in training.evaluate(run, job.pool("test"), state).items():
-                row = table.loc[shots, method, quantity]
+            sampling = few_shot.evaluated(benchmark, shots)
+            for quantity, values in training.evaluate(job.run, job.pool("test"), state, sampling, range(tasks)).items():
+                found, row = estimate(values), table.loc[shots, method, quantity]
                 assert (row.value, row["count"]) == (pytest.approx(found.mean, abs=1e-12), tasks)
                 assert row.standard_error == pytest.approx(found.standard_error, abs=1e-12)
     files = {path: path.stat().st_mtime_ns for path in context.runs.rglob("*.safetensors")}
     assert len(files) == 3 + 2 * (3 * 2 + 1)
-    pd.testing.assert_frame_equal(few_shot.run(context).tables["few_shot"], tables["few_shot"])
+    pd.testing.assert_frame_equal(few_shot.run(context).tables["few_shot"], result.tables["few_shot"])
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    (piece,) = [c.pieces[0] for c in few_shot.cells([training_], context) if c.trained and c.shots == 1]
-    other = next(path for path in files if path.parent.name == "evaluations" and path != piece.path)
-    piece.path.write_bytes(other.read_bytes())
+    (cell,) = [c for c in few_shot.cells([training_], context) if c.trained and c.shots == 1]
+    chunk, _ = evaluations.chunks(*cell.measured)
+    other = next(path for path in files if path.parent.name == "evaluations" and path != chunk.path)
+    chunk.path.write_bytes(other.read_bytes())
     with pytest.raises(CheckpointError, match="expected the evaluation"):
-        few_shot.evaluate(piece, lambda done: None)
+        few_shot.run(context)
+
+
+def test_a_seed_that_diverged_counts_at_chance(context, monkeypatch):
+    _small(monkeypatch, "omniglot-5way", Scale(iterations=2, tasks=3))
+
+    def lost(self, name, jobs):
+        return {job: Outcome("diverged at iteration 1", 4.0, 1) for job in jobs}
+
+    monkeypatch.setattr(Context, "train", lost)
+    result = few_shot.run(replace(context, seeds=2))
+    table = result.tables["few_shot"]
+    trained = table[table.method != "untrained"]
+    assert trained.value.tolist() == pytest.approx([0.2] * len(trained))
+    assert set(trained.seed) == {1000, 1001} and set(trained["count"]) == {3}
+    assert set(result.tables["few_shot_summary"].status) == {MEASURED}
+
+
+def test_what_a_seed_takes_is_training_and_evaluation_of_all_that_is_compared(context, monkeypatch):
+    benchmark = _small(monkeypatch, "omniglot-5way", Scale(iterations=2, tasks=3))
+    training_ = few_shot.Training(benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source)
+    measured = [cell for cell in few_shot.cells([training_], context) if cell.trained]
+    job = measured[0].job
+    steps = sum(chunk.steps for cell in measured for chunk in evaluations.chunks(*cell.measured))
+    found = few_shot.seconds_of(measured, {job: Outcome("finished", 8.0, 2)})
+    assert found == {"omniglot-5way-reptile": pytest.approx(8.0 * (1 + steps / job.training_steps))}
+    seconds = {"omniglot-5way-reptile": 5.0, "omniglot-20way-reptile": 7.0, "omniglot-5way-maml": 40.0}
+    evidence = few_shot.evidence(_table(_as_published), BOTH, seconds).groupby("claim").seconds.unique()
+    assert evidence.map(list).to_dict() == {"table-omniglot": [12.0], "table-omniglot-similar": [52.0]}
 
 
 def test_cells_are_chosen_by_how_their_names_begin(context):
     quick = replace(context, profile="quick", cells=("omniglot-5way-reptile", "cifar"))
-    trainings, reasons = few_shot.plan(quick)
+    trainings, others = few_shot.plan(quick)
     assert [t.name for t in trainings] == ["omniglot-5way-reptile"]
-    assert reasons["omniglot-5way-maml"] == "not asked for"
-    assert reasons["omniglot-20way-reptile"] == "not in the quick profile"
-    assert "cifar_fs.zip" in reasons["cifar-fs-fomaml"]  # asked for, and nowhere to be found
+    assert others["omniglot-5way-maml"] == Unmeasured(few_shot.NOT_ASKED)
+    assert others["omniglot-20way-reptile"] == Unmeasured(few_shot.NOT_IN_PROFILE)
+    assert others["cifar-fs-fomaml"].status == few_shot.HINDERED
+    assert "cifar_fs.zip" in others["cifar-fs-fomaml"].reason  # asked for, and nowhere to be found
 
 
 def _omniglot(context):
@@ -160,25 +193,30 @@ def test_iterations_of_the_users_are_run_and_not_judged(context):
     asked = replace(context, profile="quick", cells=("omniglot-5way-reptile",), iterations=7)
     assert few_shot.settings(asked)["benchmarks"]["omniglot-5way"]["scale"]["iterations"] == 7
     as_in_profile = replace(asked, iterations=SCALES["quick"]["omniglot-5way"].iterations)
-    for chosen, role in ((asked, "other settings"), (as_in_profile, None)):
+    for chosen, why in ((asked, "other settings"), (as_in_profile, "the quick profile")):
         ((training_,), _) = few_shot.plan(chosen)
         assert training_.job(0, chosen).run.iterations == chosen.iterations
         assert training_.unjudged(chosen) == "other data"
-        assert replace(training_, source=_omniglot(context)).unjudged(chosen) == role
+        assert replace(training_, source=_omniglot(context)).unjudged(chosen) == why
+    paper = replace(asked, profile="paper", iterations=None)
+    ((training_,), _) = few_shot.plan(paper)
+    assert replace(training_, source=_omniglot(context)).unjudged(paper) is None
 
 
 def test_a_tail_of_the_users(context):
     asked = replace(context, profile="quick", cells=("omniglot-5way",), tail_shots=3)
-    trainings, reasons = few_shot.plan(asked)
+    trainings, _ = few_shot.plan(asked)
     tails = {t.method.name: t.job(0, asked).run.sampling.tail_shots for t in trainings}
     assert tails == {"reptile": 0, "fomaml": 3, "maml": 3}
     assert {replace(t, source=_omniglot(context)).unjudged(asked) for t in trainings} == {"other settings"}
-    trainings, reasons = few_shot.plan(replace(asked, tail_shots=1000))
+    trainings, others = few_shot.plan(replace(asked, tail_shots=1000))
     assert [t.method.name for t in trainings] == ["reptile"]
-    assert "expected" in reasons["omniglot-5way-fomaml"] and "expected" in reasons["omniglot-5way-maml"]
+    assert all("expected" in others[f"omniglot-5way-{method}"].reason for method in ("fomaml", "maml"))
 
 
 def test_unknown_cells_are_told_before_work(tmp_path, capsys):
+    import reproduce
+
     assert reproduce.main(["few_shot", "--out", str(tmp_path), "--cells", "omniglot-5", "nonsense"]) == 2
     assert "--cells: expected beginnings of omniglot-5way-reptile, " in capsys.readouterr().err
 
@@ -204,8 +242,8 @@ def test_mini_imagenet_from_a_folder_of_the_users(context, monkeypatch, tmp_path
     summary = result.tables["few_shot_summary"]
     assert set(summary.status) == {"measured"} and len(summary) == 8
     assert set(result.tables["few_shot"].method) == {"reptile", "fomaml", "maml", "untrained"}
-    assert set(result.measurements.role) == {"other data"}  # five colours are not the published classes
-    assert set(result.measurements.data) == {"Data: Mini-ImageNet · profile: smoke"}
+    assert set(result.evidence.role) == {"shown"}  # five colours are not the published classes
+    assert set(result.evidence.data) == {"Mini-ImageNet"}
     assert result.data == ["Mini-ImageNet"]
     beside = replace(context, source=replace(context.source, directory=tmp_path / "data"))
     assert beside.find("mini_imagenet").directory == tmp_path / "data"
@@ -218,7 +256,8 @@ def test_too_few_photographs_are_a_reason(context, monkeypatch, tmp_path):
     _small(monkeypatch, "mini-imagenet", Scale(iterations=1, tasks=1), shots={1: 5})
     monkeypatch.setenv("REPTILE_DATA", str(tmp_path))
     summary = few_shot.run(context).tables["few_shot_summary"]
-    assert set(summary.status) == {"not measured: n_way: expected at most the 4 classes there are, found 5"}
+    assert set(summary.status) == {few_shot.HINDERED}
+    assert set(summary.reason) == {"n_way: expected at most the 4 classes there are, found 5"}
 
 
 def test_a_split_that_is_mapped_is_divided_by_255(context, monkeypatch, tmp_path):
@@ -234,109 +273,140 @@ def test_a_split_that_is_mapped_is_divided_by_255(context, monkeypatch, tmp_path
 # ---- what came of it
 
 
-def _table(accuracy, *, benchmarks=("omniglot-5way", "omniglot-20way"), seeds=3, split="seed"):
-    """Made-up results: accuracy(method, transductive, benchmark, shots) in %, and a little more for each seed."""
-    rows = [
-        {
-            "benchmark": benchmark,
-            "shots": shots,
-            "method": method,
-            "transductive": transductive,
-            "seed": seed,
-            "value": (accuracy(method, transductive, benchmark, shots) + 0.05 * seed) / 100,
-            "standard_error": 0.001,
-            "count": 10_000,
-            "split": split,
-            "split_error": 0.002,
-        }
-        for benchmark in benchmarks
-        for shots in (1, 5)
-        for method in ("reptile", "fomaml", "maml", "untrained")
-        for transductive in (False, True)
-        for seed in range(seeds)
-    ]
+BOTH = dict.fromkeys(("omniglot-5way", "omniglot-20way"))
+
+
+def _table(accuracy, *, benchmarks=tuple(BOTH), seeds=5, split="seed"):
+    """Made-up results: accuracy(method, transductive, benchmark, shots) in %, and error rates that are a hundredth
+    larger from seed to seed."""
+    rows = []
+    for benchmark in benchmarks:
+        for shots in (1, 5):
+            for method in ("reptile", "fomaml", "maml", "untrained"):
+                for transductive in (False, True):
+                    error = 1 - accuracy(method, transductive, benchmark, shots) / 100
+                    cell = {"benchmark": benchmark, "shots": shots, "method": method, "transductive": transductive}
+                    for seed in range(seeds):
+                        value = {"value": 1 - error * 1.01 ** (seed - seeds // 2), "standard_error": 0.0001}
+                        common = {"seed": 1000 + seed, "count": 10_000, "split": split, "split_error": 0.002}
+                        rows.append(cell | value | common)
     return pd.DataFrame(rows)
 
 
 def _as_published(method, transductive, benchmark, shots):
-    """The paper's where it has a number, MAML near Reptile; little without training."""
+    """The paper's where it has a number, MAML as Reptile; little without training."""
     if method == "untrained":
-        return 50.0
-    return PUBLISHED["reptile", transductive, benchmark, shots][0] - 0.05
+        return 20.0
+    return PUBLISHED["reptile", transductive, benchmark, shots][0]
 
 
-def _verdicts(table, unjudged=None, profile="paper"):
+def _worse(ratio, shots=1):
+    """Reptile's error rate of one number of shots `ratio` times the published."""
+
+    def accuracy(method, transductive, benchmark, cell):
+        found = _as_published(method, transductive, benchmark, cell)
+        return 100 - ratio * (100 - found) if method == "reptile" and cell == shots else found
+
+    return accuracy
+
+
+def _verdicts(table, unjudged=None):
     unjudged = dict.fromkeys(table.benchmark.unique()) if unjudged is None else unjudged
-    rows = pd.DataFrame(few_shot.measurements(table, unjudged, profile)).assign(profile=profile)
-    return dict(ledger(few_shot.CLAIMS, rows)[["id", "verdict"]].to_numpy())
+    return {found.claim.id: found for found in judge(few_shot.CLAIMS, few_shot.evidence(table, unjudged))}
+
+
+def _decisions(table, unjudged=None):
+    return {name: found.decision for name, found in _verdicts(table, unjudged).items() if found.cases or found.shown}
 
 
 def test_verdicts_on_made_up_tables():
-    def off(points, shots=1):
-        return lambda m, t, b, s: _as_published(m, t, b, s) - points * (m == "reptile" and s == shots)
-
-    assert _verdicts(_table(_as_published)) == {
-        "table-omniglot": SUPPORTED,
-        "table-omniglot-similar": SUPPORTED,
-        "table-mini-imagenet": NOT_JUDGED,
-        "table-mini-imagenet-similar": NOT_JUDGED,
-    }
-    assert _verdicts(_table(off(2)))["table-omniglot"] == REFUTED
-    assert _verdicts(_table(off(2)))["table-omniglot-similar"] == SUPPORTED
-    assert _verdicts(_table(off(5)))["table-omniglot-similar"] == REFUTED
-    assert _verdicts(_table(off(0.9)))["table-omniglot"] == INCONCLUSIVE  # the paper's ± reaches across the edge
-    assert _verdicts(_table(lambda *cell: 90.0))["table-omniglot-similar"] == CANNOT_FAIL
-    mini = _verdicts(_table(_as_published, benchmarks=("mini-imagenet",)))
-    assert (mini["table-mini-imagenet"], mini["table-omniglot"]) == (CANNOT_FAIL, NOT_JUDGED)  # 50 % is too near
+    assert _decisions(_table(_as_published)) == {"table-omniglot": SUPPORTED, "table-omniglot-similar": SUPPORTED}
+    assert _decisions(_table(_worse(1.4))) == {"table-omniglot": REFUTED, "table-omniglot-similar": SUPPORTED}
+    assert _decisions(_table(_worse(3.0)))["table-omniglot-similar"] == REFUTED
+    assert _decisions(_table(_worse(1.28)))["table-omniglot"] == UNDECIDED  # near exp(1/4)
+    mini = _decisions(_table(_as_published, benchmarks=("mini-imagenet",)))
+    assert mini == {"table-mini-imagenet": SUPPORTED, "table-mini-imagenet-similar": SUPPORTED}
 
 
-def test_what_is_too_small_or_of_other_data_or_of_one_seed_is_not_judged():
-    table = _table(_as_published)
-    assert _verdicts(table, profile="quick")["table-omniglot"] == TOO_SMALL
-    other = dict.fromkeys(("omniglot-5way", "omniglot-20way"), "other data")
-    assert set(_verdicts(table, other).values()) == {NOT_JUDGED}
-    assert not {SUPPORTED, REFUTED} & set(_verdicts(_table(_as_published, seeds=1)).values())
+def test_cifar_fs_is_judged_under_its_own_name():
+    def accuracy(method, transductive, benchmark, shots):
+        return 20.0 if method == "untrained" else 60.0
+
+    assert _decisions(_table(accuracy, benchmarks=("cifar-fs",))) == {"table-cifar-fs-similar": SUPPORTED}
 
 
-def test_the_papers_interval_and_ours_are_added_in_quadrature():
-    rows = few_shot.measurements(_table(_as_published), dict.fromkeys(("omniglot-5way", "omniglot-20way")), "paper")
-    row = next(r for r in rows if (r["claim"], r["case"]) == ("table-omniglot", "omniglot-20way 5-shot, Reptile"))
-    ours = 4.302653 * 0.05 / 3**0.5  # Student's t with 2 degrees of freedom, of three seeds 0.05 apart
-    assert row["value"] == pytest.approx(0.0)
-    assert row["high"] == pytest.approx((ours**2 + 0.33**2) ** 0.5, rel=1e-5)
-    assert row["low"] == pytest.approx(-row["high"])
+def test_an_untrained_network_must_fall_outside():
+    found = _verdicts(_table(lambda *cell: 95.0))
+    assert found["table-omniglot-similar"].control == "passed"
+    assert found["table-omniglot-similar"].decision == UNDECIDED
+    assert _verdicts(_table(_as_published))["table-omniglot"].control == "failed"
+
+
+def test_what_is_of_other_data_or_a_smaller_profile_is_only_shown():
+    for found in _verdicts(_table(_as_published), dict.fromkeys(BOTH, "other data")).values():
+        assert (found.decision, found.cases, found.controls) == (UNDECIDED, (), ())
+    assert _decisions(_table(_as_published, seeds=4)) == dict.fromkeys(
+        ("table-omniglot", "table-omniglot-similar"), UNDECIDED
+    )
+
+
+def test_evidence_is_the_log_of_a_ratio_of_error_rates():
+    evidence = few_shot.evidence(_table(_worse(1.1)), BOTH).set_index(["claim", "case", "seed"])
+    row = evidence.loc["table-omniglot", "omniglot-20way 1-shot, Reptile", 1002]
+    assert row.value == pytest.approx(log(1.1))
+    assert row.task_error == pytest.approx(0.0001 / (1.1 * 0.1186))
+    assert (row.tasks, row.queries) == (10_000, 1)
+    row = evidence.loc["table-omniglot-similar", "omniglot-20way 1-shot, Reptile + transduction", 1002]
+    assert row.value == pytest.approx(log(1.1))
+    assert row.task_error == pytest.approx(0.0001 / 0.1057 * (1 + 1 / 1.1**2) ** 0.5)
+
+
+def test_where_no_answer_was_wrong_half_a_wrong_one_is_counted():
+    evidence = few_shot.evidence(_table(lambda *cell: 100.0), BOTH)
+    cell = evidence[evidence.case == "omniglot-20way 5-shot, Reptile"]
+    assert cell.value.tolist() == pytest.approx([log(0.5 / (20 * 10_000) / 0.0335)] * 5)
 
 
 def test_summary_and_layout():
-    reasons = {"mini-imagenet-reptile": "nowhere"}
-    summary = few_shot.summary(_table(_as_published), reasons)
+    others = {"mini-imagenet-reptile": Unmeasured(few_shot.HINDERED, "nowhere")}
+    summary = few_shot.summary(_table(_as_published), others)
     assert len(summary) == 4 * 2 * 4 * 2
     cell = summary.set_index(few_shot.CELL).loc["omniglot-5way", 1, "reptile", False]
-    assert (cell["mean"], cell.published, cell.seeds, cell.tasks) == (pytest.approx(95.39), 95.39, 3, 30_000)
+    assert (cell["mean"], cell.published, cell.seeds, cell.tasks) == (pytest.approx(95.39, abs=1e-3), 95.39, 5, 50_000)
     missing = summary.set_index(few_shot.CELL).loc["mini-imagenet", 1, "reptile", False]
-    assert isnan(missing["mean"]) and missing.status == "not measured: nowhere"
-    for split, half in (("authors", 0.1), ("seed", 0.1 * 5**0.5)):  # over tasks alone, and over 0.2 of splits as well
+    assert isnan(missing["mean"]) and (missing.status, missing.reason) == (few_shot.HINDERED, "nowhere")
+    for split, half in (("authors", 0.01), ("seed", 0.01 * (1 + 20**2) ** 0.5)):  # tasks alone, and 0.2 of splits too
         one = few_shot.summary(_table(_as_published, seeds=1, split=split), {}).set_index(few_shot.CELL)
         cell = one.loc["omniglot-5way", 1, "reptile", False]
         assert cell.high - cell["mean"] == pytest.approx(1.96 * half)
     layout = few_shot.layout(summary).set_index("row")
-    assert layout.loc["Reptile", "omniglot-5way 1-shot"] == "95.39 ± 0.12 (95.39 ± 0.09)"
+    ours = 2.776445 * 4.61 * np.std(1.01 ** np.arange(-2, 3), ddof=1) / 5**0.5  # Student's t, 4 degrees of freedom
+    assert layout.loc["Reptile", "omniglot-5way 1-shot"] == f"95.39 ± {ours:.2f} (95.39 ± 0.09)"
     assert layout.loc["MAML + transduction", "cifar-fs 5-shot"] == "- (71.50 ± 1.00)"
-    lines = few_shot.report(summary, dict.fromkeys(("omniglot-5way", "omniglot-20way")))
+
+
+def test_report_says_what_hindered_before_what_was_not_asked_for():
+    others = {"mini-imagenet-reptile": Unmeasured(few_shot.HINDERED, "nowhere")}
+    lines = few_shot.report(few_shot.summary(_table(_as_published), others), BOTH)
     assert "  mini-imagenet: not measured: nowhere" in lines
-    unasked = dict.fromkeys([f"mini-imagenet-{method}" for method in METHOD], few_shot.NOT_ASKED)
-    summary = few_shot.summary(_table(_as_published), unasked | {"mini-imagenet-maml": "too few"})
-    lines = few_shot.report(summary, dict.fromkeys(("omniglot-5way", "omniglot-20way")))
-    assert "  mini-imagenet: not measured: too few" in lines
+    unasked = dict.fromkeys([f"mini-imagenet-{method}" for method in METHOD], Unmeasured(few_shot.NOT_ASKED))
+    others = unasked | {"mini-imagenet-maml": Unmeasured(few_shot.HINDERED, "too few")}
+    assert "  mini-imagenet: not measured: too few" in few_shot.report(
+        few_shot.summary(_table(_as_published), others), BOTH
+    )
+    assert "  mini-imagenet: not measured: not asked for" in few_shot.report(
+        few_shot.summary(_table(_as_published), unasked), BOTH
+    )
 
 
 def test_figure(context):
-    summary = few_shot.summary(_table(_as_published), {"mini-imagenet-reptile": "nowhere to be found"})
+    others = {"mini-imagenet-reptile": Unmeasured(few_shot.HINDERED, "nowhere to be found")}
+    summary = few_shot.summary(_table(_as_published), others)
     settings = few_shot.settings(replace(context, profile="paper", source=replace(context.source, name="omniglot")))
     with style():
         figure = draw({"few_shot_summary": summary}, settings)["few_shot"]
     assert figure.get_suptitle() == "Omniglot 5-way 1-shot: Reptile reaches 95.4 %, the paper 95.4 %"
-    assert f"not measured: {few_shot.NOT_ASKED}" == NOT_ASKED
+    assert (few_shot.MEASURED, few_shot.NOT_ASKED) == (MEASURED, NOT_ASKED)
     assert len(figure.axes) == 2 * 4
     ax = figure.axes[0]
     ours = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o" and len(line.get_xdata())]

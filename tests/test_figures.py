@@ -5,28 +5,32 @@ import pandas as pd
 import pytest
 
 from analysis.experiments import ablation
-from analysis.tables import over_seeds
+from analysis.paper.figure_3 import SETTINGS as FIGURE_3
+from analysis.results.tables import over_seeds
 from figures.ablation import draw
+from figures.curves import schedule_in_words
 from figures.style import _wrapped, save, stamp, style
 from reptile_core.meta_gradients import figure_3
 
 matplotlib.use("Agg")
 
 
-SETTINGS = ablation.SETTINGS | {"iterations": 20, "every": 10, "tasks": 4, "seeds": 2}
+SETTINGS = FIGURE_3 | {
+    "iterations": 40_000, "looks": [10, 20], "looks_of": {"g1": [10, 20, 30]}, "tasks": 4, "queries": 5, "seeds": 2,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def tables():
     rows = [
-        {"variant": variant.name, "iteration": iteration, "seed": seed, "value": 0.2 + 0.01 * iteration + 0.05 * seed}
+        {"variant": variant.name, "iteration": iteration, "seed": seed, "value": 0.2 + 0.01 * iteration + 0.06 * seed}
         for variant in figure_3()
-        for iteration in (0, 10, 20)
+        for iteration in ((0, 10, 20, 30) if variant.k == 1 else (0, 10, 20))
         for seed in (0, 1)
     ]
-    intervals = over_seeds(pd.DataFrame(rows), ["variant", "iteration"])
-    final = pd.DataFrame({"variant": [v.name for v in figure_3()], "mean": [0.6, *[0.9] * 8, 0.8]})
-    return {"ablation_intervals": intervals, "ablation_summary": final}
+    table = pd.DataFrame(rows)
+    intervals = over_seeds(table, ["variant", "iteration"])
+    return {"ablation_intervals": intervals, "ablation_summary": ablation.summary(table)}
 
 
 def _draw(tables):
@@ -38,11 +42,40 @@ def test_curves_are_the_numbers(tables):
         figure = _draw(tables)
     assert len(figure.axes) == 3
     for ax in figure.axes:
-        curves = [line for line in ax.get_lines() if len(line.get_xdata()) == 3]
+        curves = {line.get_label(): list(line.get_ydata()) for line in ax.get_lines() if len(line.get_xdata()) > 2}
         assert len(curves) == 4
-        for line in curves:
-            assert list(line.get_ydata()) == pytest.approx([22.5, 32.5, 42.5])
-    assert figure.get_suptitle() == "g₁ alone ends at 60 % accuracy, the sum of 4 inner gradients at 90 %"
+        for label, heights in curves.items():
+            assert heights == pytest.approx([23, 33, 43, 53][: 4 if label == "$g_1$" else 3])
+    assert figure.get_suptitle() == "g₁ alone is at 53 % accuracy after 30 iterations, the sum of 4 at 43 % after 20"
+
+
+def test_captions_say_what_is_trained_and_measured(tables):
+    with style():
+        caption = _draw(tables).texts[-1].get_text().replace("\n", " ")
+    assert "over 40,000 iterations, of which the first 20 are trained (g1: 30)" in caption
+    assert "4 test tasks at every point of a curve, 5 test examples a class" in caption
+    assert "others at every point" in caption
+    assert schedule_in_words({"looks": [1, 10], "iterations": 10}) == "annealed linearly to 0 over 10 iterations"
+
+
+def test_methods_that_were_not_trained_have_no_panel(tables):
+    names = {variant.name for variant in figure_3() if variant.k != 3}
+    settings = SETTINGS | {"variants": {name: SETTINGS["variants"][name] for name in names}}
+    shown = {name: table[table.variant.isin(names)] for name, table in tables.items()}
+    with style():
+        figure = draw(shown, settings)["ablation"]
+    assert [ax.get_title() for ax in figure.axes] == ["k = 2 inner steps", "k = 4 inner steps"]
+    assert _fits(figure)
+
+
+def test_titles_fit(tables):
+    with style():
+        assert _fits(_draw(tables))
+
+
+def _fits(figure):
+    """Does the title end within the figure, with room for larger numbers?"""
+    return figure._suptitle.get_window_extent(figure.canvas.get_renderer()).x1 <= 0.95 * figure.bbox.width
 
 
 def test_same_table_same_file(tables, tmp_path):

@@ -25,11 +25,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import reproduce
-from analysis import claims, comparison
-from analysis.command_line import begin_manifest
-from analysis.courses import execute
-from analysis.runs import NUMERICS_VERSION, Job
-from analysis.tables import write_csv
+from analysis.plan import begin_manifest
+from analysis.results import checksums, evidence, folder
+from analysis.results.tables import write_csv
+from analysis.runs.advance import execute
+from analysis.runs.job import NUMERICS_VERSION, Job
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.datasets import omniglot
 from reptile_core.datasets.common import Unavailable
@@ -120,8 +120,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("REPTILE_DATA", raising=False)
     monkeypatch.setattr("reptile_core.datasets.omniglot.download", _no_network)
-    monkeypatch.setattr(reproduce, "run", lambda plan: (claims.ledger([], claims.NO_MEASUREMENTS), {"tables": {}}))
-    monkeypatch.setattr(claims, "counts", lambda table: "")
+    monkeypatch.setattr(reproduce, "run", lambda plan: ([], {"tables": {}}))
     return tmp_path
 
 
@@ -147,7 +146,8 @@ def ends_well(*arguments: object) -> int:
 # ---- arguments
 
 WORDS = st.sampled_from(  # as a shell would cut them
-    shlex.split("""theory ablation --profile smoke paper --seeds --workers --cells omniglot --fresh --list --data
+    shlex.split("""theory ablation --profile smoke paper --seeds --epoch --budget 1h --until-decided
+    --workers --cells omniglot --fresh --list --data
     --dataset glyphs --device cpu cuda --quiet --json --strict --from -- - -h 0 -1 1e3
     999999999999999999999 /dev/null .. nowhere \udcff --seeds= --debug=1""")
 )
@@ -294,19 +294,20 @@ def test_checkpoints_that_are_whole_but_of_another_make(finished: Job, data: st.
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A folder of tables as the script leaves it."""
-    folder = tmp_path_factory.mktemp("tables")
+    place = tmp_path_factory.mktemp("tables")
     rows = [
-        {"claim": "ablation-g1", "case": "g1", "role": role, "value": 0.1, "low": 0.0, "high": 0.2}
+        {"claim": "ablation-g1", "case": "g1", "role": role, "seed": 1000 + i, "value": 0.1}
         for role in ("check", "control")
+        for i in range(3)
     ]
-    table = pd.DataFrame(rows).assign(data="Data: x", profile="quick", diverged=None, numerics=NUMERICS_VERSION)
-    write_csv(table, folder / "ablation_measurements.csv")
-    comparison.note([folder / "ablation_measurements.csv"])
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    table = evidence.tabulate(pd.DataFrame(rows)).assign(profile="quick", numerics=NUMERICS_VERSION, epoch=1, look=1)
+    write_csv(table, place / "ablation_evidence.csv")
+    checksums.record([place / "ablation_evidence.csv"])
+    return {path.name: path.read_bytes() for path in place.iterdir()}
 
 
 @fuzz
-@given(cuts=CUTS, name=st.sampled_from(["ablation_measurements.csv", "SHA256SUMS"]), end=st.none() | st.floats(0, 1))
+@given(cuts=CUTS, name=st.sampled_from(["ablation_evidence.csv", "SHA256SUMS"]), end=st.none() | st.floats(0, 1))
 def test_tables(home: Path, tables: dict[str, bytes], name: str, cuts, end: float | None) -> None:
     """A table is judged as it was written, or not at all and with a warning."""
     _count("tables")
@@ -317,12 +318,13 @@ def test_tables(home: Path, tables: dict[str, bytes], name: str, cuts, end: floa
         (home / "tables" / other).write_bytes(content)
     with contained(home), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        ledger = reproduce.judge(home)
-    row = ledger[ledger.id == "ablation-g1"].iloc[0]
+        verdicts = folder.judge_all(home, reproduce.CLAIMS)
+    (why,) = (verdict.why for verdict in verdicts if verdict.claim.id == "ablation-g1")
     if warned:
-        assert row.verdict == claims.NOT_JUDGED
+        assert why == "not measured"
     else:
-        assert (home / "tables" / "ablation_measurements.csv").read_bytes() == tables["ablation_measurements.csv"]
+        assert why == "pilot"
+        assert (home / "tables" / "ablation_evidence.csv").read_bytes() == tables["ablation_evidence.csv"]
     assert (home / "tables" / name).read_bytes() == changed
 
 

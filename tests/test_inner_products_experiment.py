@@ -3,19 +3,23 @@
 ROUND_OFF: float64, a few hundred operations on numbers about 1.
 """
 
+from dataclasses import dataclass
 from itertools import combinations, permutations, product
 from types import SimpleNamespace
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.func import grad
 
-from analysis.claims import INCONCLUSIVE, REFUTED, SUPPORTED, ledger
-from analysis.experiments import ablation, inner_products
-from analysis.tables import over_seeds
+from analysis.experiments import inner_products
+from analysis.experiments.shared.points import Point
+from analysis.paper import figure_3
+from analysis.results.judge import judge
+from analysis.results.tables import over_seeds
 from analysis.theory.losses import quadratic, tanh_network
 from figures import inner_products as figure
 from reptile_core.meta_gradients import total
@@ -26,7 +30,9 @@ from tests.cases import assert_close, image_pool
 matplotlib.use("Agg")
 
 ROUND_OFF = 1e-12
-RUN = ablation.configure(total(4), ablation.SCALES["smoke"], 3)
+RUN = figure_3.configure(total(4), 3)
+SCALE = inner_products.SCALES["smoke"]
+SEEDS = range(1_000, 1_005)
 
 
 def _point(iteration=7):
@@ -62,13 +68,11 @@ def test_losses_are_of_the_same_tasks_at_every_point(characters):
         assert float(loss(phi)) == pytest.approx(float(expected), rel=1e-5)  # float32
 
 
-def test_gram_matrices_before_and_after_adaptation():
+def test_gram_matrix_after_adaptation():
     """Two tasks of three minibatches; each adapts to its first, and its others are taken where that ends."""
     pool, alpha = tanh_network(6), 0.3
     losses = [pool.losses[:3], pool.losses[3:]]
-    before, after = inner_products.grams(losses, pool.phi, alpha=alpha, steps=2)
-    bars = torch.stack([grad(loss)(pool.phi) for loss in pool.losses])
-    assert_close(before, bars @ bars.T, ROUND_OFF)
+    after = inner_products.adapted_gram(losses, pool.phi, alpha=alpha, steps=2)
     moved = []
     for first, *others in losses:
         phi = pool.phi - alpha * grad(first)(pool.phi)
@@ -86,15 +90,10 @@ def test_summaries_are_means_over_pairs():
     def mean(pairs):
         return sum(_cosine(*pair) for pair in pairs) / len(pairs)
 
-    def of(groups):
-        within = [pair for group in groups for pair in combinations(group, 2)]
-        return mean(within), mean([pair for two in combinations(groups, 2) for pair in product(*two)])
-
-    within, between = of([gradients[:3], gradients[3:6], gradients[6:]])
-    alike, unlike = of([gradients[number::3] for number in range(3)])
-    expected = {
-        "within": within, "between": between, "difference": within - between, "by number": alike - unlike
-    }  # fmt: skip
+    groups = [gradients[:3], gradients[3:6], gradients[6:]]
+    within = mean([pair for group in groups for pair in combinations(group, 2)])
+    between = mean([pair for two in combinations(groups, 2) for pair in product(*two)])
+    expected = {"within": within, "between": between, "difference": within - between}
     for pairs, value in expected.items():
         assert rows["cosine", pairs] == pytest.approx(value, abs=ROUND_OFF)
     assert rows["inner product", "self"] == pytest.approx(float(sum(g @ g for g in gradients)) / 9, rel=ROUND_OFF)
@@ -102,16 +101,65 @@ def test_summaries_are_means_over_pairs():
     assert rows["inner product", "within"] == pytest.approx(float(sum(a @ b for a, b in ends)) / 9, rel=ROUND_OFF)
 
 
-def test_measure_tells_every_quantity_of_a_point():
-    rows, gram = inner_products.measure((_point(), "test"), lambda _: None, tasks=3)
+def test_rise_is_the_change_of_the_difference_with_its_own_error():
+    """Two points of the same three tasks: the error, by leaving out a task, is that of the change."""
+
+    def difference(phi, kept):
+        g = [grad(loss)(phi) for loss in pool.losses]
+        groups = [g[3 * task : 3 * task + 3] for task in kept]
+        within = [_cosine(*pair) for group in groups for pair in combinations(group, 2)]
+        between = [_cosine(*pair) for two in combinations(groups, 2) for pair in product(*two)]
+        return sum(within) / len(within) - sum(between) / len(between)
+
+    pool = tanh_network(9)
+    ends = pool.phi, 0.5 * pool.phi
+    start, end = (inner_products.gradient_gram(pool.losses, phi) for phi in ends)
+    found = inner_products.rise(start, end, 3)
+    all_tasks = range(3)
+    assert found.value == pytest.approx(difference(ends[1], all_tasks) - difference(ends[0], all_tasks), abs=ROUND_OFF)
+    without = [[task for task in all_tasks if task != out] for out in all_tasks]
+    each = torch.tensor([difference(ends[1], kept) - difference(ends[0], kept) for kept in without])
+    assert found.standard_error == pytest.approx(float((2 * each.var(correction=0)).sqrt()), rel=1e-5)
+
+
+@pytest.mark.parametrize("after_adaptation", [False, True])
+def test_measure_tells_every_quantity_of_a_point(after_adaptation):
+    item = (_point(), "test")
+    rows, gram = inner_products.measure(item, lambda _: None, tasks=3, after_adaptation=after_adaptation)
     assert gram.shape == (12, 12)
     table = pd.DataFrame(rows)
-    assert set(table.when) == {"before", "after"}
+    assert set(table.when) == ({"before", "after"} if after_adaptation else {"before"})
     assert set(table.characters) == {"test"}
     assert set(table.iteration) == {7}
     before = table[(table.when == "before") & (table.pairs == "self")].value.item()
     assert before == pytest.approx(float(gram.diagonal().mean()), rel=1e-6)
-    assert len(table) == 2 * 9
+    assert len(table) == (1 + after_adaptation) * 7
+
+
+def test_the_start_of_a_seeds_runs_is_measured_once():
+    every = [
+        _named(variant, seed, iteration) for seed in (0, 1) for variant in ("g1", "g2") for iteration in (0, 4)
+    ]  # fmt: skip
+    chosen = inner_products.same_phi(every)
+    assert list(chosen) == every
+    assert chosen[every[2]] == every[0]
+    assert chosen[every[6]] == every[4]
+    assert len(set(chosen.values())) == 6
+
+
+@dataclass(frozen=True)
+class _Run:
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    variant: str
+    run: _Run
+
+
+def _named(variant, seed, iteration):
+    return Point(_Job(variant, _Run(seed)), iteration)
 
 
 def test_a_step_is_along_what_the_expected_update_has_beyond_avg_grad():
@@ -159,93 +207,135 @@ def test_a_step_on_quadratics_raises_the_inner_product():
     assert rows["beyond"] > 0 > rows["opposite"]
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "change"),
+    [(3.0, 5.0, 0.25), (-1.0, 1.0, 1.0), (1.0, -1.0, -1.0), (0.0, 2.0, 1.0), (0.0, 0.0, 0.0)],
+)
+def test_bounded_change(before, after, change):
+    assert inner_products.bounded_change(before, after) == pytest.approx(change)
+
+
 def test_changes_are_of_means_over_tasks():
+    tasks = [(1.0, 2.0), (3.0, 4.0), (2.0, 6.0)]
     where = {"seed": 0, "iteration": 0, "direction": "beyond"}
     steps = pd.DataFrame(
         where | {"task": task, "quantity": quantity, "before": before, "after": after}
         for quantity in ("inner product", "cosine")
-        for task, (before, after) in enumerate([(1.0, 2.0), (3.0, 4.0)])
+        for task, (before, after) in enumerate(tasks)
     )
-    found = inner_products.changes(steps).set_index("quantity").value
-    assert found["inner product"] == pytest.approx(0.5)  # 3 / 2 - 1
-    assert found["cosine"] == pytest.approx(1.0)
+    found = inner_products.changes(steps).set_index("quantity")
+    assert found.value["inner product"] == pytest.approx((12 - 6) / (12 + 6))
+    assert found.value["cosine"] == pytest.approx(2.0)
+    without = np.array([(10 - 5) / 15, (8 - 3) / 11, (6 - 4) / 10])  # one task left out
+    assert found.task_error["inner product"] == pytest.approx((2 * without.var()) ** 0.5)
+    assert found.task_error["cosine"] == pytest.approx(1.0)  # 1, 1, 4: sd of a mean, sqrt(3 / 3)
 
 
-def _tables(rise, between_rise, change):
-    """Cosines within tasks rise by `rise` for k > 1, those between by `between_rise`, in training; nothing for g1."""
-    noise = {0: -0.001, 1: 0.0, 2: 0.001}
-    rows = [
+def _noise(seed):
+    return 0.001 * (seed - SEEDS[2])
+
+
+def _tables(sums=0.3, lasts=0.3, joint=0.0, beyond=0.02, avg_grad=-0.1, seeds=SEEDS):
+    """How much the difference of cosines rises, by kind, and how the inner product changes, by direction of a step."""
+    of_kind = {"joint": joint, "sum": sums, "last": lasts}
+    rises = [
+        {"variant": v.name, "seed": seed, "characters": characters, "value": of_kind[v.kind] + _noise(seed),
+         "task_error": 0.001}
+        for v in inner_products.VARIANTS
+        for seed in seeds
+        for characters in ("train", "test")
+    ]  # fmt: skip
+    along = [
         {
             "variant": v.name, "seed": seed, "iteration": iteration, "characters": characters, "when": when,
-            "quantity": quantity, "pairs": pairs, "value": start + (v.k > 1) * (iteration / 10) * (up + noise[seed]),
+            "quantity": quantity, "pairs": pairs, "value": 0.2 + 0.1 * (v.k > 1) * (iteration > 0),
         }
         for v in inner_products.VARIANTS
-        for seed in noise
-        for iteration in (0, 10)
+        for seed in seeds
+        for iteration in SCALE.iterations
         for characters in ("train", "test")
         for when in ("before", "after")
         for quantity in ("cosine", "inner product")
-        for pairs, start, up in (
-            ("within", 0.2, rise), ("between", 0.0, between_rise), ("difference", 0.2, rise - between_rise),
-            ("by number", 0.0, (between_rise - rise) / 6), ("self", 1.0, 0.0),
-        )
+        for pairs in ("within", "between", "difference", "self")
     ]  # fmt: skip
-    steps = [
-        {"seed": seed, "iteration": iteration, "task": 0, "direction": direction, "quantity": quantity, "before": 2.0,
-         "after": 2.0 * (1 + by + noise[seed])}
-        for seed in noise
-        for iteration in (0, 10)
-        for direction, by in (("beyond", change), ("opposite", -change), ("AvgGrad", -0.1))
+    changes = [
+        {"direction": direction, "quantity": quantity, "iteration": iteration, "seed": seed,
+         "value": by + _noise(seed), "task_error": 0.001}
+        for direction, by in (("beyond", beyond), ("opposite", -beyond), ("AvgGrad", avg_grad))
         for quantity in ("inner product", "cosine", "squared norm")
+        for iteration in SCALE.iterations
+        for seed in seeds
     ]  # fmt: skip
-    return pd.DataFrame(rows), pd.DataFrame(steps)
+    return pd.DataFrame(along), pd.DataFrame(rises), pd.DataFrame(changes)
 
 
 @pytest.mark.parametrize(
-    ("rise", "between_rise", "change", "verdicts"),
+    ("numbers", "verdicts"),
     [
-        (0.3, 0.0, 0.02, [SUPPORTED, SUPPORTED]),
-        (0.0, 0.0, -0.02, [REFUTED, REFUTED]),
-        (0.05, 0.0, 0.0, [INCONCLUSIVE, INCONCLUSIVE]),
-        (0.3, 0.3, 0.02, [REFUTED, SUPPORTED]),  # a rise that pairs from different tasks have as well
+        ({}, ["supported"] * 3),
+        ({"sums": 0.0, "lasts": 0.0, "beyond": -0.02}, ["refuted"] * 3),
+        ({"sums": 0.05, "beyond": 0.0}, ["undecided", "supported", "undecided"]),
+        ({"lasts": 0.0}, ["supported", "refuted", "supported"]),
+        ({"joint": 0.4}, ["undecided", "undecided", "supported"]),  # joint training does it as well
+        ({"avg_grad": 0.05}, ["supported", "supported", "undecided"]),  # as does a step along AvgGrad
     ],
 )
-def test_verdicts(rise, between_rise, change, verdicts):
-    rows = pd.DataFrame(inner_products.measurements(*_tables(rise, between_rise, change)))
-    assert list(ledger(inner_products.CLAIMS, rows).verdict) == verdicts
+def test_verdicts(numbers, verdicts):
+    table = inner_products.evidence(*_tables(**numbers), SCALE, SEEDS)
+    assert [verdict.decision for verdict in judge(inner_products.CLAIMS, table)] == verdicts
 
 
 def test_only_training_characters_before_adaptation_are_judged():
-    rows = pd.DataFrame(inner_products.measurements(*_tables(0.3, 0.0, 0.02)))
-    rises = rows[rows.claim == "inner-product-rises"]
-    assert len(rises[rises.role == "check"]) == 2 * 4
-    assert all("train" in case for case in rises[rises.role == "check"].case)
+    rows = inner_products.evidence(*_tables(), SCALE, SEEDS)
+    judged = rows[rows.role.isin(("check", "control"))]
+    cases = judged.groupby("claim", sort=False)["case"].unique().map(list)
+    assert cases["inner-product-rises"] == ["g1", "g1+g2", "g1+g2+g3+g4"]
+    assert cases["inner-product-rises-last"] == ["g1", "g2", "g4"]
+    assert cases["inner-product-step"] == ["after 0 iterations", "after 4 iterations"]
+    assert set(rows[rows.role == "shown"]["case"]) >= {"g4, test characters", "after 4 iterations, opposite"}
 
 
-def test_one_seed_judges_nothing():
-    table, steps = (part[part.seed == 0] for part in _tables(0.3, 0.0, 0.02))
-    rows = pd.DataFrame(inner_products.measurements(table, steps))
-    assert SUPPORTED not in set(ledger(inner_products.CLAIMS, rows).verdict)
+def test_the_inner_product_is_shown_as_a_bounded_change():
+    rows = inner_products.evidence(*_tables(), SCALE, SEEDS)
+    shown = rows[rows["case"] == "g1+g2, change of the inner product, bounded"]
+    assert list(shown.value) == pytest.approx([0.2] * 5)  # from 0.2 to 0.3
+
+
+def test_a_run_that_diverged_leaves_the_claims_undecided():
+    rows = inner_products.evidence(*_tables(seeds=SEEDS[1:]), SCALE, SEEDS)
+    assert {verdict.why for verdict in judge(inner_products.CLAIMS, rows)} == {"runs diverged"}
 
 
 def test_figures_say_what_the_tables_hold():
-    table, steps = _tables(0.3, 0.0, 0.02)
-    point = SimpleNamespace(job=SimpleNamespace(variant="g1+g2", run=SimpleNamespace(seed=0)), iteration=0)
-    gram = 4 * torch.eye(8)
+    table, _, changes = _tables()
+    point, gram = _named("g1+g2", 1_000, 0), 4 * torch.eye(8)
     gram[0, 1] = gram[1, 0] = 2.0
     tables = {
         "inner_products_intervals": over_seeds(
             table, ["variant", "characters", "when", "quantity", "pairs", "iteration"]
         ),
-        "inner_products_changes": over_seeds(
-            inner_products.changes(steps), ["direction", "quantity", "iteration"]
-        ),
+        "inner_products_changes": over_seeds(changes, ["direction", "quantity", "iteration"]),
         "inner_products_gram": inner_products.gram_table([(point, gram)]),
-    }  # fmt: skip
-    settings = inner_products.settings(SimpleNamespace(profile="smoke", seeds=3))
+    }
+    settings = inner_products.settings(SimpleNamespace(profile="smoke", seeds_of=lambda count: SEEDS))
     figures = figure.draw(tables, settings)
     assert "0.20 before meta-training, 0.20 after joint" in figures["inner_products"].get_suptitle()
-    assert "0.50 after Reptile" in figures["inner_products"].get_suptitle()
+    assert "0.30 after Reptile" in figures["inner_products"].get_suptitle()
     within = 2 * 0.5 / (2 * 4 * 3)  # two tasks of four minibatches: one aligned pair, both ways
     assert f"{within:.2f}, 0.00 (before)" in figures["inner_products_gram"].get_suptitle()
-    assert "+2 % before training, +2 % after it" in figures["inner_products_steps"].get_suptitle()
+    assert "+0.02 at the start, +0.02 at the end" in figures["inner_products_steps"].get_suptitle()
+
+
+def test_figure_without_adaptation_and_test_characters_has_one_row():
+    table, _, changes = _tables()
+    table = table[(table.when == "before") & (table.characters == "train")]
+    by = ["variant", "characters", "when", "quantity", "pairs", "iteration"]
+    tables = {
+        "inner_products_intervals": over_seeds(table, by),
+        "inner_products_changes": over_seeds(changes, ["direction", "quantity", "iteration"]),
+        "inner_products_gram": inner_products.gram_table([(_named("g1+g2", 1_000, i), torch.eye(8)) for i in (0, 4)]),
+    }
+    settings = inner_products.settings(SimpleNamespace(profile="quick", seeds_of=lambda count: SEEDS))
+    drawn = figure.draw(tables, settings)["inner_products"]
+    assert len(drawn.axes) == 3
+    assert not any("hollow" in text.get_text() or "adaptation" in text.get_text() for text in drawn.texts)

@@ -11,7 +11,7 @@ import torch
 from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
 from reptile_core.networks import CrossEntropy
 from reptile_core.tasks import Sampling, training_stream
-from reptile_core.training import Evaluation, Inner, Outer, Run, build_network, start, train
+from reptile_core.training import Inner, Outer, Run, build_network, start, train
 from tests.cases import assert_close, image_pool, minibatch
 
 CLOSE = 1e-11
@@ -22,7 +22,6 @@ SGD_RUN = Run(
     weights=(1.0, 1.0),
     inner=Inner("sgd", 0.003),
     outer=Outer(0.25),
-    evaluation=Evaluation(Sampling(n_way=3, shots=1, batch=3, steps=2), tasks=1, every=1),
     iterations=3,
     seed=0,
     meta_batch=2,

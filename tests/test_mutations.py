@@ -1,7 +1,7 @@
 """The ledger's checks can fail: each of these changes to the source, a sign, factor, bar or index, turns a verdict.
 
-A change is made to the text of one module, which is run anew and put in the place of the right one wherever that is in
-use; then the ledger is drawn up from one small check on a tanh network or a cubic.
+A change is made to the text of one module, which is run once more and put in the place of the right one wherever that
+is in use; then the ledger is drawn up from one small check on a tanh network or a cubic.
 """
 
 import inspect
@@ -12,10 +12,11 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from analysis.claims import NOT_JUDGED, SUPPORTED, ledger
-from analysis.experiments.theorems import CLAIMS
 from analysis.experiments.theory import Check, run_check
-from analysis.runs import Source
+from analysis.experiments.theory_claims import CLAIMS
+from analysis.results.judge import SUPPORTED, judge
+from analysis.runs.job import Source
+from analysis.runs.workers import silent
 from analysis.theory import derivatives, expectations, manifolds, modified_loss, taylor
 
 Checks = tuple[Check, ...]
@@ -80,8 +81,9 @@ MUTATIONS = [
 
 def verdicts(checks: Checks) -> set[str]:
     source = Source("glyphs", None, "")
-    rows = [row for check in checks for row in run_check(check, lambda _: None, source=source)[0]]
-    return set(ledger(CLAIMS, pd.DataFrame(rows)).verdict) - {NOT_JUDGED}
+    rows = [row for check in checks for row in run_check(check, silent, source=source)[0]]
+    found = judge(CLAIMS, pd.DataFrame(rows))
+    return {verdict.decision for verdict in found if verdict.why != "not measured"}
 
 
 def mutate(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:

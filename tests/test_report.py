@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from dataclasses import replace
 from html.parser import HTMLParser
 from itertools import pairwise
 from xml.etree import ElementTree
@@ -14,16 +15,46 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.claims import Interval
-from analysis.experiments import EXPERIMENTS
+from analysis.experiments.registry import EXPERIMENTS
+from analysis.results import ledger
+from analysis.results.claims import Claim, Control
+from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, Verdict
 from figures.report import main
 from figures.report.gather import gather
-from figures.report.render import ATTRIBUTES, TAGS, latex_text, markdown_text, math, number, plain, source, span
-from tests.made_up_folder import FINDING, GLYPHS, MEASURED, VERDICTS, draw, write
+from figures.report.render import (
+    ATTRIBUTES,
+    TAGS,
+    band,
+    interval,
+    latex_text,
+    markdown_text,
+    math,
+    number,
+    plain,
+    source,
+)
+from tests.made_up_folder import (
+    AMENDED,
+    CIFAR_FS,
+    CLAIMS,
+    EXPERIMENTAL,
+    FINDING,
+    GLYPHS,
+    PILOT,
+    REFUTES,
+    SHOWN_ONLY,
+    THEOREM,
+    VERDICTS,
+    WIDE,
+    case,
+    draw,
+    exact,
+    verdicts,
+    write,
+)
 
 matplotlib.use("Agg")
 
-CLAIMS = [claim for experiment in EXPERIMENTS.values() for claim in experiment.claims]
 HOSTILE = (
     r"""</script><script>alert(1)</script><img src=x onerror=alert(1)> "quoted" \input{/etc/passwd} } % & _ # | ` $x"""
 )
@@ -80,30 +111,80 @@ def page(texts):
 def test_every_claim_is_there_with_its_verdict(texts, page):
     articles = {a["id"]: a["class"] for a in page.all("article")}
     assert list(articles) == [claim.id for claim in CLAIMS]
-    verdicts = Counter(words.removeprefix("claim is-") for words in articles.values())
-    assert verdicts == VERDICTS | {"not-judged": len(CLAIMS) - sum(VERDICTS.values())}
+    assert Counter(words.removeprefix("claim is-") for words in articles.values()) == VERDICTS
     text = " ".join(" ".join(page.words).split())
-    for verdict, count in verdicts.items():
-        assert re.search(rf"\b{count} +{verdict.replace('-', ' ')}", text)
+    for verdict, count in VERDICTS.items():
+        assert re.search(rf"\b{count} +{verdict}", text)
     for claim in CLAIMS:
         assert f"### {claim.id}\n" in texts[1]
         assert latex_text(claim.id) + " &" in texts[2]
 
 
-def test_what_was_measured_is_the_tables(texts):
-    for text in texts[:2]:
-        assert "−2 × 10⁻⁵ … 0.001" in text  # taylor-gradient
-        assert "[−0.05, 0.05]" in text
-        assert "0.08 … 0.12" in text  # ablation-g1
-        assert "no interval" in text  # zero-shot-loss
-    assert "`python reproduce.py zero_shot --profile quick`" in texts[1]
-    assert "$-$2 $\\times$ 10$^{-5}$ \\dots{} 0.001" in texts[2]
+def _article(texts, claim):
+    """The words of a claim's card, and its part of the Markdown."""
+    html = texts[0][texts[0].index(f'<article id="{claim}"') :]
+    words = " ".join(" ".join(Page(html[: html.index("</article>")]).words).split()).replace(" ,", ",")
+    markdown = texts[1][texts[1].index(f"\n### {claim}\n") + 1 :]
+    return words, markdown.partition("\n### ")[0].replace("\\", "")
 
 
-def test_a_control_that_does_not_fail_is_told(texts):
-    article = texts[0][texts[0].index('<article id="zero-shot-loss"') :]
-    assert "outside in 0 of 1: so this check cannot fail" in article
-    assert "the check cannot fail" in article[: article.index("</h3>")]
+def test_every_case_has_its_own_interval_and_place(texts):
+    card, markdown = _article(texts, REFUTES)
+    assert "5-way: 0.9876 [0.9866, 0.9886], inside" in card and "20-way: −0.1 [−0.12, −0.08], outside" in card
+    assert "- 5-way: **0.9876 [0.9866, 0.9886]**, inside\n" in markdown
+    row = "20-way check −0.1 [−0.12, −0.08] outside 5 seeds of epoch 1 600 × 1 0.016 0.004 CIFAR-FS · profile: quick"
+    assert row in card
+    assert row.split(" check ")[1].split(" outside ")[0] in markdown[markdown.index("Every case") :]
+    assert re.search(r"\[0\.9866, 0\.9886\].* \|\n\|  \|  \| 20-way \| −0\.1 ", texts[1].replace("\\", ""))
+    assert " & 20-way & $-$0.1 {[}$-$0.12, $-$0.08{]}, outside & " in texts[2]
+    for text in texts:
+        assert "mean over seeds with its 95" in text and "−0.12 … 0.9886" not in text  # no hull over cases
+
+
+def test_of_many_cases_the_worst_are_named_and_all_in_the_table(texts):
+    card, markdown = _article(texts, THEOREM)
+    assert "i = 2: 0.001, inside" in card and "and 4 more inside" in card and "and 4 more inside" in markdown
+    assert card.count("k = 7") == 1 and markdown.count("k = 7") == 1  # in the table
+    assert "| i = 2, and 7 more inside | 0.001 | inside |" in texts[1]
+    assert "i = 2, and 7 more inside & 0.001, inside &" in texts[2]
+    assert "and 2 more undecided" in _article(texts, WIDE)[0]
+
+
+def test_undecided_says_why_and_what_would_decide(texts, page):
+    assert "undecided: the intervals are too wide; 4 more seeds, about 3 minutes" in _article(texts, WIDE)[0]
+    assert "undecided: not measured" in " ".join(page.words)
+    for text in _article(texts, SHOWN_ONLY):
+        assert f"judged from the {EXPERIMENTAL[3].least} profile on" in text and "Only shown" in text
+        assert "2 [1, 3]" in text
+    assert "verdict unmeasured" in texts[0] and "4 more seeds, about 3 minutes" in texts[2]
+
+
+def test_the_criterion_says_its_seeds_its_control_and_what_was_changed(texts):
+    for text in _article(texts, REFUTES):
+        assert re.search(f"Changed after a look:? {re.escape(AMENDED)}", text)
+        assert re.search(r"Judged by:? 5 seeds of epoch 1 \(1000–1004\), at look 1", text)
+        assert ledger.control(EXPERIMENTAL[0])[2:] in text and "failed, as it must" in text
+    for text in _article(texts, THEOREM):
+        assert "Changed after a look" not in text and "Judged by" not in text
+        assert "wrong formula, which must lie outside the band" in text
+        assert "i = 2: −2, outside" in text.replace("*", "")
+        assert "and 1 more" in text and "i = 6: " not in text  # the control furthest from passing
+    assert "passed, so this check can support nothing" in _article(texts, PILOT)[0]
+    assert "neither failed nor passed" in _article(texts, WIDE)[1]
+
+
+def test_data_are_named_by_case_where_cases_differ(texts):
+    card, markdown = _article(texts, REFUTES)
+    assert "Data CIFAR-FS · profile: quick (20-way)" in card and "quick (5-way)" in card
+    assert "- Data: CIFAR-FS · profile: quick (20-way)\n" in markdown
+    for text in _article(texts, WIDE):
+        assert text.count("Omniglot, 1,623 characters") == 1 and "quick (k = 1" not in text
+    assert "Data none yet" in _article(texts, CLAIMS[-1].id)[0]
+
+
+def test_a_command_measures_a_claim_again(texts):
+    name = next(name for name, experiment in EXPERIMENTS.items() if EXPERIMENTAL[0] in experiment.claims)
+    assert f"Run again: `python reproduce.py {name} --profile quick`" in _article(texts, REFUTES)[1]
 
 
 def test_nothing_is_asked_of_a_network(texts, page):
@@ -133,28 +214,41 @@ def test_figure_and_table_stand_with_their_experiment(original):
     assert section.tables[0].rows == (("g1", 0.6, 0.5, 0.7, 3), ("g1+g2", 0.9, 0.8, 1.0, 3))
 
 
+def test_a_table_names_its_own_data_and_no_other(folder):
+    """The table on CIFAR-FS, in a section whose claims were measured on Omniglot first."""
+    few_shot = EXPERIMENTS["few_shot"].claims[0].id
+    found = [
+        replace(verdict, cases=(case("a", 1, 0, 2), case("b", 1, 0, 2, data=CIFAR_FS)), why="pilot")
+        if verdict.claim.id == few_shot
+        else verdict
+        for verdict in verdicts()
+    ]
+    ledger.write(found, folder)
+    section = next(section for section in gather(folder).sections if section.name == "few_shot")
+    assert [table.data for table in section.tables] == [("CIFAR-FS · profile: quick",)]  # of the others nothing
+    caption = next(line for line in _written(folder)[2].splitlines() if r"\caption{Accuracy in" in line)
+    assert "CIFAR-FS" in caption and "Omniglot" not in caption
+
+
 def test_every_claim_says_what_the_paper_says_in_formulas_that_render():
     marks = {"B": "The authors' post: “", "P": "Section ", "N": "Beyond the paper: "}
     for claim in CLAIMS:
-        assert "$" not in math(claim.paper), claim.id
-        assert any(marks[code[0]] in claim.paper for code in claim.source.split(", ")), claim.id
+        assert "$" not in math(claim.quotation), claim.id
+        assert any(marks[code[0]] in claim.quotation for code in claim.sources), claim.id
 
 
-def test_made_up_data_are_told_above_all(tmp_path):
+def test_made_up_data_are_named_above_all(tmp_path):
     html, markdown, _ = _written(write(tmp_path, data=GLYPHS))
     for text in (html[: html.index("<main")], markdown[: markdown.index("##")]):
         assert "says nothing about the paper" in text and "NOT OMNIGLOT" in text
-    assert "`python reproduce.py ablation --profile quick --dataset glyphs`" in markdown
+    assert re.search(r"`python reproduce.py \w+ --profile quick --dataset glyphs`", markdown)
 
 
 def test_a_folder_with_the_ledger_alone(folder):
     for path in (folder / "tables", folder / "figures"):
         shutil.rmtree(path)
     (folder / "manifest.json").unlink()
-    ledger = json.loads((folder / "claims.json").read_text())
-    for row in ledger:
-        row |= {"verdict": "not judged", "cases": 0, "controls": 0}
-    (folder / "claims.json").write_text(json.dumps(ledger))
+    ledger.write([Verdict(claim, UNDECIDED) for claim in CLAIMS], folder)
     html, markdown, _ = _written(folder)
     assert "Nothing has been measured yet" in html and "Nothing has been measured yet" in markdown
 
@@ -171,14 +265,14 @@ def _cut(path, share=0.6):
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
 
 
-def _lines(path, count):
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:count]))
-
-
 def _edit(path, change):
     rows = json.loads(path.read_text())
     change(rows)
     path.write_text(json.dumps(rows))
+
+
+def _first_case(rows):
+    return next(row["cases"][0] for row in rows if row["cases"])
 
 
 BROKEN = {
@@ -199,12 +293,14 @@ BROKEN = {
     "odd verdict": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(verdict="true"))),
     "verdict a number": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(verdict=3))),
     "statement a number": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(statement=3))),
-    "no band": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(low=None))),
-    "table cut": ("tables/theory_measurements.csv", _cut),
-    "table cut between rows": ("tables/theory_measurements.csv", lambda path: _lines(path, 2)),
-    "table empty": ("tables/ablation_measurements.csv", lambda path: path.write_bytes(b"")),
-    "table binary": ("tables/ablation_measurements.csv", lambda path: path.write_bytes(b"\xff\x00\n")),
-    "table gone": ("tables/ablation_measurements.csv", lambda path: path.unlink()),
+    "odd reason": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(why="so"))),
+    "odd kind": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(kind="guess"))),
+    "odd control": ("claims.json", lambda path: _edit(path, lambda rows: rows[0]["control"].update(kind="x"))),
+    "odd outcome": ("claims.json", lambda path: _edit(path, lambda rows: rows[0]["control"].update(outcome="x"))),
+    "odd seeds": ("claims.json", lambda path: _edit(path, lambda rows: _first_case(rows).update(seeds=["x"]))),
+    "a case without a mean": ("claims.json", lambda path: _edit(path, lambda rows: _first_case(rows).pop("mean"))),
+    "no band": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(band=None))),
+    "shown table binary": ("tables/few_shot_layout.csv", lambda path: path.write_bytes(b"\xff\x00\n")),
     "shown table cut": ("tables/ablation_summary.csv", _cut),
     "shown table of other columns": ("tables/ablation_summary.csv", lambda path: path.write_text("a,b\n1,2\n")),
     "figure cut": ("figures/ablation.png", _cut),
@@ -213,7 +309,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_what_is_broken_is_told_in_a_line(case, folder, capsys):
+def test_what_is_broken_is_named_in_a_line(case, folder, capsys):
     name, damage = BROKEN[case]
     (folder / "report.html").write_text("as it was")
     damage(folder / name)
@@ -262,8 +358,9 @@ def test_latex_compiles_even_hostile_text(folder):
 
 def test_latex_rows_have_as_many_cells_as_columns(texts):
     rows = [line for line in texts[2].splitlines() if line.endswith(r" \\")]
-    assert len(rows) == 1 + len(CLAIMS) + 3  # both heads, claims and the summary's two rows
-    assert {len(re.findall(r"(?<!\\)&", row)) for row in rows} == {4}
+    cases = 1 + 2 + 6 + 1 + 1  # of the five claims that have some; of a theorem the worst alone
+    columns = Counter(len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows)
+    assert columns == {6: 1 + cases + len(CLAIMS) - 5, 5: 1 + 2, 3: 1 + 1}  # ledger, the summary, CIFAR-FS
 
 
 @given(PRINTABLE)
@@ -304,14 +401,59 @@ def test_numbers_as_one_writes_them(value, words):
     assert number(value) == words
 
 
-def test_spans_sources_and_plain_words():
-    assert span(None) == "not measured"
-    assert span(Interval(float("-inf"), 1)) == "no interval"
-    assert span(Interval(0.12341, 0.12342)) == "0.123"
-    assert span(Interval(-1, 2)) == "−1 … 2"
-    assert source("B, P6.2") == "the authors' post, the paper, section 6.2"
+def test_intervals_bands_sources_and_plain_words():
+    none = float("nan")
+    assert interval(case("a", 0.5, none, none)) == "0.5"
+    assert interval(case("a", none, none, none)) == "none"
+    assert interval(case("a", 0.98765, 0.98755, 0.98775)) == "0.98765 [0.98755, 0.98775]"
+    assert interval(case("a", 0.123456, -0.5, 0.75)) == "0.123 [−0.5, 0.75]"
+    assert interval(case("a", 0.0, 0.0, 0.0)) == "0"
+    inf = float("inf")
+    assert [band(ends) for ends in ((0.0, 1.0), (-inf, 0.05), (0.05, inf), (-inf, inf))] == [
+        "[0, 1]", "≤ 0.05", "≥ 0.05", "any value",
+    ]  # fmt: skip
+    assert source(("B", "P6.2")) == "the authors' post, the paper, section 6.2"
     assert plain("of $g_i - \\bar g_i$ …") == "of g_i - g_bar_i …"
 
 
-def test_the_made_up_folder_is_of_claims_that_there_are():
-    assert set(MEASURED) <= {claim.id for claim in CLAIMS}
+# ---- the ledger's words
+
+
+def _claim(**changed):
+    control = changed.pop("control", Control(kind="wrong formula", words="w"))
+    rest = {"id": "a", "sources": ("N",), "statement": "s", "quantity": "q", "band": (0.0, 1.0), "reason": "r"}
+    return Claim(**rest | {"kind": "theorem", "control": control} | changed)
+
+
+def test_the_worst_case_is_nearest_to_an_end_that_can_be_missed():
+    values = {"best": 0.0, "middle": 0.5, "near": 0.9, "out": 1.2}
+    cases = tuple(exact(name, value, REFUTED if value > 1 else SUPPORTED) for name, value in values.items())
+    norm = _claim(limits=(0.0, float("inf")))
+    assert [case.name for case in ledger.foremost(Verdict(norm, REFUTED, cases=cases))[0]] == ["out"]
+    assert ledger.foremost(Verdict(norm, REFUTED, cases=cases))[1] == "and 3 more inside"
+    inside = Verdict(norm, SUPPORTED, cases=cases[:3])
+    assert [case.name for case in ledger.foremost(inside)[0]] == ["near"]
+    assert [case.name for case in ledger.foremost(Verdict(_claim(), SUPPORTED, cases=cases[:2]))[0]] == ["best"]
+    lost = exact("lost", float("nan"), UNDECIDED)
+    assert ledger.foremost(Verdict(norm, UNDECIDED, cases=(*cases, lost))) == (
+        (lost,),
+        "and 4 more: 3 inside, 1 outside",
+    )
+    assert [case.name for case in ledger.foremost(inside, 2)[0]] == ["middle", "near"]
+
+
+def test_controls_say_what_they_must_do():
+    foil, sham = Control(kind="foil", words="f"), Control(kind="sham", words="s", band=(-0.1, 0.1))
+    assert ledger.control(_claim()) == "a wrong formula, which must lie outside the band"
+    open_ended = _claim(kind="experiment", control=foil, band=(0.1, float("inf")))
+    assert ledger.control(open_ended) == "a foil, which must fall short of the check, seed by seed"
+    assert ledger.control(_claim(kind="experiment", control=foil)) == "a foil, which must lie outside the band"
+    assert ledger.control(_claim(kind="experiment", control=sham)).endswith("must lie within [-0.1, 0.1]")
+    assert ledger.outcome(Verdict(_claim(), UNDECIDED)) == "not measured"
+
+
+def test_seeds_in_words():
+    one = [case("a", 0, 0, 0, seeds=(1000, 1001, 1003)), case("b", 0, 0, 0, seeds=(1001, 2000))]
+    assert ledger.seeds(one) == "4 seeds of epochs 1, 2 (1000–1001, 1003, 2000)"
+    assert ledger.seeds(one[:1], which=False) == "3 seeds of epoch 1"
+    assert ledger.seeds([case("a", 0, 0, 0, seeds=(-1,))]) == ""

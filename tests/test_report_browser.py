@@ -5,7 +5,7 @@ import pytest
 
 from figures.report import write as report
 from tests.browser import axe, chromium
-from tests.made_up_folder import VERDICTS, draw, write
+from tests.made_up_folder import REFUTES, VERDICTS, draw, write
 
 matplotlib.use("Agg")
 
@@ -17,6 +17,10 @@ TOO_WIDE = """() => [...document.querySelectorAll('main *, header *, nav *, foot
   const spills = element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).display != 'inline';
   return box.right > innerWidth + 1 || (spills && !element.closest('math'));
 }).map(element => element.outerHTML.slice(0, 200))"""
+# Formulas that run over the box of what the paper says.
+RUN_OVER = """() => [...document.querySelectorAll('blockquote math')].filter(
+  math => math.getBoundingClientRect().right > math.closest('blockquote').getBoundingClientRect().right
+).map(math => math.closest('article').id)"""
 # Pairs of texts one after the other, neither within the other, whose boxes meet.
 OVERLAPS = """() => {
   const blocks = [...document.querySelectorAll('h1, h2, h3, p, dt, dd, figure, label, caption, td, th, summary')];
@@ -65,11 +69,12 @@ def desk(browser, address):
 
 
 def test_whole_page(page, address):
-    """No request but for the page itself, nothing beside the window or over another, nothing serious for axe."""
+    """No request but for the page itself, nothing outside the window or over another, nothing serious for axe."""
     page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
     assert [url for url in page.asked if not url.startswith("data:")] == [address]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     assert page.evaluate(TOO_WIDE) == []
+    assert page.evaluate(RUN_OVER) == []
     assert page.evaluate(OVERLAPS) == []
     found = axe.Axe().run(page).response["violations"]
     assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
@@ -108,9 +113,9 @@ def test_keyboard_reaches_the_claims(desk):
 
 
 def test_printed_page_has_all_and_no_more(desk):
-    assert not desk.locator("#ablation-g1 table").is_visible()
+    assert not desk.locator(f"#{REFUTES} table").is_visible()
     desk.emulate_media(media="print")
-    assert desk.evaluate("document.querySelector('#ablation-g1 table').getBoundingClientRect().height") > 20
+    assert desk.evaluate(f"document.querySelector('#{REFUTES} table').getBoundingClientRect().height") > 20
     assert not desk.locator("nav").is_visible()
 
 

@@ -7,13 +7,16 @@ import pandas as pd
 import pytest
 
 import reproduce
-from analysis.experiments import EXPERIMENTS, ablation
+from analysis.experiments import ablation
+from analysis.experiments.registry import EXPERIMENTS
+from analysis.paper import figure_3
+from tests.in_process import TINY
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     """A smoke profile of seconds."""
-    monkeypatch.setitem(ablation.SCALES, "smoke", ablation.Scale(iterations=2, every=2, tasks=1, seeds=1))
+    monkeypatch.setitem(ablation.SCALES, "smoke", TINY)
 
 
 def _run(tmp_path, *arguments):
@@ -26,8 +29,8 @@ def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, capsys):
     assert _run(tmp_path) == 0
     table = pd.read_csv(tmp_path / "tables" / "ablation.csv")
     assert set(table.columns) >= {"experiment", "variant", "seed", "iteration", "quantity", "value"}
-    assert set(table.variant) == set(ablation.SETTINGS["variants"])
-    assert set(table.iteration) == {0, 2}
+    assert set(table.variant) == set(figure_3.SETTINGS["variants"])
+    assert set(table.iteration) == {0, 1, 2}
     for name in ("ablation.png", "ablation.svg"):
         assert (tmp_path / "figures" / name).stat().st_size > 10_000
     assert "NOT OMNIGLOT" in (tmp_path / "figures" / "ablation.svg").read_text()
@@ -35,7 +38,7 @@ def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, capsys):
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["status"] == "finished"
     assert manifest["data"]["real"] is False
-    assert manifest["experiments"]["ablation"]["iterations"] == 2
+    assert manifest["experiments"]["ablation"]["looks"] == [1, 2]
     assert manifest["wall_seconds"].keys() == {"ablation"}
     assert "NOT OMNIGLOT" in capsys.readouterr().out
 
@@ -51,12 +54,15 @@ def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, capsys):
     [
         (["--workers", "0"], "--workers: expected at least 1, found 0"),
         (["--seeds", "-1"], "--seeds: expected at least 1, found -1"),
+        (["--epoch", "-1"], "--epoch: expected at least 0, found -1"),
+        (["--budget", "30m"], "--budget: expected the quick profile, which it plans for, found smoke"),
+        (["--budget", "30m", "--seeds", "7"], "--budget: expected no --seeds with it, which it chooses, found 7"),
         (["--dataset", "auto", "--data", "/no/such/folder"], "data: expected a directory"),
         (["--data", "/"], "data: expected none with the glyphs"),
         (["--split", "authors"], "--split: expected Omniglot for the authors' split, found glyphs"),
     ],
 )
-def test_bad_arguments_are_told_before_work(arguments, message, tmp_path, capsys):
+def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys):
     assert _run(tmp_path, *arguments) == 2
     error = capsys.readouterr().err
     assert message in error
@@ -88,6 +94,14 @@ def test_out_that_cannot_be_written(tmp_path, capsys):
     assert "--out: expected a folder that can be written" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", "30", "m", "-3m", "0m", "1 h", "1e3s"])
+def test_a_duration_that_is_none(text, capsys):
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main(["--budget", text])
+    assert stop.value.code == 2
+    assert "expected a duration such as 90s, 30m, 2h or 1d" in capsys.readouterr().err
+
+
 def test_unknown_option_is_argparses_exit_2(tmp_path):
     with pytest.raises(SystemExit) as stop:
         _run(tmp_path, "--nonsense")
@@ -102,7 +116,7 @@ def test_list_names_what_it_shows_and_takes(capsys):
 
 def test_damaged_run_file_ends_in_one_line_and_is_kept(tiny, tmp_path, capsys):
     assert _run(tmp_path) == 0
-    victim = next((tmp_path / "runs").iterdir())
+    victim = next((tmp_path / "runs").glob("*.safetensors"))
     victim.write_bytes(b"nonsense")
     assert _run(tmp_path) == 1
     assert str(victim) in capsys.readouterr().err

@@ -18,17 +18,19 @@ import pytest
 import torch
 
 import reproduce
-from analysis.courses import execute
 from analysis.experiments import ablation
-from analysis.runs import Job, Outcome, Source
-from analysis.workers import ClusterError, Progress
+from analysis.experiments.shared.curves import Scale
+from analysis.runs.advance import execute
+from analysis.runs.job import Job, Source
+from analysis.runs.store import Outcome
+from analysis.runs.workers import ClusterError, Progress
 from reptile_core import datasets, native
 from reptile_core.native import SOURCES
 from tests.test_runs import RUN, assert_same_run
 
 distributed = pytest.importorskip("distributed", reason="needs the package distributed: pip install -e '.[cluster]'")
-from analysis import scheduler  # noqa: E402 - which needs it
-from analysis.scheduler import ClusterWorkers  # noqa: E402
+from analysis.runs import cluster as runs_cluster  # noqa: E402 - which needs it
+from analysis.runs.cluster import ClusterWorkers  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
@@ -99,8 +101,8 @@ def _until(condition: Callable[[], object], seconds: float = 120) -> None:
 
 def _jobs(folder: Path, *, seeds: int, iterations: int) -> list[Job]:
     source = Source("glyphs", None, datasets.load("glyphs").content)
-    run = replace(RUN, iterations=iterations, evaluation=replace(RUN.evaluation, every=20))
-    return [Job(replace(run, seed=seed), source, folder, "g1+g2") for seed in range(seeds)]
+    run, keep = replace(RUN, iterations=iterations), tuple(range(20, iterations, 20))
+    return [Job(replace(run, seed=seed), source, folder, "g1+g2", keep=keep) for seed in range(seeds)]
 
 
 def noted(job: Job, progress: Progress) -> Outcome:
@@ -117,7 +119,7 @@ def endless(folder: Path, progress: Progress) -> None:
         while True:
             progress(1)
             time.sleep(0.02)
-    except scheduler.Abandoned:
+    except runs_cluster.Abandoned:
         (folder / "abandoned").touch()
         raise
 
@@ -134,7 +136,7 @@ def test_without_a_scheduler(tmp_path: Path) -> None:
 
 def test_without_workers_or_with_threads(lonely: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler, "PATIENCE", 2)
+        patch.setattr(runs_cluster, "PATIENCE", 2)
         with pytest.raises(ClusterError, match=r"expected workers .*, found none"):
             ClusterWorkers(lonely.address, tmp_path)
     threaded = lonely.start_worker(threads=2)
@@ -146,7 +148,7 @@ def test_without_workers_or_with_threads(lonely: Cluster, tmp_path: Path, monkey
 
 def test_workers_that_are_not_as_the_script(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(scheduler, "_identity", lambda: "other code")
+        patch.setattr(runs_cluster, "_identity", lambda: "other code")
         with pytest.raises(ClusterError, match=r"expected workers with other code as here .*, found .* with torch"):
             ClusterWorkers(cluster.address, tmp_path)
     with monkeypatch.context() as patch:
@@ -171,7 +173,7 @@ def test_a_killed_worker_costs_its_run_in_flight_and_no_bit(cluster: Cluster, tm
         os.kill(doomed.pid, signal.SIGKILL)
         cluster_outcomes = outcomes.result()
 
-    assert [outcome.rows for outcome in cluster_outcomes] == [outcome.rows for outcome in local]
+    assert [replace(outcome, seconds=0) for outcome in cluster_outcomes] == [replace(o, seconds=0) for o in local]
     for one, other in zip(here, there, strict=True):
         assert_same_run(one.path, other.path)
     times = {job.key: [key for key, _ in _read(begun)].count(job.key) for job in there}
@@ -201,21 +203,29 @@ def test_workers_with_another_header_of_the_loops_are_others(tmp_path: Path, mon
     for text in ("1", "2", "1"):
         header.write_text(text)
         monkeypatch.setattr(native, "SOURCES", [header])
-        found.add(scheduler._identity.__wrapped__())
+        found.add(runs_cluster._identity.__wrapped__())
     assert len(found) == 2
     assert {source.suffix for source in SOURCES} == {".c", ".h"}
+
+
+@pytest.mark.parametrize("changed", ["reproduce.py", "results/judge.py", "theory/taylor.py", "runs/store.py"])
+def test_workers_with_other_code_of_the_analysis_are_others(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, before = Path.read_bytes, runs_cluster._identity.__wrapped__()
+    path = ROOT / "analysis" / changed
+    monkeypatch.setattr(Path, "read_bytes", lambda self: b"" if self == path else read(self))
+    assert (runs_cluster._identity.__wrapped__() == before) == (changed == "reproduce.py"), "the script is not loaded"
 
 
 def test_the_script_on_a_cluster_writes_the_tables_of_local_workers(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ablation.SCALES, "smoke", ablation.Scale(iterations=2, every=2, tasks=1, seeds=1))
+    monkeypatch.setitem(ablation.SCALES, "smoke", Scale(looks=(2,), tasks=1, seeds=1))
     monkeypatch.chdir(tmp_path)  # the workers' folder is another one
     second = cluster.start_worker()
     assert _ablation(Path("there"), "--scheduler", cluster.address) == 0
     second.kill()
     assert _ablation(Path("here"), "--workers", "2") == 0
-    for name in ("ablation", "ablation_measurements"):
+    for name in ("ablation", "ablation_summary"):
         assert (tmp_path / "there/tables" / f"{name}.csv").read_bytes() == Path(f"here/tables/{name}.csv").read_bytes()
     assert {path.name for path in Path("there/runs").iterdir()} == {path.name for path in Path("here/runs").iterdir()}
 

@@ -7,9 +7,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch.nn.functional import cosine_similarity, cross_entropy
 
-from analysis.claims import CANNOT_FAIL, REFUTED, SUPPORTED, ledger
 from analysis.experiments import sgd
-from analysis.tables import over_seeds
+from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
+from analysis.results.tables import over_seeds
+from analysis.runs.workers import silent
 from figures.sgd import draw
 from figures.style import style
 from reptile_core import networks
@@ -17,7 +18,7 @@ from reptile_core import networks
 matplotlib.use("Agg")
 
 LOSS = networks.CrossEntropy(sgd.NETWORK, reduction="mean")
-SEEDS = 2
+SEEDS = 1000, 1004
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def data():
 
 @pytest.fixture(scope="module")
 def start():
-    return torch.stack([sgd.NETWORK.initialize(seed) for seed in range(SEEDS)])
+    return torch.stack([sgd.NETWORK.initialize(seed) for seed in SEEDS])
 
 
 def test_settings():
@@ -40,20 +41,20 @@ def test_settings():
 
 def test_every_digit_is_trained_on_or_tested_with(data):
     images, labels = load_digits(return_X_y=True)
-    for seed in range(SEEDS):
+    for seed in range(len(SEEDS)):
         x = torch.cat([data.train.x[seed], data.test.x[seed]]) * 16
         y = torch.cat([data.train.y[seed], data.test.y[seed]])
         rows = sorted(zip(map(tuple, x.tolist()), y.tolist(), strict=True))
         assert rows == sorted(zip(map(tuple, images.tolist()), labels.tolist(), strict=True))
-    assert data.train.x.shape == (SEEDS, 500, 64)
+    assert data.train.x.shape == (len(SEEDS), 500, 64)
     assert not torch.equal(data.train.y[0], data.train.y[1])
 
 
 def test_an_epoch_meets_every_image_once(data):
-    order = torch.stack([torch.randperm(500, generator=torch.Generator().manual_seed(s)) for s in range(SEEDS)])
+    order = torch.stack([torch.randperm(500, generator=torch.Generator().manual_seed(s)) for s in SEEDS])
     epoch = sgd.minibatches(data.train, order, 50)
-    assert epoch.x.shape == (SEEDS, 10, 50, 64)
-    for seed in range(SEEDS):
+    assert epoch.x.shape == (len(SEEDS), 10, 50, 64)
+    for seed in range(len(SEEDS)):
         torch.testing.assert_close(epoch.x[seed].flatten(0, 1), data.train.x[seed, order[seed]])
         assert torch.equal(epoch.y[seed].flatten(), data.train.y[seed, order[seed]])
 
@@ -61,8 +62,8 @@ def test_an_epoch_meets_every_image_once(data):
 def test_full_batch_is_plain_gradient_descent_to_the_target(data, start):
     """Seed by seed, and the end point's loss lies at the target, on the segment of the last step."""
     target = 1.5
-    end, steps = sgd.train(start, data.train, LOSS, batch=500, target=target)
-    for seed in range(SEEDS):
+    end, steps = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=500, target=target)
+    for seed in range(len(SEEDS)):
         x, y = data.train.x[seed], data.train.y[seed]
         phi = start[seed].clone().requires_grad_()
         count = 0
@@ -81,26 +82,28 @@ def test_full_batch_is_plain_gradient_descent_to_the_target(data, start):
 
 def test_all_sizes_end_at_equal_loss(data, start):
     for batch, order in ((10, 0), (10, 1), (500, 0)):
-        end, _ = sgd.train(start, data.train, LOSS, batch=batch, target=1.0, order=order)
-        torch.testing.assert_close(LOSS(end, data.train), torch.full((SEEDS,), 1.0), rtol=0, atol=1e-5)
+        end, _ = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=batch, target=1.0, order=order)
+        torch.testing.assert_close(LOSS(end, data.train), torch.full((len(SEEDS),), 1.0), rtol=0, atol=1e-5)
 
 
 def test_orders_differ_and_repeat(data, start):
-    paths = [sgd.train(start, data.train, LOSS, batch=10, target=1.5, order=order)[0] for order in (0, 1, 0)]
+    paths = [
+        sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=10, target=1.5, order=order)[0] for order in (0, 1, 0)
+    ]
     assert torch.equal(paths[0], paths[2])
     assert not torch.equal(paths[0], paths[1])
 
 
 def test_a_path_that_never_arrives_has_no_end(data, start, monkeypatch):
     monkeypatch.setattr(sgd, "MOST_STEPS", 2)
-    end, _ = sgd.train(start, data.train, LOSS, batch=500, target=0.01)
+    end, _ = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=500, target=0.01)
     assert end.isnan().all()
 
 
 def test_measures_are_those_of_a_plain_loop(data, start):
-    found = sgd.measure(start, data, LOSS)
+    found = sgd.measure(start, data, LOSS, SEEDS)
     common = sgd.minibatches(data.train, sgd._orders(SEEDS, sgd.Purpose.EVALUATION, 500), 10)
-    for seed in range(SEEDS):
+    for seed in range(len(SEEDS)):
         g = []
         for x, y in zip(common.x[seed], common.y[seed], strict=True):
             phi = start[seed].clone().requires_grad_()
@@ -125,36 +128,69 @@ def test_measures_are_those_of_a_plain_loop(data, start):
             assert found[name][seed].item() == pytest.approx(value.item(), rel=1e-4, abs=1e-6), name
 
 
-def _table(cosine, gap, seeds=16):
-    """Made-up rows: what minibatches of 10 are better by than the full batch, with chance of deviation about 0.01."""
-    chance = torch.randn(seeds, generator=torch.Generator().manual_seed(0)).mul(0.01).tolist()
+def test_half_of_the_images_are_all_that_is_trained_on(data, start):
+    item = sgd.Item(sgd.HALF, sgd.HALVED, SEEDS, target=1.5)
+    half = sgd.of_item(item)
+    assert half.train.y.shape == (len(SEEDS), 250) and torch.equal(half.train.x, data.train.x[:, :250])
+    assert torch.equal(half.test.x, data.test.x)
+    end, _ = sgd.train(start, half.train, LOSS, seeds=SEEDS, batch=250, target=1.5)
+    found = {(row["quantity"], row["seed"]): row["value"] for row in sgd.train_and_measure(item, silent)}
+    for lane, seed in enumerate(SEEDS):
+        assert found["training loss", seed] == pytest.approx(1.5, abs=1e-5)
+        gap = LOSS(end, half.test)[lane] - LOSS(end, half.train)[lane]
+        assert found["generalization gap", seed] == pytest.approx(gap.item(), rel=1e-4)
+
+
+VARIANTS = (10, "plain"), (10, "another order"), (10, "settled"), (500, "plain"), (250, "half of the images")
+
+
+def _table(cosine, gap, *, half=0.05, order=0.0, seeds=16):
+    """Made-up rows: how far minibatches of 10 lie above the full batch in cosine and below it in gap, how far half of
+    the images lies above it in gap, and how far another order lies above the first in cosine."""
+    chance = torch.randn(seeds, generator=torch.Generator().manual_seed(0)).mul(0.001).tolist()
     rows = []
     for seed in range(seeds):
-        for batch, variant in ((10, "plain"), (10, "another order"), (10, "settled"), (500, "plain")):
-            small, other = batch == 10, variant == "another order"
+        for batch, variant in VARIANTS:
             values = dict.fromkeys(sgd.MEASURED, 0.5)
-            values["cosine"] += cosine * small + chance[seed] * other
-            values["generalization gap"] -= gap * small + chance[seed] * other
-            values["test accuracy"] += chance[seed] * other
-            values["inner product"] += chance[seed] * other
+            values["cosine"] += cosine * (batch == 10) + (order + chance[seed]) * (variant == "another order")
+            values["generalization gap"] -= (gap + chance[seed]) * (batch == 10)
+            values["generalization gap"] += half * (batch == 250)
             rows += [
-                {"batch": batch, "variant": variant, "seed": seed, "quantity": quantity, "value": value}
+                {"batch": batch, "variant": variant, "seed": 1000 + seed, "quantity": quantity, "value": value}
                 for quantity, value in values.items()
             ]
     return pd.DataFrame(rows)
 
 
-def _verdicts(*effects, seeds=16):
-    rows = pd.DataFrame(sgd.measurements(_table(*effects, seeds=seeds)))
-    return tuple(ledger(sgd.CLAIMS, rows).verdict)
+def _verdicts(*effects, **more):
+    return judge(sgd.CLAIMS, sgd.evidence(_table(*effects, **more)))
+
+
+def _decisions(*effects, **more):
+    return tuple(verdict.decision for verdict in _verdicts(*effects, **more))
 
 
 def test_verdicts_on_made_up_tables():
-    assert _verdicts(0.1, 0.1) == (SUPPORTED, SUPPORTED)
-    assert _verdicts(-0.1, 0.1) == (REFUTED, SUPPORTED)
-    assert _verdicts(0.1, 0.0) == (SUPPORTED, REFUTED)  # less than chance
-    assert _verdicts(0.1, 0.1, seeds=3) == (CANNOT_FAIL, CANNOT_FAIL)  # chance is not known well enough
-    assert not {SUPPORTED, REFUTED} & set(_verdicts(0.1, 0.1, seeds=1))
+    assert _decisions(0.1, 0.0) == (SUPPORTED, SUPPORTED)
+    assert _decisions(-0.1, 0.0) == (REFUTED, SUPPORTED)
+    assert _decisions(0.1, 0.01) == (SUPPORTED, REFUTED)
+    assert _decisions(0.1, -0.01) == (SUPPORTED, REFUTED)
+    assert _decisions(0.1, 0.005) == (SUPPORTED, UNDECIDED)  # at the end of the band
+    assert _decisions(0.1, 0.0, seeds=4) == (UNDECIDED, UNDECIDED)
+
+
+def test_controls_on_made_up_tables():
+    alignment, generalization = _verdicts(0.1, 0.0)
+    assert (alignment.control, generalization.control) == ("failed", "failed")
+    alignment, generalization = _verdicts(0.1, 0.0, order=0.2, half=0.0)  # both do what they must not
+    assert (alignment.control, generalization.control) == ("passed", "passed")
+    assert (alignment.decision, generalization.decision) == (UNDECIDED, UNDECIDED)
+
+
+def test_what_is_only_shown():
+    alignment, generalization = _verdicts(0.1, 0.0)
+    assert {case.name for case in alignment.shown} >= {"inner product", "cosine, settled"}
+    assert {case.name for case in generalization.shown} >= {"test accuracy", "gap, settled"}
 
 
 def test_figure_is_the_table():
@@ -163,8 +199,8 @@ def test_figure_is_the_table():
     settings = sgd.SETTINGS | {"seeds": 16, "target": 0.02, "batches": (10, 500)}
     with style():
         figure = draw({"sgd": table, "sgd_summary": summary}, settings)["sgd"]
-    assert "cosine 0.600 against 0.500" in figure.get_suptitle()
+    assert "cosine 0.600 against 0.500, generalization gap 0.300 against 0.500" in figure.get_suptitle()
     line = figure.axes[0].get_lines()[0]
     assert list(line.get_xdata()) == [10, 500]
     assert list(line.get_ydata()) == pytest.approx([0.6, 0.5])
-    assert len(sgd.report(summary)) == 6
+    assert len(sgd.report(summary)) == 2 + len(VARIANTS)

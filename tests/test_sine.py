@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.claims import CANNOT_FAIL, INCONCLUSIVE, NOT_JUDGED, REFUTED, SUPPORTED, ledger
 from analysis.experiments import sine
-from analysis.tables import over_seeds
+from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
+from analysis.results.tables import over_seeds
+from analysis.runs.workers import silent
 from figures.sine import draw
 from figures.style import style
 from reptile_core import philox
@@ -21,6 +22,7 @@ from reptile_core.philox import Purpose
 matplotlib.use("Agg")
 
 ITERATIONS = 6
+SEEDS = 1000, 1003
 
 
 def test_settings_are_the_papers():
@@ -35,7 +37,7 @@ def test_settings_are_the_papers():
 
 
 def test_waves_are_sines_of_the_papers_amplitudes_and_phases():
-    waves = sine.draw_waves(2, Purpose.EVALUATION, task=torch.arange(400))
+    waves = sine.draw_waves([0, 1], Purpose.EVALUATION, task=torch.arange(400))
     assert waves.y.shape == (2, 400, 50)
     assert not torch.equal(waves.y[0], waves.y[1])
     assert torch.equal(waves.order.sort(-1).values, torch.arange(50).expand(2, 400, 50))
@@ -103,8 +105,8 @@ def _wave(seed, purpose, iteration):
 @pytest.mark.parametrize("name", ["reptile", "joint"])
 def test_training_is_the_authors_loop(name, activation):
     """Copy the weights, take five SGD steps (or one on everything, five times as long), move a part of the way."""
-    found = sine.train(sine.Item(name, activation, ITERATIONS, seeds=2, tasks=1), lambda steps: None)
-    for seed in range(2):
+    found = sine.train(sine.Item(name, activation, ITERATIONS, SEEDS, tasks=1), silent)
+    for lane, seed in enumerate(SEEDS):
         module = _module(sine.initialize(mlp(activation=activation), seed, "pytorch"), activation)
         for iteration in range(ITERATIONS):
             x, y, order = _wave(seed, Purpose.TRAINING, iteration)
@@ -119,16 +121,16 @@ def test_training_is_the_authors_loop(name, activation):
             after = module.state_dict()
             module.load_state_dict({key: before[key] + (after[key] - before[key]) * step for key in before})
         # float32 through 6 x 5 steps: sums are ordered differently
-        torch.testing.assert_close(found[seed], _flat(module), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[lane], _flat(module), rtol=1e-4, atol=1e-5)
 
 
 def test_adaptation_is_plain_sgd_on_ten_points():
     network = mlp()
-    phi = torch.stack([network.initialize(seed) for seed in range(2)])
-    adapted = sine.adapt(network, phi, tasks=3)
+    phi = torch.stack([network.initialize(seed) for seed in SEEDS])
+    adapted = sine.adapt(network, phi, SEEDS, tasks=3)
     assert adapted.squared_error.shape == (33, 2, 3)
     module = _module(phi[0], "tanh")
-    x, y, order = _wave(0, Purpose.EVALUATION, 0)
+    x, y, order = _wave(SEEDS[0], Purpose.EVALUATION, 0)
     for step in range(33):
         f = module(x)
         assert adapted.squared_error[step, 0, 0] == pytest.approx((f - y).square().mean().item(), rel=1e-3)
@@ -139,41 +141,60 @@ def test_adaptation_is_plain_sgd_on_ten_points():
 
 def test_predicting_zero_leaves_all():
     network = mlp()
-    adapted = sine.adapt(network, torch.zeros(2, network.n_parameters), tasks=4)
+    adapted = sine.adapt(network, torch.zeros(2, network.n_parameters), SEEDS, tasks=4)
     torch.testing.assert_close(adapted.relative[0].mean(-1), torch.ones(2, dtype=torch.float64))
 
 
-def _losses(final, seeds=3):
+def _losses(final, seeds=6):
     """A made-up table: 1 before the steps, final[initialization] after the last."""
-    return pd.DataFrame(
-        {"network": "tanh", "initialization": name, "seed": seed, "step": step, "value": value + 0.001 * seed}
-        for name, last in final.items()
-        for seed in range(seeds)
-        for step, value in ((0, 1.0), (32, last))
-    )
+    rows = []
+    for name, last in final.items():
+        for seed in range(seeds):
+            for step, value in ((0, 1.0), (32, last)):
+                found = {"value": value + 0.001 * seed, "standard_error": 0.002, "count": 100}
+                rows.append({"network": "tanh", "initialization": name, "seed": 1000 + seed, "step": step} | found)
+    return pd.DataFrame(rows)
 
 
-def _verdicts(final, seeds=3):
-    rows = pd.DataFrame(sine.measurements(_losses(final, seeds)))
-    verdicts = dict(ledger(sine.CLAIMS, rows)[["id", "verdict"]].to_numpy())
-    assert {verdicts.pop(f"{claim}-relu") for claim in ("sine", "sine-joint")} == {NOT_JUDGED}
-    return verdicts
+def _verdicts(final, seeds=6):
+    found = {one.claim.id: one for one in judge(sine.CLAIMS, sine.evidence(_losses(final, seeds)))}
+    assert {found.pop(f"{claim}-relu").why for claim in ("sine", "sine-joint")} == {"not measured"}
+    return found
+
+
+def _decisions(final, seeds=6):
+    return {name: verdict.decision for name, verdict in _verdicts(final, seeds).items()}
 
 
 def test_verdicts_on_made_up_losses():
     fits = {"untrained": 0.8, "joint": 0.9, "reptile": 0.03}
-    assert _verdicts(fits) == {"sine": SUPPORTED, "sine-joint": SUPPORTED}
-    assert _verdicts(fits | {"reptile": 0.5})["sine"] == REFUTED
-    assert _verdicts(fits | {"reptile": 0.1})["sine"] == INCONCLUSIVE
-    assert _verdicts(fits | {"joint": 0.02})["sine-joint"] == REFUTED
-    assert _verdicts(fits | {"joint": 0.02})["sine"] == CANNOT_FAIL
-    assert not {SUPPORTED, REFUTED} & set(_verdicts(fits, seeds=1).values())
+    assert _decisions(fits) == {"sine": SUPPORTED, "sine-joint": SUPPORTED}
+    assert _decisions(fits | {"reptile": 0.5})["sine"] == REFUTED
+    assert _decisions(fits | {"reptile": 0.0975})["sine"] == UNDECIDED
+    assert _decisions(fits | {"joint": 0.02})["sine-joint"] == REFUTED
+    assert set(_decisions(fits, seeds=4).values()) == {UNDECIDED}
+
+
+def test_controls_on_made_up_losses():
+    """Both of Reptile's rivals have to lose, seed by seed."""
+    fits = {"untrained": 0.8, "joint": 0.9, "reptile": 0.03}
+    assert _verdicts(fits)["sine"].control == "failed"
+    for rival in ("joint", "untrained"):
+        assert _verdicts(fits | {rival: 0.03})["sine"].control == "passed"
+        assert _decisions(fits | {rival: 0.03})["sine"] == UNDECIDED
+    assert _verdicts(fits | {"reptile": 0.9})["sine-joint"].control == "passed"
+
+
+def test_evidence_holds_the_errors_over_tasks():
+    found = sine.evidence(_losses({"untrained": 0.8, "joint": 0.9, "reptile": 0.03}))
+    assert set(found.task_error) == {0.002} and set(found.tasks) == {100}
+    assert set(found.seed) == set(range(1000, 1006)) and len(found) == 5 * 6
 
 
 def test_figure_is_the_tables():
     losses = _losses({"untrained": 0.8, "joint": 0.9, "reptile": 0.03})
-    item = sine.Item("untrained", "tanh", 0, seeds=1, tasks=1)
-    untrained = sine.train_and_adapt(item, lambda steps: None)
+    item = sine.Item("untrained", "tanh", 0, SEEDS, tasks=1)
+    untrained = sine.train_and_adapt(item, silent)
     picture = sine.picture({item: untrained})
     assert (picture.seen.sum(), len(picture)) == (10 * len(sine.SHOWN), 50 * len(sine.SHOWN))
     waves = pd.concat([picture.assign(initialization=name) for name in sine.INITIALIZATIONS])
@@ -181,10 +202,13 @@ def test_figure_is_the_tables():
         "sine_picture": waves,
         "sine_intervals": over_seeds(losses, ["network", "initialization", "step"]),
     }
-    settings = sine.SETTINGS | {"networks": ("tanh",), "iterations": 30_000, "seeds": 3, "tasks": 100}
+    settings = sine.SETTINGS | {"networks": ("tanh",), "iterations": 30_000, "seeds": 6, "tasks": 100}
     with style():
         figures = draw(tables, settings)
     assert figures.keys() == {"sine"}
-    assert "3.1 % from Reptile's initialization, 90 % from joint training's" in figures["sine"].get_suptitle()
+    title = figures["sine"].get_suptitle()
+    assert "32 steps on 10 points" in title and "3.2 % from Reptile's initialization, 90 % from joint" in title
+    words = figures["sine"].texts[-1].get_text()
+    assert "[0.1, 5]" in words and f"seed {SEEDS[0]}" in words
     curves = {line.get_label(): list(line.get_ydata()) for line in figures["sine"].axes[3].get_lines()}
-    assert curves["Reptile"] == pytest.approx([1.001, 0.031])
+    assert curves["Reptile"] == pytest.approx([1.0025, 0.0325])

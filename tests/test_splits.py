@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.claims import CANNOT_FAIL, INCONCLUSIVE, REFUTED, SUPPORTED, ledger
-from analysis.experiment import Context
 from analysis.experiments import few_shot, splits
-from analysis.runs import Source
+from analysis.experiments.shared.experiment import Context
+from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
+from analysis.runs import evaluations
+from analysis.runs.job import Source
+from analysis.runs.store import Outcome
 from figures.splits import draw
 from figures.style import style
 from reptile_core import datasets
@@ -43,11 +45,12 @@ def test_runs_are_the_tables_but_for_the_authors_split(context):
 
 
 def test_glyphs_have_no_authors_split_and_a_run_measures_every_cell(context, monkeypatch):
-    monkeypatch.setattr(few_shot, "PIECE", 15)
+    monkeypatch.setattr(evaluations, "CHUNK", 15)
     monkeypatch.setattr(splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2))
     result = splits.run(context)
     table, shares = result.tables["splits"], result.tables["splits_shares"]
     assert set(table.split) == {"seed"} and set(table["count"]) == {20} and len(table) == len(shares) == 4
+    assert set(table.seed) == {1000}
     assert (table.split_error >= 0).all() and (table.shuffled_error >= 0).all()
     assert not table.split_error.equals(table.shuffled_error)
     json.dumps(splits.settings(context))
@@ -61,49 +64,67 @@ def test_shares_are_of_the_error_rate():
     assert (row.share, row.shuffled, row.published) == pytest.approx((0.196, 0.098, 0.09 / 4.61))
 
 
-def _shares(share, shuffled, *, runs=6, spread=0.002):
-    """Made-up shares of every run and cell, a little larger from run to run."""
-    rows = [
-        {
-            "split": "authors" if run % 2 else "seed",
-            "seed": run // 2,
-            "shots": shots,
-            "transductive": transductive,
-            "share": share + spread * run,
-            "shuffled": shuffled,
-            "published": 0.02,
-        }
-        for run in range(runs)
-        for shots in (1, 5)
-        for transductive in (False, True)
-    ]
+def test_a_run_that_diverged_says_nothing_of_splits(context, monkeypatch):
+    """It classifies at chance, on any characters; the floor keeps its log finite."""
+    monkeypatch.setattr(splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2))
+    lost = Outcome("diverged at iteration 1", 1.0, 1)
+    monkeypatch.setattr(Context, "train", lambda self, name, jobs: dict.fromkeys(jobs, lost))
+    result = splits.run(context)
+    assert set(result.tables["splits"].value) == {0.2}
+    checks = result.evidence[result.evidence.role == "check"]
+    assert checks.value.tolist() == pytest.approx([np.log(splits.FLOOR)] * 4)
+
+
+def _shares(share, shuffled, *, seeds=5, spread=0.002):
+    """Made-up shares of every run and cell, a little larger from run to run; the paper's is 0.02."""
+    rows = []
+    for run in range(2 * seeds):
+        for shots in (1, 5):
+            for transductive in (False, True):
+                cell = {"shots": shots, "transductive": transductive, "published": 0.02}
+                split = {"split": "authors" if run % 2 else "seed", "seed": 1000 + run // 2}
+                rows.append(split | cell | {"share": share + spread * run, "shuffled": shuffled})
     return pd.DataFrame(rows)
 
 
 @pytest.mark.parametrize(
-    ("shares", "verdict"),
+    ("shares", "verdict", "control"),
     [
-        (_shares(0.1, 0.0), SUPPORTED),
-        (_shares(0.0, 0.0), REFUTED),
-        (_shares(0.015, 0.0), INCONCLUSIVE),
-        (_shares(0.1, 0.1), CANNOT_FAIL),
-        (_shares(0.1, 0.0, runs=1), CANNOT_FAIL),  # one run has no interval, nor has its control
+        (_shares(0.1, 0.0), SUPPORTED, "failed"),
+        (_shares(0.0, 0.0, spread=0.0005), REFUTED, "uninformative"),
+        (_shares(0.015, 0.0, spread=0.001), UNDECIDED, "failed"),
+        (_shares(0.1, 0.2), UNDECIDED, "passed"),
+        (_shares(0.1, 0.0, seeds=3), UNDECIDED, "uninformative"),  # and one of the authors': four splits
     ],
 )
-def test_verdicts(shares, verdict):
-    found = ledger(splits.CLAIMS, pd.DataFrame(splits.measurements(shares)).assign(profile="paper"))
-    assert found.verdict.tolist() == [verdict]
+def test_verdicts(shares, verdict, control):
+    (found,) = judge(splits.CLAIMS, splits.evidence(shares))
+    assert (found.decision, found.control) == (verdict, control)
+
+
+def test_the_authors_runs_count_as_one_split():
+    found = splits.evidence(_shares(0.1, 0.0), seconds=60.0)
+    case = found[(found.role == "check") & (found.case == "1-shot, Reptile")]
+    assert case.seed.tolist() == [1000, 1001, 1002, 1003, 1004, 1999]
+    theirs = [np.log((0.1 + 0.002 * run) / 0.02) for run in (1, 3, 5, 7, 9)]
+    assert case.value.iloc[-1] == pytest.approx(np.mean(theirs))
+    assert set(found.seconds) == {60.0}
+
+
+def test_an_estimate_without_a_log_counts_as_the_floor():
+    found = splits.evidence(_shares(0.1, 0.0))
+    assert found.value[found.role == "control"].tolist() == pytest.approx([np.log(splits.FLOOR)] * 4 * 6)
 
 
 def test_report_and_figure_give_the_numbers():
-    shares = _shares(0.1, 0.0, spread=0.0)
+    shares = _shares(0.1, 0.0, seeds=3, spread=0.0)
     table = shares.assign(value=0.95 + 0.01 * (shares.split == "seed"), standard_error=0.003, split_error=0.004)
     table = splits.with_bars(table)
     assert table[["over_tasks", "over_both"]].to_numpy() == pytest.approx(np.tile([0.00588, 0.0098], (len(table), 1)))
     lines = splits.report(table)
     assert "  1-shot, Reptile, the authors' characters: 95.00 ± 0.00; 0.40" in lines
     assert "  5-shot, Reptile + transduction, characters drawn by seed: 96.00 ± 0.00; 0.40" in lines
-    assert "  1-shot, Reptile, the authors' characters: 95.00; 0.40" in splits.report(table[table.seed == 0])
+    assert "  1-shot, Reptile, the authors' characters: 95.00; 0.40" in splits.report(table[table.seed == 1000])
     settings = {"benchmark": {"n_way": 5, "iterations": 100_000}, "kinds": ["seed", "authors"]}
     settings |= {"iterations": 3_000, "tasks": 1_000, "seeds": 3, "evaluation_steps": 50}
     with style():

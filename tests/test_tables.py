@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.tables import COLUMNS, over_seeds, spearman, tidy, write_csv
+from analysis.results.tables import COLUMNS, over_seeds, spearman, tidy, write_csv
 
 
 def _table(values):

@@ -1,21 +1,23 @@
 """The checks behind the ledger: on the smallest losses every claim is supported; a wrong formula turns the verdict."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import pandas as pd
+import pytest
 import torch
 
-from analysis.claims import SUPPORTED, ledger
 from analysis.experiments import theory
-from analysis.experiments.theorems import CLAIMS
+from analysis.experiments.shared.experiment import Context
 from analysis.experiments.theory import Check, run_check
-from analysis.runs import Source
+from analysis.experiments.theory_claims import CLAIMS
+from analysis.results.judge import SUPPORTED, judge
+from analysis.runs.job import Source
+from analysis.runs.workers import silent
 from analysis.theory import manifolds, modified_loss
 from analysis.theory.losses import quadratic, tanh_network
 
-NO_SOURCE = Source("glyphs", None, "")
-
-
-def ignore(units: int) -> None:
-    """Progress that nobody watches."""
+NO_SOURCE = Source("glyphs", None, "", real=False)
 
 
 QUICK = [
@@ -27,9 +29,70 @@ QUICK = [
 
 
 def test_every_claim_is_supported_on_the_smallest_losses_and_has_a_control_that_fails():
-    rows = pd.DataFrame([row for check in QUICK for row in run_check(check, ignore, source=NO_SOURCE)[0]])
-    table = ledger(CLAIMS, rows)
-    assert dict(zip(table.id, table.verdict, strict=True)) == {claim.id: SUPPORTED for claim in CLAIMS}
+    rows = pd.DataFrame([row for check in QUICK for row in run_check(check, silent, source=NO_SOURCE)[0]])
+    found = judge(CLAIMS, rows)
+    assert {verdict.claim.id: verdict.decision for verdict in found} == {claim.id: SUPPORTED for claim in CLAIMS}
+    assert {verdict.control for verdict in found} == {"failed"}
+    assert not any("omniglot" in data.lower() for verdict in found for data in verdict.data)
+
+
+def test_only_what_is_checked_on_images_says_so():
+    real = replace(NO_SOURCE, name="omniglot", real=True)
+    assert theory.data_of(Check("updates", "omniglot", 2), real).endswith("real minibatches")
+    assert theory.data_of(Check("updates", "omniglot", 2), NO_SOURCE).endswith("minibatches of glyphs")
+    on_images = {piece.pool for piece in theory.checks() if "minibatches" in theory.data_of(piece, real)}
+    assert on_images == {"omniglot"}
+
+
+def _in(folder, check, *, source=NO_SOURCE, fresh=False):
+    return theory.run_or_read(check, silent, source=source, folder=folder, fresh=fresh)
+
+
+def test_a_check_is_kept_and_read_again(tmp_path, monkeypatch):
+    check = Check("identities", "tanh network")
+    found = _in(tmp_path, check)
+    assert list(map(list, found)) == list(map(list, run_check(check, silent, source=NO_SOURCE)))
+    (path,) = tmp_path.iterdir()
+    monkeypatch.setattr(theory, "run_check", lambda *_, **__: ([{"claim": "again"}], []))
+    assert list(_in(tmp_path, check)) == list(found)
+    assert _in(tmp_path, check, fresh=True)[0] == [{"claim": "again"}]
+    path.write_text("[1, 2")
+    assert _in(tmp_path, check)[0] == [{"claim": "again"}]
+    assert _in(tmp_path, check)[0] == [{"claim": "again"}]  # and kept
+
+
+def test_what_decides_a_check_is_in_its_key(monkeypatch):
+    small, on_images = Check("gradients", "cubic"), Check("gradients", "omniglot")
+    other = replace(NO_SOURCE, content="other")
+    assert theory.key(small, NO_SOURCE) == theory.key(small, other)
+    assert theory.key(on_images, NO_SOURCE) != theory.key(on_images, other)
+    assert len({theory.key(piece, NO_SOURCE) for piece in theory.checks()}) == len(theory.checks())
+    before = theory.key(small, NO_SOURCE)
+    monkeypatch.setattr(theory, "code", lambda: "changed")
+    assert theory.key(small, NO_SOURCE) != before
+
+
+def test_an_interrupted_run_loses_nothing(tmp_path, monkeypatch):
+    """The last piece fails; the next run does that piece alone."""
+    pieces = [Check("identities", "quadratic"), Check("joint training", "quadratic"), Check("solution manifolds")]
+    monkeypatch.setattr(theory, "checks", lambda: pieces)
+    done = []
+
+    def counted(check, progress, *, source):
+        done.append(check)
+        if len(done) == len(pieces):
+            raise KeyboardInterrupt
+        return run_check(check, progress, source=source)
+
+    monkeypatch.setattr(theory, "run_check", counted)
+    workers = SimpleNamespace(map=lambda name, function, items, **_: [function(item, silent) for item in items])
+    context = Context("smoke", NO_SOURCE, workers, tmp_path)  # type: ignore[arg-type]
+    with pytest.raises(KeyboardInterrupt):
+        theory.run(context)
+    result = theory.run(context)
+    assert done == [*pieces, pieces[-1]]
+    assert list(result.evidence) == ["claim", "case", "role", "value", "data"]
+    assert set(result.evidence.role) == {"check", "control", "shown"}
 
 
 def test_every_piece_of_work_is_on_a_known_pool():

@@ -17,7 +17,6 @@ from reptile_core.philox import Purpose
 from reptile_core.tasks import Sampling, sample_tasks
 from reptile_core.training import (
     OUTER_OPTIMIZERS,
-    Evaluation,
     Inner,
     Outer,
     Run,
@@ -32,6 +31,7 @@ from tests.cases import image_pool
 
 POOL = image_pool()
 SAMPLING = Sampling(n_way=5, shots=2, batch=5, steps=2)
+TEST_SAMPLING = Sampling(n_way=5, shots=1, batch=5, steps=2)
 TOLERANCES = {"sgd": 1e-9, "adam": 1e-5}
 
 RUN = Run(
@@ -40,7 +40,6 @@ RUN = Run(
     weights=(1.0, 1.0),
     inner=Inner("sgd", 0.003),
     outer=Outer(0.25),
-    evaluation=Evaluation(Sampling(5, 1, 5, 2), tasks=2, every=2),
     iterations=4,
     seed=3,
     meta_batch=3,
@@ -238,20 +237,52 @@ def test_evaluation_uses_the_moments_as_training_does(moments: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Inner, "build", lambda self: Recording(self.learning_rate))
-        found = evaluate(run, POOL, warm)
+        found = evaluate(run, POOL, warm, TEST_SAMPLING, range(2))
     # three tasks of two steps were trained on; each of two tasks starts there, or at 0, and takes two steps
     first = 6.0 if moments == "kept" else 0.0
     assert received == [first, first + 1] * 2
-    assert found["accuracy"].count == 2
+    assert len(found["accuracy"]) == 2
 
 
 def test_evaluation_is_that_of_the_runs_tasks() -> None:
-    tasks = evaluation.evaluation_tasks(RUN.evaluation.sampling, POOL, seed=RUN.seed, count=2)
+    tasks = evaluation.evaluation_tasks(TEST_SAMPLING, POOL, seed=RUN.seed, count=2)
     network = build_network(RUN)
     loss = CrossEntropy(network, reduction="sum")
-    found = evaluation.accuracies(network, loss, start(RUN).phi, POOL, tasks, RUN.inner.build())
-    expected = {name: evaluation.estimate(per_task) for name, per_task in found.items()}
-    assert evaluate(RUN, POOL, start(RUN)) == evaluate(RUN, POOL, start(RUN), lanes=2) == expected
+    expected = evaluation.accuracies(network, loss, start(RUN).phi, POOL, tasks, RUN.inner.build())
+    assert expected.keys() == {"accuracy", "accuracy_transductive"}
+    for lanes in (1, 2):
+        assert_equal(evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(2), lanes=lanes), expected)
+
+
+@pytest.mark.parametrize(("queries", "look"), [(1, 0), (1, 30), (3, 0), (3, 30)])
+def test_evaluation_in_parts_is_evaluation_as_a_whole(queries: int, look: int) -> None:
+    options = {"queries": queries, "look": look}
+    whole = evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(12), **options)
+    parts = [evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, part, **options) for part in (range(7), range(7, 12))]
+    assert_equal({name: torch.cat([part[name] for part in parts]) for name in whole}, whole)
+    assert whole["accuracy"].std() > 0, "else any part would do for any other"
+    assert ((whole["accuracy"] * 5 * queries) % 1 < 1e-9).all()
+
+
+def test_looks_have_tasks_of_their_own() -> None:
+    """And one query a class has the accuracy with transduction too, several have not: they would share a batch."""
+    found = {look: evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(30), look=look) for look in (0, 1)}
+    assert not torch.equal(found[0]["accuracy"], found[1]["accuracy"])
+    many = evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(30), queries=4)
+    assert many.keys() == {"accuracy"}
+    assert many["accuracy"].var() < found[0]["accuracy"].var()
+
+
+def test_evaluation_leaves_the_state_as_it_was() -> None:
+    state = next(train(ADAM, POOL, start(ADAM)))
+    before = copy(state)
+    evaluate(ADAM, POOL, state, TEST_SAMPLING, range(2))
+    assert_same_bits(state, before)
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 # Errors
@@ -283,13 +314,16 @@ def test_errors_of_a_run(wrong: dict, message: str) -> None:
         (lambda: Inner("sgd", 0.1, moments="lost"), r"^moments: expected one of kept, reset, found 'lost'"),
         (lambda: Inner("adam", 0.0), r"^learning_rate: expected a finite number above 0, found 0"),
         (lambda: Outer(0.1, optimizer="lion"), r"^optimizer: expected one of plain, .*adam, .*sgd, found 'lion'"),
-        (lambda: Evaluation(SAMPLING, tasks=0, every=1), r"^tasks: expected at least 1, found 0"),
-        (lambda: Evaluation(SAMPLING, tasks=1, every=0), r"^every: expected at least 1, found 0"),
     ],
 )
 def test_errors_of_its_parts(make: Callable, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_evaluation_on_another_number_of_classes() -> None:
+    with pytest.raises(ValueError, match=r"^sampling: expected tasks of 5 classes as in training, found 3"):
+        evaluate(RUN, POOL, start(RUN), Sampling(3, 1, 3, 2), range(1))
 
 
 def test_too_small_a_pool() -> None:

@@ -3,6 +3,7 @@ worker that dies costs what it had not yet written down."""
 
 import io
 import os
+import re
 import signal
 import sys
 import time
@@ -11,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.workers import ATTEMPTS, Progress, Workers, available_cores
+from analysis.runs import workers as runs_workers
+from analysis.runs.workers import ATTEMPTS, Lines, Progress, Workers, available_cores
 
 
 def twice(item: int, progress: Progress) -> int:
@@ -60,6 +62,47 @@ def test_a_bar_is_for_a_terminal_that_asks_for_it(terminal: bool, quiet: bool, m
     with Workers(1, quiet=quiet) as workers:
         workers.map("numbers", twice, [1], sizes=[1])
     assert ("numbers" in screen.getvalue()) == (terminal and not quiet)
+
+
+def slowly(item: int, progress: Progress) -> None:
+    for _ in range(item):
+        time.sleep(0.3)
+        progress(1)
+
+
+@pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (False, True), (False, False)])
+def test_a_log_has_lines(terminal: bool, quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Screen(terminal=terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(runs_workers, "LINE_SECONDS", 0.5)
+    with Workers(1, quiet=quiet) as workers:
+        workers.map("numbers", slowly, [4], sizes=[4])
+    lines = [line for line in screen.getvalue().splitlines() if re.search(r"numbers: .* % after", line)]
+    assert bool(lines) == (not terminal and not quiet)
+    for line in lines:
+        assert re.fullmatch(r"numbers: \d+ % after \d+ s(, about \d+ s left)?", line)
+
+
+def test_lines_say_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The clock is ours. What was done before it started has no part in the pace."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    lines, resumed = Lines("runs", 100), Lines("more", 100, done=50)
+    told = []
+    for seconds, show, done in (
+        (29, lines, 10), (61, lines, 34), (62, lines, 50), (70, resumed, 50), (100, resumed, 75), (200, lines, 100)
+    ):  # fmt: skip
+        now[0] = 1000.0 + seconds
+        show.tell(done)
+        told.append(capsys.readouterr().err)
+    assert told == [
+        "",
+        "runs: 34 % after 61 s, about 118 s left\n",
+        "",
+        "more: 50 % after 70 s\n",
+        "more: 75 % after 100 s, about 100 s left\n",
+        "",
+    ]
 
 
 def main_file(item: int, progress: Progress) -> str | None:

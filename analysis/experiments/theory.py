@@ -1,22 +1,30 @@
 """Every theorem of the ledger, checked on smooth losses in float64, each beside a wrong formula that must fail.
 
-A check gives rows (claim, case, role, value) for the ledger; those of the rate tests also give the remainders behind
-their slopes. `checks` lists them as small independent pieces, which go to worker processes.
+A check gives rows (claim, case, role, value, data) for the ledger; those of the rate tests also give the remainders
+behind their slopes. `checks` lists them as small independent pieces, which go to worker processes. What a piece has
+found is kept as a file, so that an interrupted run loses none of it.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from torch import Tensor
 
-from analysis.claims import PROFILES
-from analysis.experiment import Context, Experiment, Result
-from analysis.experiments.theorems import CLAIMS, K_MAX
-from analysis.runs import Source, split_of
+import analysis.theory
+import reptile_core
+from analysis.experiments.shared.experiment import Context, Experiment, Result
+from analysis.experiments.theory_claims import CLAIMS, K_MAX
+from analysis.results.claims import PROFILES
+from analysis.results.evidence import CHECK, CONTROL, SHOWN
+from analysis.runs.job import Source, digest, split_of
+from analysis.runs.workers import Progress
 from analysis.theory import manifolds, modified_loss
 from analysis.theory.derivatives import derivative
 from analysis.theory.expectations import (
@@ -45,12 +53,20 @@ from analysis.theory.taylor import (
     remainder_slope,
     weighted_terms,
 )
-from analysis.workers import Progress
+from reptile_core.files import write_atomically
 from reptile_core.meta_gradients import figure_3, last, total
 from reptile_core.tasks import ImagePool
 
 NAME = "theory"
 HALVINGS = 7
+OMNIGLOT, MANIFOLDS = "omniglot", "solution manifolds"
+# What the losses of each pool are made of, in words; of those on images, see `data_of`.
+DATA = {
+    "quadratic": "quadratic losses, float64",
+    "cubic": "cubic losses, float64",
+    "tanh network": "small tanh network, float64",
+    "": "affine solution manifolds, float64",
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +82,7 @@ class Rate:
 
 
 def step_sizes(pool: Pool, *, order: int = 0) -> list[float]:
-    """Halvings of the alpha at which alpha |H g| / |g| is 0.01 for the sharpest minibatch.
+    """Return halvings of the alpha at which alpha |H g| / |g| is 0.01 for the sharpest minibatch.
 
     From order 4 on they begin at 0.03: 0.01^5 is too near to round-off to be halved.
     """
@@ -79,7 +95,7 @@ def step_sizes(pool: Pool, *, order: int = 0) -> list[float]:
 
 
 def rate_rows(rate: Rate, pool: Pool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The measurement (slope less the order) and the remainders behind it."""
+    """Return the measurement (slope less the order) and the remainders behind it."""
     alphas = step_sizes(pool, order=rate.order)
     slope, remainders = remainder_slope(rate.exact, rate.truncated, alphas)
     common = {"claim": rate.claim, "case": f"{pool.name}: {rate.case}", "role": rate.role}
@@ -91,7 +107,7 @@ def rate_rows(rate: Rate, pool: Pool) -> tuple[dict[str, Any], list[dict[str, An
 
 
 def gradient_rates(pool: Pool) -> Iterator[Rate]:
-    """taylor-gradient, and g_i's part of taylor-second-order."""
+    """Yield the rates of taylor-gradient, and of g_i in taylor-second-order."""
     losses, phi = pool.losses, pool.phi
     series = inner_gradient_terms(losses, phi, 2)
     s = torch.zeros_like(phi)
@@ -104,16 +120,16 @@ def gradient_rates(pool: Pool) -> Iterator[Rate]:
         wrong_sum: Series = [terms[0], -derivative(loss, phi, s + g_bar)]
         no_third: Series = [*terms[:2], terms[2] - derivative(loss, phi, s, s) / 2]
         if i >= 1 and not _vanishes(terms[2]):
-            yield Rate("taylor-gradient", f"g_{i + 1}", "check", 2, exact, _polynomial(terms, 1))
-            yield Rate("taylor-gradient", f"g_{i + 1}", "control", 2, exact, _polynomial(wrong_sum, 1))
+            yield Rate("taylor-gradient", f"g_{i + 1}", CHECK, 2, exact, _polynomial(terms, 1))
+            yield Rate("taylor-gradient", f"g_{i + 1}", CONTROL, 2, exact, _polynomial(wrong_sum, 1))
         if i >= 1 and pool.degree is None:
-            yield Rate("taylor-second-order", f"g_{i + 1}", "check", 3, exact, _polynomial(terms, 2))
-            yield Rate("taylor-second-order", f"g_{i + 1}", "control", 3, exact, _polynomial(no_third, 2))
+            yield Rate("taylor-second-order", f"g_{i + 1}", CHECK, 3, exact, _polynomial(terms, 2))
+            yield Rate("taylor-second-order", f"g_{i + 1}", CONTROL, 3, exact, _polynomial(no_third, 2))
         s = s + g_bar
 
 
 def update_rates(pool: Pool, k: int) -> Iterator[Rate]:
-    """taylor-maml, and the meta-gradients' part of taylor-second-order."""
+    """Yield the rates of taylor-maml, and of the meta-gradients in taylor-second-order."""
     losses, phi = pool.losses[:k], pool.phi
     series = inner_gradient_terms(losses, phi, 2)
     maml = maml_terms(losses, phi, 2)
@@ -122,22 +138,22 @@ def update_rates(pool: Pool, k: int) -> Iterator[Rate]:
         return maml_gradient(losses, phi, alpha)
 
     if not _vanishes(maml[2]):
-        yield Rate("taylor-maml", f"k = {k}", "check", 2, exact, _polynomial(maml, 1))
-        yield Rate("taylor-maml", f"k = {k}", "control", 2, exact, _polynomial(series[-1], 1))
+        yield Rate("taylor-maml", f"k = {k}", CHECK, 2, exact, _polynomial(maml, 1))
+        yield Rate("taylor-maml", f"k = {k}", CONTROL, 2, exact, _polynomial(series[-1], 1))
     if pool.degree is not None:
         return
-    yield Rate("taylor-second-order", f"MAML, k = {k}", "check", 3, exact, _polynomial(maml, 2))
+    yield Rate("taylor-second-order", f"MAML, k = {k}", CHECK, 3, exact, _polynomial(maml, 2))
     for variant in (total(k), last(k)):
         terms = weighted_terms(series, variant.weights)
 
         def summed(alpha: float, weights: tuple[float, ...] = variant.weights) -> Tensor:
             return sum(w * g for w, g in zip(weights, inner_gradients(losses, phi, alpha), strict=True))  # type: ignore[return-value]
 
-        yield Rate("taylor-second-order", f"{variant.name}, k = {k}", "check", 3, summed, _polynomial(terms, 2))
+        yield Rate("taylor-second-order", f"{variant.name}, k = {k}", CHECK, 3, summed, _polynomial(terms, 2))
 
 
 def any_order_rates(pool: Pool, k: int = 3) -> Iterator[Rate]:
-    """taylor-any-order, on g_k and on MAML."""
+    """Yield the rates of taylor-any-order, on g_k and on MAML."""
     losses, phi = pool.losses[:k], pool.phi
     cases: tuple[tuple[str, Callable[[float], Tensor], Series], ...] = (
         (f"g_{k}", lambda alpha: inner_gradients(losses, phi, alpha)[-1], inner_gradient_series(losses, phi, 4)[-1]),
@@ -146,12 +162,12 @@ def any_order_rates(pool: Pool, k: int = 3) -> Iterator[Rate]:
     for name, exact, series in cases:
         for n in range(1, 5):
             wrong = [*series[:n], 1.01 * series[n]]
-            yield Rate("taylor-any-order", f"{name}, n = {n}", "check", n + 1, exact, _polynomial(series, n))
-            yield Rate("taylor-any-order", f"{name}, n = {n}", "control", n + 1, exact, _polynomial(wrong, n))
+            yield Rate("taylor-any-order", f"{name}, n = {n}", CHECK, n + 1, exact, _polynomial(series, n))
+            yield Rate("taylor-any-order", f"{name}, n = {n}", CONTROL, n + 1, exact, _polynomial(wrong, n))
 
 
 def sgd_rates(pool: Pool, m: int = 4) -> Iterator[Rate]:
-    """implicit-sgd and minibatch-order."""
+    """Yield the rates of implicit-sgd and minibatch-order."""
     losses, phi = pool.losses[:m], pool.phi
 
     def epoch(eps: float) -> Tensor:
@@ -161,8 +177,8 @@ def sgd_rates(pool: Pool, m: int = 4) -> Iterator[Rate]:
         field = modified_loss.modified_gradient(losses, correction * eps)
         return modified_loss.flow_displacement(field, phi, m * eps)
 
-    yield Rate("implicit-sgd", f"m = {m}", "check", 3, epoch, lambda eps: flow(eps, 1.0))
-    yield Rate("implicit-sgd", f"m = {m}", "control", 3, epoch, lambda eps: flow(eps, 0.0))
+    yield Rate("implicit-sgd", f"m = {m}", CHECK, 3, epoch, lambda eps: flow(eps, 1.0))
+    yield Rate("implicit-sgd", f"m = {m}", CONTROL, 3, epoch, lambda eps: flow(eps, 0.0))
 
     a, b = losses[:2]
 
@@ -172,12 +188,12 @@ def sgd_rates(pool: Pool, m: int = 4) -> Iterator[Rate]:
     def prediction(alpha: float, sign: float) -> Tensor:
         return sign * modified_loss.predicted_order_difference(a, b, phi, alpha)
 
-    yield Rate("minibatch-order", "two steps", "check", 3, difference, lambda alpha: prediction(alpha, 1.0))
-    yield Rate("minibatch-order", "two steps", "control", 3, difference, lambda alpha: prediction(alpha, -1.0))
+    yield Rate("minibatch-order", "two steps", CHECK, 3, difference, lambda alpha: prediction(alpha, 1.0))
+    yield Rate("minibatch-order", "two steps", CONTROL, 3, difference, lambda alpha: prediction(alpha, -1.0))
 
 
 def identities(pool: Pool) -> Iterator[dict[str, Any]]:
-    """Equalities to round-off: the product form, the two channels, the inner product, the covariances."""
+    """Yield the equalities to round-off: the product form, the two channels, the inner product, the covariances."""
     losses, phi = pool.losses, pool.phi
     alpha = step_sizes(pool)[0] * 10  # identities hold at any alpha
 
@@ -190,33 +206,33 @@ def identities(pool: Pool) -> Iterator[dict[str, Any]]:
         at_start = inner_gradients(losses[:k], phi, alpha)[-1]
         for loss in reversed(losses[: k - 1]):
             at_start = at_start - alpha * derivative(loss, phi, at_start)
-        yield row("taylor-maml-product", f"k = {k}", "check", maml_product(losses[:k], phi, alpha), exact)
+        yield row("taylor-maml-product", f"k = {k}", CHECK, maml_product(losses[:k], phi, alpha), exact)
         if k > 2 and pool.degree != 2:  # with k = 2 the only Hessian is at phi_1, and a quadratic's is everywhere
-            yield row("taylor-maml-product", f"k = {k}", "control", at_start, exact)
+            yield row("taylor-maml-product", f"k = {k}", CONTROL, at_start, exact)
 
     k = 3
     formula, nested = inner_gradient_terms(losses[:k], phi, 2)[-1], inner_gradient_series(losses[:k], phi, 2)[-1]
     maml_formula, maml_nested = maml_terms(losses[:k], phi, 2), maml_series(losses[:k], phi, 2)
     for n in range(3):
-        yield row("taylor-channels", f"g_{k}, order {n}", "check", formula[n], nested[n])
-        yield row("taylor-channels", f"MAML, order {n}", "check", maml_formula[n], maml_nested[n])
+        yield row("taylor-channels", f"g_{k}, order {n}", CHECK, formula[n], nested[n])
+        yield row("taylor-channels", f"MAML, order {n}", CHECK, maml_formula[n], maml_nested[n])
     if pool.degree != 2:
         s = formula[0].new_zeros(()) + sum(derivative(loss, phi) for loss in losses[: k - 1])
         doubled = formula[2] + derivative(losses[k - 1], phi, s, s) / 2
-        yield row("taylor-channels", f"g_{k}, order 2", "control", doubled, nested[2])
+        yield row("taylor-channels", f"g_{k}, order 2", CONTROL, doubled, nested[2])
 
     inner, identity = average_gradient_inner(losses, phi), inner_product_gradient(losses, phi)
-    yield row("inner-product-identity", "all pairs", "check", inner, identity)
-    yield row("inner-product-identity", "all pairs", "control", pair_expectation(losses, phi, "independent"), identity)
+    yield row("inner-product-identity", "all pairs", CHECK, inner, identity)
+    yield row("inner-product-identity", "all pairs", CONTROL, pair_expectation(losses, phi, "independent"), identity)
     cases = ("independent", "disjoint", "repeated")
     for case, other in zip(cases, (*cases[1:], cases[0]), strict=True):
         found = pair_expectation(losses, phi, case)
-        yield row("overlap-covariance", case, "check", found, pair_prediction(losses, phi, case))
-        yield row("overlap-covariance", f"{case} as {other}", "control", found, pair_prediction(losses, phi, other))
+        yield row("overlap-covariance", case, CHECK, found, pair_prediction(losses, phi, case))
+        yield row("overlap-covariance", f"{case} as {other}", CONTROL, found, pair_prediction(losses, phi, other))
 
 
 def expectations(pool: Pool, k: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """The table of coefficients: each row also holds what was measured and what the theorem says, for the figure."""
+    """Yield the table of coefficients: each row also holds what was measured and what is predicted, for the figure."""
     losses, phi = pool.losses, pool.phi
     terms = average_gradient(losses, phi), average_gradient_inner(losses, phi)
     alpha = step_sizes(pool)[0]
@@ -231,9 +247,9 @@ def expectations(pool: Pool, k: int, *, seed: int = 0) -> Iterator[dict[str, Any
         claim: str, name: str, found: Any, right: tuple[float, float], wrong: tuple[float, float]
     ) -> Iterator[dict]:
         measured = (found.avg_grad, found.avg_grad_inner)
-        for role, truth in (("check", right), ("control", wrong)):
+        for role, truth in ((CHECK, right), (CONTROL, wrong)):
             for term, value, prediction in zip(("AvgGrad", "AvgGradInner"), measured, truth, strict=True):
-                if role == "control" and right[term == "AvgGradInner"] == prediction:
+                if role == CONTROL and right[term == "AvgGradInner"] == prediction:
                     continue  # this coefficient is the same in the wrong formula
                 yield {
                     "claim": claim, "case": f"{pool.name}: {name}, k = {k}, {term}", "role": role,
@@ -254,12 +270,12 @@ def expectations(pool: Pool, k: int, *, seed: int = 0) -> Iterator[dict[str, Any
 
 
 def joint_training(pool: Pool) -> Iterator[dict[str, Any]]:
-    """k = 1: one step on a minibatch drawn from the mixture, and no AvgGradInner."""
+    """Yield k = 1: one step on a minibatch drawn from the mixture, and no AvgGradInner."""
     losses, phi = pool.losses, pool.phi
     alpha = step_sizes(pool)[0]
     terms = average_gradient(losses, phi), average_gradient_inner(losses, phi)
     mixture = derivative(lambda point: torch.stack([loss(point) for loss in losses]).mean(), phi)
-    for k, role in ((1, "check"), (2, "control")):
+    for k, role in ((1, CHECK), (2, CONTROL)):
 
         def update_of(t: float, k: int = k) -> Tensor:
             return expected_inner_gradients(losses, phi, t, k).mean(0)
@@ -272,13 +288,13 @@ def joint_training(pool: Pool) -> Iterator[dict[str, Any]]:
 
 
 def solution_manifolds(ks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Iterator[dict[str, Any]]:
-    """Distance of Reptile's fixed point from the closed form, for some k."""
+    """Yield the distance of Reptile's fixed point from the closed form, for some k."""
     for seed in range(3):
         tasks = manifolds.affine_tasks(seed=seed)
         nearest = manifolds.nearest_point(tasks)
         for k in ks:
             distance = float((manifolds.reptile_fixed_point(tasks, k) - nearest).norm())
-            role = {ks[0]: "control", ks[-1]: "check"}.get(k, "between")
+            role = {ks[0]: CONTROL, ks[-1]: CHECK}.get(k, SHOWN)
             yield {
                 "claim": "solution-manifolds",
                 "case": f"seed {seed}, k = {k}",
@@ -298,31 +314,33 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """All pieces, longest first."""
+    """Return all pieces, longest first."""
     ks = range(2, K_MAX + 1)
     expectation_pools = ("tanh network", "cubic")
-    pieces = [Check("gradients", "omniglot"), *(Check("updates", "omniglot", k) for k in (3, 2))]
+    pieces = [Check("gradients", OMNIGLOT), *(Check("updates", OMNIGLOT, k) for k in (3, 2))]
     pieces += [Check("expectations", pool, k) for k in reversed(ks) for pool in expectation_pools]
     pieces += [Check("sgd", "tanh network"), Check("any order", "tanh network")]
     for pool in SMALL_POOLS:
         pieces += [Check(name, pool) for name in ("gradients", "identities", "joint training")]
         pieces += [Check("updates", pool, k) for k in ks]
-    return [*pieces, Check("solution manifolds")]
+    return [*pieces, Check(MANIFOLDS)]
 
 
 Rows = list[dict[str, Any]]
 
 
-def run_check(check: Check, progress: Progress, *, source: Source) -> tuple[Rows, Rows]:
-    """Rows for the ledger, and the remainders of rate tests. The pool "omniglot" is drawn from the training classes of
-    the source's split for seed 0."""
+Found = tuple[Rows, Rows]  # for the ledger, and the remainders of rate tests
+
+
+def run_check(check: Check, progress: Progress, *, source: Source) -> Found:
+    """Return what one piece finds. The pool "omniglot" is drawn from the training classes of the source's split for
+    seed 0."""
     rows: Rows = []
     points: Rows = []
-    if check.name == "solution manifolds":
+    if check.name == MANIFOLDS:
         rows = list(solution_manifolds())
     else:
-        images = ImagePool(split_of(source, seed=0).train, FLOAT) if check.pool == "omniglot" else None
-        pool = SMALL_POOLS[check.pool]() if images is None else omniglot_softplus(images)
+        pool = pool_of(check, source)
         if check.name in IDENTITIES:
             rows = list(IDENTITIES[check.name](pool, check.k))
         else:
@@ -330,6 +348,58 @@ def run_check(check: Check, progress: Progress, *, source: Source) -> tuple[Rows
             rows = [row for row, _ in measured]
             points = [point for _, points in measured for point in points]
     progress(1)
+    data = data_of(check, source)
+    return [row | {"data": data} for row in rows], points
+
+
+def pool_of(check: Check, source: Source) -> Pool:
+    if check.pool != OMNIGLOT:
+        return SMALL_POOLS[check.pool]()
+    return omniglot_softplus(ImagePool(split_of(source, seed=0).train, FLOAT))
+
+
+def data_of(check: Check, source: Source) -> str:
+    """Return what a piece stands on, in words: few theorems are checked on the images that the script loads."""
+    if check.pool != OMNIGLOT:
+        return DATA[check.pool]
+    return f"Omniglot network with softplus, {'real minibatches' if source.real else f'minibatches of {source.name}'}"
+
+
+def run_or_read(check: Check, progress: Progress, *, source: Source, folder: Path, fresh: bool) -> Found:
+    """Return what one piece finds: read from its file in `folder` if it is there, unless all is to be fresh."""
+    path = folder / f"{key(check, source)}.json"
+    found = None if fresh else _read(path)
+    if found is None:
+        found = run_check(check, progress, source=source)
+        write_atomically(path, json.dumps(found).encode())
+    else:
+        progress(1)
+    return found
+
+
+def key(check: Check, source: Source) -> str:
+    """Return the digest of all that decides what a piece finds: itself, the code, and the images where it has some."""
+    data = source.identity if check.pool == OMNIGLOT else ""
+    return digest({"check": asdict(check), "data": data, "code": code(), "torch": torch.__version__})
+
+
+@cache
+def code() -> str:
+    """Return the SHA-256 of this file and of all Python files of the theory and of the core."""
+    folders = [Path(path) for package in (analysis.theory, reptile_core) for path in package.__path__]
+    found = hashlib.sha256(Path(__file__).read_bytes())
+    for folder in folders:
+        for path in sorted(folder.rglob("*.py")):
+            found.update(f"\n{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def _read(path: Path) -> Found | None:
+    """What a file holds; None where there is none, or another's: then the piece is done once more."""
+    try:
+        rows, points = json.loads(path.read_bytes())
+    except (OSError, ValueError, TypeError):
+        return None
     return rows, points
 
 
@@ -347,11 +417,12 @@ RATES: dict[str, Callable[[Pool, int], Iterator[Rate]]] = {
 
 
 def run(context: Context) -> Result:
-    """Judge every theorem on smooth losses."""
-    results = context.workers.map(NAME, partial(run_check, source=context.source), checks(), unit=" checks")
+    """Check every theorem on smooth losses."""
+    work = partial(run_or_read, source=context.source, folder=context.runs / "checks", fresh=context.fresh)
+    results = context.workers.map(NAME, work, checks(), unit=" checks")
     rows = pd.DataFrame([row for rows, _ in results for row in rows])
     points = pd.DataFrame([point for _, points in results for point in points])
-    return Result({NAME: rows, "remainders": points}, rows[["claim", "case", "role", "value"]])
+    return Result({NAME: rows, "remainders": points}, rows[["claim", "case", "role", "value", "data"]])
 
 
 EXPERIMENT = Experiment(

@@ -78,14 +78,22 @@ def predicted_maml(k: int) -> tuple[float, float]:
     return 1.0, -2.0 * (k - 1)
 
 
-def expected_inner_gradients(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Float[Tensor, "k P"]:
+def expected_inner_gradients(
+    pool: Sequence[Loss],
+    phi: Vector,
+    alpha: float,
+    k: int,
+    *,
+    gradient_of: Callable[[Loss, Vector], Vector] = derivative,
+) -> Float[Tensor, "k P"]:
     """E[g_1] … E[g_k], exactly, over all ordered k-subsets of the pool; any E[sum_i w_i g_i] is a sum of these.
 
     Orders that begin alike share their first steps: a tree with perm(m, 1) + … + perm(m, k) gradients in all.
+    gradient_of: `derivatives.gradient` takes half the time on the core's networks in float32.
     """
     _check_steps(k, len(pool))
     means = phi.new_zeros(k, phi.numel())
-    for depth, g in _tree(pool, phi, alpha, k, ()):
+    for depth, g in _tree(pool, phi, alpha, k, (), gradient_of):
         means[depth] += g / perm(len(pool), depth + 1)
     return means
 
@@ -164,14 +172,19 @@ def _project(vector: Vector, first: Vector, second: Vector) -> tuple[float, floa
 
 
 def _tree(
-    pool: Sequence[Loss], phi: Vector, alpha: float, k: int, used: tuple[int, ...]
+    pool: Sequence[Loss],
+    phi: Vector,
+    alpha: float,
+    k: int,
+    used: tuple[int, ...],
+    gradient_of: Callable[[Loss, Vector], Vector],
 ) -> Iterator[tuple[int, Vector]]:
     """(i - 1, g_i) for the i-th step of every ordered choice, each prefix once."""
     for index in set(range(len(pool))) - set(used):
-        g = derivative(pool[index], phi)
+        g = gradient_of(pool[index], phi)
         yield len(used), g
         if len(used) + 1 < k:
-            yield from _tree(pool, phi - alpha * g, alpha, k, (*used, index))
+            yield from _tree(pool, phi - alpha * g, alpha, k, (*used, index), gradient_of)
 
 
 def _draw(pool: Sequence[Loss], k: int, generator: torch.Generator) -> list[Loss]:

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
-from analysis.command_line import UsageError, alone_in
-from analysis.experiment import Context
-from analysis.runs import Source
-from analysis.workers import Workers
+from analysis.ending import UsageError
+from analysis.experiments.shared.experiment import Context
+from analysis.results.folder import alone_in
+from analysis.runs.job import Source
+from analysis.runs.workers import Workers
 from figures.demo import weights
 from reptile_core import datasets
 
@@ -77,17 +78,17 @@ def load(options: argparse.Namespace) -> weights.Weights:
     with Workers(len(weights.NAMES), quiet=options.quiet) as workers:
         source = Source(data.name, options.data, data.content, data.real)
         context = Context("paper", source, workers, options.out / "runs")
-        jobs = weights.of_figure_3(context, options.runs or RUNS)
-        if jobs is None and options.runs is not None:
+        measured = weights.of_figure_3(context, options.runs or RUNS)
+        if measured is None and options.runs is not None:
             raise UsageError(
                 f"--runs: expected the ablation's finished runs g1 and g1+g2+g3+g4 on {data.name}, at the paper's "
                 f"scale, found none in {options.runs}"
             )
-        if jobs is None:
-            jobs = weights.own(context)
+        if measured is None:
+            measured = weights.own(context)
             with alone_in(options.out):
-                weights.train(context, jobs)
-        return weights.load(jobs)
+                weights.train(context, measured)
+        return weights.load(context, measured)
 
 
 def serve(listener: socket.socket, loaded: weights.Weights, *, browser: bool) -> None:

@@ -12,23 +12,24 @@ from torch import Tensor
 
 from reptile_core.inner_loop import Phi, State, inner_loop
 from reptile_core.networks import CrossEntropy, Minibatch, Network, omniglot
+from reptile_core.tasks import Sampling
 from reptile_core.training import Inner, Run, TrainingState, build_network
 
 N_WAY = 3
 
 
-def initialization(run: Run, state: TrainingState) -> "Initialization":
-    """Where a run on Omniglot's network ended, for tasks of N_WAY classes and a batch of one example of each.
+def initialization(run: Run, state: TrainingState, sampling: Sampling) -> "Initialization":
+    """Return where a run on Omniglot's network ended, for tasks of N_WAY classes and a batch of one example of each.
 
     A run on more classes serves with its first N_WAY outputs: labels are dealt at random in training, so that none is
-    apart from the others. Its batches of `batch` examples stand for as many copies of this one: they leave batch norm
-    as it is and multiply the gradient of a summed loss, which under SGD is the same as a learning rate that many times
-    larger.
+    apart from the others. sampling: how it is evaluated. Those batches of `batch` examples stand for as many copies of
+    this one: they leave batch norm as it is and multiply the gradient of a summed loss, which under SGD is the same as
+    a learning rate that many times larger.
     """
     wide, network = build_network(run), omniglot(N_WAY, activation=run.activation)
     inner, moments = run.inner, state.inner if run.inner.moments == "kept" else None
     if inner.optimizer == "sgd" and inner.reduction == "sum":
-        inner = replace(inner, learning_rate=inner.learning_rate * run.evaluation.sampling.batch / N_WAY)
+        inner = replace(inner, learning_rate=inner.learning_rate * sampling.batch / N_WAY)
     if moments is not None:
         moments = tuple(_cut(wide, network, m) if m.shape == state.phi.shape else m for m in moments)
     return Initialization(network, _cut(wide, network, state.phi), inner, moments)

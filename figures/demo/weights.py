@@ -1,4 +1,4 @@
-"""The two initializations that the page sets side by side: Reptile's, and joint training's (k = 1) on the same data.
+"""The two initializations that the page compares: Reptile's, and joint training's (k = 1) on the same data.
 
 They come from the user's own runs of figure 3 at the paper's scale where there are any; else they are trained once, in
 about a minute, as runs like all others: kept, resumed and never done twice.
@@ -8,21 +8,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from analysis.courses import execute
-from analysis.experiment import Context
 from analysis.experiments import ablation
-from analysis.runs import Job, Outcome, final_state
+from analysis.experiments.shared.experiment import Context, Measured
+from analysis.paper import figure_3
+from analysis.results import claims
+from analysis.runs.evaluations import Evaluation
+from analysis.runs.job import Job
+from analysis.runs.store import state_at
 from figures.demo.adaptation import N_WAY, Initialization, initialization
 from reptile_core.checkpoints import CheckpointError
 from reptile_core.meta_gradients import Variant, last, total
 from reptile_core.tasks import ImagePool, Sampling
-from reptile_core.training import Evaluation, Inner, Outer, Run
+from reptile_core.training import Inner, Outer, Run
 
 NAMES = REPTILE, JOINT = "Reptile", "Joint training"
 STEPS = 6  # k of the Reptile that is trained here
 ITERATIONS = 5_000  # about a minute on one core of an AMD EPYC
 BATCH = 6  # two of a class: batch norm then meets about what it meets on the page, a batch of four
-TASKS = 100  # test tasks, measured before and after training: a few seconds
+EVALUATION = Sampling(n_way=N_WAY, shots=1, batch=N_WAY, steps=8)
+TASKS = 100  # test tasks: a few seconds
 
 
 @dataclass(frozen=True)
@@ -37,71 +41,82 @@ class Weights:
     pool: ImagePool
 
 
-def own(context: Context) -> dict[str, Job]:
-    """The runs for this page alone. Joint training is given as many minibatches as Reptile."""
-    return {
+def own(context: Context) -> dict[str, Measured]:
+    """Return the runs for this page alone, each at its end and with how it is evaluated there. Joint training is given
+    as many minibatches as Reptile."""
+    jobs = {
         REPTILE: context.job(configure(total(STEPS), ITERATIONS), "demo Reptile"),
         JOINT: context.job(configure(last(1), STEPS * ITERATIONS), "demo joint training"),
     }
+    return {name: (job, job.end, Evaluation(EVALUATION, TASKS)) for name, job in jobs.items()}
 
 
 def configure(variant: Variant, iterations: int) -> Run:
-    """Figure 3's algorithm on tasks of three classes, its rates the best of a few that were tried briefly."""
-    return Run(
-        network="omniglot",
+    """Return figure 3's algorithm on tasks of three classes and a schedule of its own length. Its rates are the best of
+    a few that were tried briefly."""
+    return replace(
+        figure_3.configure(variant, seed=0, iterations=iterations),
         sampling=Sampling(n_way=N_WAY, shots=10, batch=BATCH, steps=variant.k),
-        weights=variant.weights,
         inner=Inner("sgd", 0.01),
         outer=Outer(0.5),
-        evaluation=Evaluation(Sampling(n_way=N_WAY, shots=1, batch=N_WAY, steps=8), TASKS, iterations),
-        iterations=iterations,
-        seed=0,
     )
 
 
-def of_figure_3(context: Context, folder: Path) -> dict[str, Job] | None:
-    """The first finished runs in a folder, of one seed, of the longest sum and of g_1 alone at the paper's scale."""
+def of_figure_3(context: Context, folder: Path) -> dict[str, Measured] | None:
+    """Return the first finished runs in a folder, of one seed, of the longest sum and of g_1 alone at the paper's
+    scale; None where there are none."""
     there, scale = replace(context, runs=folder), ablation.SCALES["paper"]
-    for seed in range(scale.seeds):
-        variants = {REPTILE: total(4), JOINT: last(1)}
-        jobs = {name: there.job(ablation.configure(v, scale, seed), v.name) for name, v in variants.items()}
-        if all(map(_finished, jobs.values())):
-            return jobs
+    evaluation = Evaluation(figure_3.EVALUATION, scale.tasks, scale.queries, look=scale.until)
+    for seed in [*context.seeds_of(scale.seeds), *claims.seeds(0, scale.seeds)]:  # and those of before epochs
+        runs = {
+            name: figure_3.configure(variant, seed, iterations=scale.iterations)
+            for name, variant in ((REPTILE, total(4)), (JOINT, last(1)))
+        }
+        found = {name: there.job(run, name, until=scale.until) for name, run in runs.items()}
+        if all(map(_finished, found.values())):
+            return {name: (job, job.end, evaluation) for name, job in found.items()}
     return None
 
 
-def train(context: Context, jobs: Mapping[str, Job]) -> None:
+def train(context: Context, measured: Mapping[str, Measured]) -> None:
     """Bring the runs to their ends, if they are not there."""
-    if not all(map(_finished, jobs.values())):
+    jobs = [job for job, *_ in measured.values()]
+    if not all(map(_finished, jobs)):
         print(f"Training two initializations for about a minute, once; they are kept in {context.runs}.", flush=True)
-        context.train("demo", list(jobs.values()))
+        context.train("demo", jobs)
 
 
-def load(jobs: Mapping[str, Job]) -> Weights:
-    """What finished runs have come to; CheckpointError where one came to no end."""
-    reptile = jobs[REPTILE]
+def load(context: Context, measured: Mapping[str, Measured]) -> Weights:
+    """Return what finished runs have come to, and measure how accurate they are if that is not known; CheckpointError
+    where one came to no end."""
+    accuracies = context.evaluate("demo", list(measured.values()))
+    found, remarks = {}, {}
+    for name, item in measured.items():
+        job, end, evaluation = item
+        found[name] = initialization(job.run, state_at(job, end), evaluation.sampling)
+        remarks[name] = remark(job, evaluation.sampling, float(accuracies[item]["accuracy"].mean()))
+    reptile, *_ = measured[REPTILE]
     data = "Omniglot" if reptile.source.real else f"{reptile.source.name}, made-up characters"
     return Weights(
-        {name: initialization(job.run, final_state(job)) for name, job in jobs.items()},
-        {name: remark(job.run, execute(job)) for name, job in jobs.items()},
+        found,
+        remarks,
         f"Trained on {data}, weights from {reptile.folder}.",
         "" if reptile.source.real else f"NOT OMNIGLOT: these networks learned from {data}.",
         reptile.pool("test"),
     )
 
 
-def remark(run: Run, outcome: Outcome) -> str:
-    """How long a finished run was and how accurate it ended, on classes that it was not trained on."""
-    accuracy = next(row["value"] for row in reversed(outcome.rows) if row["quantity"] == "accuracy")
-    sampling, k = run.evaluation.sampling, run.sampling.steps
-    trained = f"{run.iterations:,} meta-iterations of {k} step{'s' if k > 1 else ''}"
+def remark(job: Job, sampling: Sampling, accuracy: float) -> str:
+    """Return how long a run was trained and how accurate it then is, on classes that it was not trained on."""
+    k = job.run.sampling.steps
+    trained = f"{job.end:,} meta-iterations of {k} step{'s' if k > 1 else ''}"
     share = f"{100 * accuracy:.0f}\N{NO-BREAK SPACE}%"
     return f"{trained}; {share} right on {sampling.n_way}-way {sampling.shots}-shot test tasks"
 
 
 def _finished(job: Job) -> bool:
     try:
-        final_state(job)
-    except (FileNotFoundError, CheckpointError):
+        state_at(job, job.end)
+    except CheckpointError:
         return False
     return True

@@ -7,14 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis.claims import PROFILES
-from analysis.command_line import FAILURE
-from analysis.tables import ResultsError
+from analysis.ending import FAILURE
+from analysis.results.claims import PROFILES
+from analysis.results.tables import ResultsError
 from reptile_core.files import write_atomically
 
 
 def main(arguments: Sequence[str]) -> int:
-    """`python reproduce.py report`: exit code 0, or 1 with one line on what in the folder is missing or broken."""
+    """Do `python reproduce.py report`: exit code 0, or 1 with one line on what in the folder is missing or broken."""
     parser = argparse.ArgumentParser(
         prog="reproduce.py report", description="Write report.html, report.md and tables.tex from what has been run."
     )
@@ -31,8 +31,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write(out: Path) -> list[Path]:
-    """report.html, report.md and tables.tex in an output folder, from what is in it. ResultsError where that is broken,
-    OSError where they cannot be written."""
+    """Write report.html, report.md and tables.tex in an output folder, from what is in it. ResultsError where that is
+    broken, OSError where they cannot be written."""
     from figures.report import gather, render  # template engine and imaging load while nothing waits for them
 
     report = gather.gather(out)

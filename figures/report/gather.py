@@ -1,98 +1,96 @@
 """What an output folder holds, as data for the report: claims with their verdicts and every case that was measured, the
 figures with the words in them, and where all this comes from.
 
-Verdicts and criteria are the ledger's (claims.json), numbers the tables'. What is not there yet is left out; what is
-broken is a ResultsError of one line.
+Claims and verdicts are the ledger's alone (claims.json). What is not there yet is left out; what is broken is a
+ResultsError of one line.
 """
 
 import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from PIL import Image
 
-from analysis import claims, comparison
-from analysis.claims import Claim, Interval
-from analysis.experiment import Experiment
-from analysis.experiments import EXPERIMENTS
-from analysis.tables import ResultsError, read_csv
+from analysis.experiments.registry import EXPERIMENTS
+from analysis.experiments.shared.experiment import Experiment
+from analysis.results import ledger
+from analysis.results.claims import Claim
+from analysis.results.judge import Decision, Verdict
+from analysis.results.tables import ResultsError, read_csv
 
-VERDICTS = (claims.SUPPORTED, claims.REFUTED, claims.INCONCLUSIVE, claims.NOT_JUDGED)
+MADE_UP = "NOT OMNIGLOT"  # begins the line that names data which only stand in for it
 COLOURS = 256  # of the palette that figures are embedded with: flat colours need no more, and a third of the bytes do
 INTERVAL = {"mean": "mean", "low": "from", "high": "to", "seeds": "seeds"}
 BENCHMARKS = {"omniglot-5way": "Omniglot", "omniglot-20way": "Omniglot", "mini-imagenet": "Mini-ImageNet",
               "cifar-fs": "CIFAR-FS"}  # fmt: skip
-# Tables that the report shows whole: whose and which, caption, and what it calls the columns that it shows.
-SHOWN: tuple[tuple[str, str, str, dict[str, str]], ...] = (
-    (
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A table that the report shows whole. experiment, name: whose and which. columns: what it calls those that it
+    shows. images: what is named by the line of its data, where the experiment has several."""
+
+    experiment: str
+    name: str
+    caption: str
+    columns: Mapping[str, str]
+    images: str = ""
+
+
+SHOWN = (
+    Layout(
         "ablation",
         "ablation_summary",
-        "Accuracy after training by meta-gradient: mean over seeds with its 95 % Student-t interval",
+        f"Accuracy after training by meta-gradient: {ledger.MEASURED}",
         {"variant": "meta-gradient", **INTERVAL},
     ),
     *(
-        (
+        Layout(
             "few_shot",
             "few_shot_layout",
-            f"Accuracy in % on {name}: measured here ± half a 95 % interval, in brackets as published; - where not",
+            f"Accuracy in % on {images}: measured here ± half a 95 % interval, in brackets as published; - where not",
             {"row": "method", **{f"{benchmark} {shots}-shot": f"{benchmark} {shots}-shot" for shots in (1, 5)}},
+            images,
         )
-        for benchmark, name in BENCHMARKS.items()
+        for benchmark, images in BENCHMARKS.items()
     ),
-    (
+    Layout(
         "rho",
         "rho_gains",
-        "Gain in accuracy early in training by meta-gradient: mean over seeds with its 95 % Student-t interval",
+        f"Gain in accuracy early in training by meta-gradient: {ledger.MEASURED}",
         {"variant": "meta-gradient", "rho": "rho", **INTERVAL},
     ),
 )
 
 
 @dataclass(frozen=True)
-class Case:
-    """A row of the measurements. place: where its interval lies, "inside" the claim's band, "outside" it, or "across"
-    an end of it."""
-
-    role: str
-    name: str
-    value: float
-    interval: Interval
-    place: str
-
-
-@dataclass(frozen=True)
 class Judged:
-    """A claim with its verdict, one of VERDICTS, why that is so where the ledger says it, and what was measured.
+    """A claim with its verdict, and the command that measures just this."""
 
-    data: the lines that name data and scale; diverged: those on runs that ended early; command: what runs just this.
-    """
-
-    claim: Claim
-    verdict: str
-    why: str
-    cases: tuple[Case, ...]
-    data: tuple[str, ...]
-    diverged: tuple[str, ...]
+    verdict: Verdict
     command: str
 
-    def of(self, role: str) -> list[Case]:
-        return [case for case in self.cases if case.role == role]
+    @property
+    def claim(self) -> Claim:
+        return self.verdict.claim
 
     @property
-    def places(self) -> dict[str, int]:
-        """How many of the checks' cases lie inside the band, across an end of it, and outside."""
-        places = [case.place for case in self.of("check")]
-        return {place: places.count(place) for place in ("inside", "across", "outside") if place in places}
+    def decision(self) -> Decision:
+        return self.verdict.decision
 
-    def span(self, role: str) -> Interval | None:
-        """From the lowest to the highest end of all intervals; None where nothing was measured."""
-        ends = [case.interval for case in self.of(role)]
-        return Interval(min(end.low for end in ends), max(end.high for end in ends)) if ends else None
+    @property
+    def data(self) -> dict[str, list[str]]:
+        """The lines that name data and scale, each with the cases that were measured on them."""
+        found: dict[str, list[str]] = {_data(line): [] for line in self.verdict.data}
+        for case in (*self.verdict.cases, *self.verdict.controls, *self.verdict.shown):
+            names = found.setdefault(_data(case.data), []) if case.data else []
+            if case.name and case.name not in names:
+                names.append(case.name)
+        return found
 
 
 @dataclass(frozen=True)
@@ -108,9 +106,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Shown:
-    """A table of the report. rows: text or numbers, as many as there are columns."""
+    """A table of the report. rows: text or numbers, as many as there are columns. data: the lines that name them."""
 
     caption: str
+    data: tuple[str, ...]
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]
 
@@ -142,115 +141,64 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many claims got each of VERDICTS."""
-        return {verdict: sum(judged.verdict == verdict for judged in self.judged) for verdict in VERDICTS}
+        """How many claims got which verdict."""
+        return ledger.count(judged.verdict for judged in self.judged)
 
     @property
     def made_up(self) -> tuple[str, ...]:
-        return tuple(line for line in self.data if claims.MADE_UP in line)
+        return tuple(line for line in self.data if MADE_UP in line)
 
 
 def gather(out: Path) -> Report:
     """Read the output folder. ResultsError where it holds no ledger, or a file that is not as it was written."""
-    ledger = _ledger(out)
+    verdicts = _ledger(out)
     manifest = _manifest(out / "manifest.json")
+    profile = manifest["profile"] if manifest else "quick"
     pictures = list(_pictures(out / "figures"))
     sections = tuple(
-        Section(
-            name,
-            experiment.shows,
-            _judge(out, experiment, ledger, manifest["profile"] if manifest else "quick"),
-            tuple(picture for source, picture in pictures if source == name),
-            tuple(_shown(out / "tables", name)),
-        )
-        for name, experiment in EXPERIMENTS.items()
+        _section(experiment, verdicts, pictures, out / "tables", profile) for experiment in EXPERIMENTS.values()
     )
     lines = Counter(line for section in sections for judged in section.judged for line in judged.data)
     data = tuple(line for line, _ in lines.most_common())
     return Report(sections, data, manifest["status"] if manifest else "unknown", _provenance(manifest, out))
 
 
-def _ledger(out: Path) -> dict[str, dict[str, Any]]:
-    """The ledger's rows by claim: those of this version's claims, no more and no fewer."""
-    path = out / "claims.json"
-    if not path.exists():
-        raise ResultsError(f"{path}: expected the ledger of a run, found none; python reproduce.py writes it")
-    rows = _json(path)
-    if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-        raise ResultsError(f"{path}: expected a list of claims, found {type(rows).__name__}")
-    by_id = {str(row.get("id")): row for row in rows}
+def _ledger(out: Path) -> dict[str, Verdict]:
+    """The verdicts by claim: those of this version's claims, no more and no fewer."""
+    by_id = {verdict.claim.id: verdict for verdict in ledger.read(out)}
     known = {claim.id for experiment in EXPERIMENTS.values() for claim in experiment.claims}
     if odd := sorted(known ^ set(by_id)):
         found = f"found {odd[0]!r}" if odd[0] in by_id else f"found no {odd[0]!r}"
         raise ResultsError(
-            f"{path}: expected this version's claims, {found}; python reproduce.py theory writes it anew"
+            f"{out / ledger.NAME}: expected this version's claims, {found}; python reproduce.py theory writes all of it"
         )
     return by_id
 
 
-def _judge(
-    out: Path, experiment: Experiment, ledger: Mapping[str, Mapping[str, Any]], profile: str
-) -> tuple[Judged, ...]:
-    """The experiment's claims as the ledger has them, with the rows of its measurements."""
-    path = out / "tables" / f"{experiment.name}_measurements.csv"
-    judged = any(ledger[claim.id].get("cases") for claim in experiment.claims)
-    table = comparison.written(path) if judged and path.exists() else claims.NO_MEASUREMENTS
-    table = table.reindex(columns=claims.NO_MEASUREMENTS.columns)
-    for name in ("value", "low", "high"):
-        try:
-            table[name] = table[name].astype(float)
-        except (TypeError, ValueError) as error:
-            raise ResultsError(f"{path}: expected numbers in the column {name!r}, found {error}") from error
-    return tuple(
-        _judged(out, path, experiment.name, ledger[claim.id], table[table.claim == claim.id], profile)
-        for claim in experiment.claims
-    )
+def _section(
+    experiment: Experiment,
+    verdicts: Mapping[str, Verdict],
+    pictures: list[tuple[str, Picture]],
+    tables: Path,
+    profile: str,
+) -> Section:
+    """An experiment with what the folder holds of it."""
+    name = experiment.name
+    judged = tuple(_judged(verdicts[claim.id], name, profile) for claim in experiment.claims)
+    own = tuple(picture for source, picture in pictures if source == name)
+    data = tuple(dict.fromkeys(line for one in judged for line in one.data))
+    return Section(name, experiment.shows, judged, own, tuple(_shown(tables, name, data)))
 
 
-def _judged(
-    out: Path, path: Path, experiment: str, row: Mapping[str, Any], table: pd.DataFrame, profile: str
-) -> Judged:
-    source = out / "claims.json"
-    try:
-        claim = Claim(**{field.name: row[field.name] for field in fields(Claim)})
-        if odd := [
-            name for name, value in vars(claim).items() if name not in ("low", "high") and type(value) is not str
-        ]:
-            raise TypeError(f"no text as its {odd[0]}")
-        verdict, _, why = row["verdict"].partition(": ")
-        expected = {"check": row["cases"], "control": row["controls"]}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ResultsError(f"{source}: expected a claim with its verdict, found {row.get('id')!r}: {error}") from error
-    if verdict not in VERDICTS:
-        raise ResultsError(f"{source}: expected one of {', '.join(VERDICTS)} of {claim.id}, found {verdict!r}")
-    for role, count in expected.items():
-        if count != (found := int((table.role == role).sum())):
-            raise ResultsError(
-                f"{path}: expected {count} rows ({role}) of {claim.id} as in {source.name}, found {found}; "
-                f"python reproduce.py {experiment} writes both anew"
-            )
-    cases = tuple(
-        Case(str(role), str(name), float(value), interval, _place(claim, interval))
-        for role, name, value, interval in zip(
-            table["role"], table["case"], table["value"], claims.intervals(table), strict=True
-        )
-    )
-    data = tuple(line.removeprefix("Data: ") for line in _different(table["data"]))
-    profiles = _different(table["profile"]) or [profile]
-    command = f"python reproduce.py {experiment} --profile {profiles[0]}"
-    command += " --dataset glyphs" if any(claims.MADE_UP in line for line in data) else ""
-    return Judged(claim, verdict, why, cases, data, tuple(_different(table["diverged"])), command)
+def _judged(verdict: Verdict, experiment: str, profile: str) -> Judged:
+    """profile: that of the last run, for a claim of which nothing says at which it was measured."""
+    command = f"python reproduce.py {experiment} --profile {verdict.profile or profile}"
+    command += " --dataset glyphs" if any(MADE_UP in line for line in verdict.data) else ""
+    return Judged(verdict, command)
 
 
-def _different(column: pd.Series) -> list[str]:
-    """What a column says, each once, in order."""
-    return list(dict.fromkeys(map(str, column.dropna())))
-
-
-def _place(claim: Claim, interval: Interval) -> str:
-    if claims.inside(claim, interval):
-        return "inside"
-    return "outside" if claims.outside(claim, interval) else "across"
+def _data(line: str) -> str:
+    return line.removeprefix("Data: ")
 
 
 def _pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
@@ -268,18 +216,19 @@ def _pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
         yield source, Picture(path.stem, words["Title"], words["Description"], buffer.getvalue(), flat.size)
 
 
-def _shown(folder: Path, experiment: str) -> Iterator[Shown]:
+def _shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Shown]:
     """Those of SHOWN that the experiment has written, but for rows of which nothing was measured."""
-    for owner, name, caption, columns in SHOWN:
-        path = folder / f"{name}.csv"
-        if owner == experiment and path.exists():
+    for layout in SHOWN:
+        path = folder / f"{layout.name}.csv"
+        if layout.experiment == experiment and path.exists():
             table = read_csv(path)
-            if missing := [column for column in columns if column not in table.columns]:
+            if missing := [column for column in layout.columns if column not in table.columns]:
                 raise ResultsError(f"{path}: expected the column {missing[0]!r}, found {', '.join(table.columns)}")
-            rows = tuple(table[list(columns)].itertuples(index=False, name=None))
+            rows = tuple(table[list(layout.columns)].itertuples(index=False, name=None))
             rows = tuple(row for row in rows if not all(str(cell).startswith("- ") for cell in row[1:]))
+            own = tuple(line for line in data if layout.images.lower() in line.lower())
             if rows:
-                yield Shown(caption, tuple(columns.values()), rows)
+                yield Shown(layout.caption, own, tuple(layout.columns.values()), rows)
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

@@ -6,9 +6,9 @@ in Markdown. LaTeX gets tables only, which hold none.
 
 import base64
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import unescape
-from math import isfinite
+from math import ceil, isfinite, isnan, log10
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,8 +16,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from latex2mathml.converter import Converter
 from markupsafe import Markup, escape
 
-from analysis.claims import Interval
-from figures.report.gather import VERDICTS, Report
+from analysis.results import ledger
+from analysis.results.evidence import CHECK, CONTROL
+from analysis.results.judge import DECISIONS, Case, Verdict
+from figures.report.gather import Judged, Report
 
 FORMULA = re.compile(r"\$([^$]+)\$")
 # MathML that latex2mathml may give and that can neither load nor run anything.
@@ -34,6 +36,7 @@ TEX = {
     "≤": r"$\le$", "≥": r"$\ge$", "π": r"$\pi$", "“": "``", "”": "''", "‘": "`", "’": "'", '"': "''", "\n": " ",
     "[": "{[}", "]": "{]}",
 }  # fmt: skip
+INLINE = 4  # cases that a card names before its table names all
 SOURCES = {"B": "the authors' post", "N": "beyond the paper"}
 # What the symbols of the claims mean: formula and words.
 NOTATION = (
@@ -116,37 +119,82 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def number(value: Any) -> str:
-    """Three digits as one writes them, −1.2 × 10⁻¹⁶; whole numbers whole; anything else as it is."""
+def number(value: Any, digits: int = 3) -> str:
+    """Write three digits as one does, −1.2 × 10⁻¹⁶; whole numbers whole; anything else as it is."""
     if not isinstance(value, int | float):
         return str(value)
     if not isfinite(value):
         return "none" if value != value else str(value).replace("-", "−").replace("inf", "∞")
     whole = float(value).is_integer() and abs(value) < 1e6
-    mantissa, _, exponent = (f"{value:,.0f}" if whole else f"{value:.3g}").partition("e")
-    sign, digits = ("−", mantissa[1:]) if mantissa.startswith("-") else ("", mantissa)
+    mantissa, _, exponent = (f"{value:,.0f}" if whole else f"{value:.{digits}g}").partition("e")
+    sign, significand = ("−", mantissa[1:]) if mantissa.startswith("-") else ("", mantissa)
     if not exponent:
-        return sign + digits
-    return (
-        sign
-        + ("" if digits == "1" else f"{digits} × ")
-        + f"10{str(int(exponent)).translate(str.maketrans(LEVEL, RAISED))}"
-    )
+        return sign + significand
+    power = f"10{str(int(exponent)).translate(str.maketrans(LEVEL, RAISED))}"
+    return sign + ("" if significand == "1" else f"{significand} × ") + power
 
 
-def span(interval: Interval | None) -> str:
-    """From … to; one number where both are written alike."""
-    if interval is None:
-        return "not measured"
-    if not (isfinite(interval.low) and isfinite(interval.high)):
-        return "no interval"
-    ends = list(dict.fromkeys((number(interval.low), number(interval.high))))
-    return " … ".join(ends)
+def interval(case: Case) -> str:
+    """Write a mean with its interval, in as many digits as tell its ends apart; a number alone where it has none."""
+    if isnan(case.low) or isnan(case.high) or case.low == case.high:
+        return number(case.mean)
+    width, largest = case.high - case.low, max(abs(case.low), abs(case.high))
+    digits = min(max(ceil(log10(largest / width)) + 1, 3), 6)
+    mean, low, high = (number(value, digits) for value in (case.mean, case.low, case.high))
+    return f"{mean} [{low}, {high}]"
 
 
-def source(codes: str) -> str:
-    """Where a claim is from, in words: "P5.1, B" is the paper's section 5.1 and the authors' post."""
-    return ", ".join(SOURCES.get(code, f"the paper, section {code[1:]}") for code in codes.split(", "))
+def band(ends: tuple[float, float]) -> str:
+    """Write a band: "≥ 0.1", "[0, 1]"."""
+    low, high = ends
+    if not (isfinite(low) or isfinite(high)):
+        return "any value"
+    if isfinite(low) and isfinite(high):
+        return f"[{number(low)}, {number(high)}]"
+    return f"≥ {number(low)}" if isfinite(low) else f"≤ {number(high)}"
+
+
+def place(case: Case, verdict: Verdict) -> str:
+    """Say where a case stands by itself: inside the band, outside, or undecided; nothing where it is not judged by
+    itself, as an experiment's control and what is only shown."""
+    judged = case.role == CHECK or (case.role == CONTROL and verdict.claim.kind == "theorem")
+    return ledger.PLACES[case.decision] if judged else ""
+
+
+def controls(verdict: Verdict) -> tuple[Sequence[Case], str]:
+    """Return the controls that a card names, of a theorem those nearest to passing, and words on the others."""
+    found = list(verdict.controls)
+    if verdict.claim.kind == "theorem":
+        found.sort(key=lambda case: -ledger.margin(case, verdict.claim))
+    return found[:INLINE], f"and {len(found) - INLINE} more" if len(found) > INLINE else ""
+
+
+def details(judged: Judged) -> tuple[list[str], list[list[str]]]:
+    """Return every case of a claim: columns, but for those that say nothing of any case, and rows."""
+    verdict = judged.verdict
+    roles = {CHECK: "check", CONTROL: verdict.claim.control.kind}
+    mixed = len(judged.data) > 1
+    rows = []
+    for case in (*verdict.cases, *verdict.controls, *verdict.shown):
+        row = {
+            "case": case.name,
+            "role": roles.get(case.role, "only shown"),
+            "measured": interval(case),
+            "against the band": place(case, verdict),
+            "seeds": ledger.seeds([case], which=False),
+            "tasks × queries": " × ".join(number(n) for n in (case.tasks, case.queries) if not isnan(n)),
+            "sd over seeds": "" if isnan(case.sd) else number(case.sd),
+            "error over tasks": "" if isnan(case.task_error) else number(case.task_error),
+            "data": case.data.removeprefix("Data: ") if mixed else "",
+        }
+        rows.append(row)
+    columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
+    return columns, [[row[name] or "–" for name in columns] for row in rows]
+
+
+def source(codes: Sequence[str]) -> str:
+    """Say where a claim is from: P5.1 and B are the paper's section 5.1 and the authors' post."""
+    return ", ".join(SOURCES.get(code, f"the paper, section {code[1:]}") for code in codes)
 
 
 def _environment(math: Callable[[str], str], **options: Any) -> Environment:
@@ -158,7 +206,8 @@ def _environment(math: Callable[[str], str], **options: Any) -> Environment:
         "math": math,
         "plain": plain,
         "number": number,
-        "span": span,
+        "interval": interval,
+        "band": band,
         "source": source,
         "sentence": sentence,
     }
@@ -166,7 +215,16 @@ def _environment(math: Callable[[str], str], **options: Any) -> Environment:
 
 
 def _words(report: Report) -> dict[str, Any]:
-    return {"report": report, "verdicts": VERDICTS, "notation": NOTATION}
+    return {
+        "report": report,
+        "decisions": DECISIONS,
+        "notation": NOTATION,
+        "ledger": ledger,
+        "controls": controls,
+        "details": details,
+        "place": place,
+        "inline": INLINE,
+    }
 
 
 def _parts(text: str) -> list[tuple[bool, str]]:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 
 import torch
 
-from analysis.manifest import processor
-from analysis.workers import available_cores, local_executor
+from analysis.results.manifest import processor
+from analysis.runs.workers import available_cores, local_executor
 from tests.benchmarks import growth, one_thread, start_up, throughput
 from tests.benchmarks.measuring import HEADER
 

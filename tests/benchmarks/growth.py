@@ -11,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from analysis.courses import execute
-from analysis.runs import Job, Source
-from analysis.workers import local_executor
+from analysis.runs.advance import execute
+from analysis.runs.job import Job, Source
+from analysis.runs.workers import local_executor
 from reptile_core import datasets
 from reptile_core.meta_gradients import total
 from reptile_core.tasks import Sampling
@@ -24,10 +24,8 @@ FACTORS = 1, 2, 4
 
 
 def rows(iterations: int) -> list[str]:
-    """Runs as the script does them, files and evaluation included, in a worker of their own for each row."""
-    run = replace(
-        ABLATION, iterations=iterations, evaluation=replace(ABLATION.evaluation, tasks=1, every=iterations // 2)
-    )
+    """Runs as the script does them, files included, in a worker of their own for each row."""
+    run = replace(ABLATION, iterations=iterations)
     cases: dict[str, Callable[[int], list[Run]]] = {
         "iterations": lambda n: [replace(run, iterations=n * iterations)],
         "k": lambda n: [replace(run, weights=total(n).weights, sampling=Sampling(5, 5 * n, 25, n))],

@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 import torch
 
+from analysis.runs.workers import local_executor
 from analysis.theory.derivatives import derivative, gradient, hessian_at, hessian_products
-from analysis.workers import local_executor
 from reptile_core.networks import CrossEntropy, omniglot
 from tests.benchmarks import plain
 from tests.cases import generator, minibatch, normal

@@ -13,10 +13,10 @@ from reptile_core import evaluation, training
 from reptile_core.inner_loop import gradient
 from reptile_core.networks import CrossEntropy
 from reptile_core.philox import Purpose
-from reptile_core.tasks import ImagePool
+from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import Run
 from tests.benchmarks import plain
-from tests.benchmarks.measuring import ABLATION, SETTINGS, images, of, row, take_turns
+from tests.benchmarks.measuring import ABLATION, EVALUATED, SETTINGS, images, of, row, take_turns
 from tests.cases import normal
 
 
@@ -26,10 +26,10 @@ def rows(rounds: int, seconds: float) -> list[str]:
     for run in SETTINGS.values():
         sides, flops = inner_step(run)
         found.append(row(f"inner step ({of(run)})", take_turns(*sides, **options), flops))
-    for run in SETTINGS.values():
-        sides, flops = evaluate(run)
-        steps = run.evaluation.sampling.steps
-        found.append(row(f"evaluation of a task ({steps} steps of {of(run)})", take_turns(*sides, **options), flops))
+    for run, sampling in EVALUATED:
+        sides, flops = evaluate(run, sampling)
+        name = f"evaluation of a task ({sampling.steps} steps of {of(run)})"
+        found.append(row(name, take_turns(*sides, **options), flops))
     for name, sides in (("Hessian-vector product", hessian_product), ("Taylor table, order 1, k = 4", taylor_table)):
         found.append(row(f"{name} (batch 25)", take_turns(*sides(ABLATION), **options)))
     return found
@@ -52,14 +52,14 @@ def inner_step(run: Run) -> tuple[tuple, float]:
     ), flops
 
 
-def evaluate(run: Run) -> tuple[tuple, float]:
+def evaluate(run: Run, sampling: Sampling) -> tuple[tuple, float]:
     pool, model = ImagePool(images()), plain.model_of(run.sampling.n_way)
-    floats, start, sampling = pool.images.float(), training.start(run), run.evaluation.sampling
+    floats, start = pool.images.float(), training.start(run)
     tasks = evaluation.evaluation_tasks(sampling, pool, seed=0, count=1)
     network = training.build_network(run)
     loss = CrossEntropy(network, run.inner.reduction)
     return (
-        lambda: plain.evaluate(run, model, floats),
+        lambda: plain.evaluate(run, model, floats, sampling),
         lambda: evaluation.accuracies(network, loss, start.phi, pool, tasks, run.inner.build()),
     ), cost.evaluation(run, sampling, 1).flops
 

@@ -78,9 +78,8 @@ def iterate(run: Run, iterations: int, threads: int, *, device: str = "cpu") -> 
     return time.perf_counter() - began
 
 
-def evaluate(run: Run, model: nn.Module, pool: Tensor) -> float:
+def evaluate(run: Run, model: nn.Module, pool: Tensor, sampling: Sampling) -> float:
     """One task: adapt to the support, then classify each test example beside it alone."""
-    sampling = run.evaluation.sampling
     adapted = copy.deepcopy(model)
     optimizer = optimizer_of(run, adapted)
     support = list(batches(pool, Sampling(sampling.n_way, sampling.shots, sampling.n_way * sampling.shots, 1), spare=1))

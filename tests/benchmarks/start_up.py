@@ -16,11 +16,11 @@ nn.functional.cross_entropy(model(torch.zeros(25, 1, 28, 28)), torch.arange(25) 
 optimizer.step()
 """
 OURS = f"""{IMPORT}
-from analysis.experiments.ablation import SCALES, configure
+from analysis.paper.figure_3 import configure
 from reptile_core import training
 from reptile_core.meta_gradients import total
 from reptile_core.tasks import ImagePool
-run = configure(total(1), SCALES["paper"], seed=0)
+run = configure(total(1), seed=0)
 next(training.train(run, ImagePool(torch.zeros(20, 20, 28, 28, dtype=torch.uint8)), training.start(run)))
 """
 CASES = {

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 from analysis import cost
-from analysis.workers import available_cores, local_executor
+from analysis.runs.workers import available_cores, local_executor
 from reptile_core import training
 from reptile_core.tasks import ImagePool
 from reptile_core.training import Run

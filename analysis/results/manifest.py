@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from analysis.claims import PROFILES
-from analysis.runs import DEVICES
+from analysis.results.claims import PROFILES
+from analysis.runs.job import DEVICES
 from reptile_core import native
 from reptile_core.datasets import Characters
 from reptile_core.datasets.split import SPLITS
@@ -29,7 +29,12 @@ SCHEMA = 1  # raised whenever a key that must be there is added, one is removed,
 MOST_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
 INDIFFERENT = ("workers", "process", "cores")  # of the machine: they change no bit
 
-UNCHOSEN = {"split": SPLITS[0], "iterations": None, "tail_shots": None}  # options before they could be chosen
+OPTION_DEFAULTS = {
+    "split": SPLITS[0],
+    "iterations": None,
+    "tail_shots": None,
+    "epoch": 0,
+}  # options before they could be chosen
 
 # What a manifest holds: types, a tuple of what may stand there, {str: …} for any keys, [...] for any number of entries,
 # and "name?" for what may be missing.
@@ -41,7 +46,8 @@ SHAPE: dict[str, Any] = {
     "command": [str],
     "profile": PROFILES,
     "options": {
-        "seeds": (int, None),
+        "seeds": (int, None, {str: int}),
+        "epoch?": (int, None),
         "cells": [str],
         "iterations?": (int, None),
         "tail_shots?": (int, None),
@@ -129,7 +135,7 @@ def complete(
     other_data: dict[str, str],
 ) -> dict[str, Any]:
     """The same manifest after work: how it ended, what each experiment took in this invocation, the digests of its
-    tables (`comparison.digest`), and the content of data other than the script's own, by name."""
+    tables (`checksums.digest`), and the content of data other than the script's own, by name."""
     ended = {"status": status, "finished": _now(), "wall_seconds": wall_seconds, "tables": tables}
     return manifest | ended | {"other_data": other_data}
 
@@ -155,7 +161,7 @@ def read(path: Path) -> dict[str, Any]:
     fault = _fault(manifest, SHAPE, "")
     if fault is not None:
         raise ManifestError(f"{path}: {fault}")
-    manifest["options"] = UNCHOSEN | manifest["options"]
+    manifest["options"] = OPTION_DEFAULTS | manifest["options"]
     return manifest
 
 

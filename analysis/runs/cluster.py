@@ -22,7 +22,7 @@ from distributed import Client, get_worker
 from distributed.scheduler import KilledWorker
 
 import reptile_core
-from analysis.workers import ClusterError, Item, Progress, Result, Workers
+from analysis.runs.workers import ClusterError, Item, Progress, Result, Workers
 from reptile_core import native
 
 TOPIC = "reptile-progress"
@@ -188,7 +188,7 @@ def _connect(address: str) -> Client:
 def _identity() -> str:
     """Code and libraries that decide the bits of a result. Kept, as a process keeps the code that it has loaded."""
     digest = hashlib.sha256()
-    packages = Path(__file__).parent, Path(reptile_core.__file__ or "").parent
+    packages = Path(__file__).parents[1], Path(reptile_core.__file__ or "").parent
     for path in [*(path for package in packages for path in sorted(package.rglob("*.py"))), *native.SOURCES]:
         digest.update(path.read_bytes())
     loops = "compiled loops" if native.library() is not None else "no compiled loops"

@@ -1,4 +1,5 @@
-"""Workers of one thread each, started once for a whole script, and a progress bar over what they do.
+"""Workers of one thread each, started once for a whole script, and the progress of what they do: a bar on a terminal,
+lines elsewhere.
 
 Work is a function of (item, progress), handed to a `concurrent.futures.Executor`: here one of local processes. How many
 workers there are, where they are and which of them die changes when an item is done, never its result.
@@ -9,6 +10,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -30,6 +32,7 @@ WORKER_ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
 }
 
+LINE_SECONDS = 30.0  # at least, between two lines of progress where there is no terminal
 ATTEMPTS = 4  # at what the death of a worker left undone: as many as a Dask scheduler makes by default
 
 Item = TypeVar("Item")
@@ -133,19 +136,23 @@ class Workers:
     @contextmanager
     def _bar(self, name: str, total: int, unit: str, *, done: int) -> Iterator[None]:
         stop = threading.Event()
-        # disable=None: a bar on a terminal alone. It shows what is left, how fast it goes, and the last note.
-        bar = tqdm(total=total, initial=done, desc=name, unit=unit, smoothing=0.05, disable=self.quiet or None,
-                   dynamic_ncols=True)  # fmt: skip
+        on_terminal = sys.stderr.isatty()
+        # It shows what is left, how fast it goes, and the last note.
+        bar = tqdm(total=total, initial=done, desc=name, unit=unit, smoothing=0.05,
+                   disable=self.quiet or not on_terminal, dynamic_ncols=True)  # fmt: skip
+        lines = None if self.quiet or on_terminal else Lines(name, total, done)
 
         def drain() -> None:
+            seen = done
             while not (stop.is_set() and self._updates.empty()):
-                try:
-                    units, note = self._updates.get(timeout=0.1)
-                except queue.Empty:
-                    continue
+                units, note = self._next_update()
                 if note:
                     bar.set_postfix_str(note, refresh=False)
-                bar.update(min(units, total - bar.n))  # what is done a second time counts once
+                units = min(units, total - seen)  # what is done a second time counts once
+                seen += units
+                bar.update(units)
+                if lines is not None:
+                    lines.tell(seen)
 
         thread = threading.Thread(target=drain, daemon=True)
         thread.start()
@@ -155,6 +162,32 @@ class Workers:
             stop.set()
             thread.join()
             bar.close()
+
+    def _next_update(self) -> tuple[int, str]:
+        """What was reported next, or nothing where a tenth of a second passes without."""
+        try:
+            return self._updates.get(timeout=0.1)
+        except queue.Empty:
+            return 0, ""
+
+
+class Lines:
+    """Progress as plain lines, for a log: one every LINE_SECONDS at most, so that short work has none."""
+
+    def __init__(self, name: str, total: int, done: int = 0) -> None:
+        """done: what was done before the clock starts."""
+        self.name, self.total, self.before = name, total, done
+        self.began = self.told = time.monotonic()
+
+    def tell(self, done: int) -> None:
+        """Print a line to standard error if one is due."""
+        now = time.monotonic()
+        if now - self.told < LINE_SECONDS or done >= self.total:
+            return
+        self.told = now
+        elapsed, mine = now - self.began, done - self.before
+        left = f", about {elapsed * (self.total - done) / mine:.0f} s left" if mine else ""
+        print(f"{self.name}: {100 * done / self.total:.0f} % after {elapsed:.0f} s{left}", file=sys.stderr, flush=True)
 
 
 def local_executor(count: int, updates: Any = None) -> ProcessPoolExecutor:

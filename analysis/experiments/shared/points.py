@@ -1,17 +1,19 @@
 """Points of meta-training to analyse: phi of figure 3's runs, at the iterations where it was kept.
 
-The runs are those of `ablation`: whoever comes first trains them, the others read their files.
+The runs are those of `ablation`: the first experiment that asks trains them, the others read their files.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
-from analysis.experiment import Context
-from analysis.experiments import ablation
-from analysis.runs import Job, snapshot_iterations, snapshots
+from analysis.experiments.shared.curves import kept
+from analysis.experiments.shared.experiment import Context
+from analysis.paper import figure_3
+from analysis.runs.job import Job
+from analysis.runs.store import state_at
 from analysis.theory.derivatives import Loss
 from analysis.theory.losses import on_minibatch
 from reptile_core.inner_loop import Phi
@@ -31,11 +33,11 @@ class Point:
 
     @property
     def phi(self) -> Phi:
-        return snapshots(self.job)[self.iteration]
+        return state_at(self.job, self.iteration).phi
 
     @property
     def is_last(self) -> bool:
-        return self.iteration == self.job.run.iterations
+        return self.iteration == self.job.end
 
     def pool(self, part: Literal["train", "test"], dtype: torch.dtype | None = None) -> ImagePool:
         """As the job has it."""
@@ -44,8 +46,9 @@ class Point:
     def losses(
         self, sampling: Sampling, task: int, *, dtype: torch.dtype | None = None, activation: str | None = None
     ) -> list[Loss]:
-        """The losses of a task's minibatches as functions of phi, reduced as in the run. The tasks are of training
-        characters, and others than those that the run has met. dtype, activation: for others than the run's."""
+        """Return the losses of a task's minibatches as functions of phi, reduced as in the run. The tasks are of
+        training characters, and others than those that the run has met. dtype, activation: for others than the
+        run's."""
         pool, run = self.pool("train", dtype), self.job.run
         drawn = pool.sample(sampling, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=self.iteration, task=task)
         network = build_network(replace(run, activation=activation or run.activation))
@@ -53,7 +56,7 @@ class Point:
         return [on_minibatch(loss, pool.minibatch(examples)) for examples in drawn.minibatches]
 
     def row(self, quantity: str, value: float) -> dict[str, Any]:
-        """A row of a tidy table."""
+        """Return a row of a tidy table."""
         return {
             "variant": self.job.variant,
             "seed": self.job.run.seed,
@@ -63,22 +66,20 @@ class Point:
         }
 
 
-def points(context: Context, variants: Sequence[Variant]) -> list[Point]:
-    """All points of the variants' runs, seed by seed; a run that diverged has none."""
-    jobs = ablation.jobs(ablation.scale_of(context), context, variants=variants)
-    outcomes = context.train(ablation.NAME, jobs)
-    return [
-        Point(job, iteration)
-        for job in sorted(jobs, key=lambda job: job.run.seed)  # a worker keeps the split of the last seed it met
-        if outcomes[job].status == "finished"
-        for iteration in snapshot_iterations(job.run)
+def points(
+    context: Context, variants: Iterable[Variant], seeds: Sequence[int], iterations: Sequence[int], *, schedule: int
+) -> list[Point]:
+    """Return the points of the variants' runs after these iterations, seed by seed; a run that diverged has none.
+
+    schedule: the length over which the outer step is annealed.
+    """
+    until = max(iterations)
+    jobs = [
+        context.job(
+            figure_3.configure(variant, seed, iterations=schedule), variant.name, until=until, keep=kept(iterations)
+        )
+        for seed in seeds  # a worker keeps the split of the last seed it met
+        for variant in variants
     ]
-
-
-def spread(every: Sequence[Point], count: int) -> list[Point]:
-    """At most `count` (two or more) points of each run, evenly spaced, both ends among them."""
-    chosen = []
-    for job in dict.fromkeys(point.job for point in every):
-        mine = [point for point in every if point.job == job]
-        chosen += [mine[j] for j in sorted({round(n * (len(mine) - 1) / (count - 1)) for n in range(count)})]
-    return chosen
+    outcomes = context.train("figure 3's runs", jobs)
+    return [Point(job, iteration) for job in jobs if outcomes[job].finished for iteration in sorted({*iterations})]

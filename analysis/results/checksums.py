@@ -1,6 +1,6 @@
-"""Is a table as it was written, and are two tables the same, bit for bit?
+"""Checksums of tables: whether one is as it was written, and whether two are the same, bit for bit.
 
-The digests of all tables of a folder stand beside them in `SHA256SUMS`, which `sha256sum --check` reads too.
+The digests of all tables of a folder are in its `SHA256SUMS`, which `sha256sum --check` reads too.
 """
 
 import hashlib
@@ -10,25 +10,26 @@ from pathlib import Path
 
 import pandas as pd
 
-from analysis.runs import NUMERICS_VERSION
-from analysis.tables import ResultsError, read_csv
+from analysis.results.evidence import tabulate
+from analysis.results.tables import ResultsError, read_csv
+from analysis.runs.job import NUMERICS_VERSION
 from reptile_core.files import write_atomically
 
 SUMS = "SHA256SUMS"
-TIMES = ("seconds",)  # columns of what the clock says, which no rerun repeats
+HISTORY = ("seconds", "look")  # columns of when and in which steps a table came about, which no rerun repeats
 
 
-def note(paths: Iterable[Path]) -> None:
-    """Write down the digests of tables that were just written, with those of the others in their folder."""
+def record(paths: Iterable[Path]) -> None:
+    """Record the digests of tables that were just written, with those of the others in their folder."""
     for folder in {path.parent for path in paths}:
-        sums = _noted(folder) | {path.name: _sha256(path) for path in paths if path.parent == folder}
+        sums = _recorded(folder) | {path.name: _sha256(path) for path in paths if path.parent == folder}
         lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
         write_atomically(folder / SUMS, "".join(lines).encode())
 
 
-def written(path: Path) -> pd.DataFrame:
-    """A table as it was written, by whatever version; ResultsError where it is no longer that."""
-    noted, found = _noted(path.parent).get(path.name), _sha256(path)
+def verify(path: Path) -> pd.DataFrame:
+    """Return a table as it was written, by whatever version; ResultsError where it was altered."""
+    noted, found = _recorded(path.parent).get(path.name), _sha256(path)
     if noted is None:
         raise ResultsError(f"{path}: expected its digest in {SUMS}, found none")
     if noted != found:
@@ -36,24 +37,25 @@ def written(path: Path) -> pd.DataFrame:
     return read_csv(path)
 
 
-def measurements(path: Path) -> pd.DataFrame:
-    """A table for the ledger as this version wrote it; ResultsError, which says what else it is, where it is not."""
-    table = written(path)
+def evidence(path: Path) -> pd.DataFrame:
+    """Return a table of evidence as this version wrote it; ResultsError where it is anything else."""
+    table = verify(path)
     versions = set(table.get("numerics", pd.Series([None])).dropna()) if len(table) else {NUMERICS_VERSION}
     if versions != {NUMERICS_VERSION}:
-        raise ResultsError(f"{path}: expected numbers of version {NUMERICS_VERSION}, found another's")
-    return table
+        found = ", ".join(f"{version:g}" for version in versions) or "none"
+        raise ResultsError(f"{path}: expected numbers of numerics version {NUMERICS_VERSION}, found version {found}")
+    return tabulate(table)
 
 
 def digest(path: Path) -> str:
-    """SHA-256 (hex) of a table but for its columns of times."""
-    return hashlib.sha256(_timeless(path).to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+    """SHA-256 (hex) of a table but for its columns of HISTORY."""
+    return hashlib.sha256(_without_history(path).to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
-def against(then: Mapping[str, str], beside: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
-    """A line for each table that is not the same now: which, and by how much where the one of then lies `beside`.
+def compare(then: Mapping[str, str], beside: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
+    """Return a line for each table that differs: which, and by how much where the old table is in the folder `beside`.
 
-    then, now: digests by name. folder: where the tables of now lie.
+    then, now: digests by name. folder: where the new tables are.
     """
     lines = []
     for name in dict.fromkeys([*then, *now]):
@@ -68,8 +70,8 @@ def against(then: Mapping[str, str], beside: Path, folder: Path, now: Mapping[st
 
 def _by_how_much(old: Path, digest_then: str, new: Path) -> str:
     if not old.is_file() or digest(old) != digest_then:
-        return f"differs; by how much is not known, for the table of then is not at {old}"
-    then, now = _timeless(old), _timeless(new)
+        return f"differs; the old table is not at {old}"
+    then, now = _without_history(old), _without_history(new)
     if list(then) != list(now) or len(then) != len(now):
         return f"differs: {len(then)} rows of {', '.join(then)} then, {len(now)} of {', '.join(now)} now"
     cells = (then != now).to_numpy()
@@ -79,13 +81,13 @@ def _by_how_much(old: Path, digest_then: str, new: Path) -> str:
     return f"differs in {cells.sum()} of {cells.size} entries{most}"
 
 
-def _timeless(path: Path) -> pd.DataFrame:
+def _without_history(path: Path) -> pd.DataFrame:
     """The table's entries as they are written, not as numbers, which would round them."""
     table = pd.read_csv(StringIO(path.read_text()), dtype=str, keep_default_na=False)
-    return table.drop(columns=[name for name in TIMES if name in table])
+    return table.drop(columns=[name for name in HISTORY if name in table])
 
 
-def _noted(folder: Path) -> dict[str, str]:
+def _recorded(folder: Path) -> dict[str, str]:
     """Digests by name; lines of another form are none."""
     try:
         lines = (folder / SUMS).read_text(errors="replace").splitlines()

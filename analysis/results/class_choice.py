@@ -8,29 +8,31 @@ to the accuracy of a task that holds it, is the covariance of two tasks that sha
 import numpy as np
 from jaxtyping import Float, Int
 
-from analysis.evaluations import Piece
-from analysis.runs import split_of
+from analysis.runs.evaluations import Evaluation
+from analysis.runs.job import Job, split_of
 from reptile_core.datasets.split import ROTATIONS
 from reptile_core.evaluation import evaluation_tasks
 
 
-def classes_of(piece: Piece) -> Int[np.ndarray, "tasks n_way"]:
-    """Which of the test classes each evaluation task of a piece holds."""
-    pool, run = piece.job.pool("test"), piece.job.run
-    tasks = evaluation_tasks(piece.sampling, pool, seed=run.seed, count=len(piece.tasks), first=piece.tasks.start)
-    return (tasks.test.index // pool.drawings).numpy()
+def classes_of(job: Job, evaluation: Evaluation) -> Int[np.ndarray, "tasks n_way"]:
+    """Return which of the test classes each task of an evaluation holds."""
+    pool, queries = job.pool("test"), evaluation.queries
+    tasks = evaluation_tasks(
+        evaluation.sampling, pool, seed=job.run.seed, count=evaluation.tasks, queries=queries, look=evaluation.look
+    )
+    return (tasks.test.index[..., ::queries] // pool.drawings).cpu().numpy()  # a class's test examples lie together
 
 
-def characters(piece: Piece) -> tuple[int, int]:
-    """How many characters the split of a piece tests on, and how many there are in all."""
-    split = split_of(piece.job.source, piece.job.run.seed)
+def characters(job: Job) -> tuple[int, int]:
+    """Return how many characters the split of a job tests on, and how many there are in all."""
+    split = split_of(job.source, job.run.seed)
     return len(split.test), len(split.test) + len(split.train) // ROTATIONS
 
 
 def class_variance(values: Float[np.ndarray, " tasks"], classes: Int[np.ndarray, "tasks n_way"], count: int) -> float:
-    """zeta, from values of tasks whose classes are drawn from `count`: the slope of (product of two tasks' deviations)
-    in (number of classes that they share), by least squares over all pairs of tasks. Unbiased where classes add up; it
-    may come out negative. ValueError for fewer than two tasks, or where all pairs share as many classes."""
+    """Return zeta, from values of tasks whose classes are drawn from `count`: the slope of (product of two tasks'
+    deviations) in (number of classes that they share), by least squares over all pairs of tasks. Unbiased where classes
+    add up; it may come out negative. ValueError for fewer than two tasks, or where all pairs share as many classes."""
     tasks, n = classes.shape
     if tasks < 2:
         raise ValueError(f"values: expected at least two tasks, found {tasks}")
@@ -51,7 +53,7 @@ def class_variance(values: Float[np.ndarray, " tasks"], classes: Int[np.ndarray,
 def split_error(
     values: Float[np.ndarray, " tasks"], classes: Int[np.ndarray, "tasks n_way"], *, test: int, every: int
 ) -> float:
-    """Standard error of the values' mean over splits that draw `test` classes from `every`; 0 where zeta is not above
-    0. Two such splits differ by sqrt(2) of it. What other classes in training change is not part of it."""
+    """Return the standard error of the values' mean over splits that draw `test` classes from `every`; 0 where zeta is
+    not above 0. Two such splits differ by sqrt(2) of it. What other classes in training change is not part of it."""
     zeta = max(0.0, class_variance(values, classes, test))
     return float(classes.shape[1] * np.sqrt(zeta / test * (1 - test / every)))

@@ -1,12 +1,14 @@
-"""The theorem rows of the ledger, with their criteria, written before any check was run.
+"""The theorems of the ledger, with their criteria, written before any check was run.
 
-Bands are two-sided: a slope that is too good is a fault as well. P5.1 is a section of the paper, B the authors' post,
-N a row of ours that goes beyond both.
+Bands are two-sided: a slope that is too good is a fault as well.
 """
 
-from analysis.claims import Claim
-from analysis.experiments import post
-from analysis.experiments.post import beyond
+from math import inf
+from typing import NamedTuple
+
+from analysis.paper import quotes
+from analysis.paper.quotes import beyond
+from analysis.results.claims import Claim, Control
 
 K_MAX = 5
 SLOPE = "the next order bends the fit by less than its share, a few times alpha times curvature, which is 0.01 to 0.03"
@@ -14,44 +16,63 @@ COEFFICIENT = "Richardson's error at this alpha is of the fourth order in alpha 
 ROUND_OFF = "float64 round-off, 2e-16, through a few thousand operations"
 
 
-def _claim(
-    id: str, source: str, statement: str, criterion: tuple[str, float, float, str], control: str, paper: str
-) -> Claim:
-    """criterion: what is measured, the band's low and high end, and why it is that wide."""
-    return Claim(id, source, "theorem", statement, *criterion, control, least="smoke", paper=paper)
+class Criterion(NamedTuple):
+    """What is measured, the ends of the band that it must lie in, and why the band is that wide."""
+
+    quantity: str
+    low: float
+    high: float
+    reason: str
+
+
+def _theorem(id: str, sources: str, statement: str, criterion: Criterion, wrong: str, quotation: str) -> Claim:
+    """wrong: the formula that is put in the right one's place and must fail."""
+    return Claim(
+        id=id,
+        kind="theorem",
+        sources=tuple(sources.split(", ")),
+        statement=statement,
+        quotation=quotation,
+        quantity=criterion.quantity,
+        band=(criterion.low, criterion.high),
+        limits=(0.0, inf) if criterion.low == 0.0 else (-inf, inf),  # norms
+        reason=criterion.reason,
+        control=Control(kind="wrong formula", words=wrong),
+        least="smoke",
+    )
 
 
 CLAIMS = (
-    _claim(
+    _theorem(
         "taylor-gradient",
         "P5.1",
         "g_i = g_bar_i - alpha H_bar_i sum_{j<i} g_bar_j + O(alpha^2), i = 2 … 5",
-        ("slope of the remainder less 2", -0.05, 0.05, SLOPE),
+        Criterion("slope of the remainder less 2", -0.05, 0.05, SLOPE),
         "the sum taken over j <= i",
         r"Section 5.1, equations 13 to 16: $g_i = \bar g_i - \alpha \bar H_i \sum_{j<i} \bar g_j$ $+ \, O(\alpha^2)$",
     ),
-    _claim(
+    _theorem(
         "taylor-maml",
         "P5.1",
         "MAML's gradient has its two first-order sums, k = 2 … 5",
-        ("slope of the remainder less 2", -0.05, 0.05, SLOPE),
+        Criterion("slope of the remainder less 2", -0.05, 0.05, SLOPE),
         "FOMAML's one sum in their place",
         r"Section 5.1, equations 17 to 24: $g_{\text{MAML}} = \bar g_k - \alpha \bar H_k \sum_{j<k} \bar g_j$ "
         r"$- \, \alpha \sum_{j<k} \bar H_j \bar g_k + O(\alpha^2)$",
     ),
-    _claim(
+    _theorem(
         "taylor-maml-product",
         "P5.1",
         "MAML's gradient is prod_{j<k} (I - alpha L_j''(phi_j)) g_k, exactly",
-        ("relative difference", 0.0, 1e-12, ROUND_OFF),
+        Criterion("relative difference", 0.0, 1e-12, ROUND_OFF),
         "Hessians taken at phi_1",
         r"Section 5.1: $g_{\text{MAML}} = \prod_{j<k} (I - \alpha L_j^{\prime\prime}(\phi_j)) \, g_k$",
     ),
-    _claim(
+    _theorem(
         "taylor-second-order",
         "N",
         "with the alpha^2 terms, third derivatives included, a remainder of order 3 is left of every gradient",
-        ("slope of the remainder less 3", -0.05, 0.05, SLOPE),
+        Criterion("slope of the remainder less 3", -0.05, 0.05, SLOPE),
         "without the third derivative",
         beyond(
             r"the second-order term of $g_i$ is $\alpha^2 \bar H_i \sum_{j<i} \bar H_j \sum_{l<j} \bar g_l$ "
@@ -59,19 +80,19 @@ CLAIMS = (
             r"and $T_i = L_i^{\prime\prime\prime}(\phi_1)$"
         ),
     ),
-    _claim(
+    _theorem(
         "taylor-any-order",
         "N",
         "nested forward mode gives the series to any order: truncated after n it leaves order n + 1, n = 1 … 4",
-        ("slope of the remainder less (n + 1)", -0.05, 0.05, SLOPE),
+        Criterion("slope of the remainder less (n + 1)", -0.05, 0.05, SLOPE),
         "the last coefficient times 1.01",
         beyond(r"$g_i(\alpha) = \sum_{m=0}^{n} \frac{\alpha^m}{m!} \, g_i^{(m)}(0)$ $+ \, O(\alpha^{n+1})$"),
     ),
-    _claim(
+    _theorem(
         "taylor-channels",
         "N",
         "the coefficients by formula equal those by nested forward mode, orders 0, 1 and 2",
-        ("relative difference", 0.0, 1e-12, ROUND_OFF),
+        Criterion("relative difference", 0.0, 1e-12, ROUND_OFF),
         "the third derivative's 1/2 left out",
         beyond(
             r"the terms written out, such as $-\alpha \bar H_i \sum_{j<i} \bar g_j$, are the derivatives "
@@ -79,13 +100,13 @@ CLAIMS = (
         ),
     ),
     *(
-        _claim(
+        _theorem(
             f"expectation-{name}",
             "P5.1, B",
             f"{words}, k = 2 … {K_MAX}",
-            ("error of a coefficient", -1e-3, 1e-3, COEFFICIENT),
+            Criterion("error of a coefficient", -1e-3, 1e-3, COEFFICIENT),
             f"the coefficients of {other}",
-            f"Section 5.1, equations 33 to 41: {equation}. {post.SAME_TERMS}",
+            f"Section 5.1, equations 33 to 41: {equation}. {quotes.SAME_TERMS}",
         )
         for name, words, other, equation in (
             (
@@ -110,31 +131,31 @@ CLAIMS = (
             ),
         )
     ),
-    _claim(
+    _theorem(
         "expectation-any-sum",
         "N",
         "E[sum w_i g_i] = sum w_i AvgGrad - alpha sum w_i (i-1) AvgGradInner: figure 3's variants and random w",
-        ("error of a coefficient", -1e-3, 1e-3, COEFFICIENT),
+        Criterion("error of a coefficient", -1e-3, 1e-3, COEFFICIENT),
         "i in place of i - 1",
         beyond(
             r"$E[\sum_i w_i g_i] = \sum_i w_i \, \text{AvgGrad}$ $- \, \alpha \sum_i w_i (i-1) \, \text{AvgGradInner}$ "
             r"$+ \, O(\alpha^2)$"
         ),
     ),
-    _claim(
+    _theorem(
         "inner-product-identity",
         "P5.1",
         "AvgGradInner = 1/2 d/dphi E[g_bar_1 . g_bar_2]",
-        ("relative difference", 0.0, 1e-12, ROUND_OFF),
+        Criterion("relative difference", 0.0, 1e-12, ROUND_OFF),
         "pairs of equal minibatches let in",
         r"Section 5.1: $\text{AvgGradInner} = E[\bar H_2 \bar g_1]$ "
         r"$= \tfrac{1}{2} \, E[\frac{\partial}{\partial \phi_1} (\bar g_1 \cdot \bar g_2)]$",
     ),
-    _claim(
+    _theorem(
         "overlap-covariance",
         "N",
         "E[H_bar_2 g_bar_1] = 1/2 d/dphi (|E g|^2 + tr Cov): independent, disjoint and repeated minibatches",
-        ("relative difference", 0.0, 1e-12, ROUND_OFF),
+        Criterion("relative difference", 0.0, 1e-12, ROUND_OFF),
         "one case's covariance for another's",
         beyond(
             r"$E[\bar H_2 \bar g_1] = \tfrac{1}{2} \frac{d}{d\phi} ( |E \bar g|^2$ "
@@ -142,41 +163,41 @@ CLAIMS = (
             "parts of one pool, or the same one twice"
         ),
     ),
-    _claim(
+    _theorem(
         "joint-training",
         "B, P5.1",
         "k = 1 is joint training: the same update, and no AvgGradInner in it",
-        ("relative difference; coefficient", -1e-9, 1e-9, "round-off of the extrapolation, 2e-16 / alpha"),
+        Criterion("relative difference; coefficient", -1e-9, 1e-9, "round-off of the extrapolation, 2e-16 / alpha"),
         "k = 2",
-        f"{post.JOINT} Section 5.1: $-\\tfrac{{1}}{{2}} k (k-1) \\, \\alpha = 0$ at $k = 1$",
+        f"{quotes.JOINT} Section 5.1: $-\\tfrac{{1}}{{2}} k (k-1) \\, \\alpha = 0$ at $k = 1$",
     ),
-    _claim(
+    _theorem(
         "solution-manifolds",
         "P5.2",
         "on affine manifolds Reptile's fixed point goes to the minimizer of the mean squared distance as k grows",
-        ("distance at k = 64", 0.0, 1e-6, "the slowest direction has shrunk by (1 - 0.36)^64 = 4e-13"),
+        Criterion("distance at k = 64", 0.0, 1e-6, "the slowest direction has shrunk by (1 - 0.36)^64 = 4e-13"),
         "k = 1, joint training",
         r"Section 5.2: minimize $E_\tau[ \tfrac{1}{2} D(\phi, W_\tau)^2 ]$ by steps "
         r"$\phi \leftarrow (1 - \epsilon) \, \phi + \epsilon P_{W_\tau}(\phi)$, the projection $P_{W_\tau}(\phi)$ "
         "approximated by $k$ inner steps",
     ),
-    _claim(
+    _theorem(
         "implicit-sgd",
         "B, N",
         "an epoch of shuffled SGD moves in the mean as gradient flow on L + (eps/4m) sum |dL_k|^2, to O(eps^3)",
-        ("slope of the difference less 3", -0.05, 0.05, SLOPE),
+        Criterion("slope of the difference less 3", -0.05, 0.05, SLOPE),
         "gradient flow on L alone",
-        f"{post.OUTSIDE} "
+        f"{quotes.OUTSIDE} "
         + beyond(
             r"SGD in $m$ minibatches, shuffled, follows $L + \frac{\epsilon}{4m} \sum_k |\nabla L_k|^2$ in the mean "
             "(Smith et al., arXiv 2101.12176)"
         ),
     ),
-    _claim(
+    _theorem(
         "minibatch-order",
         "N",
         "theta_AB - theta_BA = alpha^2 (H_B g_A - H_A g_B) + O(alpha^3)",
-        ("slope of the remainder less 3", -0.05, 0.05, SLOPE),
+        Criterion("slope of the remainder less 3", -0.05, 0.05, SLOPE),
         "the opposite sign",
         beyond(r"$\theta_{AB} - \theta_{BA} = \alpha^2 (H_B g_A - H_A g_B)$ $+ \, O(\alpha^3)$"),
     ),

@@ -1,0 +1,86 @@
+"""How a process of the script ends: one line for whatever went wrong, and an exit code."""
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import NoReturn
+
+from analysis.results.folder import InUse
+from analysis.results.manifest import ManifestError
+from analysis.results.tables import ResultsError
+from analysis.runs.workers import ClusterError
+from reptile_core import datasets
+from reptile_core.checkpoints import CheckpointError
+
+USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130  # as shells and argparse have them
+
+
+class UsageError(ValueError):
+    """Something that the user can put right, reported in one line before any work."""
+
+
+def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
+    """Run main(arguments) and return its exit code. Any failure is reported in one line, with a traceback by --debug
+    alone."""
+    warnings.formatwarning = lambda message, *_, **__: f"reproduce.py: warning: {' '.join(str(message).split())}\n"
+    debug = "--debug" in arguments
+    try:
+        with _terminable():
+            return main(arguments)
+    except KeyboardInterrupt:
+        command = shlex.join(["python", "reproduce.py", *arguments])
+        print(f"\nInterrupted. What is done is kept; to go on: {command}", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else the interpreter complains once more as it ends
+        return FAILURE
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        code, line = _described(error)
+        print(f"reproduce.py: error: {' '.join(line.split())}", file=sys.stderr)
+        return code
+
+
+def _described(error: Exception) -> tuple[int, str]:
+    """The exit code and the line of an error."""
+    goes_on = "what is done is kept; the same command goes on"
+    match error:
+        case UsageError() | ManifestError() | InUse():
+            return USAGE_ERROR, str(error)
+        case datasets.DataError():
+            return FAILURE, str(error)
+        case CheckpointError() | ResultsError():
+            return FAILURE, f"{error}. It is left as it is; move it away, and the same command redoes it"
+        case BrokenProcessPool():
+            return FAILURE, f"a worker process died (out of memory, or killed); {goes_on}"
+        case ClusterError():
+            return FAILURE, f"{error}; {goes_on}"
+        case OSError():
+            name = f"{error.filename}: " if error.filename else ""
+            return FAILURE, f"{name}{error.strerror or error}; {goes_on} once that is put right"
+        case MemoryError():
+            return FAILURE, f"out of memory; {goes_on}, with fewer --workers"
+    return FAILURE, f"unexpected {type(error).__name__}: {error}; --debug shows where ({goes_on})"
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """What asks a process to end (kill, a batch system's limit) is an interrupt like Ctrl-C, which raises as ever."""
+
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]  # as nohup does
+    before = {number: signal.signal(number, interrupt) for number in heeded}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,169 @@
+"""Learning curves over seeds: accuracy of every test task at some iterations of some runs, and contrasts of them.
+
+Within a look all variants of a seed meet the same tasks, so that their difficulty cancels in contrasts; different looks
+have different tasks, so that means along a curve are over many.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import nan
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from analysis.experiments.shared.experiment import Context
+from analysis.paper.figure_3 import CHANCE, EVALUATION, ITERATIONS
+from analysis.results.tables import tidy
+from analysis.runs.evaluations import Evaluation, chunks
+from analysis.runs.job import Job
+from analysis.runs.store import Outcome
+from reptile_core.tasks import Sampling
+from reptile_core.training import Run
+
+# Where phi of every run of figure 3 is kept, so that no experiment has to train a stretch once more for its own points.
+KEPT = (100, 200, 300, 400, 600, 800, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000, 10_000, 20_000, 30_000)
+QUERIES = 5  # test examples a class: each is classified alone, so that more of them estimate the same with less noise
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of an experiment a profile runs; every other setting is the paper's.
+
+    looks: the iterations after which accuracy is measured; the last is how far runs are trained. tasks: test tasks of a
+    look. iterations: the length of the schedule, over which the outer step is annealed.
+    """
+
+    looks: tuple[int, ...]
+    tasks: int
+    seeds: int
+    iterations: int = ITERATIONS
+    queries: int = QUERIES
+
+    @property
+    def until(self) -> int:
+        return self.looks[-1]
+
+
+def scale_of(scales: Mapping[str, Scale], context: Context) -> Scale:
+    """Return the profile's scale, with the user's number of seeds where there is one."""
+    scale = scales[context.profile]
+    return replace(scale, seeds=len(context.seeds_of(scale.seeds)))
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Accuracy of each test task, by variant, seed and iteration; training seconds and cost of a look by variant and
+    seed; training seconds of an iteration. A run that diverged classifies at chance."""
+
+    accuracy: Mapping[tuple[str, int, int], Float[np.ndarray, " tasks"]]
+    seconds: Mapping[tuple[str, int], float]
+    queries: int
+    seconds_an_iteration: Mapping[tuple[str, int], float] = field(default_factory=dict)
+
+    @property
+    def seeds(self) -> list[int]:
+        return sorted({seed for _, seed, _ in self.accuracy})
+
+    def iterations(self, variant: str) -> list[int]:
+        """Return where a variant was measured, the start included."""
+        return sorted({iteration for name, _, iteration in self.accuracy if name == variant})
+
+    def contrast(self, weights: Mapping[tuple[str, int], float]) -> pd.DataFrame:
+        """Return sum of weight · accuracy over (variant, iteration), seed by seed.
+
+        Columns value, task_error (its standard error over tasks, which are paired within an iteration), tasks (of all
+        iterations), queries, seconds (what one more seed takes on one core); index seed.
+        """
+        rows = {}
+        for seed in self.seeds:
+            by_iteration: dict[int, Float[np.ndarray, " tasks"]] = {}
+            for (variant, iteration), weight in weights.items():
+                term = weight * self.accuracy[variant, seed, iteration]
+                by_iteration[iteration] = by_iteration.get(iteration, np.zeros_like(term)) + term
+            parts = by_iteration.values()
+            rows[seed] = {
+                "value": sum(float(part.mean()) for part in parts),
+                "task_error": sum(float(part.var(ddof=1)) / len(part) if len(part) > 1 else nan for part in parts)
+                ** 0.5,
+                "tasks": sum(len(part) for part in parts),
+                "queries": self.queries,
+                "seconds": sum(self.seconds.get((variant, seed), nan) for variant in {name for name, _ in weights}),
+            }
+        return pd.DataFrame.from_dict(rows, orient="index").rename_axis("seed")
+
+    def mean_contrast(self, weights: Mapping[str, float], iterations: Sequence[int]) -> pd.DataFrame:
+        """Return the contrast of the variants' mean accuracies over these iterations."""
+        share = 1 / len(iterations)
+        return self.contrast({(name, n): share * w for name, w in weights.items() for n in iterations})
+
+    def table(self, experiment: str) -> pd.DataFrame:
+        """Return the tidy table of means over tasks, in the order of variants, seeds and iterations."""
+        return tidy(self._rows(experiment))
+
+    def _rows(self, experiment: str) -> Iterator[dict[str, Any]]:
+        for (variant, seed, iteration), values in self.accuracy.items():
+            error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
+            yield {
+                "experiment": experiment, "variant": variant, "seed": seed, "iteration": iteration,
+                "quantity": "accuracy", "value": float(values.mean()), "standard_error": float(error),
+                "count": len(values),
+            }  # fmt: skip
+
+
+def measure(
+    context: Context,
+    name: str,
+    runs: Iterable[tuple[str, Run]],
+    scale: Scale,
+    *,
+    looks: Mapping[str, Sequence[int]] | None = None,
+    sampling: Sampling = EVALUATION,
+    at_start: bool = True,
+) -> Curves:
+    """Train all runs, each with what tables call it, and evaluate them at the start and after each look.
+
+    looks: iterations of some of the variants, by name, where they are not the scale's. at_start: False where nothing
+    is asked of the start.
+    """
+    looks = looks or {}
+    jobs = []
+    for variant, run in dict.fromkeys(runs):
+        mine = looks.get(variant, scale.looks)
+        jobs.append(context.job(run, variant, until=mine[-1], keep=kept(mine)))
+    outcomes = context.train(name, jobs)
+    wanted = {}
+    for job in jobs:
+        for iteration in (*((0,) if at_start else ()), *looks.get(job.variant, scale.looks)):
+            evaluation = Evaluation(sampling, scale.tasks, scale.queries, look=iteration)
+            wanted[job.variant, job.run.seed, iteration] = (job, iteration, evaluation)
+    there = {key: item for key, item in wanted.items() if _reached(outcomes[item[0]], item[1])}
+    found = context.evaluate(name, list(there.values()))
+    accuracy = {
+        key: found[item]["accuracy"] if key in there else np.full(scale.tasks, CHANCE) for key, item in wanted.items()
+    }
+    seconds = {(job.variant, job.run.seed): _seconds(outcomes[job], job, wanted.values()) for job in jobs}
+    an_iteration = {(job.variant, job.run.seed): _seconds_an_iteration(outcomes[job]) for job in jobs}
+    return Curves(accuracy, seconds, scale.queries, an_iteration)
+
+
+def kept(iterations: Sequence[int]) -> tuple[int, ...]:
+    """Return these iterations and those of KEPT that come before their last."""
+    return tuple(sorted({*iterations, *(n for n in KEPT if n < max(iterations))}))
+
+
+def _reached(outcome: Outcome, iteration: int) -> bool:
+    return outcome.finished or iteration == 0
+
+
+def _seconds(outcome: Outcome, job: Job, wanted: Iterable[tuple[Job, int, Evaluation]]) -> float:
+    """Training and evaluation of a job on one core: an evaluation takes as long as training takes for as many steps."""
+    looks = [chunk for owner, n, what in wanted if owner == job for chunk in chunks(owner, n, what)]
+    steps = job.training_steps + sum(chunk.steps for chunk in looks)
+    return _seconds_an_iteration(outcome) * job.end * steps / max(job.training_steps, 1)
+
+
+def _seconds_an_iteration(outcome: Outcome) -> float:
+    """Of training alone: a file may hold more of a run than was asked for."""
+    return outcome.seconds / max(outcome.iteration, 1)

@@ -1,0 +1,141 @@
+"""What an experiment is: settings by profile, work that gives tidy tables and evidence, claims that this is to judge.
+
+Its namesake in figures/ draws it from the tables and settings alone, so that figures can be redrawn from files.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from analysis.results.claims import PROFILES, Claim, seeds
+from analysis.results.evidence import NO_EVIDENCE
+from analysis.runs.advance import execute_together, in_lanes, united
+from analysis.runs.evaluations import Accuracies, Evaluation, chunks, evaluate, joined
+from analysis.runs.job import Job, Source, find
+from analysis.runs.store import Outcome, ended_early
+from analysis.runs.workers import Workers
+from reptile_core.training import Run
+
+EPOCH = 1  # of the seeds that judge, but for claims whose criterion has been changed since
+Measured = tuple[Job, int, Evaluation]  # a run, an iteration of it, and how it is evaluated there
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every experiment is given: scale, data, device, workers, and where runs are kept.
+
+    source: the data that the script loads. seeds: how many, where the user says so, else the profile's number. epoch:
+    which seeds, where the user says so, else those of EPOCH. cells, iterations and tail_shots: options of `few_shot`.
+    """
+
+    profile: str
+    source: Source
+    workers: Workers
+    runs: Path
+    seeds: int | None = None
+    epoch: int | None = None
+    cells: tuple[str, ...] = ()
+    iterations: int | None = None
+    tail_shots: int | None = None
+    device: str = "cpu"
+    tf32: bool = False
+    fresh: bool = False
+    trained: set[str] = field(default_factory=set)  # keys of what this invocation has seen to
+    diverged: list[str] = field(default_factory=list)  # lines that name the runs that ended early
+    found: dict[str, str] = field(default_factory=dict)  # content of other data than the script's own, by name
+
+    @property
+    def device_name(self) -> str:
+        """As users call it: one of `job.DEVICES`."""
+        return self.device + "-tf32" * self.tf32
+
+    def seeds_of(self, count: int, epoch: int = EPOCH) -> list[int]:
+        """Return the seeds of an experiment whose profile has `count` of them."""
+        chosen = epoch if self.epoch is None else self.epoch
+        return seeds(chosen, count if self.seeds is None else self.seeds)
+
+    def job(
+        self,
+        run: Run,
+        name: str,
+        source: Source | None = None,
+        *,
+        until: int | None = None,
+        keep: Sequence[int] = (),
+    ) -> Job:
+        """Return a run on this device and these data, or others, kept with the others; `name` is what tables call it,
+        `until` and `keep` as in Job."""
+        return Job(run, source or self.source, self.runs, name, self.device, self.tf32, until=until, keep=tuple(keep))
+
+    def find(self, name: str) -> Source:
+        """Return other data than these, by name, from where the user keeps these or wherever data are looked for.
+        DataError, with the reason, where they are not to be had."""
+        source = find(name, self.source.directory, quiet=self.workers.quiet)
+        self.found[name] = source.content
+        return source
+
+    def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
+        """Train all runs, by whatever worker is free, and on a GPU those that are alike side by side. Those that are
+        done are only read, unless all is to be fresh and this is the first time that they are asked for."""
+        due = [replace(job, fresh=self.fresh and job.key not in self.trained) for job in united(jobs)]
+        groups = in_lanes(due)
+        sizes = [sum(job.training_steps for job in group) for group in groups]
+        found = self.workers.map(name, execute_together, groups, sizes=sizes)
+        by_key = {
+            job.key: outcome
+            for group, ended in zip(groups, found, strict=True)
+            for job, outcome in zip(group, ended, strict=True)
+        }
+        self.trained.update(by_key)
+        ended = {job: by_key[job.key].up_to(job.end) for job in jobs}
+        self.diverged.extend(line for line in ended_early(ended) if line not in self.diverged)
+        return ended
+
+    def evaluate(self, name: str, wanted: Sequence[Measured]) -> dict[Measured, Accuracies]:
+        """Return the accuracies of every task, measured by whatever worker is free. Each is measured once, whoever asks
+        for it; runs that begin alike share what is measured at iteration 0."""
+        parts = {item: chunks(*item) for item in dict.fromkeys(wanted)}
+        once = {chunk.key: chunk for chunk_list in parts.values() for chunk in chunk_list}
+        due = [
+            replace(chunk, job=replace(chunk.job, fresh=self.fresh and key not in self.trained))
+            for key, chunk in once.items()
+        ]
+        sizes = [chunk.steps for chunk in due]
+        found = dict(zip(once, self.workers.map(f"{name}, evaluation", evaluate, due, sizes=sizes), strict=True))
+        self.trained.update(once)
+        return {item: joined([found[chunk.key] for chunk in chunk_list]) for item, chunk_list in parts.items()}
+
+
+@dataclass(frozen=True)
+class Result:
+    """Tidy tables by name; evidence for the ledger (`evidence.COLUMNS`; the script fills in data, profile, epoch, look
+    and numerics); lines for the summary at the end; data: names of what its figures show, where that is not the
+    script's own alone, which goes by its source's name."""
+
+    tables: Mapping[str, pd.DataFrame]
+    evidence: pd.DataFrame = field(default_factory=NO_EVIDENCE.copy)
+    lines: Sequence[str] = ()
+    data: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An entry of the registry.
+
+    shows: what, in a line. takes: how long, by profile. claims: what it judges. settings: everything that decides the
+    outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work. data: the words that
+    name the data where they are not the images that the script loads. profiles: where it is run unless it is named;
+    elsewhere it can give no verdict.
+    """
+
+    name: str
+    shows: str
+    takes: Mapping[str, str]
+    claims: tuple[Claim, ...]
+    settings: Callable[[Context], dict[str, Any]]
+    run: Callable[[Context], Result]
+    data: str | None = None
+    profiles: tuple[str, ...] = PROFILES

@@ -1,0 +1,1 @@
+"""What the paper and its authors' post say and set; nothing of ours."""

@@ -1,0 +1,1 @@
+"""What an output folder holds: evidence, claims and their verdicts, tables and their digests."""

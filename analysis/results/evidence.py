@@ -1,0 +1,75 @@
+"""Evidence: one long table of measurements, a row for each claim, case, role and seed. It holds no interval.
+
+The judge computes everything else. A row's `value` is one number of one seed; `task_error` its standard error over the
+tasks that it is a mean of, `tasks` and `queries` (test examples a class) how many those were.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+TEXT = ("claim", "case", "role", "data", "profile", "diverged")
+NUMBERS = ("seed", "value", "task_error", "tasks", "queries", "epoch", "look", "seconds", "numerics")
+COLUMNS = (
+    "claim", "case", "role", "seed", "value", "task_error", "tasks", "queries", "epoch", "look", "seconds", "data",
+    "profile", "numerics", "diverged",
+)  # fmt: skip
+CHECK, CONTROL, SHOWN = "check", "control", "shown"  # roles; what is shown is not judged
+NO_EVIDENCE = pd.DataFrame({name: pd.Series(dtype=object if name in TEXT else float) for name in COLUMNS})
+
+
+def rows(
+    claim: str,
+    case: str,
+    role: str,
+    values: pd.DataFrame | pd.Series | Mapping[int, float],
+    *,
+    tasks: float = np.nan,
+    queries: float = np.nan,
+) -> list[dict[str, Any]]:
+    """Return the rows of one case. values: by seed; a table with columns value, and perhaps task_error, tasks and
+    queries, and the seeds as its index, has an error for each."""
+    table = values if isinstance(values, pd.DataFrame) else pd.DataFrame({"value": pd.Series(values, dtype=float)})
+    common = {"claim": claim, "case": case, "role": role, "tasks": tasks, "queries": queries}
+    return [common | {"seed": seed, **row} for seed, row in zip(table.index, table.to_dict("records"), strict=True)]
+
+
+def tabulate(found: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+    """Return evidence with all of COLUMNS, missing ones empty. ValueError where claim, case, role or value is missing,
+    or where two rows of one claim, case, role and seed would count as two."""
+    table = found if isinstance(found, pd.DataFrame) else pd.DataFrame(list(found))
+    if table.empty:
+        return NO_EVIDENCE.copy()
+    for name in ("claim", "case", "role", "value"):
+        if name not in table:
+            raise ValueError(f"evidence: expected the column {name!r}, found {', '.join(map(str, table.columns))}")
+    table = table.reindex(columns=list(COLUMNS))
+    seeded = table[table.seed.notna()]
+    twice = seeded[seeded.duplicated(["claim", "case", "role", "seed"])]
+    if len(twice):
+        row = twice.iloc[0]
+        raise ValueError(f"evidence: expected one row of a seed, found two of {row.claim}, {row.case}, seed {row.seed}")
+    return table
+
+
+def number_looks(new: pd.DataFrame, before: pd.DataFrame | None) -> pd.DataFrame:
+    """Return `new` with the look at which each seed was first part of a claim's evidence: those of `before` keep
+    theirs, others get the next. A look is counted by claim, since every one spends a share of the claim's error."""
+    new = new.copy()
+    known = {} if before is None else _first_looks(before)
+    latest = {claim: max(looks.values()) for claim, looks in known.items() if looks}
+    new["look"] = [
+        known.get(claim, {}).get(seed, latest.get(claim, 0) + 1)
+        for claim, seed in zip(new["claim"], new["seed"], strict=True)
+    ]
+    return new
+
+
+def _first_looks(table: pd.DataFrame) -> dict[str, dict[float, int]]:
+    judged = table[table.seed.notna() & table.role.isin((CHECK, CONTROL))]
+    return {
+        str(claim): {float(seed): int(look) for seed, look in part.groupby("seed")["look"].min().items()}
+        for claim, part in judged.groupby("claim")
+    }

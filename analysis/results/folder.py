@@ -1,0 +1,107 @@
+"""An output folder: tables and evidence with their checksums, the ledger, and the lock of whoever writes to it."""
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from filelock import FileLock, Timeout
+
+from analysis.results import checksums, evidence, manifest
+from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim
+from analysis.results.judge import Verdict, judge
+from analysis.results.tables import ResultsError, write_csv
+from analysis.runs.job import NUMERICS_VERSION
+from reptile_core.files import remove_unfinished
+
+SAME_LOOK = ("profile", "numerics", "epoch")  # of evidence to which more seeds may be added
+
+
+class InUse(ValueError):
+    """An output folder that another process writes to; the message, one line, says which."""
+
+
+def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
+    """Write tables/NAME.csv for each, and record their checksums."""
+    paths = []
+    for name, table in tables.items():
+        paths.append(folder / "tables" / f"{name}.csv")
+        write_csv(table, paths[-1])
+    checksums.record(paths)
+    return paths
+
+
+def complete(
+    found: pd.DataFrame, *, data: str, profile: str, diverged: Sequence[str], seconds: float, workers: int
+) -> pd.DataFrame:
+    """Return evidence with what the script knows of it.
+
+    data: the line that names the data of rows that name none. seconds: what the experiment took; where rows do not say
+    what a seed takes on one core, each has an equal share.
+    """
+    table = evidence.tabulate(found)
+    seeds = max(1, table["seed"].nunique())
+    return table.assign(
+        data=table["data"].fillna(data),
+        profile=profile,
+        diverged="; ".join(diverged) or None,
+        numerics=NUMERICS_VERSION,
+        epoch=table["seed"].astype(float) // SEEDS_OF_AN_EPOCH,
+        seconds=(table["seconds"].astype(float) / workers).fillna(seconds / seeds),
+    )
+
+
+def write_evidence(folder: Path, experiment: str, table: pd.DataFrame) -> list[Path]:
+    """Write an experiment's evidence. Seeds that were judged before keep the number of their look."""
+    path = _evidence_path(folder, experiment)
+    try:
+        before = checksums.evidence(path) if path.exists() else None
+    except ResultsError:
+        before = None
+    if before is not None and any(_values(before, name) != _values(table, name) for name in SAME_LOOK):
+        before = None
+    return write_tables(folder, {path.stem: evidence.number_looks(table, before)})
+
+
+def judge_all(folder: Path, claims: Mapping[str, Sequence[Claim]]) -> list[Verdict]:
+    """Return the verdicts on all claims, by experiment, from the evidence in the folder, of this invocation or an
+    earlier one. A table that was altered is named in a warning and not judged."""
+    found = [evidence.NO_EVIDENCE]
+    for name in claims:
+        path = _evidence_path(folder, name)
+        try:
+            found += [checksums.evidence(path)] if path.exists() else []
+        except (ResultsError, ValueError) as error:
+            warnings.warn(f"{error}; it is left as it is and not judged; rerun {name} to replace it", stacklevel=2)
+    every = pd.concat([table for table in found if len(table)] or [evidence.NO_EVIDENCE])
+    return judge([claim for group in claims.values() for claim in group], every)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep others from writing to the output folder meanwhile; InUse if somebody does. What killed writers left there
+    is removed."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise InUse(
+            f"--out: expected a folder that no other run writes to, found {folder} in use by "
+            f"{manifest.holder(folder / 'manifest.json')}; wait for it, or name another folder"
+        ) from None
+    try:
+        remove_unfinished(folder)
+        yield
+    finally:
+        lock.release()
+
+
+def _evidence_path(folder: Path, experiment: str) -> Path:
+    return folder / "tables" / f"{experiment}_evidence.csv"
+
+
+def _values(table: pd.DataFrame, name: str) -> set[Any]:
+    values: Iterable[Any] = table[name].dropna()
+    return set(values)

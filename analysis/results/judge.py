@@ -1,0 +1,376 @@
+"""The judge: claims and a table of evidence in, verdicts out. Its error rates are known by simulation.
+
+A theorem is supported where every check lies in the band and every wrong formula outside it, refuted where a check
+lies outside. An experiment is judged over seeds, by Student's t on one value a seed:
+
+- refuted, by itself, where the mean of some case lies outside the band: one-sided, with Holm's correction over cases;
+- supported where the mean of every case lies inside (an intersection-union test; two one-sided tests where the band has
+  two ends) and the control fails; a control never hides a refutation;
+- undecided otherwise.
+
+Every further look at a claim with more seeds spends a share of its error (Bonferroni), so that seeds may be added
+until it is decided, by whatever rule. Fewer than five seeds are a pilot and judge nothing.
+
+What no rule of this power can do: with five seeds, a test that supports a normal mean two standard deviations inside
+with probability 0.85 supports a mean at the band's end with probability 0.029, 0.042 and 0.082 or more where values
+have skewness 1/2, 1 and 2 towards the inside (Neyman and Pearson's bound, computed for gamma distributions). So
+quantities should be nearly symmetric over seeds, as means over many tasks and logs of ratios are. A refutation, of
+which no such power is asked, is held to a smaller error.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from math import inf, isfinite, nan
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from analysis.results import statistics
+from analysis.results.claims import Claim
+from analysis.results.evidence import CHECK, CONTROL, SHOWN, tabulate
+from analysis.results.statistics import Mean, Values, holm
+
+Decision = Literal["supported", "refuted", "undecided"]
+SUPPORTED: Decision = "supported"
+REFUTED: Decision = "refuted"
+UNDECIDED: Decision = "undecided"
+DECISIONS: tuple[Decision, ...] = (SUPPORTED, REFUTED, UNDECIDED)
+Outcome = Literal["failed", "passed", "uninformative"]  # of a control, which must have failed
+Why = Literal["", "not measured", "shown only", "pilot", "too wide", "the control does not fail", "runs diverged"]
+
+LEAST_SEEDS = 5
+# One-sided error of the first look, and of the second; every further look spends half of the one before. The sums are
+# 0.0245 and 0.016.
+SUPPORT_ERROR, REFUTE_ERROR, LATER_ERROR = 0.0185, 0.01, 0.003
+CONTROL_ERROR = 0.025
+POWER = 0.8  # of a plan
+MOST_SEEDS = 200  # of a plan: beyond, a claim lies too near to its band's end to be decided here
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The values of one case in one role, one a seed, each with its error over tasks (NaN where it has none) and the
+    look at which it was first seen."""
+
+    name: str
+    role: str
+    seeds: np.ndarray
+    values: Values
+    task_errors: Values
+    looks: np.ndarray
+    tasks: float = nan
+    queries: float = nan
+    data: str = ""
+
+    @property
+    def task_error(self) -> float:
+        """Root mean square of the values' errors over tasks; NaN where they have none."""
+        known = self.task_errors[np.isfinite(self.task_errors)]
+        return float(np.sqrt(np.mean(known**2))) if known.size else nan
+
+    @property
+    def mean(self) -> Mean:
+        """The mean with its spread over seeds, which counts as no smaller than the error over tasks."""
+        return Mean.of(self.values, self.task_error if isfinite(self.task_error) else 0.0)
+
+    def until(self, look: int) -> "Sample":
+        """Return the part that was seen up to a look."""
+        seen = self.looks <= look
+        if seen.all():
+            return self
+        return replace(
+            self,
+            seeds=self.seeds[seen],
+            values=self.values[seen],
+            task_errors=self.task_errors[seen],
+            looks=self.looks[seen],
+        )
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of a claim: its mean over seeds with a 95 % Student-t interval, cut off at the quantity's limits, and
+    what it would come to by itself. low, high: NaN for fewer than two seeds. sd: over seeds. task_error: of one seed,
+    over tasks; NaN where there is none."""
+
+    name: str
+    role: str
+    decision: Decision
+    mean: float
+    low: float
+    high: float
+    sd: float = nan
+    task_error: float = nan
+    tasks: float = nan
+    queries: float = nan
+    seeds: tuple[int, ...] = ()
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would decide an undecided claim. seeds: how many more; None where no number up to MOST_SEEDS would.
+    seconds: what they take on one core, as measured here; NaN where that is not known."""
+
+    seeds: int | None
+    seconds: float = nan
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A claim's verdict with everything that led to it. look: at which look it was decided, or the last one."""
+
+    claim: Claim
+    decision: Decision
+    why: Why = "not measured"
+    cases: tuple[Case, ...] = ()
+    controls: tuple[Case, ...] = ()
+    control: Outcome = "uninformative"
+    shown: tuple[Case, ...] = ()
+    look: int = 0
+    epochs: tuple[int, ...] = ()
+    plan: Plan | None = None
+    profile: str = ""
+    diverged: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+
+
+def judge(claims: Iterable[Claim], evidence: pd.DataFrame) -> list[Verdict]:
+    """Return a verdict for each claim, in order.
+
+    evidence: a tidy table with the columns claim, case, role ("check", "control", or anything else for what is only
+    shown), seed and value, and perhaps task_error, tasks, queries, epoch, look, seconds and data
+    (`evidence.COLUMNS`). Rows of an epoch before the claim's own are only shown. A diverged seed must be among them,
+    with the value that its divergence is worth; a value that is not finite decides nothing.
+    """
+    table = tabulate(evidence)
+    groups = {str(name): part for name, part in table.groupby("claim", sort=False)}
+    return [_judge(claim, groups.get(claim.id, table.iloc[:0])) for claim in claims]
+
+
+def decide(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]) -> tuple[Decision, int]:
+    """Return the decision of an experiment from its samples alone, and at which look it fell, counted from 1."""
+    looks = sorted({int(look) for sample in (*checks, *controls) for look in sample.looks})
+    for number, look in enumerate(looks, start=1):
+        decision, *_ = _at_look(claim, [s.until(look) for s in checks], [s.until(look) for s in controls], number)
+        if decision != UNDECIDED:
+            return decision, number
+    return UNDECIDED, len(looks)
+
+
+def _judge(claim: Claim, rows: pd.DataFrame) -> Verdict:
+    stale = rows["epoch"].astype(float) < claim.epoch  # these seeds shaped the criterion
+    rows = rows.assign(role=rows.role.where(~stale, SHOWN))
+    verdict = _theorem(claim, rows) if claim.kind == "theorem" else _experiment(claim, rows)
+    return replace(
+        verdict,
+        epochs=tuple(sorted({int(epoch) for epoch in rows.epoch.dropna()})),
+        data=tuple(dict.fromkeys(map(str, rows["data"].dropna()))),
+        profile=next(iter(map(str, rows.profile.dropna())), ""),
+        diverged=tuple(dict.fromkeys(map(str, rows.diverged.dropna()))),
+    )
+
+
+def _theorem(claim: Claim, rows: pd.DataFrame) -> Verdict:
+    """Every value stands for itself."""
+    cases: dict[str, list[Case]] = {CHECK: [], CONTROL: [], SHOWN: []}
+    for row in rows.to_dict("records"):
+        value, role = float(row["value"]), row["role"] if row["role"] in cases else SHOWN
+        within = claim.band[0] <= value <= claim.band[1]
+        place = SUPPORTED if within else REFUTED if isfinite(value) else UNDECIDED
+        cases[role].append(Case(row["case"], role, place, value, value, value, data=_text(row["data"])))
+    checks, controls = cases[CHECK], cases[CONTROL]
+    control: Outcome = "uninformative"
+    if controls:
+        control = "failed" if all(case.decision == REFUTED for case in controls) else "passed"
+    decision, why = _theorem_decision({case.decision for case in checks}, control)
+    return Verdict(claim, decision, why, tuple(checks), tuple(controls), control, tuple(cases[SHOWN]), look=1)
+
+
+def _theorem_decision(places: set[Decision], control: Outcome) -> tuple[Decision, Why]:
+    if not places:
+        return UNDECIDED, "not measured"
+    if REFUTED in places:
+        return REFUTED, ""
+    if UNDECIDED in places:
+        return UNDECIDED, "runs diverged"
+    return (SUPPORTED, "") if control == "failed" else (UNDECIDED, "the control does not fail")
+
+
+def _experiment(claim: Claim, rows: pd.DataFrame) -> Verdict:
+    samples = _samples(rows)
+    checks, controls = ([s for s in samples if s.role == role] for role in (CHECK, CONTROL))
+    shown = tuple(_case(claim, s) for s in samples if s.role not in (CHECK, CONTROL))
+    if not checks:
+        return Verdict(claim, UNDECIDED, "shown only" if shown else "not measured", shown=shown)
+    decision, look = decide(claim, checks, controls)
+    last = max(int(sample.looks.max()) for sample in checks)
+    if decision == UNDECIDED:
+        _, why, places, control = _at_look(claim, checks, controls, look)
+    else:  # as it stood when it was decided
+        at = sorted({int(n) for sample in (*checks, *controls) for n in sample.looks})[look - 1]
+        _, why, places, control = _at_look(claim, [s.until(at) for s in checks], [s.until(at) for s in controls], look)
+    return Verdict(
+        claim,
+        decision,
+        why,
+        tuple(_case(claim, sample, place) for sample, place in zip(checks, places, strict=True)),
+        tuple(_case(claim, sample) for sample in controls),
+        control,
+        shown,
+        look,
+        plan=_plan(claim, checks, controls, last + 1, _seconds(rows)) if decision == UNDECIDED else None,
+    )
+
+
+def _at_look(
+    claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], number: int
+) -> tuple[Decision, Why, list[Decision], Outcome]:
+    """The decision from these samples at the look with this number, why it is none, that of each case, and what the
+    control did."""
+    enough = all(len(sample.values) >= LEAST_SEEDS for sample in checks)
+    support, refute = spent(SUPPORT_ERROR, number), spent(REFUTE_ERROR, number)
+    means = [sample.mean for sample in checks]
+    within = [enough and mean.inside(claim.band) <= support for mean in means]
+    beyond = holm([mean.outside(claim.band) if enough else 1.0 for mean in means], refute)
+    places: list[Decision] = [
+        REFUTED if out else SUPPORTED if is_in else UNDECIDED for is_in, out in zip(within, beyond, strict=True)
+    ]
+    control = _control(claim, checks, controls)
+    if any(beyond):
+        return REFUTED, "", places, control
+    if not all(isfinite(mean.mean) for mean in means):
+        return UNDECIDED, "runs diverged", places, control
+    if not enough:
+        return UNDECIDED, "pilot", places, control
+    if not all(within):
+        return UNDECIDED, "too wide", places, control
+    if control != "failed":
+        return UNDECIDED, "the control does not fail", places, control
+    return SUPPORTED, "", places, control
+
+
+def spent(first: float, look: int) -> float:
+    """Return the error that a look may make: `first` at the first, then LATER_ERROR, half of that, a quarter …"""
+    return first if look == 1 else LATER_ERROR / 2 ** (look - 2)
+
+
+def _control(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]) -> Outcome:
+    """What the controls did: "failed", as they must, if every one of them did."""
+    outcomes = {_one_control(claim, checks, sample) for sample in controls} or {"uninformative"}
+    return next(outcome for outcome in ("passed", "uninformative", "failed") if outcome in outcomes)
+
+
+def _one_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> Outcome:
+    if len(control.values) < LEAST_SEEDS:
+        return "uninformative"
+    mean = control.mean
+    sham = claim.control.band
+    if sham is not None:
+        if mean.inside(sham) <= CONTROL_ERROR:
+            return "failed"
+        return "passed" if mean.outside(sham) <= CONTROL_ERROR else "uninformative"
+    if claim.direction == 0:
+        fails = mean.outside(claim.band) <= CONTROL_ERROR
+    else:
+        apart = [claim.direction * paired(rival, control) for rival in rivals(checks, control)]
+        fails = all(Mean.of(differences).above(0.0) <= CONTROL_ERROR for differences in apart)
+    if fails:
+        return "failed"
+    return "passed" if mean.inside(claim.band) <= CONTROL_ERROR else "uninformative"
+
+
+def rivals(checks: Sequence[Sample], control: Sample) -> list[Sample]:
+    """Return what a foil is compared with: the check of its own case, or every check where there is none of its
+    name."""
+    return [sample for sample in checks if sample.name == control.name] or list(checks)
+
+
+def paired(check: Sample, control: Sample) -> Values:
+    """Return check less control, of the seeds that both have."""
+    _, mine, others = np.intersect1d(check.seeds, control.seeds, return_indices=True)
+    return check.values[mine] - control.values[others]
+
+
+def _plan(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], look: int, seconds: float) -> Plan:
+    """How many more seeds would decide with probability POWER, were mean and spread of every case as they are found."""
+    have = min(len(sample.values) for sample in checks)
+    if have < 2:
+        return Plan(LEAST_SEEDS - have, seconds * (LEAST_SEEDS - have))
+    look = 1 if have < LEAST_SEEDS else look
+    depths = [sample.mean.depth(claim.band) for sample in checks]
+    support = max(_needed(depth, spent(SUPPORT_ERROR, look)) for depth in depths)
+    refute = min(_needed(-depth, spent(REFUTE_ERROR, look) / len(checks)) for depth in depths)
+    support = max([support, *(_needed_by_control(claim, checks, sample) for sample in controls)])
+    total = max(min(support, refute), LEAST_SEEDS, have + 1)
+    return Plan(None) if total > MOST_SEEDS else Plan(int(total) - have, seconds * (int(total) - have))
+
+
+def _needed_by_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> float:
+    if len(control.values) < 2:
+        return LEAST_SEEDS
+    if claim.control.band is not None:
+        return _needed(control.mean.depth(claim.control.band), CONTROL_ERROR)
+    if claim.direction == 0:
+        return _needed(-control.mean.depth(claim.band), CONTROL_ERROR)
+    apart = [claim.direction * paired(rival, control) for rival in rivals(checks, control)]
+    effects = [Mean.of(differences).depth((0.0, inf)) for differences in apart if len(differences)]
+    return max((_needed(effect, CONTROL_ERROR) for effect in effects), default=LEAST_SEEDS)
+
+
+def _needed(effect: float, error: float) -> float:
+    return statistics.needed(effect, error, wanted=POWER, least=LEAST_SEEDS, most=MOST_SEEDS)
+
+
+def _samples(rows: pd.DataFrame) -> list[Sample]:
+    """One for each case and role, in the order of their first rows."""
+    return [_sample(part) for _, part in rows.groupby(["case", "role"], sort=False)]
+
+
+def _sample(rows: pd.DataFrame) -> Sample:
+    def numbers(name: str, missing: float) -> Any:
+        return rows[name].astype(float).fillna(missing).to_numpy()
+
+    name, role, data = rows[["case", "role", "data"]].iloc[0]
+    return Sample(
+        str(name),
+        str(role),
+        numbers("seed", -1).astype(int),
+        rows["value"].to_numpy(dtype=float),
+        rows["task_error"].to_numpy(dtype=float),
+        numbers("look", 1).astype(int),
+        float(rows["tasks"].astype(float).mean()),
+        float(rows["queries"].astype(float).mean()),
+        _text(data),
+    )
+
+
+def _case(claim: Claim, sample: Sample, decision: Decision = UNDECIDED) -> Case:
+    """A sample's mean with its interval."""
+    mean = Mean.of(sample.values)
+    low, high = mean.interval()
+    least, most = claim.limits
+    return Case(
+        sample.name,
+        sample.role,
+        decision,
+        mean.mean,
+        max(low, least) if isfinite(low) else low,
+        min(high, most) if isfinite(high) else high,
+        mean.deviation if mean.n > 1 else nan,
+        sample.task_error,
+        sample.tasks,
+        sample.queries,
+        tuple(int(seed) for seed in sample.seeds),
+        sample.data,
+    )
+
+
+def _seconds(rows: pd.DataFrame) -> float:
+    """What one more seed takes."""
+    return float(rows["seconds"].astype(float).max())
+
+
+def _text(value: object) -> str:
+    return "" if value is None or value != value else str(value)

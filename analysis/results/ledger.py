@@ -1,0 +1,277 @@
+"""The ledger: verdicts as a file, `claims.json`, that holds all of every claim, and as words.
+
+The report, the terminal and other programs read nothing else.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, fields
+from itertools import pairwise
+from math import inf, isfinite, isinf, isnan, nan
+from pathlib import Path
+from typing import Any, get_args
+
+from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, Control
+from analysis.results.judge import DECISIONS, REFUTED, SUPPORTED, UNDECIDED, Case, Decision, Outcome, Plan, Verdict, Why
+from analysis.results.tables import ResultsError
+from reptile_core.files import write_atomically
+
+NAME = "claims.json"
+MEASURED = "mean over seeds with its 95 % Student-t interval"
+PLACES: dict[Decision, str] = {SUPPORTED: "inside", REFUTED: "outside", UNDECIDED: "undecided"}  # of a case
+
+
+def write(verdicts: Sequence[Verdict], folder: Path) -> Path:
+    """Write claims.json: a list of objects, one a claim; see `as_record`."""
+    text = json.dumps([as_record(verdict) for verdict in verdicts], indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(folder / NAME, (text + "\n").encode())
+    return folder / NAME
+
+
+def read(folder: Path) -> list[Verdict]:
+    """Read what `write` wrote. ResultsError where it is missing or anything else."""
+    path = folder / NAME
+    try:
+        rows = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ResultsError(
+            f"{path}: expected the ledger of a run, found none; python reproduce.py writes it"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise ResultsError(f"{path}: expected JSON, found {error}") from error
+    if not isinstance(rows, list):
+        raise ResultsError(f"{path}: expected a list of claims, found {type(rows).__name__}")
+    return [_verdict(row, path) for row in rows]
+
+
+def as_record(verdict: Verdict) -> dict[str, Any]:
+    """Return a verdict as JSON has it: the claim's fields (id, kind, statement, band, …); verdict ("supported",
+    "refuted" or "undecided") and why; cases, each with its mean, interval, seeds and own decision; control (kind,
+    words, outcome, cases); what is only shown; plan, look, epochs. What is not finite is null."""
+    claim, control = asdict(verdict.claim), asdict(verdict.claim.control)
+    record = claim | {
+        "verdict": verdict.decision,
+        "why": verdict.why,
+        "cases": [asdict(case) for case in verdict.cases],
+        "control": control | {"outcome": verdict.control, "cases": [asdict(case) for case in verdict.controls]},
+        "shown": [asdict(case) for case in verdict.shown],
+        "plan": None if verdict.plan is None else asdict(verdict.plan),
+        "look": verdict.look,
+        "epochs": list(verdict.epochs),
+        "profile": verdict.profile,
+        "diverged": list(verdict.diverged),
+        "data": list(verdict.data),
+    }
+    return _finite(record)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def _verdict(row: Any, path: Path) -> Verdict:
+    """The inverse of `as_record`."""
+    try:
+        control = Control(
+            kind=row["control"]["kind"], words=row["control"]["words"], band=_band(row["control"]["band"])
+        )
+        parts = {field.name: row[field.name] for field in fields(Claim)}
+        parts |= {"band": _band(row["band"]), "limits": _band(row["limits"]), "sources": tuple(row["sources"])}
+        claim = Claim(**parts | {"control": control})
+        texts = ("id", "statement", "quantity", "reason", "quotation", "amended")
+        if odd := [name for name in texts if type(getattr(claim, name)) is not str]:
+            raise TypeError(f"no text as its {odd[0]}")
+        _one_of(DECISIONS, "verdict", row["verdict"])
+        _one_of(get_args(Why), "why", row["why"])
+        _one_of(("theorem", "experiment"), "kind", row["kind"])
+        _one_of(("wrong formula", "foil", "sham"), "control.kind", control.kind)
+        _one_of(get_args(Outcome), "control.outcome", row["control"]["outcome"])
+        plan = row["plan"]
+        return Verdict(
+            claim,
+            row["verdict"],
+            row["why"],
+            _parse_cases(row["cases"]),
+            _parse_cases(row["control"]["cases"]),
+            row["control"]["outcome"],
+            _parse_cases(row["shown"]),
+            row["look"],
+            tuple(row["epochs"]),
+            None if plan is None else Plan(plan["seeds"], _number(plan["seconds"])),
+            row["profile"],
+            tuple(row["diverged"]),
+            tuple(row["data"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        name = row.get("id") if isinstance(row, dict) else row
+        raise ResultsError(f"{path}: expected a claim with its verdict, found {name!r}: {error!r}") from error
+
+
+def _parse_cases(rows: Iterable[dict[str, Any]]) -> tuple[Case, ...]:
+    numbers = ("mean", "low", "high", "sd", "task_error", "tasks", "queries")
+    cases = []
+    for row in rows:
+        _one_of(DECISIONS, "decision", row["decision"])
+        parts = {name: _number(row[name]) for name in numbers}
+        cases.append(Case(**row | parts | {"seeds": tuple(int(seed) for seed in row["seeds"])}))
+    return tuple(cases)
+
+
+def _one_of(expected: Sequence[str], name: str, found: object) -> None:
+    if found not in expected:
+        raise ValueError(f"{name}: expected one of {', '.join(filter(None, expected))}, found {found!r}")
+
+
+def _number(value: Any) -> float:
+    return nan if value is None else float(value)
+
+
+def _band(ends: Any) -> tuple[float, float] | None:
+    """Ends that are not finite are null in JSON."""
+    if ends is None:
+        return None
+    low, high = ends
+    return -inf if low is None else float(low), inf if high is None else float(high)
+
+
+def count(verdicts: Iterable[Verdict]) -> dict[str, int]:
+    """How many claims got which verdict."""
+    decided = [verdict.decision for verdict in verdicts]
+    return {decision: decided.count(decision) for decision in DECISIONS}
+
+
+def number(value: float) -> str:
+    """A number in four digits; ∞ where it has no end."""
+    if isnan(value):
+        return "–"
+    if isinf(value):
+        return "∞" if value > 0 else "-∞"
+    return f"{value + 0.0:.4g}"  # no -0
+
+
+def interval(case: Case) -> str:
+    """A case's mean with its interval, in words: a number alone where it has none."""
+    if isnan(case.low) or case.low == case.high:
+        return number(case.mean)
+    return f"{number(case.mean)} [{number(case.low)}, {number(case.high)}]"
+
+
+def band(ends: tuple[float, float]) -> str:
+    """A band, in words."""
+    low, high = ends
+    if isinf(low) and isinf(high):
+        return "any value"
+    if isinf(high):
+        return f"≥ {number(low)}"
+    return f"≤ {number(high)}" if isinf(low) else f"[{number(low)}, {number(high)}]"
+
+
+def foremost(verdict: Verdict, count: int | None = None) -> tuple[tuple[Case, ...], str]:
+    """Return the cases to name where there is no room for all, and words on the others: "and 12 more inside".
+
+    They are those furthest outside the band or nearest to an end of it. count: how many; by default one of a
+    theorem, whose values are many and exact, and all of an experiment. Where nothing was judged, what is shown.
+    """
+    cases = verdict.cases or verdict.shown
+    most = (1 if verdict.claim.kind == "theorem" else len(cases)) if count is None else count
+    chosen = sorted(range(len(cases)), key=lambda i: margin(cases[i], verdict.claim))[:most]
+    places = [PLACES[case.decision] if verdict.cases else "shown" for case in cases]
+    others = [place for i, place in enumerate(places) if i not in chosen]
+    return tuple(cases[i] for i in sorted(chosen)), _others(others)
+
+
+def _others(places: Sequence[str]) -> str:
+    counts = {place: places.count(place) for place in dict.fromkeys(places)}
+    if len(counts) > 1:
+        return f"and {len(places)} more: " + ", ".join(f"{number} {place}" for place, number in counts.items())
+    return f"and {len(places)} more {places[0]}" if places else ""
+
+
+def margin(case: Case, claim: Claim) -> float:
+    """Return how far inside the band a case's mean is, from the nearer of the ends that can be missed; negative
+    outside."""
+    ends = []
+    if claim.band[0] > claim.limits[0]:
+        ends.append(case.mean - claim.band[0])
+    if claim.band[1] < claim.limits[1]:
+        ends.append(claim.band[1] - case.mean)
+    return -inf if isnan(case.mean) else min(ends, default=inf)
+
+
+def control(claim: Claim) -> str:
+    """Say what kind of control a claim has, and what it must do."""
+    if claim.control.kind == "sham":
+        assert claim.control.band is not None
+        return f"a sham, which must show nothing: its interval must lie within {band(claim.control.band)}"
+    if claim.control.kind == "foil" and claim.direction:
+        return "a foil, which must fall short of the check, seed by seed"
+    return f"a {claim.control.kind}, which must lie outside the band"
+
+
+def outcome(verdict: Verdict) -> str:
+    """Say what the control did."""
+    if not verdict.controls:
+        return "not measured"
+    return {
+        "failed": "failed, as it must",
+        "passed": "passed, so this check can support nothing",
+        "uninformative": "neither failed nor passed",
+    }[verdict.control]
+
+
+def seeds(cases: Iterable[Case], *, which: bool = True) -> str:
+    """Write the seeds of some cases: "5 seeds of epoch 1 (1000–1004)", without the last if `which` is False; empty
+    where they have none."""
+    every = sorted({seed for case in cases for seed in case.seeds if seed >= 0})
+    if not every:
+        return ""
+    epochs = sorted({seed // SEEDS_OF_AN_EPOCH for seed in every})
+    words = f"{len(every)} seed{'s' * (len(every) > 1)} of epoch{'s' * (len(epochs) > 1)} "
+    return words + ", ".join(map(str, epochs)) + (f" ({_ranges(every)})" if which else "")
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """Write whole numbers in order, those that follow on one another as a range."""
+    breaks = [i for i, (a, b) in enumerate(pairwise(numbers), start=1) if b != a + 1]
+    parts = [numbers[i:j] for i, j in pairwise([0, *breaks, len(numbers)])]
+    return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts)
+
+
+def reason(verdict: Verdict) -> str:
+    """Why an undecided claim is undecided, and what would decide it; empty for others."""
+    if verdict.decision != "undecided":
+        return ""
+    words = {
+        "not measured": "not measured",
+        "shown only": f"judged from the {verdict.claim.least} profile on",
+        "pilot": "fewer than five seeds are a pilot",
+        "too wide": "the intervals are too wide",
+        "the control does not fail": "the control does not fail",
+        "runs diverged": "runs diverged",
+    }[verdict.why]
+    return f"{words}; {plan(verdict.plan)}" if verdict.plan else words
+
+
+def whole(verdict: Verdict) -> str:
+    """Write the verdict, of an undecided one with its reason."""
+    return ": ".join(filter(None, (verdict.decision, reason(verdict))))
+
+
+def plan(found: Plan) -> str:
+    """What would decide: "4 more seeds, about 3 minutes"."""
+    if found.seeds is None:
+        return "no number of seeds would decide it at this scale: it lies too near to an end of its band"
+    words = f"{found.seeds} more seed{'s' * (found.seeds != 1)}"
+    return words if isnan(found.seconds) else f"{words}, about {duration(found.seconds)}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the largest unit of which there are two."""
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{max(seconds, 1):.0f} second{'s' * (round(seconds) > 1)}"

@@ -1,0 +1,106 @@
+"""One-sided tests of a mean over seeds, Holm's correction, and how many seeds a test needs.
+
+All are Student's t on one value a seed. The spread over seeds counts as no smaller than `floor`, the values' own error
+over tasks: by luck five values may lie closer together than their noise allows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite, nan, sqrt
+
+import numpy as np
+from jaxtyping import Float
+
+Band = tuple[float, float]
+Values = Float[np.ndarray, " seeds"]
+
+CONFIDENCE = 0.95  # of intervals that are shown
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean of n values with their standard deviation, which is at least the floor."""
+
+    n: int
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: Values, floor: float = 0.0) -> "Mean":
+        """Return that of these values; what is not finite among them makes it NaN."""
+        n = len(values)
+        total = float(values.sum())
+        mean = total / n if n else nan
+        deviation = sqrt(float(np.square(values - mean).sum()) / (n - 1)) if n > 1 and isfinite(total) else 0.0
+        return cls(n, mean if isfinite(total) else nan, max(deviation, floor))
+
+    def above(self, end: float) -> float:
+        """Return the one-sided p-value of an expectation at `end` or below; 1 for fewer than two values."""
+        return self._p_value(self.mean - end)
+
+    def below(self, end: float) -> float:
+        """Return the one-sided p-value of an expectation at `end` or above."""
+        return self._p_value(end - self.mean)
+
+    def inside(self, band: Band) -> float:
+        """Return the p-value of an expectation at an end of the band or beyond: two one-sided tests."""
+        low, high = band
+        return max(self.above(low) if isfinite(low) else 0.0, self.below(high) if isfinite(high) else 0.0)
+
+    def outside(self, band: Band) -> float:
+        """Return the p-value of an expectation in the band, tested at either end of it."""
+        low, high = band
+        return min(self.below(low) if isfinite(low) else 1.0, self.above(high) if isfinite(high) else 1.0)
+
+    def depth(self, band: Band) -> float:
+        """Return how far the mean lies inside the band, from its nearer end, in standard deviations over seeds;
+        negative outside."""
+        depth = min(self.mean - band[0], band[1] - self.mean)
+        if self.deviation > 0 and isfinite(depth):
+            return depth / self.deviation
+        return inf if depth > 0 else -inf if depth < 0 else 0.0
+
+    def interval(self) -> Band:
+        """Return the ends of the 95 % Student-t interval; NaN for fewer than two values."""
+        if self.n < 2:
+            return nan, nan
+        from scipy.special import stdtrit  # slow to import, and needed at the end alone
+
+        half = float(stdtrit(self.n - 1, (1 + CONFIDENCE) / 2)) * self.deviation / sqrt(self.n)
+        return self.mean - half, self.mean + half
+
+    def _p_value(self, difference: float) -> float:
+        if self.n < 2 or not isfinite(difference):
+            return 1.0
+        if self.deviation == 0.0:
+            return 0.0 if difference > 0 else 1.0
+        from scipy.special import stdtr
+
+        return float(stdtr(self.n - 1, -difference / self.deviation * sqrt(self.n)))
+
+
+def holm(p_values: Sequence[float], error: float) -> list[bool]:
+    """Return which hypotheses Holm's step-down rejects, with a family-wise error of at most `error`."""
+    rejected = [False] * len(p_values)
+    for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        if p_values[index] > error / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected
+
+
+def power(effect: float, error: float, seeds: int) -> float:
+    """Return the probability that a one-sided t test at this error sees a mean `effect` standard deviations away."""
+    from scipy.special import nctdtr, stdtrit
+
+    if not effect > 0:
+        return 0.0
+    shift = min(effect * sqrt(seeds), 37.0)  # beyond, the function overflows, and the power is 1
+    return float(1 - nctdtr(seeds - 1, shift, stdtrit(seeds - 1, 1 - error)))
+
+
+def needed(effect: float, error: float, *, wanted: float, least: int, most: int) -> float:
+    """Return how many seeds, `least` to `most`, give a one-sided t test the wanted power; inf where `most` do not."""
+    if not effect > 0:
+        return inf
+    return next((n for n in range(least, most + 1) if power(effect, error, n) >= wanted), inf)

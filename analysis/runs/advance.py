@@ -1,0 +1,168 @@
+"""Advance runs from where their files stand to their ends, alone or as lanes of one device."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from analysis.runs.job import Job
+from analysis.runs.store import DIVERGED, Outcome, Stored, is_finite, load, save
+from analysis.runs.workers import Progress, silent
+from reptile_core import training
+from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
+from reptile_core.training import TrainingState
+
+SHARE_OF_MEMORY = 0.5  # of a device's free memory, for lanes: the estimate of what they take is a rough one
+SAVE_SECONDS = 30.0  # of training between two files of a run, besides those at the iterations that are kept
+
+
+class RunInProgress:
+    """A run on its way: its state, what is kept of it, and its file."""
+
+    def __init__(self, job: Job, progress: Progress) -> None:
+        self.job, self.progress = job, progress
+        begin = training.start(job.run, job.device)
+        # The furthest that is known, which the file goes on to hold while a stretch before it is trained once more.
+        self.stored = (None if job.fresh else load(job)) or Stored(begin, {}, 0.0, "running")
+        missing = self.stored.missing(job)
+        self.done = not missing
+        self.state = begin if self.done else max(self._starts(begin, missing[0]), key=lambda state: state.iteration)
+        self.seconds = self._seconds_to(self.state.iteration)
+        self.began = self.saved = time.perf_counter()
+        self.steps = job.run.meta_batch * job.run.sampling.steps  # of the inner loop in an iteration: progress counts
+        self.reported = self.state.iteration
+        progress(job.training_steps if self.done else self.reported * self.steps)
+
+    def _starts(self, begin: TrainingState, iteration: int) -> list[TrainingState]:
+        """The states from which one can go on to an iteration."""
+        kept = [*self.stored.snapshots.values(), *([] if self.stored.diverged else [self.stored.state])]
+        return [begin, *(state for state in kept if state.iteration < iteration)]
+
+    def begin(self) -> None:
+        self.began = self.saved = time.perf_counter()
+
+    def follow(self, iteration: int, get_state: Callable[[], TrainingState]) -> None:
+        """Record one iteration. get_state() returns the state, and is called only when it is needed: on a CPU always,
+        since there it costs nothing to see at once that phi is no longer finite."""
+        if self.done:
+            return
+        due = iteration in self.job.wanted
+        late = time.perf_counter() - self.saved > SAVE_SECONDS
+        if due or late or self.job.device == "cpu":
+            self.state = get_state()
+            finite = is_finite(self.state.phi)
+            if due or late or not finite:
+                self._record(finite, due)
+        if iteration - self.reported >= 10 or self.done:
+            self.progress((iteration - self.reported) * self.steps, f"{self.job.variant}, seed {self.job.run.seed}")
+            self.reported = iteration
+
+    def _record(self, finite: bool, due: bool) -> None:
+        """Write down the state: as the furthest if it is, and as a snapshot where one is due."""
+        state, stored = self.state, self.stored
+        if due and finite:
+            stored.snapshots[state.iteration] = _copy(state)
+        if not finite or state.iteration >= stored.state.iteration:
+            finished = "finished" if state.iteration == self.job.run.iterations else "running"
+            status = finished if finite else f"{DIVERGED}{state.iteration}"
+            self.stored = Stored(state, stored.snapshots, self._elapsed(), status)
+        self.done = not self.stored.missing(self.job)
+        self.saved = time.perf_counter()
+        save(self.job, self.stored)
+
+    def _elapsed(self) -> float:
+        return self.seconds + time.perf_counter() - self.began
+
+    def _seconds_to(self, iteration: int) -> float:
+        """What training took to there, as a share of what it took to the furthest."""
+        return self.stored.seconds * iteration / max(self.stored.state.iteration, 1)
+
+    def outcome(self) -> Outcome:
+        stored = self.stored
+        status = stored.status if stored.diverged else "finished"
+        return Outcome(status, stored.seconds, stored.state.iteration).up_to(self.job.end)
+
+
+def execute(job: Job, progress: Progress = silent) -> Outcome:
+    """Bring a run to its end from wherever its file stands, and return how it ended."""
+    (outcome,) = execute_together((job,), progress)
+    return outcome
+
+
+def execute_together(jobs: Sequence[Job], progress: Progress = silent) -> list[Outcome]:
+    """Do the same for several runs at once, one lane each but for a single run on a CPU; see `lanes.shared`.
+
+    Those at the same iteration go on together. A lane that has diverged or ended is carried along, for nothing.
+    """
+    use_precision(jobs[0])
+    runs = [RunInProgress(job, progress) for job in jobs]
+    going = [run for run in runs if not run.done]
+    for at in sorted({run.state.iteration for run in going}):
+        _advance([run for run in going if run.state.iteration == at])
+    return [run.outcome() for run in runs]
+
+
+def united(jobs: Sequence[Job]) -> list[Job]:
+    """Return one job for each key, which goes as far and keeps as much as all of that key: a file has one writer."""
+    found: dict[str, Job] = {}
+    for job in jobs:
+        before = found.setdefault(job.key, job)
+        wanted = sorted({*before.wanted, *job.wanted})
+        found[job.key] = replace(before, until=wanted[-1], keep=tuple(wanted[:-1]))
+    return list(found.values())
+
+
+def in_lanes(jobs: Sequence[Job], *, free: int | None = None) -> list[tuple[Job, ...]]:
+    """Return which jobs to execute together: on a CPU each by itself, on a GPU those that are alike, as many as fit.
+
+    free: bytes of memory for them; None asks the device.
+    """
+    groups: dict[object, list[Job]] = {}
+    for job in jobs:
+        alone = job.device == "cpu"
+        together = (shared(job.run), job.source, job.fresh, job.tf32, job.wanted)
+        groups.setdefault(job.key if alone else together, []).append(job)
+    cut: list[tuple[Job, ...]] = []
+    for group in groups.values():
+        if free is None and group[0].device != "cpu":
+            free = int(torch.cuda.mem_get_info()[0] * SHARE_OF_MEMORY)
+        width = max(1, (free or 0) // lane_bytes(group[0].run))
+        cut += [tuple(group[first : first + width]) for first in range(0, len(group), width)]
+    return cut
+
+
+def use_precision(job: Job) -> None:
+    """Set how this process multiplies float32 matrices on a GPU, and nowhere else."""
+    torch.backends.cuda.matmul.allow_tf32 = job.tf32
+
+
+def _advance(runs: Sequence[RunInProgress]) -> None:
+    """Train from where they are until all are done."""
+    configurations, pools = [one.job.run for one in runs], [one.job.pool("train") for one in runs]
+    states = [one.state for one in runs]
+    for one in runs:
+        one.begin()
+    alone = len(runs) == 1 and runs[0].job.device == "cpu"  # on a GPU one run is a graph too
+    if alone:
+        stream = training.train(configurations[0], pools[0], states[0])
+    else:
+        stream = train_lanes(configurations, pools, states)
+    for state in stream:
+        for index, one in enumerate(runs):
+            one.follow(state.iteration, partial(_part, state, None if alone else index))
+        if all(one.done for one in runs):
+            break
+
+
+def _part(state: TrainingState, index: int | None) -> TrainingState:
+    """A lane of a state, or all of it."""
+    return state if index is None else lane(state, index)
+
+
+def _copy(state: TrainingState) -> TrainingState:
+    """The same in memory of its own: a file holds no tensor twice, and lanes overwrite theirs."""
+    inner = None if state.inner is None else tuple(part.clone() for part in state.inner)
+    outer = None if state.outer is None else {name: part.clone() for name, part in state.outer.items()}
+    return TrainingState(state.iteration, state.phi.clone(), inner, outer)

@@ -1,0 +1,110 @@
+"""Evaluations of a run at some iteration, in chunks of tasks that are files: each is done once and kept.
+
+As with runs, a file is keyed by all that decides its content; how tasks are cut into chunks changes no task's number.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float
+
+from analysis.runs.advance import use_precision
+from analysis.runs.job import Job, digest
+from analysis.runs.store import state_at
+from analysis.runs.workers import Progress
+from reptile_core import training
+from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from reptile_core.tasks import Sampling
+from reptile_core.training import Outer
+
+CHUNK = 250  # tasks of one piece of work
+LANES = 25  # tasks adapted at once on a GPU: 5 GB for the copies of 20-way support sets
+
+Accuracies = dict[str, Float[np.ndarray, " tasks"]]  # of each task, by quantity
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is measured of a run: how tasks are cut, how many, with how many test examples a class, and of which
+    stream, `look`; tasks of different looks are independent."""
+
+    sampling: Sampling
+    tasks: int
+    queries: int = 1
+    look: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("tasks", "queries"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class EvaluationChunk:
+    """Some of the tasks of an evaluation of a job at an iteration that it has come to."""
+
+    job: Job
+    iteration: int
+    evaluation: Evaluation
+    tasks: range
+
+    @property
+    def key(self) -> str:
+        """Digest of everything that decides the outcome. At iteration 0 nothing that only training asks for does."""
+        record = asdict(self.evaluation) | {"tasks": [self.tasks.start, self.tasks.stop]}
+        job = self.job if self.iteration else replace(self.job, run=_untrained(self.job), until=None, keep=())
+        return digest({"run": job.key, "iteration": self.iteration, "evaluation": record})
+
+    @property
+    def path(self) -> Path:
+        return self.job.folder / "evaluations" / f"{self.key}.safetensors"
+
+    @property
+    def steps(self) -> int:
+        """Inner steps, and what classification costs in steps, about: progress counts them."""
+        sampling = self.evaluation.sampling
+        queries = self.evaluation.queries * sampling.n_way
+        forward = queries * (1 + sampling.n_way * sampling.shots) / (3 * sampling.batch)
+        return round(len(self.tasks) * (sampling.steps + forward))
+
+
+def chunks(job: Job, iteration: int, evaluation: Evaluation) -> list[EvaluationChunk]:
+    """Return an evaluation as pieces of work."""
+    cuts = range(0, evaluation.tasks, CHUNK)
+    return [
+        EvaluationChunk(job, iteration, evaluation, range(first, min(first + CHUNK, evaluation.tasks)))
+        for first in cuts
+    ]
+
+
+def joined(parts: Sequence[Accuracies]) -> Accuracies:
+    """Return the accuracies of all chunks of one evaluation."""
+    return {quantity: np.concatenate([part[quantity] for part in parts]) for quantity in parts[0]}
+
+
+def evaluate(chunk: EvaluationChunk, progress: Progress) -> Accuracies:
+    """Return the accuracy of each task: read if it is known, unless the job is to be done afresh."""
+    if chunk.path.exists() and not chunk.job.fresh:
+        found, record = load_checkpoint(chunk.path)
+        if record.get("key") != chunk.key:
+            raise CheckpointError(
+                f"{chunk.path}: expected the evaluation {chunk.key}, found the evaluation {record.get('key')}"
+            )
+    else:
+        job, what = chunk.job, chunk.evaluation
+        use_precision(job)
+        found = training.evaluate(
+            job.run, job.pool("test"), state_at(job, chunk.iteration), what.sampling, chunk.tasks,
+            queries=what.queries, look=what.look, lanes=1 if job.device == "cpu" else LANES,
+        )  # fmt: skip
+        save_checkpoint(chunk.path, found, {"key": chunk.key})
+    progress(chunk.steps)
+    return {quantity: values.cpu().numpy() for quantity, values in found.items()}
+
+
+def _untrained(job: Job) -> training.Run:
+    """The same for all runs that begin alike."""
+    sampling = Sampling(job.run.sampling.n_way, shots=1, batch=1, steps=1)
+    return replace(job.run, sampling=sampling, weights=(1.0,), outer=Outer(0.0), iterations=1, meta_batch=1)

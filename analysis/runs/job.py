@@ -1,0 +1,152 @@
+"""A training run to be done: its configuration, its data, where its file is, and how far it is to go.
+
+What decides a run's bits is its `key`. How far it goes, what is kept on the way and how it is evaluated are not part of
+it: a run that is asked for more goes on from where its file stands.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from reptile_core import datasets, native
+from reptile_core.datasets.split import Kind, Split, split_characters, split_images
+from reptile_core.tasks import ImagePool
+from reptile_core.training import Run
+
+DEVICES = "cpu", "cuda", "cuda-tf32"  # as users call them: the last multiplies matrices in TF32
+
+# Raised whenever the same configuration would give other bits than before, so that old files are not taken for new.
+NUMERICS_VERSION = 5
+
+# What decides a run's outcome, in words.
+KEY_PARTS_IN_WORDS = {
+    "run": "another configuration",
+    "data": "other data",
+    "device": "another device",
+    "numerics": "another version",
+    "native": "other arithmetic (compiled or not)",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """How a worker finds the data again, by `datasets.load`, the content it must then find, and how characters are
+    split. real: False for what only stands in for the data of that name."""
+
+    name: str
+    directory: Path | None
+    content: str
+    real: bool = True
+    split: Kind = "seed"
+
+    @property
+    def identity(self) -> str:
+        """Of what is trained and tested on."""
+        return self.content + f", split: {self.split}" * (self.split != "seed")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, the data it is on, where its file is and what it is called in tables.
+
+    until: the iteration to which it is to go, a prefix of its schedule; None for all of it. keep: further iterations
+    at which phi is kept.
+    """
+
+    run: Run
+    source: Source
+    folder: Path
+    variant: str
+    device: str = "cpu"
+    tf32: bool = False
+    fresh: bool = False
+    until: int | None = None
+    keep: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, iterations in (("until", (self.end,)), ("keep", self.keep)):
+            for iteration in iterations:
+                if not 0 <= iteration <= self.run.iterations:
+                    raise ValueError(f"{name}: expected 0 to {self.run.iterations} iterations, found {iteration}")
+
+    @property
+    def end(self) -> int:
+        """The iteration to which it is to go."""
+        return self.run.iterations if self.until is None else self.until
+
+    @property
+    def wanted(self) -> tuple[int, ...]:
+        """The iterations at which phi is to be had, in order; the last is the end."""
+        return tuple(sorted({*(iteration for iteration in self.keep if 0 < iteration < self.end), self.end}))
+
+    @property
+    def decisive(self) -> dict[str, Any]:
+        """Everything that decides the bits: configuration, data, device type, how sums are rounded."""
+        return {
+            "run": asdict(self.run),
+            "data": self.source.identity,
+            "device": torch.device(self.device).type + "-tf32" * self.tf32,
+            "numerics": NUMERICS_VERSION,
+            "native": native.library() is not None,
+        }
+
+    @property
+    def key(self) -> str:
+        """Digest of all that is decisive."""
+        return digest(self.decisive)
+
+    @property
+    def path(self) -> Path:
+        return self.folder / f"{self.key}.safetensors"
+
+    @property
+    def training_steps(self) -> int:
+        """Inner steps up to the end: the unit of progress, and what it costs."""
+        return self.end * self.run.meta_batch * self.run.sampling.steps
+
+    def pool(self, part: Literal["train", "test"], dtype: torch.dtype | None = None) -> ImagePool:
+        """Return the images of the classes that the run trains or is tested on; `dtype` for another than the run's."""
+        split = split_of(self.source, self.run.seed)
+        return ImagePool(getattr(split, part).to(self.device), dtype or self.run.torch_dtype, split.white)
+
+
+def digest(record: Any) -> str:
+    """Return a short digest (20 hex digits) of what JSON can hold."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def find(name: str, directory: Path | None, *, quiet: bool) -> Source:
+    """The source of the data with this name, from `directory` or wherever `datasets.load` looks; DataError, with the
+    reason, where they are not to be had."""
+    try:
+        images = datasets.load(name, data=directory, quiet=quiet)  # type: ignore[call-overload]
+    except datasets.DataError:
+        if directory is None:
+            raise
+        return find(name, None, quiet=quiet)  # the directory may have been named for other data
+    return Source(name, directory, images.content, images.real)
+
+
+@lru_cache(maxsize=1)
+def _images(source: Source) -> datasets.Characters | datasets.ColourImages:
+    images = datasets.load(source.name, data=source.directory, quiet=True)  # type: ignore[call-overload]
+    if images.content != source.content:
+        raise datasets.DataError(
+            f"data: expected the content {source.content[:12]} that this run began with, found another"
+        )
+    return images
+
+
+@lru_cache(maxsize=1)
+def split_of(source: Source, seed: int) -> Split:
+    """The split of a source's characters by seed, or of its photographs as published, kept for the next run that asks
+    for it in this process."""
+    images = _images(source)
+    if isinstance(images, datasets.ColourImages):
+        return split_images(images)
+    return split_characters(images.images, seed=seed, kind=source.split)

@@ -1,0 +1,204 @@
+"""Training runs as files: the furthest state of each, and its states at the iterations that were asked for.
+
+A file is whole or absent, and named by the run's key. Once the key held an evaluation too: such files are found by what
+is in them.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from analysis.runs.job import KEY_PARTS_IN_WORDS, Job, digest
+from reptile_core import training
+from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from reptile_core.inner_loop import Phi
+from reptile_core.training import TrainingState
+
+# Names of tensors: those of the furthest state, and at.N, at.N.inner.0 … of a snapshot.
+NAME = re.compile(r"phi|at\.\d+|(at\.\d+\.)?(inner\.\d+|outer\..+)")
+PHI_AT = re.compile(r"at\.(\d+)")
+DIVERGED = "diverged at iteration "
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a run's file holds: the furthest state, states by iteration, seconds of training up to the furthest, and
+    "finished", "running" or "diverged at iteration N"."""
+
+    state: TrainingState
+    snapshots: dict[int, TrainingState]
+    seconds: float
+    status: str
+
+    @property
+    def diverged(self) -> bool:
+        return self.status.startswith(DIVERGED)
+
+    def at(self, iteration: int) -> TrainingState | None:
+        """Return the state at an iteration where it was kept, or where the furthest is; None elsewhere."""
+        if iteration == self.state.iteration and not self.diverged:
+            return self.state
+        return self.snapshots.get(iteration)
+
+    def missing(self, job: Job) -> list[int]:
+        """Return the iterations that the job wants and that are not here, in order; none from a divergence on."""
+        limit = self.state.iteration if self.diverged else job.end + 1
+        return [n for n in job.wanted if 0 < n < limit and self.at(n) is None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: "finished" where it came to its end, or "diverged at iteration N", where phi is first seen not
+    to be finite; how many seconds training takes to there; at which iteration. What was kept before it is there."""
+
+    status: str
+    seconds: float
+    iteration: int
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    def up_to(self, end: int) -> "Outcome":
+        """Return the outcome of the same run where it is to go to `end`, no further than this one."""
+        if end >= self.iteration:
+            return self
+        return Outcome("finished", self.seconds * end / self.iteration, end)
+
+
+def load(job: Job) -> Stored | None:
+    """Return what the job's file holds, None where there is none. CheckpointError where it cannot be used."""
+    path = _existing(job)
+    if path is None:
+        return None
+    tensors, record = load_checkpoint(path)
+    if path == job.path and record.get("key") != job.key:
+        raise CheckpointError(f"{path}: expected the run {job.key}, found {_described(job, record)}")
+    if not _is_state(job, tensors, record):
+        raise CheckpointError(f"{path}: expected the state of a run as this version writes it, found another version's")
+    tensors = {name: tensor.to(job.device) for name, tensor in tensors.items()}
+    furthest = _state(tensors, record["iteration"], record["inner"])
+    iterations = sorted(int(found[1]) for name in tensors if (found := PHI_AT.fullmatch(name)))
+    snapshots = {n: _state(tensors, n, record["inner"], f"at.{n}") for n in iterations if n}
+    # Once phi alone was kept, which is not enough where the optimizers have states of their own.
+    complete = {n: state for n, state in snapshots.items() if _parts(state).keys() == _parts(furthest).keys()}
+    return Stored(furthest, complete, record["seconds"], record["status"])
+
+
+def save(job: Job, stored: Stored) -> None:
+    """Write the job's file."""
+    state = stored.state
+    tensors = _parts(state)
+    for iteration, snapshot in stored.snapshots.items():
+        tensors |= _parts(snapshot, f"at.{iteration}")
+    record = {
+        "key": job.key,
+        **job.decisive,
+        "variant": job.variant,
+        "iteration": state.iteration,
+        "inner": None if state.inner is None else len(state.inner),
+        "seconds": stored.seconds,
+        "status": stored.status,
+    }
+    save_checkpoint(job.path, tensors, record)
+
+
+def state_at(job: Job, iteration: int) -> TrainingState:
+    """Return the state at an iteration that the job has come to and kept, or at its start; CheckpointError where it has
+    not."""
+    if iteration == 0:
+        return training.start(job.run, job.device)
+    stored = load(job)
+    state = None if stored is None else stored.at(iteration)
+    if state is None:
+        raise CheckpointError(f"{job.path}: expected the state at iteration {iteration}, found none")
+    return state
+
+
+def is_finite(phi: Phi) -> bool:
+    """Return whether all entries are; the sum, where it is finite, tells in a tenth of the time."""
+    return bool(torch.isfinite(phi.sum()) or torch.isfinite(phi).all())
+
+
+def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
+    """Return lines that name the runs that diverged, and at which settings."""
+    return [
+        f"{job.variant}, seed {job.run.seed}: {outcome.status} (inner {job.run.inner.optimizer} at "
+        f"{job.run.inner.learning_rate:g}, outer {job.run.outer.optimizer} at {job.run.outer.step:g})"
+        for job, outcome in outcomes.items()
+        if not outcome.finished
+    ]
+
+
+def _described(job: Job, record: Mapping[str, Any]) -> str:
+    """What another run's file holds, and in which of all that is decisive it differs."""
+    decisive = json.loads(json.dumps(job.decisive))  # tuples are lists there
+    others = [words for name, words in KEY_PARTS_IN_WORDS.items() if record.get(name) != decisive[name]]
+    return f"the run {record.get('key')}, of {' and '.join(others) or 'no known kind'}"
+
+
+def _existing(job: Job) -> Path | None:
+    """The job's file, or one whose key held an evaluation too; None where there is neither."""
+    return job.path if job.path.exists() else _of_before(job.folder).get(job.key)
+
+
+@cache
+def _of_before(folder: Path) -> dict[str, Path]:
+    """Files whose runs hold an evaluation, by the key that they have without it; of several the furthest."""
+    found: dict[str, tuple[int, Path]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt") as file:
+                record = json.loads(file.metadata()["record"])
+            if "evaluation" not in record["run"]:
+                continue
+            run = {name: value for name, value in record["run"].items() if name != "evaluation"}
+            key = digest({name: record[name] for name in KEY_PARTS_IN_WORDS} | {"run": run})
+            found[key] = max(found.get(key, (-1, path)), (record["iteration"], path))
+        except Exception:  # no run's file, or a damaged one: it is named to those who ask for it by its own key
+            continue
+    return {key: path for key, (_, path) in found.items()}
+
+
+def _is_state(job: Job, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bool:
+    """Whether this is what `save` writes of this job, in kind and shape."""
+    start = training.start(job.run)
+    inner = {f"inner.{i}": part for i, part in enumerate(job.run.inner.build().start(start.phi))}
+    count = record.get("inner", -1)
+    wanted = {"phi": start.phi} | (inner if count is not None else {})
+    shapes = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    return (
+        all(shapes.get(name) == (part.shape, part.dtype) for name, part in wanted.items())
+        and all(shape in (start.phi.shape, ()) for shape, _ in shapes.values())
+        and (count is None or (type(count) is int and count == len(inner)))
+        and type(record.get("iteration")) is int
+        and 0 <= record["iteration"] <= job.run.iterations
+        and type(record.get("seconds")) in (int, float)
+        and isinstance(record.get("status"), str)
+        and all(NAME.fullmatch(name) for name in tensors)
+    )
+
+
+def _parts(state: TrainingState, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a state by their names in a file; "at.N" is the prefix of a snapshot's, and its phi's name."""
+    inside = f"{prefix}." if prefix else ""
+    parts = {prefix or "phi": state.phi}
+    parts |= {f"{inside}inner.{i}": tensor for i, tensor in enumerate(state.inner or ())}
+    return parts | {f"{inside}outer.{name}": tensor for name, tensor in (state.outer or {}).items()}
+
+
+def _state(tensors: Mapping[str, Tensor], iteration: int, count: int | None, prefix: str = "") -> TrainingState:
+    """The state whose tensors have these names. count: how many the inner optimizer's state has, None for no state."""
+    inside = f"{prefix}." if prefix else ""
+    inner = [tensors[name] for i in range(count or 0) if (name := f"{inside}inner.{i}") in tensors]
+    mark = f"{inside}outer."
+    outer = {name.removeprefix(mark): tensor for name, tensor in tensors.items() if name.startswith(mark)}
+    return TrainingState(iteration, tensors[prefix or "phi"], None if count is None else tuple(inner), outer or None)
