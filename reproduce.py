@@ -8,13 +8,16 @@ python reproduce.py --from manifest.json      rerun a manifest and compare its t
 """
 
 import signal
+import sys
 
-if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+if (
+    (__name__ == "__main__" or sys.argv[0].endswith("reptile-verify"))  # which imports this where it is installed
+    and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once while libraries load, which takes seconds
 
 import contextlib
 import json
-import sys
 import threading
 import time
 from collections.abc import Sequence

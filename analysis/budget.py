@@ -3,9 +3,12 @@
 Means and spreads are those of an earlier run's ledger, of other seeds, and costs those that it measured. From nothing,
 the step (an experiment's next number of seeds) with the largest gain in the expected number of decided claims per
 second is taken, until the time is spent. Runs that experiments share are paid once. Then everything is run, and judged
-once.
+once, on seeds of another epoch than the pilot's.
+
+    python -m analysis.budget results/quick    make the pilot from an output folder
 """
 
+import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -14,11 +17,25 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.ending import UsageError
-from analysis.results import ledger, statistics
+from analysis.paper.figure_3 import ITERATIONS
+from analysis.results import ledger, manifest, statistics
 from analysis.results.claims import Claim
 from analysis.results.judge import LEAST_SEEDS, MOST_SEEDS, REFUTE_ERROR, SUPPORT_ERROR, UNDECIDED, Case, Verdict
+from analysis.results.tables import write_csv
+from reptile_core.checkpoints import load_checkpoint
+from reptile_core.meta_gradients import average, figure_3, last, total
 
-PILOT = Path(__file__).parent / "pilot"  # claims.json and costs.csv of an earlier run, see its README
+PILOT = Path(__file__).parent / "pilot"  # claims.json and costs.csv of an earlier run
+EPOCH = 3  # of the seeds that a budget is spent on, unless the user names another: the pilot is of the one before
+# Which of figure 3's runs an experiment shares with others.
+SUM, AVERAGE, JOINT = total(4).name, average(4).name, last(1).name
+SHARED = {
+    "ablation": (JOINT, *(make(k).name for k in (2, 4) for make in (total, average, last))),
+    "inner_products": (JOINT, *(make(k).name for k in (2, 4) for make in (total, last))),
+    "outer": (JOINT, SUM, AVERAGE),
+    "validity": (SUM,),
+    "variance": (SUM,),
+}
 STEPS = (5, 6, 8, 10, 12, 16, 20, 24, 32, 48)  # numbers of seeds that are considered
 MOST_AT_ONCE = 20  # seeds that are added in one round of --until-decided
 
@@ -34,8 +51,8 @@ class Cost:
 
 
 def choose(names: Sequence[str], seconds: float, *, workers: int, pilot: Path = PILOT) -> dict[str, int]:
-    """Return the number of seeds of each experiment worth running, of those named. Experiments of theorems alone,
-    whose seeds decide nothing, come first. UsageError where the time does not suffice for anything."""
+    """Return the number of seeds of each experiment worth running, of those named; 1 of experiments whose claims are
+    theorems, which more seeds do not decide. UsageError where the time does not suffice for anything."""
     verdicts, costs = ledger.read(pilot), read_costs(pilot / "costs.csv")
     by_experiment = _claims_of(verdicts, costs)
     chosen: dict[str, int] = {}
@@ -79,6 +96,35 @@ def power(verdict: Verdict, seeds: int) -> float:
     return max(support if verdict.control == "failed" else 0.0, refute)
 
 
+def measure_costs(folder: Path) -> pd.DataFrame:
+    """Return what each experiment of a finished run took, as `read_costs` reads it. A shared run is paid by the first
+    that asked for it; what else an experiment took is its own, an equal share for each seed."""
+    record = manifest.read(folder / "manifest.json")
+    runs = _seconds_of_runs(folder / "runs")
+    paid: set[str] = set()
+    found = []
+    for name, wall in record["wall_seconds"].items():
+        shared = {run: runs[run] for run in SHARED.get(name, ()) if run in runs}
+        seeds = record["experiments"][name].get("seeds", 0)
+        own = wall * record["machine"]["workers"] - sum(s * seeds for run, s in shared.items() if run not in paid)
+        paid.update(shared)
+        parts = {"seed": max(own, 0.0) / seeds} if seeds else {"fixed": max(own, 0.0)}
+        found += [{"experiment": name, "what": what, "seconds": s} for what, s in (parts | shared).items()]
+    return pd.DataFrame(found).round(2)
+
+
+def _seconds_of_runs(folder: Path) -> dict[str, float]:
+    """Training seconds of one seed of each of figure 3's runs in a folder, by variant."""
+    known = {variant.name: variant.weights for variant in figure_3()}
+    found: dict[str, list[float]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        _, record = load_checkpoint(path)
+        run, name = record["run"], record["variant"]
+        if name in known and run["iterations"] == ITERATIONS and run["outer"]["optimizer"] == "plain":
+            found.setdefault(name, []).append(record["seconds"])
+    return {name: sum(seconds) / len(seconds) for name, seconds in found.items()}
+
+
 def read_costs(path: Path) -> dict[str, Cost]:
     """Read costs: a table with the columns experiment, what ("fixed", "seed", or the name of a shared run) and
     seconds."""
@@ -109,7 +155,8 @@ def _best_step(
     best: tuple[float, tuple[str, int, float]] | None = None
     for name in names:
         has = chosen.get(name, 0)
-        for count in STEPS:
+        only_theorems = all(verdict.claim.kind == "theorem" for verdict in verdicts[name])
+        for count in (1,) if only_theorems else STEPS:
             if count <= has:
                 continue
             price = _price(chosen, name, count, costs)
@@ -143,3 +190,17 @@ def _depth(claim: Claim, case: Case) -> float:
     deviation = max(case.sd if isfinite(case.sd) else 0.0, floor)
     depth = min(case.mean - claim.band[0], claim.band[1] - case.mean)
     return depth / deviation if deviation > 0 else 0.0
+
+
+def main() -> None:
+    """Make the pilot from an output folder."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    PILOT.mkdir(exist_ok=True)
+    ledger.write(ledger.read(folder), PILOT)
+    write_csv(measure_costs(folder), PILOT / "costs.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from analysis import program
 from analysis.ending import USAGE_ERROR
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.results.claims import PROFILES
@@ -45,10 +46,10 @@ class _Parser(argparse.ArgumentParser):
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options as they were given; None where one was not."""
     parser = _Parser(
-        prog="reproduce.py",
-        usage="python reproduce.py [EXPERIMENT ...] [options]",
+        prog=program.name(),
+        usage=f"{program.command()} [EXPERIMENT ...] [options]",
         description=DESCRIPTION,
-        epilog=EXAMPLES,
+        epilog=program.as_called(EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group("what to run")

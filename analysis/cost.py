@@ -160,7 +160,8 @@ def ablation_runs(profile: str, seeds: int | None) -> tuple[list[Training], list
     """Return the runs of figure 3, and an evaluation of each at every look and at the start."""
     scale, trainings, evaluations = ablation.SCALES[profile], [], 0
     for variant in ablation.variants(profile):
-        looks = ablation.G1_LOOKS.get(profile, scale.looks) if variant.name == ablation.G1 else scale.looks
+        late = ablation.LATE_LOOKS.get(profile, ()) if variant.name in ablation.LATE else ()
+        looks = (*scale.looks, *late)
         for seed in range(seeds or scale.seeds):
             run = figure_3.configure(variant, seed, iterations=scale.iterations)
             trainings.append(Training(run, looks[-1]))

@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import NoReturn
 
+from analysis import program
 from analysis.results.folder import InUse
 from analysis.results.manifest import ManifestError
 from analysis.results.tables import ResultsError
@@ -28,13 +29,13 @@ class UsageError(ValueError):
 def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run main(arguments) and return its exit code. Any failure is reported in one line, with a traceback by --debug
     alone."""
-    warnings.formatwarning = lambda message, *_, **__: f"reproduce.py: warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = lambda message, *_, **__: f"{program.name()}: warning: {' '.join(str(message).split())}\n"
     debug = "--debug" in arguments
     try:
         with _terminable():
             return main(arguments)
     except KeyboardInterrupt:
-        command = shlex.join(["python", "reproduce.py", *arguments])
+        command = shlex.join([*program.command().split(), *arguments])
         print(f"\nInterrupted. What is done is kept; to go on: {command}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough
@@ -44,7 +45,7 @@ def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
         if debug:
             traceback.print_exc()
         code, line = _described(error)
-        print(f"reproduce.py: error: {' '.join(line.split())}", file=sys.stderr)
+        print(f"{program.name()}: error: {' '.join(program.as_called(line).split())}", file=sys.stderr)
         return code
 
 

@@ -73,7 +73,7 @@ def prepare(options: argparse.Namespace) -> Plan:
         workers=_workers(options, out.absolute(), cuda=cuda),
         runs=out.absolute() / "runs",
         seeds=asked["seeds"] if isinstance(asked["seeds"], int) else None,
-        epoch=asked["epoch"],
+        epoch=budget.EPOCH if options.budget is not None and asked["epoch"] is None else asked["epoch"],
         cells=tuple(asked["cells"]),
         iterations=asked["iterations"],
         tail_shots=asked["tail_shots"],

@@ -50,8 +50,9 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
                     between = train[train.pairs == "between"]
                     ax.plot(between.iteration, between["mean"], ":", color=COLOURS[variant.kind], linewidth=1.1)
                 test = mine[(mine.characters == "test") & (mine.pairs == pairs)]
-                ax.plot(test.iteration, test["mean"], MARKERS[variant.kind], color=COLOURS[variant.kind],
-                        markersize=5, markerfacecolor="none", clip_on=False)  # fmt: skip
+                if len(test):  # an empty line that is not clipped would widen the axes to the figure's corner
+                    ax.plot(test.iteration, test["mean"], MARKERS[variant.kind], color=COLOURS[variant.kind],
+                            markersize=5, markerfacecolor="none", clip_on=False)  # fmt: skip
             ax.set_title(f"{label}, {WHEN[when]}", fontsize=9.5)
             ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
             ax.yaxis.set_major_formatter("{x:.1f}" if quantity == "cosine" else "{x:,.0f}")

@@ -32,7 +32,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     }
     figure, axes = plt.subplots(1, len(PANELS), figsize=(10.5, 5.8), sharey=True)
     for ax, (title, methods) in zip(axes, PANELS.items(), strict=True):
-        for method in methods:
+        for method in (method for method in methods if method in curves):
             colour, marker = LOOKS[method]
             draw_curve(ax, curves[method], colour=colour, marker=marker, label=method)
         over_iterations(ax, 1 / settings["n_way"])
@@ -58,9 +58,10 @@ def caption(settings: Mapping[str, Any], validation: pd.DataFrame) -> str:
     inner, outer = settings["inner"], settings["outer_step"]["from"]
     chosen = validation.step[validation.accuracy.idxmax()]
     grid = ", ".join(f"{step:g}" for step in validation.step)
+    fomaml = "FOMAML's is $g_k$, " if "FOMAML" in settings["methods"] else ""
     return (
         f"After k = {settings['k']} steps of inner SGD from $\\phi$ to W: Reptile's meta-gradient is $g_1 + \\ldots + "
-        "g_k = (\\phi - W)/\\alpha$ (or that over k), FOMAML's is $g_k$, MAML's $\\partial L_k / \\partial \\phi$ with "
+        f"g_k = (\\phi - W)/\\alpha$ (or that over k), {fomaml}MAML's $\\partial L_k / \\partial \\phi$ with "
         "second derivatives; joint training's is $g_1$ alone. The average takes MAML's own step along AvgGrad, the sum "
         f"one that is k times as long. {settings['n_way']}-way {settings['shots']}-shot, disjoint minibatches of "
         f"{inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the summed loss. Plain step: $\\epsilon$ = {outer} "

@@ -1,1 +1,60 @@
-"""A minimal Reptile core: tasks, networks, inner loop, update directions, meta-training, evaluation."""
+"""Reptile, FOMAML, MAML and any other sum of inner gradients: tasks, networks, inner loop, meta-training, evaluation.
+
+Reptile in plain torch, where `model` is a `torch.nn.Module` and `tasks` holds k minibatches for each iteration:
+
+    for iteration, minibatches in enumerate(tasks):
+        adapted = copy.deepcopy(model)  # phi_1
+        optimizer = torch.optim.SGD(adapted.parameters(), lr=alpha)
+        for x, y in minibatches:
+            optimizer.zero_grad()
+            F.cross_entropy(adapted(x), y, reduction="sum").backward()  # g_i
+            optimizer.step()
+        eps = step * (1 - iteration / iterations)
+        with torch.no_grad():
+            for phi, end in zip(model.parameters(), adapted.parameters()):
+                phi += eps * (end - phi)  # towards phi_{k+1}
+
+`train` does the same, on tasks that it draws from a pool of images:
+
+    run = Run(
+        network="omniglot",
+        sampling=Sampling(n_way=5, shots=10, batch=10, steps=5),
+        weights=total(5).weights,  # of g_1 + … + g_5
+        inner=Inner("sgd", alpha),
+        outer=Outer(step),
+        iterations=iterations,
+        seed=0,
+    )
+    for state in train(run, pool, start(run)):
+        pass
+
+Other weights are other algorithms: `last(5).weights` is FOMAML, "maml" is MAML. `state.phi` is what `model` holds, as
+one vector. `evaluate` gives the accuracy of a state on each of many test tasks, `estimate` their mean with its error.
+"""
+
+from reptile_core.evaluation import estimate
+from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, total, weighted_sum
+from reptile_core.networks import mini_imagenet, omniglot
+from reptile_core.tasks import ImagePool, Sampling
+from reptile_core.training import Inner, Outer, Run, evaluate, start, train
+
+__all__ = [
+    "ImagePool",
+    "Inner",
+    "Outer",
+    "Run",
+    "Sampling",
+    "Variant",
+    "average",
+    "estimate",
+    "evaluate",
+    "figure_3",
+    "last",
+    "maml",
+    "mini_imagenet",
+    "omniglot",
+    "start",
+    "total",
+    "train",
+    "weighted_sum",
+]

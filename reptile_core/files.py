@@ -1,10 +1,12 @@
 """Files that are whole or absent: written beside, synced, and renamed into place."""
 
 import contextlib
+import hashlib
 import os
 import tempfile
 from pathlib import Path
 
+SOURCES = {".py", ".c", ".h"}  # how the names of files end on which results depend
 UNFINISHED = ".part"  # ends the name of a file that is being written; a writer that is killed leaves one behind
 
 
@@ -38,6 +40,22 @@ def remove_unfinished(folder: Path) -> None:
     """Remove what killed writers left below a folder that nobody writes to now."""
     for path in folder.rglob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
+
+
+def sources_digest(root: Path, *names: str) -> str:
+    """Return the SHA-256 (hex) of all sources in these folders and files of `root`, by name and content.
+
+    Wherever `root` is, a checkout or the place of an installation, the same code has the same digest.
+    """
+    found = hashlib.sha256()
+    for path in sorted(path for name in names for path in _sources(root / name)):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        found.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
+    return found.hexdigest()
+
+
+def _sources(path: Path) -> list[Path]:
+    return [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in SOURCES]
 
 
 def _naming(path: Path, error: OSError) -> OSError:

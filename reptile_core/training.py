@@ -126,6 +126,7 @@ def build_network(run: Run) -> Network:
 
 
 def start(run: Run, device: torch.device | str = "cpu") -> TrainingState:
+    """Return the state of a run before its first iteration."""
     return TrainingState(0, build_network(run).initialize(run.seed, dtype=run.torch_dtype).to(device))
 
 

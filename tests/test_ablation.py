@@ -35,7 +35,7 @@ def test_an_average_is_the_sum_at_the_outer_step_over_k():
 def test_every_profile_is_a_prefix_of_the_papers_schedule(profile):
     scale = ablation.SCALES[profile]
     assert scale.iterations == 40_000
-    assert max(scale.until, *ablation.G1_LOOKS.get(profile, (0,))) <= 40_000
+    assert max(scale.until, *ablation.LATE_LOOKS.get(profile, (0,))) <= 40_000
     assert scale.seeds >= 5 or profile == "smoke"
     names = {variant.name for variant in ablation.variants(profile)}
     assert names == set(NAMES) if profile != "quick" else set(NAMES) - names == {"g1+g2+g3", "(g1+g2+g3)/3", "g3"}
@@ -117,14 +117,14 @@ def test_g2_and_the_sum_are_compared_early_and_over_all_of_the_run():
     assert case.name == "early"
 
 
-def test_g1_is_followed_further_than_the_others():
+def test_one_and_two_minibatches_are_followed_further_than_the_others():
     result, settings = _run(lambda v, i: 0.5 - 1e-4 * i, profile="quick")
-    assert settings["looks_of"] == {"g1": [200, 400, 600, 2_000]}
-    verdict = judged(ablation.EXPERIMENT, result)["ablation-g1"]
-    assert verdict.cases[0].mean == pytest.approx(-0.2)
-    assert verdict.controls[0].mean == pytest.approx(-0.06)
+    assert settings["looks_of"] == {name: [200, 400, 1_500, 2_000] for name in ("g1", "g1+g2", "g2")}
+    found = judged(ablation.EXPERIMENT, result)
+    assert found["ablation-g1"].cases[0].mean == pytest.approx(-0.2)
+    assert found["ablation-g2-beats-sum"].cases[0].tasks == 2 * ablation.SCALES["quick"].tasks
     summary = result.tables["ablation_summary"].set_index("variant")
-    assert (summary.iteration["g1"], summary.iteration["g2"]) == (2_000, 600)
+    assert (summary.iteration["g1"], summary.iteration["g4"]) == (2_000, 400)
 
 
 def test_table_summary_and_words():

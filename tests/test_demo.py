@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import reproduce
 from analysis.experiments import ablation
 from analysis.experiments.shared.curves import Scale
-from analysis.experiments.shared.experiment import Context
+from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.paper import figure_3
 from analysis.runs.advance import execute
 from analysis.runs.evaluations import chunks, evaluate, joined
@@ -236,7 +236,7 @@ def test_own_runs_are_trained_once_and_kept(context, capsys):
     assert {path: path.stat().st_mtime_ns for path in context.runs.rglob("*.safetensors")} == before
 
 
-@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("epoch", [0, EPOCH])
 def test_a_finished_pair_of_figure_3_is_taken_and_half_a_pair_is_not(context, monkeypatch, epoch):
     scale = Scale(looks=(1,), tasks=1, seeds=2, iterations=3)
     monkeypatch.setitem(ablation.SCALES, "paper", scale)

@@ -411,15 +411,15 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(tmp_path: Path, monkeypa
 
     def explosive(variant, seed):
         run = configure(variant, seed)
-        return dataclasses.replace(run, inner=Inner("sgd", 1e30)) if (variant.name, seed) == ("g2", 1001) else run
+        return dataclasses.replace(run, inner=Inner("sgd", 1e30)) if (variant.name, seed) == ("g2", 2_001) else run
 
     monkeypatch.setattr(ablation, "configure", explosive)
     said = script(*ablation_in(tmp_path, "--seeds", 2))
-    line = "g2, seed 1001: diverged at iteration 1 (inner sgd at 1e+30, outer plain at 0.25)"
+    line = "g2, seed 2001: diverged at iteration 1 (inner sgd at 1e+30, outer plain at 0.25)"
     assert said.code == 0
     assert line in said.out
     curves = pd.read_csv(tmp_path / "tables" / "ablation.csv")
-    ended = curves[(curves.variant == "g2") & (curves.seed == 1001)].set_index("iteration").value
+    ended = curves[(curves.variant == "g2") & (curves.seed == 2_001)].set_index("iteration").value
     assert ended[1] == ended[2] == 0.2  # a run that diverged counts, at chance
     diverged = {verdict.claim.id: verdict.diverged for verdict in ledger.read(tmp_path)}
     assert diverged["ablation-g2-beats-sum"] == (line,)

@@ -182,7 +182,7 @@ def test_a_claim_without_evidence_is_not_measured_and_what_is_shown_is_not_judge
 
 def test_seeds_of_an_earlier_epoch_are_only_shown():
     of = claim(epoch=1)
-    assert verdict({"a": CLEAR}, of=of, epoch=0).why == "shown only"
+    assert verdict({"a": CLEAR}, of=of, epoch=0).why == "earlier epoch"
     assert verdict({"a": CLEAR}, of=of, epoch=2).decision == "supported"
     assert seeds(2, 3) == [2000, 2001, 2002]
 

@@ -94,7 +94,7 @@ def test_out_that_cannot_be_written(tmp_path, capsys):
     assert "--out: expected a folder that can be written" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["", "30", "m", "-3m", "0m", "1 h", "1e3s"])
+@pytest.mark.parametrize("text", ["", "30", "m", "0m", "1 h", "1e3s"])
 def test_a_duration_that_is_none(text, capsys):
     with pytest.raises(SystemExit) as stop:
         reproduce.main(["--budget", text])
@@ -133,3 +133,23 @@ def test_an_experiment_may_have_data_of_its_own(tmp_path):
     both = reproduce.data_line(plan, plan.experiments[0], ("glyphs", "CIFAR-FS"))
     assert both == images.replace(" · profile", "; CIFAR-FS · profile")
     assert reproduce.data_line(plan, plan.experiments[0], ("CIFAR-FS",)) == "Data: CIFAR-FS · profile: smoke"
+
+
+def test_seeds_are_added_until_it_is_decided(tiny, tmp_path, monkeypatch, capsys):
+    """A second round with one seed more is a second look, and the manifest says with how many seeds it ended."""
+    rounds = iter([{"ablation": 2}, {}])
+    monkeypatch.setattr(reproduce.budget, "more_seeds", lambda verdicts, claims: next(rounds))
+    assert _run(tmp_path, "--until-decided") == 0
+    assert "ablation: 2 seeds, to decide more" in capsys.readouterr().out
+    evidence = pd.read_csv(tmp_path / "tables" / "ablation_evidence.csv")
+    assert evidence.groupby("seed")["look"].first().to_dict() == {2_000: 1, 2_001: 2}
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert manifest["options"]["seeds"] == {"ablation": 2}
+    assert manifest["experiments"]["ablation"]["seeds"] == 2
+
+
+def test_other_seeds_by_epoch(tiny, tmp_path):
+    assert _run(tmp_path, "--epoch", "7") == 0
+    assert set(pd.read_csv(tmp_path / "tables" / "ablation.csv").seed) == {7000}
+    claims = json.loads((tmp_path / "claims.json").read_text())
+    assert next(claim for claim in claims if claim["id"] == "ablation-g1")["epochs"] == [7]

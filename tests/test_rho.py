@@ -111,12 +111,12 @@ def test_gains_and_correlation_against_naive_ones():
     result, _ = _run(_helped_by_rho, seeds=2)
     gains = result.tables["rho_gains"].set_index("variant")["mean"]
     for variant in rho.JUDGED:
-        extra = [_wiggle(variant.name, seed) for seed in (1000, 1001)]
+        extra = [_wiggle(variant.name, seed) for seed in (2_000, 2_001)]
         expected = np.mean([0.75 * (0.05 * rho.rho(variant.weights) + e) for e in extra])  # at half way and at the end
         assert gains[variant.name] == pytest.approx(expected)
     found = result.tables["rho_correlations"].set_index("seed")
-    assert found.rho[1000] == pytest.approx(_spearman(_values(1000), [rho.rho(v.weights) for v in rho.JUDGED]))
-    assert found.noise[1000] == pytest.approx(_spearman(_values(1000), [-rho.noise(v.weights) for v in rho.JUDGED]))
+    assert found.rho[2_000] == pytest.approx(_spearman(_values(2_000), [rho.rho(v.weights) for v in rho.JUDGED]))
+    assert found.noise[2_000] == pytest.approx(_spearman(_values(2_000), [-rho.noise(v.weights) for v in rho.JUDGED]))
 
 
 def _values(seed):

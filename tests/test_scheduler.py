@@ -198,20 +198,29 @@ def test_bad_arguments_are_told_before_work(
     assert message in error and error.count("\n") == 1
 
 
-def test_workers_with_another_header_of_the_loops_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    header, found = tmp_path / "tiles.h", set()
-    for text in ("1", "2", "1"):
-        header.write_text(text)
-        monkeypatch.setattr(native, "SOURCES", [header])
+def test_workers_with_another_header_of_the_loops_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    native.library()  # compiled from the files as they are
+    read, found = Path.read_bytes, set()
+    for text in (b"1", b"2", b"1"):
+        monkeypatch.setattr(Path, "read_bytes", lambda self, text=text: text if self.name == "tiles.h" else read(self))
         found.add(runs_cluster._identity.__wrapped__())
     assert len(found) == 2
     assert {source.suffix for source in SOURCES} == {".c", ".h"}
 
 
-@pytest.mark.parametrize("changed", ["reproduce.py", "results/judge.py", "theory/taylor.py", "runs/store.py"])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        "reproduce.py",
+        "analysis/results/judge.py",
+        "analysis/theory/taylor.py",
+        "analysis/runs/store.py",
+        "reptile_core/tasks.py",
+    ],
+)
 def test_workers_with_other_code_of_the_analysis_are_others(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read, before = Path.read_bytes, runs_cluster._identity.__wrapped__()
-    path = ROOT / "analysis" / changed
+    path = ROOT / changed
     monkeypatch.setattr(Path, "read_bytes", lambda self: b"" if self == path else read(self))
     assert (runs_cluster._identity.__wrapped__() == before) == (changed == "reproduce.py"), "the script is not loaded"
 

@@ -18,7 +18,7 @@ from reptile_core import networks
 matplotlib.use("Agg")
 
 LOSS = networks.CrossEntropy(sgd.NETWORK, reduction="mean")
-SEEDS = 1000, 1004
+SEEDS = 2_000, 2_004
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ def _table(cosine, gap, *, half=0.05, order=0.0, seeds=16):
             values["generalization gap"] -= (gap + chance[seed]) * (batch == 10)
             values["generalization gap"] += half * (batch == 250)
             rows += [
-                {"batch": batch, "variant": variant, "seed": 1000 + seed, "quantity": quantity, "value": value}
+                {"batch": batch, "variant": variant, "seed": 2_000 + seed, "quantity": quantity, "value": value}
                 for quantity, value in values.items()
             ]
     return pd.DataFrame(rows)

@@ -28,7 +28,7 @@ matplotlib.use("Agg")
 
 ROUND_OFF = 1e-9
 SCALE = variance.SCALES["quick"]
-SEEDS = range(1_000, 1_005)
+SEEDS = range(2_000, 2_005)
 
 
 def test_updates_are_those_of_a_plain_loop():

@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 
-from analysis.experiments.shared.experiment import Context, Experiment, Measured, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Measured, Result
 from analysis.paper import quotes
 from analysis.paper.benchmarks import (
     BENCHMARKS,
@@ -75,7 +75,7 @@ def _table_claim(id: str, where: str, *benchmarks: str) -> Claim:
         "code, rerun by others, came within 4 %. Another framework, other splits and another eps of Adam may each cost "
         "as much again",
         control=Control(kind="foil", words=UNTRAINED_IN_ITS_PLACE),
-        epoch=1,
+        epoch=EPOCH,
         least="paper",
         amended="It was measured in points of accuracy, which mean little for a cell at 99 % and much for one at 50 %, "
         f"and the paper's ± was added to our interval. Now it is a ratio of error rates. {FRESH_SEEDS}",
@@ -94,7 +94,7 @@ def _similar_claim(id: str, where: str, width: float, reason: str, sources: tupl
         band=(-width, width),
         reason=reason,
         control=Control(kind="foil", words=UNTRAINED_IN_ITS_PLACE),
-        epoch=1,
+        epoch=EPOCH,
         least="paper",
         amended="It was a difference of at most 3 points of accuracy, a tenth of one cell's error rate and several "
         f"times another's. CIFAR-FS, which the paper does not have, was judged as Mini-ImageNet. {FRESH_SEEDS}",

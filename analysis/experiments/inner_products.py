@@ -63,7 +63,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale((0, 4), 2, tasks=3, step_tasks=1, characters=("train", "test"), after_adaptation=True),
-    "quick": Scale((0, 600), 5, tasks=8, step_tasks=8, characters=("train",), after_adaptation=False),
+    "quick": Scale((0, 400), 5, tasks=8, step_tasks=8, characters=("train",), after_adaptation=False),
     "paper": Scale(
         (0, 1_000, 2_000, 5_000, 10_000, 20_000, 40_000),
         5,

@@ -18,7 +18,7 @@ import pandas as pd
 
 from analysis.experiments import ablation
 from analysis.experiments.shared.curves import Curves, Scale, measure, scale_of
-from analysis.experiments.shared.experiment import Context, Experiment, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
@@ -37,28 +37,46 @@ VALIDATION_SEED = 0  # of epoch 0, which explores and judges nothing
 VALIDATION_TASKS = {"smoke": 2, "quick": 40, "paper": 100}
 SCALES = {
     "smoke": ablation.SCALES["smoke"],  # so that its runs are reused
-    "quick": Scale(looks=(100, 200, 300), tasks=40, seeds=5),
+    "quick": Scale(looks=(100, 200, 300), tasks=30, seeds=5),
     "paper": Scale(looks=(200, 400, 600, 1_000, 2_000), tasks=100, seeds=5),
 }
 # Of a look at the end alone, where Adam and the plain step are compared: one look takes more tasks than a mean of them.
-END_TASKS = {"smoke": 4, "quick": 100, "paper": 100}
-CLAIMS = (
-    Claim(
-        id="faster-than-maml",
+END_TASKS = {"smoke": 4, "quick": 80, "paper": 100}
+JOINT_INSTEAD = Control(kind="foil", words="joint training in Reptile's place")
+
+
+def _faster(suffix: str, sources: tuple[str, ...], statement: str, quotation: str) -> Claim:
+    """The claim that Reptile, in one of two forms, learns faster than MAML."""
+    return Claim(
+        id=f"faster-than-maml{suffix}",
         kind="experiment",
-        sources=("B",),
-        statement="Reptile learns faster than MAML: its average, at an equal step along AvgGrad, and its sum, as "
-        "published",
+        sources=sources,
+        statement=statement,
         quantity="accuracy, mean over the looks, Reptile less MAML",
         band=(0.01, 1.0),
         limits=(-1.0, 1.0),
         reason="one point of accuracy is what the eye notices on such curves, as in ablation-g2-beats-sum",
-        control=Control(kind="foil", words="joint training in Reptile's place"),
-        quotation=quotes.FASTER,
-        epoch=1,
-        amended="Until epoch 1 the quantity was how many iterations MAML needs more to the highest accuracy that both "
-        "reach, a maximum of noisy curves. And the sum alone was judged, whose step is four times as long as MAML's; "
-        "the average, which takes an equal one, is a case of its own now.",
+        control=JOINT_INSTEAD,
+        quotation=quotation,
+        epoch=EPOCH,
+        amended="Until epoch 2 the quantity was how many iterations MAML needs more to the highest accuracy that both "
+        "reach, a maximum of noisy curves, and the sum alone was judged, whose step is four times as long as MAML's. "
+        "The average, which takes an equal one, is a claim of its own now.",
+    )
+
+
+CLAIMS = (
+    _faster(
+        "",
+        ("B",),
+        "Reptile as published, whose sum steps k times as far along AvgGrad, learns faster than MAML",
+        quotes.FASTER,
+    ),
+    _faster(
+        "-equal-step",
+        ("N",),
+        "at an equal step along AvgGrad, too, Reptile (its average) learns faster than MAML",
+        quotes.beyond("the post compares the published algorithms, which differ in the length of their steps as well"),
     ),
     Claim(
         id="meta-adam",
@@ -71,8 +89,8 @@ CLAIMS = (
         reason="two points of accuracy are less than one would change an optimizer for",
         control=Control(kind="foil", words="joint training with the plain step in Adam's place"),
         quotation=quotes.ADAM,
-        epoch=1,
-        amended="Until epoch 1 a seed was judged by 100 test images, and runs were annealed within 400 iterations. It "
+        epoch=EPOCH,
+        amended="Until epoch 2 a seed was judged by 100 test images, and runs were annealed within 400 iterations. It "
         "was supported by luck: three seeds lay closer together than their own noise allows. There are more tasks now, "
         "and more images of each.",
     ),
@@ -116,21 +134,22 @@ def costs(curves: Curves) -> pd.DataFrame:
 def evidence(curves: Curves, ends: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
     """Return rows for the judge: every comparison is of the same seed, that is of the same tasks.
 
-    ends: of the methods after the last look, on more tasks.
+    ends: of Adam and the plain step after the last look, on more tasks.
     """
 
     def ahead(method: str) -> pd.DataFrame:
         return curves.mean_contrast({method: 1, MAML: -1}, looks)
 
-    def at_end(method: str) -> pd.DataFrame:
-        return ends.mean_contrast({method: 1, SUM: -1}, looks[-1:])
+    def at_end(found: Curves, method: str) -> pd.DataFrame:
+        return found.mean_contrast({method: 1, SUM: -1}, looks[-1:])
 
     return [
-        *rows("faster-than-maml", "average, at an equal step along AvgGrad", CHECK, ahead(AVERAGE)),
-        *rows("faster-than-maml", "sum, as published", CHECK, ahead(SUM)),
+        *rows("faster-than-maml", "sum less MAML", CHECK, ahead(SUM)),
         *rows("faster-than-maml", JOINT, CONTROL, ahead(JOINT)),
-        *rows("meta-adam", "Adam", CHECK, at_end(ADAM)),
-        *rows("meta-adam", JOINT, CONTROL, at_end(JOINT)),
+        *rows("faster-than-maml-equal-step", "average less MAML", CHECK, ahead(AVERAGE)),
+        *rows("faster-than-maml-equal-step", JOINT, CONTROL, ahead(JOINT)),
+        *rows("meta-adam", "Adam", CHECK, at_end(ends, ADAM)),
+        *rows("meta-adam", JOINT, CONTROL, at_end(curves, JOINT)),
     ]
 
 
@@ -156,9 +175,10 @@ def run(context: Context) -> Result:
         seeds = context.seeds_of(scale.seeds)
         return [(method, configure(method, seed, adam_step=step)) for seed in seeds for method in methods]
 
-    curves = measure(context, NAME, runs(methods(context)), scale, looks={ADAM: scale.looks[-1:]})
+    late = {ADAM: scale.looks[-1:]}
+    curves = measure(context, NAME, runs(methods(context)), scale, looks=late, at_start=False)
     at_end = _at_end(scale, END_TASKS[context.profile])
-    ends = measure(context, f"{NAME}, at the end", runs((SUM, ADAM, JOINT)), at_end, at_start=False)
+    ends = measure(context, f"{NAME}, at the end", runs((SUM, ADAM)), at_end, at_start=False)
     table, cost = curves.table(NAME), costs(curves)
     intervals = over_seeds(table, ["variant", "iteration"])
     tables = {
@@ -193,7 +213,7 @@ EXPERIMENT = Experiment(
     shows="Reptile beside MAML at figure 3's settings, and phi - W as a gradient for Adam",
     takes={
         "smoke": "half a minute",
-        "quick": "about 2 minutes after the ablation (an estimate)",
+        "quick": "about 4 minutes after the ablation",
         "paper": "20 minutes a seed after the ablation (an estimate)",
     },
     claims=CLAIMS,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import Context, Experiment, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.paper import quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, SHOWN, rows
@@ -88,7 +88,7 @@ CLAIMS = (
         limits=(-2.0, 2.0),
         reason="the post names no size, so any gain counts",
         control=Control(kind="foil", words=f"minibatches of {SMALL} in another order, less the same in the first"),
-        epoch=1,
+        epoch=EPOCH,
         amended="It was measured in standard deviations of what another order changes, and had to be above one. Its "
         "control was such a ratio too, which fails or passes by the number of seeds alone. Now it is the difference "
         "itself, and another order has to change less, seed by seed",
@@ -107,7 +107,7 @@ CLAIMS = (
         band=(-MARGIN, MARGIN),
         reason="about a twentieth of the gap itself: too little to choose minibatches by",
         control=Control(kind="foil", words=f"the full batch of {HALF} of the images, in the small minibatches' place"),
-        epoch=1,
+        epoch=EPOCH,
         amended="It said that small minibatches generalize better, by one standard deviation of what another order "
         "changes, and was refuted, though the post does not claim as much. It is our own claim now, of equivalence "
         "within a margin, with a control that is known to change the gap",

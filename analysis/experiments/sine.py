@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import Context, Experiment, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows
 from analysis.results.tables import over_seeds
@@ -105,7 +105,7 @@ def _claims(network: str) -> tuple[Claim, Claim]:
             limits=(0.0, inf),
             reason=REASON,
             control=Control(kind="foil", words=f"{joint} and an untrained one in its place"),
-            epoch=1,
+            epoch=EPOCH,
             amended=AMENDED + PAIRED,
         ),
         Claim(
@@ -119,7 +119,7 @@ def _claims(network: str) -> tuple[Claim, Claim]:
             limits=(0.0, inf),
             reason="the complement of what counts as a fit",
             control=Control(kind="foil", words="Reptile's initialization in its place"),
-            epoch=1,
+            epoch=EPOCH,
             amended=AMENDED + PAIRED + "; the band's upper end, 10 before, is open",
         ),
     )

@@ -16,7 +16,7 @@ import pandas as pd
 
 from analysis.experiments import few_shot
 from analysis.experiments.few_shot import NORMAL_95, Cell, Training
-from analysis.experiments.shared.experiment import Context, Experiment, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.paper import quotes
 from analysis.paper.benchmarks import BENCHMARKS, EVALUATION_STEPS, METHODS, PUBLISHED, Scale
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, Control
@@ -49,7 +49,7 @@ CLAIMS = (
             kind="foil",
             words="the same, of tasks whose characters are exchanged, so that no character is harder than another",
         ),
-        epoch=1,
+        epoch=EPOCH,
         least="paper",
         amended="It was a difference of shares over all runs, though those on the authors' characters share what they "
         "are tested on: they count as one now, by their mean. At first it was judged at 2,000 iterations and 600 "

@@ -52,7 +52,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale((0, 4), 2, tasks=2, map_tasks=1),
-    "quick": Scale((0, 600), 5, tasks=8, map_tasks=1),
+    "quick": Scale((0, 400), 5, tasks=8, map_tasks=1),
     "paper": Scale((0, 40_000), 5, tasks=10, map_tasks=10),
 }
 FOIL = Control(kind="foil", words="the first-order term of another task's minibatches in the place of its own")

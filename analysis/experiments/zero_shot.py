@@ -58,7 +58,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale((1, 2, 3, 4), (0, 2, 4), 1, tasks=8, adapted_tasks=2),
-    "quick": Scale((1, 2, 4), (0, 200, 400, 600), 1, tasks=100, adapted_tasks=4),
+    "quick": Scale((1, 2, 4), (0, 200, 400), 1, tasks=100, adapted_tasks=4),
     "paper": Scale((1, 2, 3, 4), (0, 1_000, 2_000, 5_000, 10_000, 20_000, 40_000), 5, tasks=1_000, adapted_tasks=50),
 }
 CLAIM = Claim(

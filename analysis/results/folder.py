@@ -44,7 +44,7 @@ def complete(
     table = evidence.tabulate(found)
     seeds = max(1, table["seed"].nunique())
     return table.assign(
-        data=table["data"].fillna(data),
+        data=table["data"].astype(object).fillna(data),
         profile=profile,
         diverged="; ".join(diverged) or None,
         numerics=NUMERICS_VERSION,

@@ -37,7 +37,9 @@ REFUTED: Decision = "refuted"
 UNDECIDED: Decision = "undecided"
 DECISIONS: tuple[Decision, ...] = (SUPPORTED, REFUTED, UNDECIDED)
 Outcome = Literal["failed", "passed", "uninformative"]  # of a control, which must have failed
-Why = Literal["", "not measured", "shown only", "pilot", "too wide", "the control does not fail", "runs diverged"]
+Why = Literal[
+    "", "not measured", "shown only", "earlier epoch", "pilot", "too wide", "the control does not fail", "runs diverged"
+]  # fmt: skip
 
 LEAST_SEEDS = 5
 # One-sided error of the first look, and of the second; every further look spends half of the one before. The sums are
@@ -161,8 +163,10 @@ def decide(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]) -
 
 def _judge(claim: Claim, rows: pd.DataFrame) -> Verdict:
     stale = rows["epoch"].astype(float) < claim.epoch  # these seeds shaped the criterion
-    rows = rows.assign(role=rows.role.where(~stale, SHOWN))
+    rows = rows.assign(role=rows.role.where(~stale, rows.role + ", earlier epoch"))
     verdict = _theorem(claim, rows) if claim.kind == "theorem" else _experiment(claim, rows)
+    if len(rows) and stale.all():
+        verdict = replace(verdict, why="earlier epoch")
     return replace(
         verdict,
         epochs=tuple(sorted({int(epoch) for epoch in rows.epoch.dropna()})),

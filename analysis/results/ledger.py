@@ -248,6 +248,7 @@ def reason(verdict: Verdict) -> str:
     words = {
         "not measured": "not measured",
         "shown only": f"judged from the {verdict.claim.least} profile on",
+        "earlier epoch": f"judged from epoch {verdict.claim.epoch} on: earlier seeds shaped the criterion",
         "pilot": "fewer than five seeds are a pilot",
         "too wide": "the intervals are too wide",
         "the control does not fail": "the control does not fail",

@@ -9,6 +9,7 @@ import os
 import platform
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib import metadata
@@ -22,9 +23,13 @@ from analysis.runs.job import DEVICES
 from reptile_core import native
 from reptile_core.datasets import Characters
 from reptile_core.datasets.split import SPLITS
-from reptile_core.files import write_atomically
+from reptile_core.files import sources_digest, write_atomically
 
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "safetensors", "pillow", "scikit-learn")
+ROOT = Path(__file__).parents[2]  # of the checkout, or where the packages are installed
+PROJECT = "reptile-verification"  # as pyproject.toml has it
+SOURCES = ("analysis", "figures", "reproduce.py", "reptile_core")
+ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")  # as a hook sets them, of its repository
 SCHEMA = 1  # raised whenever a key that must be there is added, one is removed, or one changes its meaning
 MOST_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
 INDIFFERENT = ("workers", "process", "cores")  # of the machine: they change no bit
@@ -65,6 +70,7 @@ SHAPE: dict[str, Any] = {
     },
     "other_data?": {str: str},
     "commit": ({"sha": str, "modified": bool}, None),
+    "sources?": str,
     "versions": {str: str},
     "machine": {
         "platform": str,
@@ -112,7 +118,8 @@ def begin(
             "characters": data.images.shape[0],
             "drawings": data.images.shape[1],
         },
-        "commit": _commit(),
+        "commit": commit(),
+        "sources": sources_digest(ROOT, *SOURCES),
         "versions": {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in PACKAGES},
         "machine": {
             "platform": platform.platform(),
@@ -188,7 +195,8 @@ def work(manifest: dict[str, Any]) -> dict[str, Any]:
 def surroundings(manifest: dict[str, Any]) -> dict[str, Any]:
     """The part on which bits may depend, though the work is the same."""
     machine = {name: value for name, value in manifest["machine"].items() if name not in INDIFFERENT}
-    return {"commit": manifest["commit"], "versions": manifest["versions"], "machine": machine}
+    code = {name: manifest[name] for name in ("commit", "sources") if name in manifest}
+    return code | {"versions": manifest["versions"], "machine": machine}
 
 
 def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
@@ -250,20 +258,37 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _commit() -> dict[str, Any] | None:
-    """Commit of this checkout and whether files differ from it; None outside a checkout."""
+def commit(root: Path = ROOT) -> dict[str, Any] | None:
+    """Return the commit of the project's checkout at `root`, and whether tracked files differ from it; None elsewhere.
+
+    A repository that surrounds an installation says nothing about this code.
+    """
+    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        command = ["git", "-C", str(root), *arguments]
+        return subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
+        if not _is_ours(root) or Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+            return None
         return {
             "sha": git("rev-parse", "HEAD"),
             "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
         }
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def _is_ours(root: Path) -> bool:
+    """Return whether this folder is the root of the project, and not of one that holds it."""
+    try:
+        project = tomllib.loads((root / "pyproject.toml").read_text())["project"]["name"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return project == PROJECT and (root / "reproduce.py").is_file()
 
 
 def processor() -> str:

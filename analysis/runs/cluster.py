@@ -5,7 +5,6 @@ run the same code and have one thread each, which each is asked before its first
 `distributed`.
 """
 
-import hashlib
 import os
 import queue
 import time
@@ -21,9 +20,9 @@ import torch
 from distributed import Client, get_worker
 from distributed.scheduler import KilledWorker
 
-import reptile_core
 from analysis.runs.workers import ClusterError, Item, Progress, Result, Workers
 from reptile_core import native
+from reptile_core.files import sources_digest
 
 TOPIC = "reptile-progress"
 PATIENCE = 10  # seconds to find a scheduler, and then a worker
@@ -187,9 +186,6 @@ def _connect(address: str) -> Client:
 @lru_cache
 def _identity() -> str:
     """Code and libraries that decide the bits of a result. Kept, as a process keeps the code that it has loaded."""
-    digest = hashlib.sha256()
-    packages = Path(__file__).parents[1], Path(reptile_core.__file__ or "").parent
-    for path in [*(path for package in packages for path in sorted(package.rglob("*.py"))), *native.SOURCES]:
-        digest.update(path.read_bytes())
+    code = sources_digest(Path(__file__).parents[2], "analysis", "reptile_core")
     loops = "compiled loops" if native.library() is not None else "no compiled loops"
-    return f"torch {torch.__version__}, {loops}, code {digest.hexdigest()[:12]}"
+    return f"torch {torch.__version__}, {loops}, code {code[:12]}"

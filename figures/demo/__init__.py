@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from analysis import program
 from analysis.ending import UsageError
 from analysis.experiments.shared.experiment import Context
 from analysis.results.folder import alone_in
@@ -29,7 +30,9 @@ PACKAGES = ("starlette", "uvicorn")
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="reproduce.py demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"{program.name()} demo",
+        description=program.as_called(__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
     parser.add_argument("--port", type=int, default=7860, help="0 for any that is free (default: 7860)")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.experiments import ablation
-from analysis.experiments.shared.experiment import Context, Measured
+from analysis.experiments.shared.experiment import EPOCH, Context, Measured
 from analysis.paper import figure_3
 from analysis.results import claims
 from analysis.runs.evaluations import Evaluation
@@ -67,7 +67,7 @@ def of_figure_3(context: Context, folder: Path) -> dict[str, Measured] | None:
     scale; None where there are none."""
     there, scale = replace(context, runs=folder), ablation.SCALES["paper"]
     evaluation = Evaluation(figure_3.EVALUATION, scale.tasks, scale.queries, look=scale.until)
-    for seed in [*context.seeds_of(scale.seeds), *claims.seeds(0, scale.seeds)]:  # and those of before epochs
+    for seed in (seed for epoch in range(EPOCH, -1, -1) for seed in claims.seeds(epoch, scale.seeds)):
         runs = {
             name: figure_3.configure(variant, seed, iterations=scale.iterations)
             for name, variant in ((REPTILE, total(4)), (JOINT, last(1)))

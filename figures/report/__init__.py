@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from analysis import program
 from analysis.ending import FAILURE
 from analysis.results.claims import PROFILES
 from analysis.results.tables import ResultsError
@@ -16,7 +17,8 @@ from reptile_core.files import write_atomically
 def main(arguments: Sequence[str]) -> int:
     """Do `python reproduce.py report`: exit code 0, or 1 with one line on what in the folder is missing or broken."""
     parser = argparse.ArgumentParser(
-        prog="reproduce.py report", description="Write report.html, report.md and tables.tex from what has been run."
+        prog=f"{program.name()} report",
+        description="Write report.html, report.md and tables.tex from what has been run.",
     )
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="whose results (default: quick)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results are (default: results/PROFILE)")
@@ -24,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         paths = write(options.out or Path("results") / options.profile)
     except (ResultsError, OSError) as error:
-        print(f"reproduce.py: error: {error}", file=sys.stderr)
+        print(f"{program.name()}: error: {program.as_called(str(error))}", file=sys.stderr)
         return FAILURE
     print("\n".join(f"wrote {path}" for path in paths))
     return 0

@@ -15,6 +15,7 @@ from typing import Any
 
 from PIL import Image
 
+from analysis import program
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import Experiment
 from analysis.results import ledger
@@ -192,7 +193,7 @@ def _section(
 
 def _judged(verdict: Verdict, experiment: str, profile: str) -> Judged:
     """profile: that of the last run, for a claim of which nothing says at which it was measured."""
-    command = f"python reproduce.py {experiment} --profile {verdict.profile or profile}"
+    command = f"{program.command()} {experiment} --profile {verdict.profile or profile}"
     command += " --dataset glyphs" if any(MADE_UP in line for line in verdict.data) else ""
     return Judged(verdict, command)
 

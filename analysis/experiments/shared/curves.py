@@ -154,7 +154,7 @@ def kept(iterations: Sequence[int]) -> tuple[int, ...]:
 
 
 def _reached(outcome: Outcome, iteration: int) -> bool:
-    return outcome.finished or iteration == 0
+    return outcome.finished or iteration < outcome.iteration
 
 
 def _seconds(outcome: Outcome, job: Job, wanted: Iterable[tuple[Job, int, Evaluation]]) -> float:

@@ -19,7 +19,9 @@ from analysis.runs.store import Outcome, ended_early
 from analysis.runs.workers import Workers
 from reptile_core.training import Run
 
-EPOCH = 1  # of the seeds that judge, but for claims whose criterion has been changed since
+# Of the seeds that judge. Epoch 0 explored. After a first whole run on epoch 1 one criterion was changed, one claim was
+# cut in two, and scales were cut to the time that a default run may take: all are judged from epoch 2 on.
+EPOCH = 2
 Measured = tuple[Job, int, Evaluation]  # a run, an iteration of it, and how it is evaluated there
 
 

@@ -1,0 +1,21 @@
+"""What the user calls this program: the script of a checkout, or the command that an installation has."""
+
+import sys
+from pathlib import Path
+
+SCRIPT, INSTALLED = "reproduce.py", "reptile-verify"
+
+
+def name() -> str:
+    """Return the program's name, which begins its messages."""
+    return INSTALLED if Path(sys.argv[0]).stem == INSTALLED else SCRIPT
+
+
+def command() -> str:
+    """Return what a command line of the program begins with."""
+    return INSTALLED if name() == INSTALLED else f"python {SCRIPT}"
+
+
+def as_called(text: str) -> str:
+    """Return the text with each command line of the script as the user would call it."""
+    return text.replace(f"python {SCRIPT}", command())
