@@ -35,7 +35,8 @@ from analysis.plan import Plan, begin_manifest, prepare
 from analysis.results import checksums, folder, ledger, manifest, terminal
 from analysis.results.judge import SUPPORTED, Verdict
 
-COMMANDS = {"report": "figures.report", "demo": "figures.demo"}  # modules with a main(arguments) of their own
+# Modules with a main(arguments) of their own.
+COMMANDS = {"report": "figures.report", "demo": "figures.demo", "publish": "figures.publish"}
 COME_LAST = ("scipy.special", "figures.style", COMMANDS["report"])  # needed at the end, loaded while others work
 CLAIMS = {name: experiment.claims for name, experiment in EXPERIMENTS.items()}
 

@@ -33,6 +33,7 @@ examples:
   python reproduce.py --from manifest.json      rerun a manifest and compare its tables bit by bit
   python reproduce.py theory --json | jq        claims and verdicts for another program
   python reproduce.py report                    rebuild the report from existing results; --out DIR for another folder
+  python reproduce.py publish results/quick     tables, figures and ledger as a page to show
   python reproduce.py demo                      draw three things in a browser and see them learnt; demo --help
 
 exit codes: 0 done; 1 a fault, or not what --strict or --from asked for; 2 invalid arguments; 130 interrupted"""

@@ -80,7 +80,15 @@ def _stands(out: Path) -> dict[str, int]:
     return {path.name: load_checkpoint(path)[1]["iteration"] for path in (out / "runs").glob("*.safetensors")}
 
 
-WITH_TIMES = {"manifest.json", "report.md", "report.html", "claims.json", "SHA256SUMS", "ablation_evidence.csv"}
+WITH_TIMES = {
+    "manifest.json",
+    "report.md",
+    "report.html",
+    "tables.tex",
+    "claims.json",
+    "SHA256SUMS",
+    "ablation_evidence.csv",
+}
 
 
 def _assert_same(one: Path, other: Path) -> None:

@@ -47,7 +47,7 @@ def context(source, tmp_path, monkeypatch):
         return [function(item, lambda *_: None) for item in items]
 
     workers = SimpleNamespace(map=in_turn, quiet=True)
-    return Context("smoke", source, workers, tmp_path / "runs", epoch=1)  # type: ignore[arg-type]
+    return Context("smoke", source, workers, tmp_path / "runs", epoch=2)  # type: ignore[arg-type]
 
 
 # ---- settings
@@ -163,7 +163,7 @@ def test_a_seed_that_diverged_counts_at_chance(context, monkeypatch):
     assert set(result.tables["few_shot_summary"].status) == {MEASURED}
 
 
-def test_what_a_seed_takes_is_training_and_evaluation_of_all_that_is_compared(context, monkeypatch):
+def test_what_a_training_takes_is_its_evaluations_too(context, monkeypatch):
     benchmark = _small(monkeypatch, "omniglot-5way", Scale(iterations=2, tasks=3))
     training_ = few_shot.Training(benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source)
     measured = [cell for cell in few_shot.cells([training_], context) if cell.trained]
@@ -171,6 +171,9 @@ def test_what_a_seed_takes_is_training_and_evaluation_of_all_that_is_compared(co
     steps = sum(chunk.steps for cell in measured for chunk in evaluations.chunks(*cell.measured))
     found = few_shot.seconds_of(measured, {job: Outcome("finished", 8.0, 2)})
     assert found == {"omniglot-5way-reptile": pytest.approx(8.0 * (1 + steps / job.training_steps))}
+
+
+def test_what_one_more_seed_of_a_claim_takes_is_all_that_it_compares():
     seconds = {"omniglot-5way-reptile": 5.0, "omniglot-20way-reptile": 7.0, "omniglot-5way-maml": 40.0}
     evidence = few_shot.evidence(_table(_as_published), BOTH, seconds).groupby("claim").seconds.unique()
     assert evidence.map(list).to_dict() == {"table-omniglot": [12.0], "table-omniglot-similar": [52.0]}

@@ -25,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import reproduce
+from analysis.experiments.shared.experiment import EPOCH
 from analysis.plan import begin_manifest
 from analysis.results import checksums, evidence, folder
 from analysis.results.tables import write_csv
@@ -296,11 +297,13 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """A folder of tables as the script leaves it."""
     place = tmp_path_factory.mktemp("tables")
     rows = [
-        {"claim": "ablation-g1", "case": "g1", "role": role, "seed": 1000 + i, "value": 0.1}
+        {"claim": "ablation-g1", "case": "g1", "role": role, "seed": 1000 * EPOCH + i, "value": 0.1}
         for role in ("check", "control")
         for i in range(3)
     ]
-    table = evidence.tabulate(pd.DataFrame(rows)).assign(profile="quick", numerics=NUMERICS_VERSION, epoch=1, look=1)
+    table = evidence.tabulate(pd.DataFrame(rows)).assign(
+        profile="quick", numerics=NUMERICS_VERSION, epoch=EPOCH, look=1
+    )
     write_csv(table, place / "ablation_evidence.csv")
     checksums.record([place / "ablation_evidence.csv"])
     return {path.name: path.read_bytes() for path in place.iterdir()}

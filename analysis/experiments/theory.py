@@ -422,7 +422,8 @@ def run(context: Context) -> Result:
     results = context.workers.map(NAME, work, checks(), unit=" checks")
     rows = pd.DataFrame([row for rows, _ in results for row in rows])
     points = pd.DataFrame([point for _, points in results for point in points])
-    return Result({NAME: rows, "remainders": points}, rows[["claim", "case", "role", "value", "data"]])
+    data = ("small smooth losses in float64", context.source.name)
+    return Result({NAME: rows, "remainders": points}, rows[["claim", "case", "role", "value", "data"]], data=data)
 
 
 EXPERIMENT = Experiment(

@@ -51,12 +51,12 @@ class Claim:
 
     id: str
     kind: Literal["theorem", "experiment"]
-    sources: tuple[str, ...]
     statement: str
-    quantity: str
     band: tuple[float, float]
-    reason: str
     control: Control
+    sources: tuple[str, ...] = ()
+    quantity: str = ""
+    reason: str = ""
     quotation: str = ""
     limits: tuple[float, float] = (-inf, inf)
     epoch: int = 0

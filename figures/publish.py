@@ -1,0 +1,79 @@
+"""Publish an output folder: copy what a reader wants to see of it, with the report as the page that GitHub shows.
+
+python reproduce.py publish results/quick          into figures/published/quick
+python reproduce.py publish DIR --name NAME        into figures/published/NAME
+
+Nothing is written by hand: README.md is the report, claims.json the ledger, manifest.json what reruns it, without the
+paths of the machine that it was made on.
+"""
+
+import argparse
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis import program
+from analysis.ending import FAILURE
+from analysis.results import manifest
+from analysis.results.manifest import ManifestError
+from analysis.results.tables import ResultsError
+from figures import report
+
+PUBLISHED = Path(__file__).parent / "published"
+COPIED = ("tables/*.csv", "tables/SHA256SUMS", "figures/*.png", "claims.json")
+PATHS = ("--out", "--data")  # options whose values are paths
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Publish what the arguments name; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog=f"{program.name()} publish",
+        description=program.as_called(__doc__ or ""),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help="an output folder of a finished run")
+    parser.add_argument("--name", help="(default: that of the folder)")
+    parser.add_argument("--to", type=Path, default=PUBLISHED, metavar="DIR", help="(default: figures/published)")
+    options = parser.parse_args(arguments)
+    try:
+        where = publish(options.folder, options.to / (options.name or options.folder.resolve().name))
+    except (ResultsError, ManifestError, OSError) as error:
+        print(f"{program.name()}: error: {error}", file=sys.stderr)
+        return FAILURE
+    print(f"wrote {where}/")
+    return 0
+
+
+def publish(folder: Path, where: Path) -> Path:
+    """Copy a finished run's tables, figures, ledger and manifest to `where`, with the report as README.md; what was
+    there is replaced. ResultsError, ManifestError or OSError where the folder is not that of a finished run."""
+    record = manifest.read(folder / "manifest.json")
+    if record["status"] != "finished":
+        raise ResultsError(f"{folder}: expected a finished run, found one that is {record['status']}")
+    if where.exists():
+        shutil.rmtree(where)
+    for pattern in COPIED:
+        for path in sorted(folder.glob(pattern)):
+            target = where / path.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+    record["command"] = without_paths(record["command"])
+    record["data"]["source"] = re.sub(r"\S*/", "", record["data"]["source"])  # names of files, not where they were
+    manifest.write(record, where / "manifest.json")
+    for path in report.write(where):
+        path.rename(where / "README.md") if path.suffix == ".md" else path.unlink()
+    return where
+
+
+def without_paths(command: Sequence[str]) -> list[str]:
+    """Return a command line without the options whose values are paths, and with the script's name alone."""
+    kept, words = [Path(command[0]).name], iter(command[1:])
+    for word in words:
+        name, assigned, _ = word.partition("=")
+        if name not in PATHS:
+            kept.append(word)
+        elif not assigned:
+            next(words, None)
+    return kept

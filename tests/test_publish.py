@@ -1,0 +1,76 @@
+"""Publishing: an output folder as a page, complete and nothing else; and README's numbers are the published ones."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+import reproduce
+from figures.publish import PUBLISHED, without_paths
+from tests.in_process import ablation_in, script
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_a_finished_run_is_published_whole(tmp_path: Path) -> None:
+    out, to = tmp_path / "run", tmp_path / "published"
+    assert script(*ablation_in(out)).code == 0
+    assert reproduce.main(["publish", str(out), "--name", "x", "--to", str(to)]) == 0
+    files = {path.relative_to(to / "x").as_posix() for path in (to / "x").rglob("*") if path.is_file()}
+    assert {"README.md", "claims.json", "manifest.json", "tables/ablation.csv", "tables/SHA256SUMS"} <= files
+    assert not any(name.startswith("runs/") for name in files)
+    assert (to / "x" / "tables" / "ablation.csv").read_bytes() == (out / "tables" / "ablation.csv").read_bytes()
+    assert str(tmp_path) not in (to / "x" / "manifest.json").read_text() + (to / "x" / "README.md").read_text()
+    (to / "x" / "stale").touch()
+    assert reproduce.main(["publish", str(out), "--name", "x", "--to", str(to)]) == 0
+    assert not (to / "x" / "stale").exists()
+
+
+def test_paths_are_left_out_of_a_command() -> None:
+    command = ["/home/x/reproduce.py", "theory", "--out", "/tmp/x", "--data=/data", "--seeds", "3"]
+    assert without_paths(command) == ["reproduce.py", "theory", "--seeds", "3"]
+
+
+def test_what_is_not_finished_is_not_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reproduce.main(["publish", str(tmp_path), "--to", str(tmp_path / "to")]) == 1
+    assert "expected a manifest, found none that can be read" in capsys.readouterr().err
+    out = tmp_path / "run"
+    assert script(*ablation_in(out)).code == 0
+    record = json.loads((out / "manifest.json").read_text())
+    (out / "manifest.json").write_text(json.dumps(record | {"status": "interrupted"}))
+    assert reproduce.main(["publish", str(out), "--to", str(tmp_path / "to")]) == 1
+    assert "expected a finished run, found one that is interrupted" in capsys.readouterr().err
+    assert not (tmp_path / "to").exists()
+
+
+CITED = re.compile(r"`([a-z0-9-]+)`: ([^)]*)\)")  # (`claim-id`: numbers and words)
+
+
+def _numbers(claim: dict) -> set[str]:
+    """What may be written of a claim: means and ends of its cases, plain or in points, with 0 to 3 decimals, and the
+    number of seeds."""
+    found = {str(len(case["seeds"])) for case in claim["cases"]}
+    for case in (*claim["cases"], *claim["control"]["cases"], *claim["shown"]):
+        for value in (case["mean"], case["low"], case["high"]):
+            if value is not None:
+                found |= {f"{scale * value:.{d}f}" for scale in (1, 100) for d in range(4)}
+    return found
+
+
+def test_every_number_that_the_readme_cites_is_the_published_one() -> None:
+    claims = {claim["id"]: claim for claim in json.loads((PUBLISHED / "quick" / "claims.json").read_text())}
+    cited = CITED.findall(README.read_text())
+    assert len(cited) >= 6
+    for id, words in cited:
+        allowed = _numbers(claims[id])
+        for number in re.findall(r"(?<![\w=])-?\d+(?:\.\d+)?", words.replace("k = 4", "")):
+            assert number in allowed, f"{id}: {number}"
+
+
+def test_the_readmes_tally_is_the_published_one() -> None:
+    claims = json.loads((PUBLISHED / "quick" / "claims.json").read_text())
+    for kind in ("theorem", "experiment"):
+        verdicts = [claim["verdict"] for claim in claims if claim["kind"] == kind]
+        words = ", ".join(f"{verdicts.count(v)} {v}" for v in ("supported", "refuted", "undecided") if v in verdicts)
+        assert f"{words}" in " ".join(README.read_text().split()), words
