@@ -80,15 +80,9 @@ def _stands(out: Path) -> dict[str, int]:
     return {path.name: load_checkpoint(path)[1]["iteration"] for path in (out / "runs").glob("*.safetensors")}
 
 
-WITH_TIMES = {
-    "manifest.json",
-    "report.md",
-    "report.html",
-    "tables.tex",
-    "claims.json",
-    "SHA256SUMS",
-    "ablation_evidence.csv",
-}
+WITH_TIMES = {  # which have times and names in them
+    "manifest.json", "report.md", "report.html", "tables.tex", "claims.json", "SHA256SUMS", "ablation_evidence.csv",
+}  # fmt: skip
 
 
 def _assert_same(one: Path, other: Path) -> None:
@@ -98,14 +92,7 @@ def _assert_same(one: Path, other: Path) -> None:
     for name in sorted(names[0]):
         if name.suffix == ".safetensors":
             assert_same_run(one / name, other / name)
-        elif name.name not in (
-            "manifest.json",
-            "report.md",
-            "report.html",
-            "claims.json",
-            "SHA256SUMS",
-            "ablation_evidence.csv",
-        ):  # which have times and names in them
+        elif name.name not in WITH_TIMES:
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
 
 
