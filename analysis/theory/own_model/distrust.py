@@ -4,8 +4,8 @@ import pandas as pd
 
 from analysis.theory.own_model.certify import CHANNELS, PRODUCTS, Certificate, Setting
 from analysis.theory.own_model.checks import check_loss
-from analysis.theory.own_model.locate import culprits, heard
-from analysis.theory.own_model.loops import forward
+from analysis.theory.own_model.locate import KINK_HERE, culprits, heard
+from analysis.theory.own_model.loops import forward, gradients_met
 from analysis.theory.own_model.quantities import Quantities
 from analysis.theory.own_model.quotients import DIFFERS, KINK, STOPPED, UNDECIDED
 from analysis.theory.own_model.watching import kinks
@@ -38,10 +38,10 @@ def _of_differences(setting: Setting, certificate: Certificate) -> str:
         order = 1
     places = "; ".join(culprits(setting.model, setting.pool[0], setting.phi, order)) or _nowhere(certificate)
     if not withheld:
-        ways = {a.channel for key in certificate for a in certificate[key] if a.verdict == DIFFERS}
+        channels = {a.channel for agreements in certificate.values() for a in agreements if a.verdict == DIFFERS}
         return (
-            f"{' and '.join(sorted(ways))} gives other derivatives than differences do, which agree with what is taken "
-            f"here ({places}). Elsewhere do not rely on torch there."
+            f"torch's {' and '.join(sorted({channel.split(',')[0] for channel in channels}))} is wrong here: {places}. "
+            "What is taken instead agrees with differences; elsewhere do not rely on torch in that."
         )
     names = ", ".join(dict.fromkeys(_describe(key) for key in withheld))
     return (
@@ -51,7 +51,9 @@ def _of_differences(setting: Setting, certificate: Certificate) -> str:
 
 
 def _of_kinks(setting: Setting) -> str:
-    where = ", ".join(dict.fromkeys(kinks(heard(setting.model, setting.pool[0], setting.phi)))) or "the loss"
+    at = [name for name in culprits(setting.model, setting.pool[0], setting.phi, 1) if KINK_HERE in name]
+    all_of_them = dict.fromkeys(kinks(heard(setting.model, setting.pool[0], setting.phi)))
+    where = ", ".join(at or all_of_them) or "no layer alone shows it"
     return (
         f"the slope of the loss jumps at this very point ({where}), where a gradient is one of several. Take another "
         "point, such as biases that are not 0, or a smooth function."
@@ -78,10 +80,17 @@ def _notes(setting: Setting, certificate: Certificate, found: Quantities, expans
     if any(loss.alters_its_data for loss in setting.pool):
         notes.append("the model alters its inputs or targets in place; each evaluation got copies.")
     if spoiled := _spoiled(expansion):
-        where = ", ".join(dict.fromkeys(kinks(heard(setting.model, setting.pool[0], setting.phi))))
+        where = ", ".join(_kinks_on_the_way(setting))
         cause = f"kinks lie on the way ({where})" if where else "alpha is too large for the series"
         notes.append(f"the slopes of {', '.join(spoiled)} fall short of n + 1: {cause}; take a smaller alpha.")
     return notes
+
+
+def _kinks_on_the_way(setting: Setting) -> list[str]:
+    """The functions with kinks, those with one at 0 only if a number crosses it in the last minibatch of the loop."""
+    points, _ = gradients_met(setting.steps, setting.phi, setting.alpha)
+    first, last = (heard(setting.model, setting.steps[-1], point) for point in (setting.phi, points[setting.k - 1]))
+    return list(dict.fromkeys(kinks(first, last)))
 
 
 def _spoiled(expansion: pd.DataFrame) -> list[str]:

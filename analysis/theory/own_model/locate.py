@@ -20,7 +20,9 @@ from analysis.theory.own_model.trees import leaves, map_leaves
 from analysis.theory.own_model.watching import Call, Watcher, layer_names, named
 from analysis.theory.written_out import right_derivatives
 
-MOST_CALLS = 200  # of functions that are looked at: each takes some tens of evaluations
+MOST = 8  # functions that are named
+KINK_HERE = "it has a kink here"
+FAILS = " fails in "
 ORDERS = "gradient", "second derivative", "third derivative"
 
 
@@ -29,20 +31,25 @@ def culprits(model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: boo
 
     failing: only those that fail.
     """
+    moved = _near(phi)
     found = []
     if isinstance(model, nn.Module):
-        found = _in_layers(model, "", _layer_calls(model, loss, phi), order)
+        calls_of_layers = _layer_calls(model, loss, phi), _layer_calls(model, loss, moved)
+        found = _in_layers(model, "", calls_of_layers, order)
+    found = [(layer, fault) for layer, fault in found if FAILS in fault or not failing]
     blamed = {layer for layer, _ in found}
-    calls = [c for c in heard(model, loss, phi) if not isinstance(model, nn.Module) or not blamed or c.layer in blamed]
     functions: dict[str, str] = {}
-    for call in calls[:MOST_CALLS]:
-        if call.name in NO_FUNCTIONS or not (fault := _fault_of_call(call, order)):
+    for call, beyond in zip(heard(model, loss, phi), heard(model, loss, moved), strict=False):
+        if call.name in NO_FUNCTIONS or call.name != beyond.name or (blamed and call.layer not in blamed):
             continue
-        functions.setdefault(f"{call.name} in {call.layer}" if call.layer else call.name, fault)
-    named_in = {layer for layer, _ in found if any(name.endswith(f" in {layer}") for name in functions)}
+        if len(functions) >= MOST:
+            break
+        fault = _fault_of_call(call, beyond, order)
+        if FAILS in fault if failing else fault:
+            functions.setdefault(f"{call.name} in {call.layer}" if call.layer else call.name, fault)
+    named_in = {layer for layer in blamed if any(name.endswith(f" in {layer}") for name in functions)}
     rest = [f"{layer}: {fault}" for layer, fault in found if layer not in named_in]
-    faults = [*(f"{name}: {fault}" for name, fault in functions.items()), *rest]
-    return [fault for fault in faults if " fails in " in fault] if failing else faults
+    return [*(f"{name}: {fault}" for name, fault in functions.items()), *rest]
 
 
 def heard(model: Any, loss: OwnLoss, phi: Vector) -> list[Call]:
@@ -59,9 +66,20 @@ class _LayerCall:
     kwargs: dict[str, Any]
 
 
-def _layer_calls(model: nn.Module, loss: OwnLoss, phi: Vector) -> dict[int, _LayerCall]:
-    """The first call of each module, by the module's identity."""
-    calls: dict[int, _LayerCall] = {}
+_Calls = dict[int, _LayerCall]  # the first call of each module, by the module's identity
+
+
+def _near(phi: Vector) -> Vector:
+    """A point a thousandth of its length away in a random direction.
+
+    Arguments are moved as they move from phi to there: a symmetric matrix stays symmetric.
+    """
+    d = torch.randn(len(phi), generator=torch.Generator().manual_seed(1), dtype=torch.float64, device="cpu").to(phi)
+    return phi + d * (1e-3 * (float(phi.norm()) / float(d.norm()) + 0.01))
+
+
+def _layer_calls(model: nn.Module, loss: OwnLoss, phi: Vector) -> _Calls:
+    calls: _Calls = {}
 
     def note(module: nn.Module, args: Any, kwargs: Any) -> None:
         calls.setdefault(id(module), _LayerCall(_constants(args), _constants(kwargs)))
@@ -76,74 +94,76 @@ def _layer_calls(model: nn.Module, loss: OwnLoss, phi: Vector) -> dict[int, _Lay
     return calls
 
 
-def _in_layers(module: nn.Module, path: str, calls: dict[int, _LayerCall], order: int) -> list[tuple[str, str]]:
+def _in_layers(module: nn.Module, path: str, calls: tuple[_Calls, _Calls], order: int) -> list[tuple[str, str]]:
     """The innermost layers inside a module that are at fault, with their faults."""
     found = []
     for name, child in module.named_children():
         full = f"{path}.{name}" if path else name
-        fault = _fault_of_layer(child, calls[id(child)], order) if id(child) in calls else ""
-        if fault or id(child) not in calls:  # such as a list of layers
+        called = all(id(child) in at for at in calls)
+        fault = _fault_of_layer(child, *(at[id(child)] for at in calls), order) if called else ""
+        if fault or not called:  # such as a list of layers
             found += _in_layers(child, full, calls, order) or ([(named(full, child), fault)] if fault else [])
     return found
 
 
-def _fault_of_layer(module: nn.Module, call: _LayerCall, order: int) -> str:
-    function = ModuleFunction(module)
-    keeper = Keeper(module)
-    inputs = [leaf for _, leaf in leaves((call.args, call.kwargs)) if _is_number(leaf)]
-    parameters = {"parameters": function.parameters, "inputs": inputs}
+def _fault_of_layer(module: nn.Module, call: _LayerCall, beyond: _LayerCall, order: int) -> str:
+    function, keeper = ModuleFunction(module), Keeper(module)
+    tree = call.args, call.kwargs
+    inputs = [leaf for _, leaf in leaves(tree) if _is_number(leaf)]
+    moved = [leaf for _, leaf in leaves((beyond.args, beyond.kwargs)) if _is_number(leaf)]
+    if (not function.parameters and not inputs) or [a.shape for a in inputs] != [b.shape for b in moved]:
+        return ""
 
     def run(values: Any, _: Any) -> Any:
         exchanged = iter(values["inputs"])
-        args, kwargs = map_leaves(lambda leaf: next(exchanged) if _is_number(leaf) else leaf, (call.args, call.kwargs))
+        args, kwargs = map_leaves(lambda leaf: next(exchanged) if _is_number(leaf) else leaf, tree)
         function.exchange(values["parameters"], like=values["inputs"])
         return module(*args, **kwargs)
 
-    if not function.parameters and not inputs:
-        return ""
-    x, unflatten = flatten(parameters)
-    return _fault(OwnLoss(run, _weighted, unflatten, ((), ()), keeper), x, order)
+    x, unflatten = flatten({"parameters": function.parameters, "inputs": inputs})
+    own = list(function.parameters.values())
+    steps = [*(_near(p.detach().flatten()) - p.detach().flatten() for p in own)]
+    steps += [(b - a).flatten() for a, b in zip(inputs, moved, strict=True)]
+    return _fault(OwnLoss(run, _weighted, unflatten, ((), ()), keeper), x, torch.cat(steps), order)
 
 
-def _fault_of_call(call: Call, order: int) -> str:
-    arguments = call.args, call.kwargs
-    inputs = [leaf for _, leaf in leaves(arguments) if _is_number(leaf) and leaf.requires_grad]
-    if not inputs:
+def _fault_of_call(call: Call, beyond: Call, order: int) -> str:
+    tree = call.args, call.kwargs
+    inputs = [leaf for _, leaf in leaves(tree) if _varies(leaf)]
+    moved = [leaf for _, leaf in leaves((beyond.args, beyond.kwargs)) if _varies(leaf)]
+    if not inputs or [a.shape for a in inputs] != [b.shape for b in moved]:
         return ""
-    x, unflatten = flatten(inputs)
 
     def value(point: Vector) -> Tensor:
         exchanged = iter(unflatten(point))
-        args, kwargs = map_leaves(
-            lambda leaf: next(exchanged) + 0 if _is_number(leaf) and leaf.requires_grad else leaf, arguments
-        )
+        # Added to 0, they are no leaves, so that they may be altered in place.
+        args, kwargs = map_leaves(lambda leaf: next(exchanged) + 0 if _varies(leaf) else leaf, tree)
         with right_derivatives():
             return _weighted(call.function(*args, **kwargs))
 
-    return _fault(value, x, order)
+    x, unflatten = flatten(inputs)
+    step = torch.cat([(b - a).detach().flatten() for a, b in zip(inputs, moved, strict=True)])
+    return _fault(value, x, step, order)
 
 
-def _fault(f: Loss, x: Vector, order: int) -> str:
-    """Tells in which order, and by which mode, the derivative of f is another than that by differences."""
-    generator = torch.Generator().manual_seed(1)
-    u, v = (torch.randn(len(x), generator=generator, dtype=torch.float64).to(x) for _ in range(2))
-    u, v = u / u.norm(), v / v.norm()
-    length = float(x.norm()) + 0.01 * len(x) ** 0.5
-    with torch.no_grad():
-        start = f(x)
-        if not (isinstance(start, Tensor) and start.isfinite()):
-            return ""
-        slope = differences(lambda t: f(x + t * u), start, length)[0]
-    try:
-        g = gradient(f, x)
-    except RuntimeError:  # the results depend on nothing here
+def _fault(f: Loss, x: Vector, step: Vector, order: int) -> str:
+    """Tells in which order, and by which mode, the derivative of f along a step is another than by differences."""
+    length, size = float(x.norm()) + 0.01 * len(x) ** 0.5, float(step.norm())
+    if not size:
         return ""
-    first = compare("", g @ u, slope, size=float(g.norm()) / len(x) ** 0.5)
+    d = step / size
+    try:
+        with torch.no_grad():
+            start = f(x)
+            slope = differences(lambda t: f(x + t * d), start, length)[0]
+        g = gradient(f, x)
+    except RuntimeError:  # no function of tensors alone, or the results depend on nothing here
+        return ""
+    first = compare("", g @ d, slope, size=float(g.norm()) / len(g) ** 0.5)
     if first.verdict in (DIFFERS, KINK):
-        return f"its {ORDERS[0]} differs" if first.verdict == DIFFERS else "it has a kink here"
-    if order >= 2 and (fault := _of_order(2, f, x, [v], length)):
-        return fault
-    return _of_order(3, f, x, [v, u], length) if order >= 3 else ""
+        return f"its {ORDERS[0]} differs" if first.verdict == DIFFERS else KINK_HERE
+    faults = (_of_order(n, f, x, [d] * (n - 1), length) for n in range(2, order + 1))
+    return next((fault for fault in faults if fault), "")
 
 
 def _of_order(n: int, f: Loss, x: Vector, directions: Sequence[Vector], length: float) -> str:
@@ -151,14 +171,16 @@ def _of_order(n: int, f: Loss, x: Vector, directions: Sequence[Vector], length: 
     if lower is None:
         return ""
     quotient = differences(lambda t: lower(x + t * directions[-1]), lower(x), length)[0]
+    faults = []
     for way, mode in ((forward, "forward"), (reverse, "reverse")):
         try:
-            found = compare("", way(f, x, *directions), quotient)
+            verdict = compare("", way(f, x, *directions), quotient).verdict
         except Exception as error:
-            return f"its {ORDERS[n - 1]} fails in {mode} mode ({_first_line(error)})"
-        if found.verdict == DIFFERS:
-            return f"its {ORDERS[n - 1]} differs in {mode} mode"
-    return ""
+            faults.append(f"its {ORDERS[n - 1]}{FAILS}{mode} mode ({_first_line(error)})")
+            continue
+        if verdict == DIFFERS:
+            faults.append(f"its {ORDERS[n - 1]} differs in {mode} mode")
+    return " and ".join(faults)
 
 
 def _second(f: Loss, x: Vector, v: Vector) -> Callable[[Vector], Vector] | None:
@@ -176,9 +198,10 @@ def _along(way: Way, f: Loss, v: Vector, point: Vector) -> Vector:
 
 
 def _weighted(results: Any, _: Any = None) -> Tensor:
-    """The sum of all numbers with weights that repeat nowhere."""
+    """The sum of all numbers with weights that repeat nowhere, and some of their squares: not linear in any."""
     numbers = [leaf for _, leaf in leaves(results) if _is_number(leaf)]
-    sums = [(n * torch.arange(1, n.numel() + 1).to(n).sin().view(n.shape)).sum() for n in numbers]
+    weights = [torch.arange(1, n.numel() + 1).to(n).sin().view(n.shape) for n in numbers]
+    sums = [(n * w + n * n / 4).sum() for n, w in zip(numbers, weights, strict=True)]
     return torch.stack(sums).sum() if sums else torch.zeros(())
 
 
@@ -192,6 +215,10 @@ def _first_line(error: Exception) -> str:
 
 def _is_number(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _varies(leaf: Any) -> bool:
+    return _is_number(leaf) and leaf.requires_grad
 
 
 NO_FUNCTIONS = {"__set__", "__setitem__", "item", "tolist", "__float__", "backward", "requires_grad_", "detach", "data"}

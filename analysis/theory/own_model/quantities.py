@@ -167,7 +167,7 @@ def _withheld(at: Setting, found: Quantities, certificate: Certificate) -> Quant
 
 def _unheard(agreements: list[Agreement], way: Way) -> list[Agreement]:
     return [
-        replace(a, channel=f"{CHANNELS[way]} (not taken) by {a.channel}", decides=False)
+        replace(a, channel=f"{CHANNELS[way]}, not taken: {a.channel}", decides=False)
         for a in agreements
         if a.decides and a.verdict != HOLDS
     ]

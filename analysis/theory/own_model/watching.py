@@ -25,6 +25,7 @@ class Call:
     kwargs: dict[str, Any]
     result: Any
     with_grad: bool  # not under no_grad
+    in_rule: bool  # in the forward pass of a torch.autograd.Function, whose backward pass speaks for itself
 
 
 class Watcher(TorchFunctionMode):
@@ -38,8 +39,10 @@ class Watcher(TorchFunctionMode):
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
-            layer = calling_layer(sys._getframe(1), self._layers)
-            self._listen(Call(func, _name(func), layer, args, kwargs, result, torch.is_grad_enabled()))
+            frame = sys._getframe(1)
+            with_grad, in_rule = torch.is_grad_enabled(), _in_rule(frame)
+            layer = calling_layer(frame, self._layers)
+            self._listen(Call(func, _name(func), layer, args, kwargs, result, with_grad, in_rule))
         return result
 
 
@@ -79,8 +82,7 @@ def failing_layer(traceback: TracebackType | None, layers: dict[int, str]) -> st
 def stopped_gradients(calls: list[Call]) -> Iterator[str]:
     """Names the calls that cut a float off from the parameters that it depends on."""
     for call in calls:
-        inputs = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if _is_number(leaf) and leaf.requires_grad]
-        if not inputs or call.name in NEW or call.name.startswith("__set"):
+        if call.in_rule or not _varies((call.args, call.kwargs)) or call.name in NEW or call.name.startswith("__set"):
             continue
         if call.name in NUMBERS or _is_padding(call):
             yield f"{call.name} in {call.layer}"
@@ -90,11 +92,20 @@ def stopped_gradients(calls: list[Call]) -> Iterator[str]:
                 yield f"{call.name if call.name in DETACHING else 'no_grad'} in {call.layer}"
 
 
-def kinks(calls: list[Call]) -> Iterator[str]:
-    """Names the calls of functions that have a kink or a jump somewhere."""
-    for call in calls:
-        if call.name.removesuffix("_") in KINKED:
+def kinks(calls: list[Call], beyond: list[Call] | None = None) -> Iterator[str]:
+    """Names the calls of functions that have a kink or a jump somewhere.
+
+    beyond: the same calls at another point. Of functions with a kink at 0 those are named in which some number crosses
+    it between the points.
+    """
+    for call, other in zip(calls, beyond or calls, strict=False):
+        name = call.name.removesuffix("_")
+        if name not in KINKED or not _varies((call.args, call.kwargs)):
+            continue
+        if beyond is None or name not in AT_ZERO or call.name != other.name:
             yield f"{call.name} in {call.layer}"
+        elif crossing := int((call.args[0] * other.args[0] <= 0).sum()):
+            yield f"{call.name} in {call.layer}, where {crossing} of {call.args[0].numel()} numbers cross it"
 
 
 DETACHING = {"detach", "data", "detach_"}
@@ -103,6 +114,7 @@ NEW = {
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like"),
     *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "is_floating_point", "size", "dim"),
 }
+AT_ZERO = {"relu", "leaky_relu", "prelu", "elu", "selu", "celu", "abs", "absolute"}
 KINKED = {
     *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "hardtanh", "hardswish", "hardsigmoid"),
     *("hardshrink", "softshrink", "threshold", "abs", "absolute", "clamp", "clip", "clamp_min", "clamp_max"),
@@ -113,7 +125,16 @@ KINKED = {
     *("triplet_margin_loss", "triplet_margin_with_distance_loss", "cosine_embedding_loss", "sign", "round", "floor"),
     *("ceil", "trunc", "frac", "remainder", "fmod", "where", "norm", "vector_norm", "cdist", "pdist", "argmax"),
     *("pairwise_distance", "nuclear_norm", "matrix_norm", "svdvals", "gumbel_softmax", "nanmedian", "aminmax"),
+    *("int", "long", "short", "bool"),
 }
+
+
+def _in_rule(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "apply" and frame.f_globals.get("__name__") == "torch.autograd.function":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _layer_of(frame: FrameType, layers: dict[int, str]) -> str:
@@ -126,6 +147,10 @@ def _is_padding(call: Call) -> bool:
     values = dict(zip(("input", "weight", "padding_idx"), call.args, strict=False)) | call.kwargs
     padding = values.get("padding_idx")
     return padding is not None and bool((values["input"] == padding % len(values["weight"])).any())
+
+
+def _varies(arguments: Any) -> bool:
+    return any(_is_number(leaf) and leaf.requires_grad for leaf in tree_leaves(arguments))
 
 
 def _is_number(leaf: Any) -> bool:
