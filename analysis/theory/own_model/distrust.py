@@ -1,8 +1,10 @@
 """What a certificate means, in sentences: what is wrong, where, and the way out."""
 
+from collections.abc import Sequence
+
 import pandas as pd
 
-from analysis.theory.own_model.certify import CHANNELS, PRODUCTS, Certificate, Setting
+from analysis.theory.own_model.certify import CHANNELS, Certificate, Key, Setting
 from analysis.theory.own_model.checks import check_loss
 from analysis.theory.own_model.locate import KINK_HERE, culprits, heard
 from analysis.theory.own_model.loops import forward, gradients_met
@@ -43,9 +45,8 @@ def _of_differences(setting: Setting, certificate: Certificate) -> str:
             f"torch's {' and '.join(sorted({channel.split(',')[0] for channel in channels}))} is wrong here: {places}. "
             "What is taken instead agrees with differences; elsewhere do not rely on torch in that."
         )
-    names = ", ".join(dict.fromkeys(_describe(key) for key in withheld))
     return (
-        f"{names} differ from their channels and are withheld (nan): {places}. Write that part in elementary "
+        f"{_list(withheld)} differ from their channels and are withheld (nan): {places}. Write that part in elementary "
         "operations of torch, or correct its derivative; certify=False gives the numbers all the same."
     )
 
@@ -71,8 +72,7 @@ def _of_stops(setting: Setting) -> str:
 def _notes(setting: Setting, certificate: Certificate, found: Quantities, expansion: pd.DataFrame) -> list[str]:
     notes = []
     if undecided := [key for key in certificate if certificate.verdict(key) == UNDECIDED]:
-        names = ", ".join(dict.fromkeys(_describe(key) for key in undecided))
-        notes.append(f"step and round-off hide whether {names} are right; float64 shows more.")
+        notes.append(f"step and round-off hide whether {_list(undecided)} are right; float64 shows more.")
     if found.way is None:
         notes.append("terms and AvgGradInner are differences, as torch has no derivative of these stopped gradients.")
     elif found.way is not forward and not setting.stops:
@@ -99,7 +99,7 @@ def _spoiled(expansion: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(short.gradient))
 
 
-def _differing(certificate: Certificate) -> list[tuple[str, str, int]]:
+def _differing(certificate: Certificate) -> list[Key]:
     return [key for key, agreements in certificate.items() if any(a.verdict == DIFFERS for a in agreements)]
 
 
@@ -112,8 +112,10 @@ def _nowhere(certificate: Certificate) -> str:
     return "no layer alone shows it"
 
 
-def _describe(key: tuple[str, str, int]) -> str:
-    quantity, gradient, order = key
-    if quantity == "terms":
-        return f"terms of order {order} of {gradient}"
-    return f"{quantity} {gradient}".strip() if key != PRODUCTS else "avg_grad_inner"
+def _list(keys: Sequence[Key]) -> str:
+    """Lists quantities, each with the gradients that are meant: "g_bar, terms of order 2 (g_2, MAML)"."""
+    gradients: dict[str, list[str]] = {}
+    for quantity, gradient, order in keys:
+        name = f"terms of order {order}" if quantity == "terms" else quantity
+        gradients.setdefault(name, []).extend([gradient] if gradient else [])
+    return ", ".join(f"{name} ({', '.join(of)})" if of else name for name, of in gradients.items())

@@ -100,7 +100,7 @@ def _in_layers(module: nn.Module, path: str, calls: tuple[_Calls, _Calls], order
     for name, child in module.named_children():
         full = f"{path}.{name}" if path else name
         called = all(id(child) in at for at in calls)
-        fault = _fault_of_layer(child, *(at[id(child)] for at in calls), order) if called else ""
+        fault = _fault_of_layer(child, calls[0][id(child)], calls[1][id(child)], order) if called else ""
         if fault or not called:  # such as a list of layers
             found += _in_layers(child, full, calls, order) or ([(named(full, child), fault)] if fault else [])
     return found
