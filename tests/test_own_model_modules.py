@@ -91,7 +91,7 @@ def hooked():
 def frozen():
     net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
     net[0].weight.requires_grad_(False)
-    net[2].weight.grad = torch.ones(4, 5, dtype=torch.float64)
+    net[2].weight.grad = torch.ones(4, 5)
     return net
 
 
@@ -386,9 +386,7 @@ class Checkpointed(nn.Module):
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_is_refused_by_name(use_reentrant):
-    with pytest.raises(
-        (ValueError, NotImplementedError), match=r"gradient checkpointing .*in '1|turn off gradient"
-    ):
+    with pytest.raises((ValueError, NotImplementedError), match=r"gradient checkpointing .*in '1|turn off gradient"):
         quick(nn.Sequential(nn.Linear(3, 3), Checkpointed(use_reentrant)).double())
 
 

@@ -10,7 +10,7 @@ Differences decide. A second rule that is not what the first one is gets named a
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import pandas as pd
@@ -19,7 +19,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analysis.theory.derivatives import Vector, gradient
-from analysis.theory.own_model.loops import Way, adapted_loss, forward, gradients_met, reverse, through_the_loop
+from analysis.theory.own_model.loops import (
+    Way,
+    adapted_loss,
+    by_products,
+    forward,
+    gradients_met,
+    reverse,
+    through_the_loop,
+)
 from analysis.theory.own_model.losses import ModuleFunction, OwnLoss
 from analysis.theory.own_model.quotients import (
     DIFFERS,
@@ -36,7 +44,7 @@ from analysis.theory.own_model.quotients import (
 Key = tuple[str, str, int]  # quantity, gradient or "", order
 CHANNELS = {forward: "forward over reverse mode", reverse: "reverse over reverse mode"}
 ASKED_TWICE = 2  # minibatches on which a second rule is asked: rules are the same on all, differences are taken on each
-G_BAR, PRODUCTS = ("g_bar", "", 0), ("avg_grad_inner", "", 0)
+G_BAR, PRODUCTS, MAML = ("g_bar", "", 0), ("avg_grad_inner", "", 0), ("exact", "MAML", 0)
 
 
 @dataclass(frozen=True)
@@ -162,11 +170,14 @@ class Probe:
             self._moved(loss, g, v) for loss, g, v in zip(self.setting.pool, self.g_bar, self.pairings, strict=True)
         ]
 
-    @cached_property
-    def series(self) -> list[list[Quotient]]:
-        """For each of g_1 … g_k and MAML its coefficients of alpha^1 …, by differences in alpha of the loop."""
+    def series(self, maml_way: Way) -> list[list[Quotient]]:
+        """For each of g_1 … g_k and MAML its coefficients of alpha^1 …, by differences in alpha of the loop.
+
+        maml_way: that in which MAML's gradient is held to differences of the adapted loss.
+        """
         at = self.setting
-        loop = lru_cache(maxsize=None)(lambda t: through_the_loop(at.steps, at.phi, t))
+        whole = through_the_loop if maml_way is reverse else partial(by_products, way=maml_way)
+        loop = cache(lambda t: whole(at.steps, at.phi, t))
         at_zero = [*self.g_bar[: at.k], self.g_bar[at.k - 1]]
         size = float(self.g_bar[: max(at.k - 1, 1)].sum(0).norm())
         unit = self._length / size if size else 1.0

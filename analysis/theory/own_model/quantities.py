@@ -2,18 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.theory.derivatives import gradient
-from analysis.theory.own_model.certify import CHANNELS, G_BAR, PRODUCTS, Certificate, Probe, Setting
+from analysis.theory.derivatives import Vector, gradient
+from analysis.theory.own_model.certify import CHANNELS, G_BAR, MAML, PRODUCTS, Certificate, Probe, Setting
 from analysis.theory.own_model.checks import NotFinite, check_finite
 from analysis.theory.own_model.locate import culprits
 from analysis.theory.own_model.loops import Way, by_products, forward, reverse
-from analysis.theory.own_model.quotients import HOLDS, Agreement, Quotient, compare
+from analysis.theory.own_model.losses import OwnLoss
+from analysis.theory.own_model.quotients import DIFFERS, HOLDS, Agreement, Quotient, compare
 from analysis.theory.taylor import inner_gradient_terms, maml_terms
 
 IN_ALPHA = "differences in alpha of the loop"
@@ -50,14 +52,14 @@ def quantities(setting: Setting, *, certify: bool) -> tuple[Quantities, Certific
         return exact
 
     def hold_exact(exact: Tensor, way: Way) -> Certificate:
-        return Certificate({("exact", "MAML", 0): probe.maml(exact[-1])})
+        return Certificate({MAML: probe.maml(exact[-1])})
 
     # Where gradients are stopped, backward passes alone are what autograd does.
     ways = (reverse,) if at.stops else (reverse, forward)
     exact, maml_way = _best(at, ways, take_exact, hold_exact if certify else None, certificate)
     at_half = by_products(at.steps, at.phi, at.alpha / 2, maml_way)
 
-    (terms, products), way = _higher(at, probe, certificate, certify)
+    (terms, products), way = _higher(at, probe, maml_way, certificate, certify)
     if certify:
         certificate.add(G_BAR, *probe.gradients())
         for name, agreement in zip(at.names, probe.gradients_met(), strict=False):
@@ -98,26 +100,34 @@ def _best(
 
 
 def _higher(
-    at: Setting, probe: Probe, certificate: Certificate, certify: bool
+    at: Setting, probe: Probe, maml_way: Way, certificate: Certificate, certify: bool
 ) -> tuple[tuple[Float[Tensor, "u orders P"], Float[Tensor, "m P"]], Way | None]:
     """The terms of the series, and the products of which AvgGradInner is the mean."""
 
+    @cache
+    def series() -> list[list[Quotient]]:
+        """The coefficients by differences in alpha: of one step, or of order 0 alone, there are none."""
+        return probe.series(maml_way) if at.order and at.k > 1 else []
+
     def take(way: Way) -> tuple[Tensor, Tensor]:
         products = [way(loss, at.phi, v) for loss, v in zip(at.pool, probe.pairings, strict=True)]
-        series = inner_gradient_terms(at.steps, at.phi, at.order, by=way)
-        series.append(maml_terms(at.steps, at.phi, at.order, by=way, last=series[-1]))
+        by = partial(_unless_zero, way)
+        formulas = inner_gradient_terms(at.steps, at.phi, at.order, by=by)
+        formulas.append(maml_terms(at.steps, at.phi, at.order, by=by, last=formulas[-1]))
         powers = at.alpha ** torch.arange(at.order + 1, dtype=at.phi.dtype)
-        terms = torch.stack([torch.stack(coefficients) for coefficients in series]) * powers[:, None]
+        terms = torch.stack([torch.stack(coefficients) for coefficients in formulas]) * powers[:, None]
         if at.stops:
-            _put_differences(at, probe, terms, rows=[-1])
+            _put_differences(at, series, terms, rows=[-1])
         return terms, torch.stack(products)
 
     def hold(found: tuple[Tensor, Tensor], way: Way) -> Certificate:
         terms, products = found
         held = Certificate({PRODUCTS: probe.products(way, list(products))})
-        for name, row, quotients in zip(at.names, terms, _series(at, probe), strict=False):
+        for name, row, quotients in zip(at.names, terms, series(), strict=False):
             for n, quotient in enumerate(quotients, 1):
                 held["terms", name, n] = [compare(IN_ALPHA, row[n] / at.alpha**n, quotient)]
+                if name == "MAML":  # which the loop in alpha speaks of only if its gradient is right
+                    held["terms", name, n] += [a for a in certificate[MAML] if a.decides and a.verdict == DIFFERS]
         return held
 
     if not at.stops:
@@ -125,26 +135,30 @@ def _higher(
     try:
         return _best(at, (forward,), take, hold if certify else None, certificate)
     except NotImplementedError:
-        return _by_differences(at, probe), None
+        return _by_differences(at, probe, series), None
 
 
-def _by_differences(at: Setting, probe: Probe) -> tuple[Tensor, Tensor]:
+def _unless_zero(way: Way, loss: OwnLoss, phi: Vector, *directions: Vector) -> Vector:
+    """A derivative, which costs nothing along 0, as before the first step."""
+    return way(loss, phi, *directions) if all(bool(v.any()) for v in directions) else torch.zeros_like(phi)
+
+
+Series = Callable[[], list[list[Quotient]]]
+
+
+def _by_differences(at: Setting, probe: Probe, series: Series) -> tuple[Tensor, Tensor]:
     """The same where torch has no derivative of a field that is no gradient: as the quotients say."""
     terms = torch.zeros(at.k + 1, at.order + 1, len(at.phi), dtype=at.phi.dtype)
     terms[:-1, 0], terms[-1, 0] = probe.g_bar[: at.k], probe.g_bar[at.k - 1]
-    _put_differences(at, probe, terms, rows=list(range(at.k + 1)))
+    _put_differences(at, series, terms, rows=list(range(at.k + 1)))
     return terms, torch.stack([quotient.value for quotient in probe.by_gradients])
 
 
-def _put_differences(at: Setting, probe: Probe, terms: Tensor, rows: Sequence[int]) -> None:
-    for row in rows:
-        for n, quotient in enumerate(_series(at, probe)[row] if at.k > 1 else [], 1):
+def _put_differences(at: Setting, series: Series, terms: Tensor, rows: Sequence[int]) -> None:
+    found = series()
+    for row in rows if found else []:
+        for n, quotient in enumerate(found[row], 1):
             terms[row, n] = quotient.value * at.alpha**n
-
-
-def _series(at: Setting, probe: Probe) -> list[list[Quotient]]:
-    """The coefficients by differences in alpha: of one step, or of order 0 alone, there are none."""
-    return probe.series if at.order and at.k > 1 else []
 
 
 def _withheld(at: Setting, found: Quantities, certificate: Certificate) -> Quantities:

@@ -22,7 +22,7 @@ class Quotient:
 
     explained: how far step and round-off may move it.
     natural: its size where f changes by its own size along `unit`. Far below, it is no more than round-off.
-    jump: by how much the slope changes at 0 itself, if that does not fall with the step; else 0.
+    jump: what a kink at 0 itself puts in the coefficient's place, if there is one; else 0.
     """
 
     value: Tensor
@@ -114,14 +114,17 @@ def _at_step(f: Callable[[float], Tensor], at_zero: Tensor, step: float, unit: f
     for n, quotient in enumerate((odd, even)[:order], 1):
         extrapolated = (4 * quotient[step / 2] - quotient[step]) / 3
         left = 2 * float((extrapolated - quotient[step / 2]).norm()) + noise / (step / 2) ** n
-        found.append(Quotient(extrapolated, left, size / unit**n, _jump(even, step) if n == 1 else 0.0))
+        found.append(Quotient(extrapolated, left, size / unit**n, _jump(even, step, n)))
     return found
 
 
-def _jump(even: dict[float, Tensor], step: float) -> float:
-    """Twice h even(h) is the difference of the slopes on both sides: smooth functions halve it with h."""
-    whole, half = (2 * h * float(even[h].norm()) for h in (step, step / 2))
-    return half if half > 0.75 * whole else 0.0
+def _jump(even: dict[float, Tensor], step: float, n: int) -> float:
+    """Twice h even(h) is the difference of the slopes on both sides, of which even(h) makes the second coefficient.
+
+    With h, the former halves and the latter stays where a function is smooth; each doubles against that at a kink.
+    """
+    whole, half = (float(even[h].norm()) * (2 * h if n == 1 else 1) for h in (step, step / 2))
+    return half if half > (0.75 if n == 1 else 1.5) * whole else 0.0
 
 
 def _bluntness(quotient: Quotient) -> float:
