@@ -21,6 +21,7 @@ from torch.func import grad
 from analysis.theory.derivatives import Loss, Vector, coefficients_in, derivative, gradient, hessian_at
 
 Series = list[Vector]
+Derivative = Callable[..., Vector]  # of (loss, phi, *directions), as `derivative`
 HIGHEST_FORMULA = 2  # beyond it the terms have no short formula; `inner_gradient_series` goes to any order
 
 
@@ -56,43 +57,54 @@ def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
     return v
 
 
-def inner_gradient_terms(losses: Sequence[Loss], phi: Vector, order: int) -> list[Series]:
-    """The series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above; not to be differentiated again."""
+def inner_gradient_terms(
+    losses: Sequence[Loss], phi: Vector, order: int, *, by: Derivative | None = None
+) -> list[Series]:
+    """The series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above; not to be differentiated again.
+
+    by: takes the products L'' v and L'''[u, v]; `derivative`, or in first order reverse mode, if None.
+    """
     _check_order(order)
+    higher = by or derivative
     s, firsts = torch.zeros_like(phi), torch.zeros_like(phi)  # sums over j < i of g_bar_j, and of order-1 terms
     series = []
     for loss in losses:
         terms = [gradient(loss, phi)]
         if order >= 1:
-            terms.append(-hessian_at(loss, phi)(s))
+            terms.append(-(by(loss, phi, s) if by else hessian_at(loss, phi)(s)))
         if order >= 2:  # sum_{j<i} H_j s_j is minus the sum of the order-1 terms before
-            terms.append(derivative(loss, phi, -firsts) + derivative(loss, phi, s, s) / 2)
+            terms.append(higher(loss, phi, -firsts) + higher(loss, phi, s, s) / 2)
         series.append(terms)
         s = s + terms[0]
         firsts = firsts + (terms[1] if order >= 1 else 0)
     return series
 
 
-def maml_terms(losses: Sequence[Loss], phi: Vector, order: int) -> Series:
+def maml_terms(
+    losses: Sequence[Loss], phi: Vector, order: int, *, by: Derivative | None = None, last: Series | None = None
+) -> Series:
     """The series of MAML's gradient to `order` 0, 1 or 2 in alpha.
 
     Order 1 (equation 24) is -H_k s_k - sum_{j<k} H_j g_bar_k. Order 2 is the gradient in phi_1 of the order-2 term of
     L_k(phi_k), which is g_bar_k . sum_{j<k} H_j s_j + 1/2 s_k . H_k s_k:
 
         (order 2 of g_k) + sum_{j<k} ( T_j[g_bar_k, s_j] + H_j (H_k s_k + sum_{j<l<k} H_l g_bar_k) )
+
+    by: as of `inner_gradient_terms`. last: the series of g_k by that, where it is known.
     """
     _check_order(order)
-    terms = [term.clone() for term in inner_gradient_terms(losses, phi, order)[-1]]
+    higher = by or derivative
+    terms = [term.clone() for term in last or inner_gradient_terms(losses, phi, order, by=by)[-1]]
     if order == 0:
         return terms
     g_bar_k, minus_h_k_s_k = terms[0].clone(), terms[1].clone()
-    partial_sums = _partial_sums([derivative(loss, phi) for loss in losses[:-1]], phi)
+    partial_sums = _partial_sums([higher(loss, phi) for loss in losses[:-1]], phi)
     later = torch.zeros_like(phi)  # sum over j < l < k of H_l g_bar_k
     for loss, s_j in reversed(list(zip(losses[:-1], partial_sums, strict=True))):
-        product = derivative(loss, phi, g_bar_k)
+        product = higher(loss, phi, g_bar_k)
         terms[1] -= product
         if order >= 2:
-            terms[2] += derivative(loss, phi, g_bar_k, s_j) + derivative(loss, phi, later - minus_h_k_s_k)
+            terms[2] += higher(loss, phi, g_bar_k, s_j) + higher(loss, phi, later - minus_h_k_s_k)
         later = later + product
     return terms
 

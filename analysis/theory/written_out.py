@@ -3,8 +3,13 @@
 `torch.nn.functional.layer_norm`, `batch_norm` with batch statistics and `instance_norm` with those of the input hand
 their saved mean and deviation to a fused backward as if they were constants. In torch 2.13, without any error, their
 second derivatives are wrong in two of the four orders of nesting (forward mode first) and their third ones in all
-eight (pytorch issues 175754, 186256, 196700). `mse_loss` fails in forward over reverse, and fused attention has no
-forward mode at all.
+eight (pytorch issues 175754, 186256, 196700). `mse_loss` fails in forward over reverse; fused attention, the gated
+linear unit, the norm of a parametrized weight and the recurrent layers of fast libraries have no forward mode at all.
+The norms stand here under every name by which Python reaches them: torch.nn.functional, torch and torch.ops.aten.
+
+A stopped gradient has one meaning here: in a backward pass, of any order, the stopped value is a constant; from one
+point to another it moves with what it is computed from, also along a direction in forward mode. `torch.no_grad` means
+that to torch already, while `detach` and `.data` mean other things to other modes: they become the former.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,12 +26,10 @@ from torch.overrides import TorchFunctionMode
 
 @contextmanager
 def right_derivatives() -> Iterator[None]:
-    """Inside, these functions of torch.nn.functional, and the layers that call them, have right derivatives of any
-    order, and attention is computed step by step. Values stay the same but for round-off; running statistics are read
-    and never updated.
+    """Inside, these functions, and the layers that call them, have right derivatives of any order, and attention is
+    computed step by step. Values stay the same but for round-off; running statistics are read and never updated.
 
-    Not covered: the same operations called as torch.layer_norm and the like, and what torch gets wrong elsewhere, such
-    as forward mode twice through torch.linalg.solve.
+    Not covered: what torch gets wrong elsewhere, such as forward mode twice through torch.linalg.solve.
     """
     with sdpa_kernel(SDPBackend.MATH), _WrittenOut():
         yield
@@ -93,11 +96,206 @@ def _mse_loss(
     return F.mse_loss(input, target, size_average, reduce, reduction, weight)  # type: ignore[call-arg]
 
 
-_WRITTEN_OUT: dict[Any, Callable[..., Tensor]] = {
+def _glu(input: Tensor, dim: int = -1) -> Tensor:
+    value, gate = input.chunk(2, dim)
+    return value * gate.sigmoid()
+
+
+def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+    """Takes what is written into `out` by a copy: torch.func knows no argument of that name."""
+    normalized = F.normalize(input, p, dim, eps)
+    return normalized if out is None else out.copy_(normalized)
+
+
+def _embedding(
+    input: Tensor,
+    weight: Tensor,
+    padding_idx: int | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
+) -> Tensor:
+    """Looks words up. Padding is a stopped gradient; gradients are dense, as a vector of all parameters is."""
+    _refuse_for_embeddings(max_norm, scale_grad_by_freq)
+    words = F.embedding(input, weight)
+    if padding_idx is None:
+        return words
+    padding = (input == padding_idx % len(weight)).unsqueeze(-1)
+    return torch.where(padding, stopped(words), words)
+
+
+def _embedding_bag(
+    input: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None = None,
+    max_norm: float | None = None,
+    norm_type: float = 2,
+    scale_grad_by_freq: bool = False,
+    mode: str = "mean",
+    sparse: bool = False,
+    per_sample_weights: Tensor | None = None,
+    include_last_offset: bool = False,
+    padding_idx: int | None = None,
+) -> Tensor:
+    """Asks for dense gradients; what is padded is in no bag, so that nothing is stopped."""
+    _refuse_for_embeddings(max_norm, scale_grad_by_freq)
+    rest = per_sample_weights, include_last_offset, padding_idx
+    return F.embedding_bag(input, weight, offsets, None, 2, False, mode, False, *rest)
+
+
+def _refuse_for_embeddings(max_norm: float | None, scale_grad_by_freq: bool) -> None:
+    if max_norm is not None:
+        raise ValueError("embedding: expected max_norm None, as it alters the weight in place, found a number")
+    if scale_grad_by_freq:
+        raise ValueError("embedding: expected scale_grad_by_freq False, as the gradient is then none, found True")
+
+
+# The signatures are those of torch and torch.ops.aten.
+
+
+def _torch_layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    return _layer_norm(input, normalized_shape, weight, bias, eps)
+
+
+def _native_layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    variance, mean = torch.var_mean(input, list(range(-len(normalized_shape), 0)), correction=0, keepdim=True)
+    return _layer_norm(input, normalized_shape, weight, bias, eps), mean, (variance + eps).rsqrt()
+
+
+def _torch_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = False,
+) -> Tensor:
+    return _batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+
+
+def _native_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    if not training:
+        return torch.native_batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps)
+    variance, mean = torch.var_mean(input, [d for d in range(input.ndim) if d != 1], correction=0)
+    return _batch_norm(input, None, None, weight, bias, True, momentum, eps), mean, (variance + eps).rsqrt()
+
+
+def _legit_batch_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    training: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
+
+
+def _legit_batch_norm_without_statistics(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _native_batch_norm(input, weight, bias, None, None, training, momentum, eps)
+
+
+def _torch_instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = False,
+) -> Tensor:
+    return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    others = [d for d in range(v.ndim) if d != dim % v.ndim] if dim != -1 else list(range(v.ndim))
+    return v * (g / v.square().sum(others, keepdim=True).sqrt())
+
+
+def _weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, Tensor]:
+    others = [d for d in range(v.ndim) if d != dim % v.ndim]
+    return _weight_norm(v, g, dim), v.square().sum(others, keepdim=True).sqrt()
+
+
+def stopped(x: Tensor) -> Tensor:
+    """Gives x as a constant of every backward pass around it: a copy, as a view would keep its part in them."""
+    with torch.no_grad():
+        return x.clone()
+
+
+def _without_fast_libraries(recurrent: Callable[..., Any]) -> Callable[..., Any]:
+    """Computes the recurrent layer in torch's own operations: oneDNN and cuDNN have first derivatives alone."""
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
+            return recurrent(*args, **kwargs)
+
+    return slowly
+
+
+def _names(operation: Any) -> list[Any]:
+    """Lists what torch.ops.aten calls one operation: itself, and its overloads."""
+    return [operation, operation._op, *(getattr(operation, overload) for overload in operation.overloads())]
+
+
+_ATEN = torch.ops.aten
+_WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,
     F.mse_loss: _mse_loss,
+    F.glu: _glu,
+    F.normalize: _normalize,
+    F.embedding: _embedding,
+    F.embedding_bag: _embedding_bag,
+    torch.layer_norm: _torch_layer_norm,
+    torch.native_layer_norm: _native_layer_norm,
+    torch.batch_norm: _torch_batch_norm,
+    torch.native_batch_norm: _native_batch_norm,
+    torch._native_batch_norm_legit: _legit_batch_norm,
+    torch.instance_norm: _torch_instance_norm,
+    torch._weight_norm: _weight_norm,
+    torch._weight_norm_interface: _weight_norm_interface,
+    torch.detach: stopped,
+    torch.Tensor.detach: stopped,
+    torch.Tensor.data.__get__: stopped,  # type: ignore[attr-defined]
+    **{name: _torch_layer_norm for name in _names(_ATEN.layer_norm)},
+    **{name: _native_layer_norm for name in _names(_ATEN.native_layer_norm)},
+    **{name: _torch_batch_norm for name in _names(_ATEN.batch_norm)},
+    **{name: _native_batch_norm for name in _names(_ATEN.native_batch_norm)},
+    **{name: _legit_batch_norm for name in _names(_ATEN._native_batch_norm_legit)},
+    _ATEN._native_batch_norm_legit.no_stats: _legit_batch_norm_without_statistics,
+    **{name: _torch_instance_norm for name in _names(_ATEN.instance_norm)},
+    **{name: stopped for name in _names(_ATEN.detach)},
+    **{f: _without_fast_libraries(f) for f in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
 }
 
 

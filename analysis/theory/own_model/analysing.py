@@ -1,0 +1,214 @@
+"""`analyse`: the quantities of section 5.1 on a model of one's own, and their certificate."""
+
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from itertools import permutations
+from math import perm
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from analysis.theory.derivatives import Vector
+from analysis.theory.expectations import Coefficients, measure, predicted, predicted_maml
+from analysis.theory.own_model.analysis import Analysis, expansion, inner_products
+from analysis.theory.own_model.certify import Setting
+from analysis.theory.own_model.checks import (
+    check_loss,
+    check_minibatches,
+    check_module,
+    check_rate,
+    check_whole,
+    evaluations_against_noise,
+    warn_of_minibatch_statistics,
+)
+from analysis.theory.own_model.distrust import judge
+from analysis.theory.own_model.keeping import Keeper, same_randomness
+from analysis.theory.own_model.locate import heard
+from analysis.theory.own_model.loops import Way, by_products
+from analysis.theory.own_model.losses import NO_HOOKS, ModuleFunction, OwnLoss, flatten
+from analysis.theory.own_model.quantities import quantities
+from analysis.theory.own_model.trees import Tree
+from analysis.theory.own_model.watching import failing_layer, layer_names, stopped_gradients
+from analysis.theory.taylor import HIGHEST_FORMULA
+
+
+def analyse(
+    model: nn.Module | Callable[[Tree, Tree], Tree],
+    loss: Callable[[Any, Any], Tensor],
+    minibatches: Iterable[tuple[Tree, Tree]],
+    alpha: float,
+    *,
+    parameters: Tree = None,
+    steps: int | None = None,
+    order: int = HIGHEST_FORMULA,
+    most_orders: int = 120,
+    certify: bool = True,
+) -> Analysis:
+    """Compare k steps of SGD on `model`, and MAML's gradient through them, with their series in alpha.
+
+    model: a module, at its parameters that require a gradient (the others and the buffers are constants, and nothing
+        of the module changes), or a function of (parameters, inputs), at `parameters`: a tensor or dicts, lists,
+        tuples and data classes of tensors. float64 is recommended: in float32 round-off soon hides what is beyond the
+        first order.
+    loss: loss(outputs, targets), a scalar, best a mean. A complete loss f(parameters, minibatch) is analysed as
+        model = f with loss = lambda value, _: value and minibatches (minibatch, None).
+    minibatches: two or more pairs (inputs, targets) from one task, in the order in which SGD meets them. Both are
+        tensors, packed sequences, or dicts, lists, tuples and data classes of them. A module gets a tuple of inputs as
+        several arguments, and a mapping as keywords if its forward takes these names. They are shaped alike but for
+        the first dimension.
+    alpha: the learning rate of the inner SGD, above 0.
+    steps: k, 1 … the number of minibatches m (all by default); the others are only in the expectations.
+    order: the highest of the series, 0 … 2. At 2 each step costs a handful of products with Hessians.
+    most_orders: leave the coefficients out if m (m - 1) … (m - k + 1), the ordered choices of k minibatches, is above.
+        Each of them costs four times MAML's gradient, and all of them most of the time that this takes.
+    certify: hold every quantity to other channels, withhold what differs and name the layer at fault. It takes about
+        as long again as everything but the coefficients.
+
+    The series holds where the loss is smooth (tanh, GELU, softplus). Derivatives go by forward over reverse mode:
+    `written_out` mends torch's norms, squared error and attention for it. Where torch lacks the forward mode, or
+    differences show it to be wrong, they go by reverse mode alone.
+
+    Stopped gradients (detach, no_grad, .data, padding of an embedding) have one meaning: a backward pass holds the
+    stopped value constant, and every gradient here is what such passes give, MAML's through its loop too; from step to
+    step the value moves with the parameters. The terms are the derivatives in alpha of these gradients, as SGD meets
+    them. `distrust` names the stops.
+
+    Raises ValueError or TypeError for unusable arguments, a loss that is not a finite scalar function of the
+    parameters, and random or lazy layers, before any derivative is taken, and NotImplementedError where torch has no
+    derivative, with the layer. Warns of what `distrust` says and of normalization by a minibatch's statistics.
+    """
+    alpha = check_rate(alpha)
+    order = check_whole("order", order, 0, HIGHEST_FORMULA)
+    model = getattr(model, "_orig_mod", model)  # what torch.compile was given
+    with torch.inference_mode(False), torch.enable_grad():
+        keeper = Keeper(model, loss)
+        try:
+            function, parameters = _as_function(model, parameters)
+            phi, unflatten = flatten(parameters)
+            batches = check_minibatches(minibatches, phi)
+            m = len(batches)
+            k = m if steps is None else check_whole("steps", steps, 1, m, ", the number of minibatches")
+            pool = [OwnLoss(function, loss, unflatten, batch, keeper) for batch in batches]
+            with same_randomness(phi.device), _made_on(phi.device):
+                stops = _check(model, pool, phi)
+                setting = Setting(model, pool, k, phi, alpha, order, stops)
+                found = _analysis(setting, unflatten, most_orders, certify)
+        finally:
+            keeper.put_back(everything=True)
+    for sentence in found.distrust:
+        warnings.warn(f"analyse: {sentence}", stacklevel=2)
+    return found
+
+
+def _analysis(setting: Setting, unflatten: Callable[[Vector], Tree], most_orders: int, certify: bool) -> Analysis:
+    found, certificate = quantities(setting, certify=certify)
+    m = len(setting.pool)
+    left_out = _why_left_out(m, setting.k, most_orders)
+    avg_grad, avg_grad_inner = found.g_bar.mean(0), found.products.sum(0) / perm(m, 2)
+    coefficients = [] if left_out else _coefficients(setting, found.maml_way, avg_grad, avg_grad_inner)
+    gram = found.g_bar @ found.g_bar.T
+    rows = expansion(setting.names, found.exact, found.terms, found.at_half)
+    distrust, notes = judge(setting, certificate, found, rows)
+    return Analysis(
+        names=setting.names,
+        alpha=setting.alpha,
+        exact=found.exact,
+        terms=found.terms,
+        g_bar=found.g_bar,
+        gram=gram,
+        avg_grad=avg_grad,
+        avg_grad_inner=avg_grad_inner,
+        expansion=rows,
+        inner_products=inner_products(gram),
+        coefficients=pd.DataFrame(coefficients, columns=["update", "term", "predicted", "measured"]),
+        left_out=left_out,
+        unflatten=unflatten,
+        certificate=certificate.table(),
+        distrust=distrust,
+        notes=notes,
+    )
+
+
+def _made_on(device: torch.device) -> AbstractContextManager:
+    """Lets the constants of the formulas be made where phi is, which costs time in every call."""
+    return nullcontext() if device == torch.get_default_device() else device
+
+
+def _why_left_out(m: int, k: int, most_orders: int) -> str:
+    orders = perm(m, k)
+    return f"{orders} ordered choices of {k} of {m} minibatches, above {most_orders}" if orders > most_orders else ""
+
+
+def _coefficients(
+    setting: Setting, way: Way, avg_grad: Vector, avg_grad_inner: Vector
+) -> list[tuple[str, str, float, float]]:
+    """The rows of `Analysis.coefficients`."""
+    k = setting.k
+
+    def updates(t: float) -> Float[Tensor, "3 P"]:
+        """The expectations, over all ordered choices, of MAML, FOMAML and Reptile."""
+        total = torch.zeros(k + 1, len(setting.phi), dtype=setting.phi.dtype)
+        for losses in permutations(setting.pool, k):
+            total += by_products(losses, setting.phi, t, way)
+        mean = total / perm(len(setting.pool), k)
+        return torch.stack([mean[-1], mean[-2], mean[:-1].sum(0)])
+
+    theorem = {
+        "MAML": predicted_maml(k),
+        "FOMAML": predicted([0.0] * (k - 1) + [1.0]),
+        "Reptile": predicted([1.0] * k),
+    }
+    if not (avg_grad.isfinite().all() and avg_grad_inner.isfinite().all()):  # withheld
+        found = [Coefficients(float("nan"), float("nan"), float("nan"))] * 3
+    else:
+        found = measure(updates, avg_grad, avg_grad_inner, alpha=setting.alpha)
+    return [
+        row
+        for (update, (first, inner)), measured in zip(theorem.items(), found, strict=True)
+        for row in (
+            (update, "AvgGrad", first, measured.avg_grad),
+            (update, "AvgGradInner", inner, measured.avg_grad_inner),
+            (update, "unexplained", 0.0, measured.unexplained),
+        )
+    ]
+
+
+def _as_function(model: Any, parameters: Tree) -> tuple[Callable[[Tree, Tree], Tree], Tree]:
+    if not isinstance(model, nn.Module):
+        if not callable(model):
+            raise TypeError(f"model: expected a torch.nn.Module or a function, found {type(model).__name__}")
+        if parameters is None:
+            raise ValueError("parameters: expected those to give to the function `model`, found None")
+        return model, parameters
+    if parameters is not None:
+        raise ValueError("parameters: expected None beside a torch.nn.Module, which has its own, found some")
+    check_module(model)
+    function = ModuleFunction(model)
+    return function, function.parameters
+
+
+def _check(model: Any, pool: Sequence[OwnLoss], phi: Vector) -> tuple[str, ...]:
+    """Refuses what cannot be analysed; names stopped gradients."""
+    evaluations = evaluations_against_noise(len(pool))
+    stops: dict[str, None] = {}
+    for i, on_minibatch in enumerate(pool):
+        try:
+            check_loss(on_minibatch, phi, i, evaluations)
+        except Exception as error:
+            layer = failing_layer(error.__traceback__, layer_names(model))
+            if NO_HOOKS in str(error):
+                raise ValueError(
+                    f"model: expected a forward pass that is kept as a whole, found gradient checkpointing or another "
+                    f"hook on saved tensors in {layer or 'the model'}; turn it off"
+                ) from error
+            if layer:
+                error.add_note(f"analyse: this arose in {layer}, with the inputs of minibatch {i}")
+            raise
+        stops |= dict.fromkeys(stopped_gradients(heard(model, on_minibatch, phi)))
+    if isinstance(model, nn.Module):
+        warn_of_minibatch_statistics(model, stacklevel=4)
+    return tuple(stops)

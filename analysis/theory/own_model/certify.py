@@ -1,0 +1,232 @@
+"""Every quantity of an analysis, held to channels that share no differentiation rule with it.
+
+    gradients           differences of the loss along a random direction; the caller's own module in plain torch
+    products L'' v      differences of gradients; the other order of modes
+    MAML's gradient     one backward pass through the loop; differences of the adapted loss along a random direction
+    terms of a series   differences in alpha of SGD's loop, and of a backward pass through it
+
+Differences decide. A second rule that is not what the first one is gets named all the same.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property, partial
+from typing import Any
+
+import pandas as pd
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analysis.theory.derivatives import Vector, gradient
+from analysis.theory.own_model.loops import (
+    Way,
+    adapted_loss,
+    by_products,
+    forward,
+    gradients_met,
+    reverse,
+    through_the_loop,
+)
+from analysis.theory.own_model.losses import ModuleFunction, OwnLoss
+from analysis.theory.own_model.quotients import (
+    DIFFERS,
+    HOLDS,
+    STOPPED,
+    Agreement,
+    Quotient,
+    compare,
+    compare_rules,
+    differences,
+    worst,
+)
+
+Key = tuple[str, str, int]  # quantity, gradient or "", order
+CHANNELS = {forward: "forward over reverse mode", reverse: "reverse over reverse mode"}
+ASKED_TWICE = 2  # minibatches on which a second rule is asked: rules are the same on all, differences are taken on each
+G_BAR, PRODUCTS, MAML = ("g_bar", "", 0), ("avg_grad_inner", "", 0), ("exact", "MAML", 0)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is analysed: the losses of m minibatches at phi, k steps over the first of them, the order of the series,
+    and the names of stopped gradients."""
+
+    model: Any
+    pool: Sequence[OwnLoss]
+    k: int
+    phi: Vector
+    alpha: float
+    order: int
+    stops: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*(f"g_{i}" for i in range(1, self.k + 1)), "MAML")
+
+    @property
+    def steps(self) -> Sequence[OwnLoss]:
+        return self.pool[: self.k]
+
+
+class Certificate(dict[Key, list[Agreement]]):
+    """The agreements of each quantity with its channels."""
+
+    def add(self, key: Key, *agreements: Agreement) -> None:
+        self.setdefault(key, []).extend(agreements)
+
+    def verdict(self, *keys: Key) -> str:
+        """The worst of some quantities, as the channels see it that decide."""
+        deciding = [a for key in keys for a in self.get(key, []) if a.decides]
+        return worst(deciding).verdict if deciding else HOLDS
+
+    def differs(self, *keys: Key) -> bool:
+        return self.verdict(*keys) == DIFFERS
+
+    def withheld(self) -> int:
+        return sum(self.differs(key) for key in self)
+
+    def table(self) -> pd.DataFrame:
+        """The rows of `Analysis.certificate`: the worst of each quantity and channel, and what is derived of them."""
+        rows = [
+            (*key, a.channel, a.error, a.explained, a.verdict, a.decides)
+            for key, agreements in {**self, **self._derived()}.items()
+            for a in _worst_of_each_channel(agreements)
+        ]
+        columns = ["quantity", "gradient", "order", "channel", "agreement", "explained", "verdict", "decides"]
+        return pd.DataFrame(rows, columns=columns)
+
+    def _derived(self) -> "dict[Key, list[Agreement]]":
+        sources = {
+            "avg_grad": ["g_bar"],
+            "gram": ["g_bar"],
+            "inner_products": ["g_bar"],
+            "expansion": ["exact", "terms"],
+            "coefficients": ["g_bar", "exact", "avg_grad_inner"],
+        }
+        derived: dict[Key, list[Agreement]] = {}
+        for quantity, of in sources.items():
+            agreements = [a for key, several in self.items() if key[0] in of for a in several if a.decides]
+            if agreements:
+                derived[quantity, "", 0] = [replace(worst(agreements), channel=f"those of {', '.join(of)}")]
+        return derived
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The channels at one setting; those that do not depend on the way to the derivatives are taken once."""
+
+    setting: Setting
+    g_bar: Float[Tensor, "m P"]
+
+    def gradients(self) -> list[Agreement]:
+        """Holds the gradient of each minibatch at phi."""
+        at = self.setting
+        found = [self._gradient(loss, at.phi, g) for loss, g in zip(at.pool, self.g_bar, strict=True)]
+        if isinstance(at.pool[0].function, ModuleFunction):
+            own = attempt(at.pool[0].gradient_of_the_module_itself)
+            if own is not None:
+                found.append(compare_rules("the module itself", self.g_bar[0], own, decides=True))
+        return found
+
+    def gradients_met(self) -> list[Agreement]:
+        """Holds g_1 … g_k, where SGD meets them."""
+        at = self.setting
+        points, met = gradients_met(at.steps, at.phi, at.alpha)
+        return [self._gradient(*step) for step in zip(at.steps, points, met, strict=False)]
+
+    def maml(self, found: Vector) -> list[Agreement]:
+        """Holds MAML's gradient."""
+        at = self.setting
+        value = adapted_loss(at.steps, at.alpha)
+        by_loop = attempt(lambda: through_the_loop(at.steps, at.phi, at.alpha)[-1])
+        agreements = [self._scalar("differences of the adapted loss", value, at.phi, found)]
+        if by_loop is not None:
+            agreements.append(compare_rules("a backward pass through the loop", found, by_loop, decides=True))
+        return agreements
+
+    def products(self, way: Way, products: Sequence[Vector]) -> list[Agreement]:
+        """Holds products with the pairings, taken in some way, to differences and to the other way."""
+        at = self.setting
+        found = [compare("differences of gradients", p, q) for p, q in zip(products, self.by_gradients, strict=True)]
+        other = reverse if way is forward else forward
+        if at.stops:  # backward passes alone hold constant what is stopped
+            return found
+        for loss, v, product in list(zip(at.pool, self.pairings, products, strict=True))[:ASKED_TWICE]:
+            if (again := attempt(partial(other, loss, at.phi, v))) is not None:
+                found.append(compare_rules(CHANNELS[other], product, again, decides=False))
+        return found
+
+    @cached_property
+    def pairings(self) -> list[Vector]:
+        """For each minibatch a, sum_{b != a} g_bar_b: AvgGradInner is the mean of their products with H_bar_a."""
+        whole = self.g_bar.sum(0)
+        return [whole - g for g in self.g_bar]
+
+    @cached_property
+    def by_gradients(self) -> list[Quotient]:
+        """The same products, by differences of gradients."""
+        return [
+            self._moved(loss, g, v) for loss, g, v in zip(self.setting.pool, self.g_bar, self.pairings, strict=True)
+        ]
+
+    def series(self, maml_way: Way) -> list[list[Quotient]]:
+        """For each of g_1 … g_k and MAML its coefficients of alpha^1 …, by differences in alpha of the loop.
+
+        maml_way: that in which MAML's gradient is held to differences of the adapted loss.
+        """
+        at = self.setting
+        whole = through_the_loop if maml_way is reverse else partial(by_products, way=maml_way)
+        loop = cache(lambda t: whole(at.steps, at.phi, t))
+        at_zero = [*self.g_bar[: at.k], self.g_bar[at.k - 1]]
+        size = float(self.g_bar[: max(at.k - 1, 1)].sum(0).norm())
+        unit = self._length / size if size else 1.0
+        return [differences(partial(_row, loop, row), start, unit, at.order) for row, start in enumerate(at_zero)]
+
+    @cached_property
+    def _length(self) -> float:
+        """How far phi may move until a loss changes by its own size: its length, its numbers at least a hundredth."""
+        phi = self.setting.phi
+        return float(phi.norm()) + 0.01 * len(phi) ** 0.5
+
+    @cached_property
+    def _direction(self) -> Vector:
+        """A random direction of length 1, in which a wrong gradient of any of the parameters shows."""
+        generator = torch.Generator().manual_seed(0)
+        d = torch.randn(len(self.setting.phi), generator=generator, dtype=torch.float64, device="cpu")
+        return (d / d.norm()).to(self.setting.phi)
+
+    def _gradient(self, loss: OwnLoss, point: Vector, g: Vector) -> Agreement:
+        def value(p: Vector) -> Tensor:
+            with torch.no_grad():
+                return loss(p)
+
+        return self._scalar("differences of the loss", value, point, g)
+
+    def _scalar(self, channel: str, value: Callable[[Vector], Tensor], point: Vector, g: Vector) -> Agreement:
+        d = self._direction
+        quotient = differences(lambda t: value(point + t * d), value(point), self._length)[0]
+        agreement = compare(channel, g @ d, quotient, size=float(g.norm()) / len(g) ** 0.5)
+        stopped = self.setting.stops and agreement.verdict == DIFFERS
+        return replace(agreement, verdict=STOPPED) if stopped else agreement
+
+    def _moved(self, loss: OwnLoss, g: Vector, v: Vector) -> Quotient:
+        size, phi = float(v.norm()), self.setting.phi
+        return differences(lambda t: gradient(loss, phi + t * v), g, self._length / size if size else 1.0)[0]
+
+
+def attempt(call: Callable[[], Tensor]) -> Tensor | None:
+    """Asks a channel; None where torch has no rule for it."""
+    try:
+        return call()
+    except Exception:
+        return None
+
+
+def _row(rows: Callable[[float], Tensor], row: int, t: float) -> Tensor:
+    return rows(t)[row]
+
+
+def _worst_of_each_channel(agreements: list[Agreement]) -> list[Agreement]:
+    channels = dict.fromkeys(a.channel for a in agreements)
+    return [worst([a for a in agreements if a.channel == channel]) for channel in channels]

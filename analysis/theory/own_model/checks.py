@@ -1,0 +1,168 @@
+"""What an analysis cannot use: arguments, layers and losses, each refused by name and with the way out."""
+
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from math import isfinite, log
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import grad_and_value
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+from torch.nn.parameter import is_lazy
+
+from analysis.theory.derivatives import Vector
+from analysis.theory.own_model.losses import OwnLoss
+from analysis.theory.own_model.trees import Tree, leaves, outline
+from analysis.theory.own_model.watching import named
+
+
+class NotFinite(ValueError):
+    """A rate at which SGD leaves the finite numbers."""
+
+
+def check_rate(alpha: Any) -> float:
+    if isinstance(alpha, bool) or not isinstance(alpha, Real):
+        raise TypeError(f"alpha: expected a number, found {type(alpha).__name__}")
+    rate = float(alpha)
+    if not (isfinite(rate) and rate > 0):
+        raise ValueError(f"alpha: expected a finite number above 0, found {rate}")
+    return rate
+
+
+def check_whole(name: str, value: Any, lowest: int, highest: int, why: str = "") -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name}: expected a whole number, {lowest} … {highest}{why}, found {value}")
+    whole = int(value)
+    if not lowest <= whole <= highest:
+        raise ValueError(f"{name}: expected {lowest} … {highest}{why}, found {value}")
+    return whole
+
+
+def check_minibatches(minibatches: Iterable[tuple[Tree, Tree]], phi: Vector) -> list[tuple[Tree, Tree]]:
+    batches = list(minibatches)
+    if len(batches) < 2:
+        raise ValueError(f"minibatches: expected at least 2, found {len(batches)}")
+    for i, batch in enumerate(batches):
+        if not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise TypeError(f"minibatches: expected pairs (inputs, targets), found {outline(batch)} in minibatch {i}")
+        if (found := outline(batch)) != (first := outline(batches[0])):
+            raise ValueError(f"minibatches: expected all like the first, {first}, found {found} in minibatch {i}")
+        for _, leaf in leaves(batch):
+            if isinstance(leaf, Tensor) and (
+                leaf.device != phi.device or (leaf.is_floating_point() and leaf.dtype != phi.dtype)
+            ):
+                raise ValueError(
+                    f"minibatches: expected the parameters' {phi.dtype} (or integers) on {phi.device}, "
+                    f"found {leaf.dtype} on {leaf.device} in minibatch {i}"
+                )
+    return [(inputs, targets) for inputs, targets in batches]
+
+
+def check_module(model: nn.Module) -> None:
+    """Refuses layers of which no analysis can be made, before anything is evaluated."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise TypeError("model: expected a module in Python, found one compiled by torch.jit; give its original")
+    layers = list(model.named_modules())
+    for name, layer in layers:
+        if any(is_lazy(p) for p in [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]):
+            raise ValueError(
+                f"model: expected parameters with shapes, found {named(name, layer)} not yet initialized; "
+                "call the module once on inputs"
+            )
+        if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
+            _check_embedding(named(name, layer), layer)
+    if random := [named(name, layer) for name, layer in layers if _is_random(layer)]:
+        raise ValueError(
+            f"model: expected a function of parameters and inputs, found random layers in training: "
+            f"{', '.join(random)}; set p to 0 or call .eval() on them"
+        )
+
+
+def check_loss(on_minibatch: OwnLoss, phi: Vector, i: int, evaluations: int) -> None:
+    """Refuses what is no finite scalar function of phi, the same each time."""
+    with torch.enable_grad():
+        value = on_minibatch(phi.clone().requires_grad_())
+    if not isinstance(value, Tensor):
+        raise TypeError(f"loss: expected a scalar tensor, found {type(value).__name__} on minibatch {i}")
+    if value.shape:
+        raise ValueError(f"loss: expected a scalar, such as a mean, found shape {tuple(value.shape)} on minibatch {i}")
+    if value.dtype != phi.dtype:
+        raise ValueError(f"loss: expected the parameters' {phi.dtype}, found {value.dtype} on minibatch {i}")
+    if not value.isfinite():
+        raise ValueError(f"loss: expected a finite number, found {value.item()} on minibatch {i}")
+    if not value.requires_grad:
+        raise ValueError(f"loss: expected a function of the parameters, found none of them in it on minibatch {i}")
+    value = value.detach()
+    for again in _again(on_minibatch, phi, evaluations):
+        # Sums in another order, as on a GPU, differ by some eps; noise such as dropout by far more.
+        if not torch.isclose(value, again, rtol=1e3 * torch.finfo(phi.dtype).eps):
+            raise ValueError(
+                f"loss: expected the same value each time, found {value.item()} and {again.item()} on minibatch {i}; "
+                "is there dropout or other noise in it? Call .eval() on the layer that draws it, or fix what it draws"
+            )
+
+
+def evaluations_against_noise(minibatches: int) -> int:
+    """How often to evaluate the loss of each minibatch, so that of a block that is skipped once in ten calls
+
+    all evaluations of a minibatch are alike, for all minibatches, with a probability of 0.0005 or less: half of what
+    is promised, as the evaluations with derivatives come on top.
+    """
+    n = 2
+    while minibatches * log(0.9**n + 0.1**n) > log(5e-4):
+        n += 1
+    return n
+
+
+def check_finite(names: Iterable[str], exact: Tensor, alpha: float) -> None:
+    if bad := [name for name, finite in zip(names, exact.isfinite().all(-1), strict=True) if not finite]:
+        raise NotFinite(f"alpha: expected one at which all gradients stay finite, found {alpha}: {', '.join(bad)}")
+
+
+def warn_of_minibatch_statistics(model: nn.Module, stacklevel: int) -> None:
+    if layers := [
+        named(name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, _NormBase) and (layer.training or layer.running_mean is None)
+    ]:
+        warnings.warn(
+            f"model: normalizes by the statistics of the input in {', '.join(layers)}. In torch 2.13 the second "
+            "derivatives of that are wrong in two of the four orders of nesting (forward mode first), the third ones "
+            "in all. Here it is computed in elementary operations, whose derivatives are right, and running "
+            "statistics stay as they are; elsewhere torch's own need not agree.",
+            stacklevel=stacklevel,
+        )
+
+
+def _again(on_minibatch: OwnLoss, phi: Vector, evaluations: int) -> Iterable[Tensor]:
+    """The loss as a derivative sees it, where torch.func can take one, and without any, from other random states."""
+    with suppress(Exception):  # the derivative itself says why
+        yield grad_and_value(on_minibatch)(phi)[1].detach()
+    for _ in range(evaluations - 1):
+        with torch.no_grad():
+            yield on_minibatch(phi)
+
+
+def _check_embedding(name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:
+    if layer.max_norm is not None:
+        raise ValueError(
+            f"model: expected parameters that a forward pass does not alter, found max_norm in {name}; "
+            "set it to None, and bound the norm in the optimizer's step if it must be"
+        )
+    if layer.scale_grad_by_freq:
+        raise ValueError(
+            f"model: expected gradients of the loss, found scale_grad_by_freq in {name}, which scales them; "
+            "set it to False"
+        )
+
+
+def _is_random(layer: nn.Module) -> bool:
+    if isinstance(layer, _DropoutNd):
+        return layer.training and layer.p > 0
+    if isinstance(layer, nn.MultiheadAttention | nn.RNNBase):
+        return layer.training and layer.dropout > 0
+    return isinstance(layer, nn.RReLU) and layer.training

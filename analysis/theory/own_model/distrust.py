@@ -1,0 +1,121 @@
+"""What a certificate means, in sentences: what is wrong, where, and the way out."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.theory.own_model.certify import CHANNELS, Certificate, Key, Setting
+from analysis.theory.own_model.checks import check_loss
+from analysis.theory.own_model.locate import KINK_HERE, culprits, heard
+from analysis.theory.own_model.loops import forward, gradients_met
+from analysis.theory.own_model.quantities import Quantities
+from analysis.theory.own_model.quotients import DIFFERS, KINK, STOPPED, UNDECIDED
+from analysis.theory.own_model.watching import kinks
+
+MORE_EVALUATIONS = 300  # to find noise where channels differ: that of one call in fifty is missed once in 400
+
+
+def judge(
+    setting: Setting, certificate: Certificate, found: Quantities, expansion: pd.DataFrame
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns sentences on what to distrust, and notes on what is right but not as one may expect."""
+    verdicts = {a.verdict for agreements in certificate.values() for a in agreements}
+    if DIFFERS in verdicts:
+        for i, on_minibatch in enumerate(setting.pool):
+            check_loss(on_minibatch, setting.phi, i, MORE_EVALUATIONS // len(setting.pool) + 1)
+    distrust = []
+    if DIFFERS in verdicts:
+        distrust.append(_of_differences(setting, certificate))
+    if KINK in verdicts:
+        distrust.append(_of_kinks(setting))
+    if STOPPED in verdicts or (setting.stops and not certificate):
+        distrust.append(_of_stops(setting))
+    return tuple(distrust), tuple(_notes(setting, certificate, found, expansion))
+
+
+def _of_differences(setting: Setting, certificate: Certificate) -> str:
+    withheld = [key for key in certificate if certificate.differs(key)]
+    order = 2 + any(key[0] == "terms" and key[2] > 1 for key in _differing(certificate))
+    if any(key[0] == "g_bar" for key in _differing(certificate)):
+        order = 1
+    places = "; ".join(culprits(setting.model, setting.pool[0], setting.phi, order)) or _nowhere(certificate)
+    if not withheld:
+        channels = {a.channel for agreements in certificate.values() for a in agreements if a.verdict == DIFFERS}
+        return (
+            f"torch's {' and '.join(sorted({channel.split(',')[0] for channel in channels}))} is wrong here: {places}. "
+            "What is taken instead agrees with differences; elsewhere do not rely on torch in that."
+        )
+    return (
+        f"{_list(withheld)} differ from their channels and are withheld (nan): {places}. Write that part in elementary "
+        "operations of torch, or correct its derivative; certify=False gives the numbers all the same."
+    )
+
+
+def _of_kinks(setting: Setting) -> str:
+    at = [name for name in culprits(setting.model, setting.pool[0], setting.phi, 1) if KINK_HERE in name]
+    all_of_them = dict.fromkeys(kinks(heard(setting.model, setting.pool[0], setting.phi)))
+    where = ", ".join(at or all_of_them) or "no layer alone shows it"
+    return (
+        f"the slope of the loss jumps at this very point ({where}), where a gradient is one of several. Take another "
+        "point, such as biases that are not 0, or a smooth function."
+    )
+
+
+def _of_stops(setting: Setting) -> str:
+    return (
+        f"gradients are stopped: {', '.join(setting.stops)}. A backward pass holds the stopped value constant, so that "
+        "the gradients here are what SGD meets, and MAML's what autograd makes of the loop, but no slopes of the loss; "
+        "the theorem's coefficients need not hold. Remove the stop if it is not meant."
+    )
+
+
+def _notes(setting: Setting, certificate: Certificate, found: Quantities, expansion: pd.DataFrame) -> list[str]:
+    notes = []
+    if undecided := [key for key in certificate if certificate.verdict(key) == UNDECIDED]:
+        notes.append(f"step and round-off hide whether {_list(undecided)} are right; float64 shows more.")
+    if found.way is None:
+        notes.append("terms and AvgGradInner are differences, as torch has no derivative of these stopped gradients.")
+    elif found.way is not forward and not setting.stops:
+        notes.append(f"derivatives go by {CHANNELS[found.way]}.")
+    if any(loss.alters_its_data for loss in setting.pool):
+        notes.append("the model alters its inputs or targets in place; each evaluation got copies.")
+    if spoiled := _spoiled(expansion):
+        where = ", ".join(_kinks_on_the_way(setting))
+        cause = f"kinks lie on the way ({where})" if where else "alpha is too large for the series"
+        notes.append(f"the slopes of {', '.join(spoiled)} fall short of n + 1: {cause}; take a smaller alpha.")
+    return notes
+
+
+def _kinks_on_the_way(setting: Setting) -> list[str]:
+    """The functions with kinks, those with one at 0 only if a number crosses it in the last minibatch of the loop."""
+    points, _ = gradients_met(setting.steps, setting.phi, setting.alpha)
+    first, last = (heard(setting.model, setting.steps[-1], point) for point in (setting.phi, points[setting.k - 1]))
+    return list(dict.fromkeys(kinks(first, last)))
+
+
+def _spoiled(expansion: pd.DataFrame) -> list[str]:
+    """The gradients of which a remainder falls by half a power of alpha less than it should, or more."""
+    short = expansion[(expansion.gradient != "g_1") & (expansion.slope < expansion.order + 0.5)]
+    return list(dict.fromkeys(short.gradient))
+
+
+def _differing(certificate: Certificate) -> list[Key]:
+    return [key for key, agreements in certificate.items() if any(a.verdict == DIFFERS for a in agreements)]
+
+
+def _nowhere(certificate: Certificate) -> str:
+    if any(a.verdict == DIFFERS and a.channel == "the module itself" for a in certificate.get(("g_bar", "", 0), [])):
+        return (
+            "the module itself has another gradient, as with a hook on a parameter, or parameters that the loss or the "
+            "module reaches past its attributes"
+        )
+    return "no layer alone shows it"
+
+
+def _list(keys: Sequence[Key]) -> str:
+    """Lists quantities, each with the gradients that are meant: "g_bar, terms of order 2 (g_2, MAML)"."""
+    gradients: dict[str, list[str]] = {}
+    for quantity, gradient, order in keys:
+        name = f"terms of order {order}" if quantity == "terms" else quantity
+        gradients.setdefault(name, []).extend([gradient] if gradient else [])
+    return ", ".join(f"{name} ({', '.join(of)})" if of else name for name, of in gradients.items())

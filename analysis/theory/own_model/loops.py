@@ -1,0 +1,78 @@
+"""SGD's loop on losses of one's own, and two ways to derivatives of higher order that share no rule.
+
+Gradients go by torch's plain reverse mode, as in training. A gradient may be none of the loss: where the model stops
+gradients, it holds the stopped values constant, and what SGD meets is this field. From one point to another the field
+moves as a whole, also with what is stopped: so does `forward`, a derivative of the field along a direction, while
+`reverse` goes through backward passes alone, as autograd through the loop does, and holds constant what is stopped.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analysis.theory.derivatives import Loss, Vector, derivative, gradient
+from analysis.theory.taylor import Derivative
+
+Way = Derivative
+
+
+def forward(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
+    """Takes L' (), L'' v (v), L'''[u, v] (u, v) by forward over reverse mode."""
+    return derivative(loss, phi, *directions) if directions else gradient(loss, phi)
+
+
+def reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
+    """Takes the same by reverse over reverse mode."""
+    point = phi.detach().requires_grad_()
+    with torch.enable_grad():
+        field = torch.autograd.grad(loss(point), point, create_graph=bool(directions))[0]
+        for left, direction in zip(range(len(directions) - 1, -1, -1), directions, strict=True):
+            if not field.requires_grad:  # it is constant
+                return torch.zeros_like(phi)
+            field = torch.autograd.grad(
+                field, point, direction, create_graph=left > 0, allow_unused=True, materialize_grads=True
+            )[0]
+    return field.detach()
+
+
+def gradients_met(losses: Sequence[Loss], phi: Vector, alpha: float) -> tuple[list[Vector], list[Vector]]:
+    """Runs SGD, and returns phi_1 … phi_{k+1} and g_1 … g_k."""
+    points, gradients = [phi], []
+    for loss in losses:
+        gradients.append(gradient(loss, points[-1]))
+        points.append(points[-1] - alpha * gradients[-1])
+    return points, gradients
+
+
+def by_products(losses: Sequence[Loss], phi: Vector, alpha: float, way: Way) -> Float[Tensor, "u P"]:
+    """Returns g_1 … g_k, and MAML's gradient as the product of equation 21."""
+    points, gradients = gradients_met(losses, phi, alpha)
+    v = gradients[-1]
+    for loss, point in reversed(list(zip(losses[:-1], points, strict=False))):
+        v = v - alpha * way(loss, point, v)
+    return torch.stack([*gradients, v])
+
+
+def through_the_loop(losses: Sequence[Loss], phi: Vector, alpha: float) -> Float[Tensor, "u P"]:
+    """Returns the same, MAML's gradient by one backward pass through all steps."""
+    start = phi.detach().requires_grad_()
+    point, gradients = start, []
+    with torch.enable_grad():
+        for loss in losses[:-1]:
+            gradients.append(torch.autograd.grad(loss(point), point, create_graph=True)[0])
+            point = point - alpha * gradients[-1]
+        last, maml = torch.autograd.grad(losses[-1](point), [point, start])
+    return torch.stack([*(g.detach() for g in gradients), last, maml])
+
+
+def adapted_loss(losses: Sequence[Loss], alpha: float) -> Callable[[Vector], Tensor]:
+    """Returns L_k(phi_k) as a function of phi_1: what MAML differentiates."""
+
+    def value(phi: Vector) -> Tensor:
+        points, _ = gradients_met(losses[:-1], phi, alpha)
+        with torch.no_grad():
+            return losses[-1](points[-1])
+
+    return value

@@ -1,0 +1,172 @@
+"""From models and minibatches to losses of one vector, which leave the model as it was."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
+from torch.nn.utils.rnn import PackedSequence
+
+from analysis.theory.derivatives import Vector
+from analysis.theory.own_model.keeping import Keeper
+from analysis.theory.own_model.trees import Tree, fresh, is_named_tuple, is_record, leaves, map_leaves
+from analysis.theory.written_out import right_derivatives
+
+# What is recomputed in a backward pass would meet the caller's parameters, not those of this evaluation.
+NO_HOOKS = "saved tensors are hooked, as by gradient checkpointing"
+
+
+class OwnLoss:
+    """The loss on one minibatch, as a function of the vector of all parameters.
+
+    Each call starts from the same state: inputs, targets and buffers are copies, and what else the model keeps is put
+    back afterwards.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tree, Tree], Tree],
+        loss: Callable[[Any, Any], Tensor],
+        unflatten: Callable[[Vector], Tree],
+        minibatch: tuple[Tree, Tree],
+        keeper: Keeper,
+    ):
+        self.function, self._loss, self._unflatten = function, loss, unflatten
+        self._minibatch, self._keeper = minibatch, keeper
+        self.alters_its_data = False
+
+    def __call__(self, phi: Vector) -> Tensor:
+        return self.watched(phi, nullcontext())
+
+    def watched(self, phi: Vector, watcher: AbstractContextManager) -> Tensor:
+        """Evaluates the loss, each function that the model or the loss calls going through a torch function mode."""
+        inputs, targets = copies = fresh(self._minibatch)
+        versions = _versions(copies)
+        try:
+            with right_derivatives(), disable_saved_tensors_hooks(NO_HOOKS), watcher:
+                return self._loss(self.function(self._unflatten(phi), inputs), targets)
+        finally:
+            self._keeper.put_back()
+            self.alters_its_data |= versions != _versions(copies)
+
+    def gradient_of_the_module_itself(self) -> Vector:
+        """Takes the gradient as any training loop does, of the caller's parameters in plain torch."""
+        assert isinstance(self.function, ModuleFunction)
+        inputs, targets = fresh(self._minibatch)
+        try:
+            self.function.exchange(self.function.parameters)
+            args, kwargs = self.function.arguments(inputs)
+            value = self._loss(self.function.model(*args, **kwargs), targets)
+            own = list(self.function.parameters.values())
+            parts = torch.autograd.grad(value, own, allow_unused=True, materialize_grads=True)
+        finally:
+            self._keeper.put_back()
+        return torch.cat([part.to_dense().flatten() for part in parts])
+
+
+class ModuleFunction:
+    """A module as a function of (parameters, inputs), its parameters exchanged in place of every use of them.
+
+    A parameter or a module may stand under several names, a parameter also in a list that a module keeps (as those of
+    recurrent layers do). The keeper puts the caller's own back after each call.
+    """
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+        named = list(model.named_parameters())
+        self.parameters = {name: p for name, p in named if p.requires_grad}
+        self.frozen = [p for _, p in named if not p.requires_grad]
+        self._modules = list(model.modules())
+        self._signature = _signature(model)
+
+    def __call__(self, values: dict[str, Tensor], inputs: Tree) -> Tree:
+        self.exchange(values)
+        args, kwargs = self.arguments(inputs)
+        return self.model(*args, **kwargs)
+
+    def exchange(self, values: Mapping[str, Tensor], *, like: Sequence[Tensor] = ()) -> None:
+        """Puts these in the parameters' places, and copies of frozen ones and of buffers, which may be written to.
+
+        A buffer is on the levels of torch.func on which the parameters are, so that what is computed from them can be
+        written into it.
+        """
+        others = {id(p): values[name] for name, p in self.parameters.items()}
+        others |= {id(p): p.detach().clone() for p in self.frozen}
+        zero = next(iter([*values.values(), *like])).new_zeros(())
+        for module in self._modules:
+            slots = vars(module)
+            for name, p in slots["_parameters"].items():
+                if p is not None:
+                    slots["_parameters"][name] = others[id(p)]
+            for name, buffer in slots["_buffers"].items():
+                if buffer is not None:
+                    if id(buffer) not in others:  # once, where two modules share it
+                        others[id(buffer)] = _writable(buffer, zero)
+                    slots["_buffers"][name] = others[id(buffer)]
+            for name, value in slots.items():
+                if isinstance(value, list) and any(isinstance(entry, nn.Parameter) for entry in value):
+                    slots[name] = [others.get(id(entry), entry) for entry in value]
+
+    def arguments(self, inputs: Tree) -> tuple[Sequence[Any], dict[str, Any]]:
+        """Tells how the module takes its inputs: a tuple as several arguments, a mapping as keywords where they fit."""
+        if isinstance(inputs, Mapping):
+            return ((), dict(inputs)) if self._takes(**inputs) else ((inputs,), {})
+        if isinstance(inputs, PackedSequence) or is_record(inputs) or not isinstance(inputs, tuple):
+            return (inputs,), {}
+        if is_named_tuple(inputs):
+            apart = self._names_of_arguments()[: len(inputs)] == list(inputs._fields)  # type: ignore[attr-defined]
+            return (inputs, {}) if apart or not self._takes(inputs) else ((inputs,), {})
+        return inputs, {}
+
+    def _names_of_arguments(self) -> list[str]:
+        return list(self._signature.parameters) if self._signature else []
+
+    def _takes(self, *args: Any, **kwargs: Any) -> bool:
+        if self._signature is None:
+            return not kwargs
+        try:
+            self._signature.bind(*args, **kwargs)
+        except TypeError:
+            return False
+        return True
+
+
+def flatten(parameters: Tree) -> tuple[Vector, Callable[[Vector], Tree]]:
+    """Makes one vector of all parameters, in the order of their tree, and the way back."""
+    found = list(leaves(parameters))
+    if not found:
+        raise ValueError("parameters: expected at least one that requires a gradient, found none")
+    for path, leaf in found:
+        if not isinstance(leaf, Tensor):
+            raise TypeError(f"parameters: expected tensors, found {type(leaf).__name__} at {path}")
+        if not leaf.is_floating_point():
+            raise TypeError(f"parameters: expected real floating-point numbers, found {leaf.dtype} at {path}")
+    if len(kinds := {f"{leaf.dtype} on {leaf.device}" for _, leaf in found}) > 1:
+        raise ValueError(f"parameters: expected one dtype and device, found {', '.join(sorted(kinds))}")
+    shapes = [leaf.shape for _, leaf in found]
+
+    def unflatten(vector: Vector) -> Tree:
+        parts = iter(vector.split([shape.numel() for shape in shapes]))
+        order = iter(shapes)
+        return map_leaves(lambda _: next(parts).reshape(next(order)), parameters)
+
+    return torch.cat([leaf.detach().clone().flatten() for _, leaf in found]), unflatten
+
+
+def _versions(tree: Tree) -> list[int]:
+    return [leaf._version for _, leaf in leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _writable(buffer: Tensor, zero: Tensor) -> Tensor:
+    copy = buffer.detach().clone()
+    return copy + zero.to(copy) if buffer.is_floating_point() and buffer.layout == torch.strided else copy
+
+
+def _signature(model: nn.Module) -> inspect.Signature | None:
+    try:
+        return inspect.signature(model.forward)
+    except (TypeError, ValueError):  # of functions in C
+        return None

@@ -1,0 +1,625 @@
+"""Modules of every kind: none is changed, whatever it holds, and each gives what plain torch gives, or says why not."""
+
+import collections
+import copy
+import random
+import warnings
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+import torch.utils.checkpoint
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+from analysis.theory.own_model import analyse
+from analysis.theory.own_model.checks import evaluations_against_noise
+from tests.cases import assert_close, generator, normal
+
+ROUND_OFF = 1e-11
+
+
+def task(m=3, batch=6, width=3, seed=0):
+    x = normal(m, batch, width, seed=seed)
+    return list(zip(x, torch.randint(4, (m, batch), generator=generator(seed)), strict=True))
+
+
+def quick(model, loss=F.cross_entropy, minibatches=None, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return analyse(model, loss, minibatches or task(), 1e-3, **{"most_orders": 0, **options})
+
+
+def seeded(make):
+    torch.manual_seed(0)
+    return make().double()
+
+
+# What a module holds, and whether it is as it was.
+
+
+class Shared(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(3, 3), nn.Linear(3, 4)
+        self.second = self.first
+
+    def forward(self, x):
+        return self.out(self.second(self.first(x).tanh()).tanh())
+
+
+class Caching(nn.Module):
+    """Keeps activations, counts its calls, and alters lists, options and its own training mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.norm, self.out = nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)
+        self.cached, self.calls, self.seen, self.options = None, 0, [], {"scale": 1.0, "at": collections.deque()}
+        self.register_buffer("running", torch.zeros(5))
+
+    def forward(self, x):
+        h = self.norm(self.inner(x)).tanh()
+        self.cached = h
+        self.calls += 1
+        self.seen.append(h)
+        self.options["last"] = h
+        self.options["at"].append(self.calls)
+        with torch.no_grad():
+            self.running.mul_(0.9).add_(0.1 * h.mean(0))
+        self.norm.momentum = 0.5
+        return self.out(h)
+
+
+ACTIVATIONS = {}
+
+
+def hooked():
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+    kept = []
+    net[0].register_forward_hook(lambda module, args, output: ACTIVATIONS.update(first=output))
+    net[1].register_forward_pre_hook(lambda module, args: kept.append(args))
+    net.kept = kept
+    return net
+
+
+def frozen():
+    net = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))
+    net[0].weight.requires_grad_(False)
+    net[2].weight.grad = torch.ones(4, 5)
+    return net
+
+
+def one_norm_twice():
+    norm, act = nn.BatchNorm1d(5), nn.PReLU()
+    return nn.Sequential(nn.Linear(3, 5), norm, act, nn.Linear(5, 5), norm, act, nn.Linear(5, 4))
+
+
+def parametrized():
+    layers = parametrizations.spectral_norm(nn.Linear(3, 5)), nn.Tanh(), parametrizations.weight_norm(nn.Linear(5, 4))
+    return nn.Sequential(*layers)
+
+
+def old_norms():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, last = nn.utils.spectral_norm(nn.Linear(3, 5)), nn.utils.weight_norm(nn.Linear(5, 4))
+    return nn.Sequential(first, nn.Tanh(), last)
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind=nn.LSTM):
+        super().__init__()
+        self.inner, self.out = kind(1, 4, batch_first=True), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.out(self.inner(x[..., None])[0][:, -1])
+
+
+HOLDING = {f.__name__: f for f in (Shared, Caching, hooked, frozen, one_norm_twice, parametrized, old_norms, Recurrent)}
+
+
+def held(thing, depth=0):
+    """Identities and bits of all that is reachable."""
+    if isinstance(thing, nn.Module):
+        return id(thing), type(thing), [(k, held(v, depth + 1)) for k, v in vars(thing).items()]
+    if isinstance(thing, torch.Tensor):
+        grad = thing.grad if thing.is_leaf else None
+        bits = thing.detach().clone().numpy().tobytes()
+        return id(thing), type(thing), bits, thing.requires_grad, id(grad), None if grad is None else held(grad)
+    if isinstance(thing, dict):
+        return id(thing), [(held(k, depth + 1), held(v, depth + 1)) for k, v in thing.items()]
+    if isinstance(thing, list | tuple | collections.deque):
+        return id(thing), [held(v, depth + 1) for v in thing]
+    return id(thing), repr(thing) if isinstance(thing, int | float | str) else None
+
+
+class Failing(Exception):
+    pass
+
+
+@pytest.mark.parametrize("after", ["an analysis", "an error in the loss", "an error in a derivative"])
+@pytest.mark.parametrize("name", HOLDING)
+def test_the_module_is_as_it_was(name, after):
+    net, minibatches = seeded(HOLDING[name]), task()
+    calls = 0
+
+    def loss(outputs, labels):
+        nonlocal calls
+        calls += 1
+        if (after == "an error in the loss" and calls == 5) or (after == "an error in a derivative" and calls == 100):
+            raise Failing
+        return F.cross_entropy(outputs, labels)
+
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
+    before, data, kept = held(net), held(minibatches), dict(ACTIVATIONS)
+    if after == "an analysis":
+        quick(net, loss, minibatches)
+    else:
+        with pytest.raises((Failing, NotImplementedError)):
+            quick(net, loss, minibatches)
+    assert held(net) == before and held(minibatches) == data and kept == ACTIVATIONS
+    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
+    assert (states[2] == np.random.get_state()[1]).all()
+    if name != "old_norms":  # their weights are no leaves, before as after
+        copy.deepcopy(net)
+
+
+@pytest.mark.parametrize("name", HOLDING)
+def test_gradients_are_those_of_the_module_itself(name):
+    net, minibatches = seeded(HOLDING[name]), task()
+    found = quick(net, minibatches=minibatches)
+    x, y = minibatches[0]
+    own = [p for p in net.parameters() if p.requires_grad]
+    expected = torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(net(x), y), own)])
+    assert_close(found.exact[0], expected, ROUND_OFF)
+    assert found.verdict("g_bar") in ("holds", "stopped gradient") and not found.withheld
+
+
+def test_a_parameter_reached_past_the_module_is_flagged():
+    net = seeded(lambda: nn.Linear(3, 4))
+    own = list(net.parameters())
+
+    def loss(outputs, labels):
+        return F.cross_entropy(outputs, labels) + sum(p.square().sum() for p in own)
+
+    with pytest.warns(UserWarning, match="the module itself has another gradient"):
+        found = analyse(net, loss, task(), 1e-3, most_orders=0)
+    assert found.g_bar.isnan().all() and "g_bar" in found.withheld
+
+
+def test_a_penalty_on_the_modules_own_parameters_counts():
+    net = seeded(lambda: nn.Linear(3, 4))
+
+    def loss(outputs, labels):
+        return F.cross_entropy(outputs, labels) + sum(p.square().sum() for p in net.parameters())
+
+    found = quick(net, loss)
+    assert found.distrust == () and found.verdict("g_bar") == "holds"
+
+
+def test_a_hook_that_scales_a_gradient_is_flagged():
+    net = seeded(lambda: nn.Linear(3, 4))
+    net.weight.register_hook(lambda g: 2 * g)
+    with pytest.warns(UserWarning, match="a hook on a parameter"):
+        analyse(net, F.cross_entropy, task(), 1e-3, most_orders=0)
+
+
+def test_data_altered_in_place_is_altered_in_copies():
+    class Altering(nn.Linear):
+        def forward(self, x):
+            return super().forward(x.mul_(2)).tanh()
+
+    class Doubling(nn.Linear):
+        def forward(self, x):
+            return super().forward(2 * x).tanh()
+
+    minibatches = task()
+    before = held(minibatches)
+    found = quick(seeded(lambda: Altering(3, 4)), minibatches=minibatches)
+    assert held(minibatches) == before
+    assert any("alters its inputs" in note for note in found.notes)
+    assert_close(found.terms, quick(seeded(lambda: Doubling(3, 4))).terms, ROUND_OFF)
+
+
+# How inputs reach a module.
+
+
+class WithKeywords(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 4)
+
+    def forward(self, input_ids=None, attention_mask=None):
+        return {"logits": self.inner(input_ids * attention_mask).tanh()}
+
+
+class Batch(NamedTuple):
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Record:
+    ids: torch.Tensor
+    mask: torch.Tensor
+
+
+class OfOne(nn.Module):
+    """Takes a batch of some kind as its only argument."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(3, 4)
+
+    def forward(self, batch):
+        ids, mask = (batch["ids"], batch["mask"]) if isinstance(batch, dict) else (batch.ids, batch.mask)
+        return self.inner(ids * mask).tanh()
+
+
+class OfTwo(OfOne):
+    def forward(self, ids, mask):
+        return self.inner(ids * mask).tanh()
+
+
+class Keywords(OfOne):
+    def forward(self, **batch):
+        return super().forward(batch)
+
+
+MASK = (normal(6, 3, seed=4) > 0).double()
+INPUTS = {
+    "keywords": (OfTwo, lambda x: {"ids": x, "mask": MASK}),
+    "any keywords": (Keywords, lambda x: {"mask": MASK, "ids": x}),
+    "a user's mapping": (OfTwo, lambda x: collections.UserDict(ids=x, mask=MASK)),
+    "a dict": (OfOne, lambda x: {"ids": x, "mask": MASK}),
+    "a named tuple": (OfOne, lambda x: Batch(x, MASK)),
+    "a named tuple of arguments": (OfTwo, lambda x: Batch(x, MASK)),
+    "a data class": (OfOne, lambda x: Record(x, MASK)),
+    "a tuple": (OfTwo, lambda x: (x, MASK)),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_of_every_kind(name):
+    kind, wrap = INPUTS[name]
+    found = quick(seeded(kind), minibatches=[(wrap(x), y) for x, y in task()])
+
+    class Plain(OfOne):
+        def forward(self, x):
+            return self.inner(x * MASK).tanh()
+
+    assert_close(found.terms, quick(seeded(Plain)).terms, ROUND_OFF)
+
+
+def test_keywords_and_outputs_in_a_dict():
+    minibatches = [({"input_ids": x, "attention_mask": torch.ones_like(x)}, y) for x, y in task()]
+    found = quick(seeded(WithKeywords), lambda out, y: F.cross_entropy(out["logits"], y), minibatches)
+    assert found.distrust == () and found.verdict("terms") == "holds"
+
+
+def test_packed_sequences():
+    class Packed(Recurrent):
+        def forward(self, sequences):
+            assert isinstance(sequences, PackedSequence)
+            return self.out(self.inner(sequences)[1][0][0])
+
+    lengths = [4, 2, 1], [3, 2, 2]
+    minibatches = [(pack_sequence([normal(n, 1, seed=n) for n in ns]), torch.tensor([0, 3, 1])) for ns in lengths]
+    found = quick(seeded(Packed), minibatches=minibatches)
+    assert found.distrust == () and found.verdict("terms") == "holds"
+
+
+def test_parameters_in_a_data_class():
+    @dataclass
+    class Weights:
+        w: torch.Tensor
+        b: torch.Tensor
+
+    net = seeded(lambda: nn.Linear(3, 4))
+    found = quick(lambda p, x: F.linear(x, p.w, p.b).tanh(), parameters=Weights(net.weight.detach(), net.bias.detach()))
+    assert_close(found.terms, quick(nn.Sequential(net, nn.Tanh())).terms, ROUND_OFF)
+    assert isinstance(found.unflatten(found.avg_grad), Weights)
+
+
+def test_recurrent_layers_in_float32():
+    for kind in (nn.LSTM, nn.GRU, nn.RNN):
+        net = seeded(lambda kind=kind: Recurrent(kind)).float()
+        found = quick(net, minibatches=[(x.float(), y) for x, y in task()])
+        assert found.distrust == () and found.exact.dtype == torch.float32
+
+
+def test_inside_inference_mode_numbers_are_the_same():
+    net = seeded(Recurrent)
+    expected = quick(net)
+    with torch.inference_mode():
+        within = quick(net, minibatches=task())
+    with torch.no_grad():
+        without = quick(net)
+    assert_close(within.terms, expected.terms, ROUND_OFF)
+    assert_close(without.terms, expected.terms, ROUND_OFF)
+
+
+# What is refused, by the layer's name and with the way out.
+
+
+def embedding(**options):
+    return lambda: nn.Sequential(nn.Embedding(5, 4, **options), nn.Flatten(), nn.Linear(8, 4))
+
+
+def ids(m=3):
+    words = torch.randint(5, (m, 6, 2), generator=generator())
+    return list(zip(words, torch.randint(4, (m, 6), generator=generator(1)), strict=True))
+
+
+def test_embeddings_with_options():
+    plain = quick(seeded(embedding()), minibatches=ids())
+    assert_close(quick(seeded(embedding(sparse=True)), minibatches=ids()).terms, plain.terms, ROUND_OFF)
+    with pytest.raises(ValueError, match=r"found max_norm in '0' \(Embedding\); set it to None"):
+        quick(seeded(embedding(max_norm=1.0)), minibatches=ids())
+    with pytest.raises(ValueError, match=r"found scale_grad_by_freq in '0' \(Embedding\).*set it to False"):
+        quick(seeded(embedding(scale_grad_by_freq=True)), minibatches=ids())
+    with pytest.warns(UserWarning, match=r"gradients are stopped: embedding in '0' \(Embedding\)"):
+        padded = analyse(seeded(embedding(padding_idx=0)), F.cross_entropy, ids(), 1e-3, most_orders=0)
+    assert padded.verdict("terms") == "holds" and padded.verdict("g_bar") == "stopped gradient"
+    assert not padded.unflatten(padded.exact[-1])["0.weight"][0].any()
+
+
+def test_lazy_layers_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"found '1' \(LazyLinear\) not yet initialized; call the module once"):
+        quick(nn.Sequential(nn.Tanh(), nn.LazyLinear(4)).double())
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, use_reentrant):
+        super().__init__()
+        self.inner, self.use_reentrant = nn.Linear(3, 4), use_reentrant
+
+    def forward(self, x):
+        return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=self.use_reentrant).tanh()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_gradient_checkpointing_is_refused_by_name(use_reentrant):
+    with pytest.raises((ValueError, NotImplementedError), match=r"gradient checkpointing .*in '1|turn off gradient"):
+        quick(nn.Sequential(nn.Linear(3, 3), Checkpointed(use_reentrant)).double())
+
+
+def test_an_error_of_the_module_names_the_layer():
+    with pytest.raises(RuntimeError) as caught:
+        quick(nn.Sequential(nn.Linear(3, 5), nn.Linear(4, 4)).double())
+    assert caught.value.__notes__ == ["analyse: this arose in '1' (Linear), with the inputs of minibatch 0"]
+
+
+def test_whole_numbers_are_asked_for():
+    with pytest.raises(
+        ValueError, match=r"steps: expected a whole number, 1 … 3, the number of minibatches, found 2\.0"
+    ):
+        quick(seeded(lambda: nn.Linear(3, 4)), steps=2.0)
+
+
+# Noise.
+
+
+class Skipping(nn.Module):
+    """Stochastic depth: a block is skipped once in ten calls, by some source of chance."""
+
+    def __init__(self, draw):
+        super().__init__()
+        self.a, self.b, self.o, self.draw = nn.Linear(3, 6), nn.Linear(6, 6), nn.Linear(6, 4), draw
+
+    def forward(self, x):
+        h = self.a(x).tanh()
+        return self.o(h if self.draw() < 0.1 else h + self.b(h).tanh() / 0.9)
+
+
+@pytest.mark.parametrize("m", [2, 3, 10, 50])
+def test_noise_of_one_block_in_ten_is_missed_less_than_once_in_a_thousand_calls(m):
+    n = evaluations_against_noise(m)
+    assert (0.9**n + 0.1**n) ** m < 1e-3
+    assert m * n < 110  # of a loss, and no more than it takes
+
+
+SOURCES = {
+    "torch's": lambda: lambda: torch.rand(()),
+    "a generator of its own": lambda: (lambda g: lambda: torch.rand((), generator=g))(torch.Generator().manual_seed(1)),
+    "Python's": lambda: random.random,
+    "NumPy's": lambda: np.random.default_rng(3).random,
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_noise_is_found(name):
+    net = seeded(lambda: Skipping(SOURCES[name]()))
+    for seed in range(10):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        with pytest.raises(ValueError, match="loss: expected the same value each time"):
+            quick(net)
+
+
+def test_a_loss_that_looks_whether_a_derivative_is_taken_is_found():
+    def loss(outputs, labels):
+        return F.cross_entropy(outputs, labels) * (1 if torch.is_grad_enabled() else 2)
+
+    with pytest.raises(ValueError, match="loss: expected the same value each time"):
+        quick(seeded(lambda: nn.Linear(3, 4)), loss)
+
+
+# Stopped gradients.
+
+
+class SimSiam(nn.Module):
+    def __init__(self, stop):
+        super().__init__()
+        self.f, self.h, self.stop = nn.Sequential(nn.Linear(3, 4), nn.Tanh()), nn.Linear(4, 4), stop
+
+    def forward(self, x):
+        return self.h(self.f(x)), self.stop(self.f(x + 0.5))
+
+
+def under_no_grad(h):
+    with torch.no_grad():
+        return h * 1
+
+
+STOPS = {
+    "detach": lambda h: h.detach(),
+    "detach, a function": torch.detach,
+    "data": lambda h: h.data,
+    "no_grad": under_no_grad,
+}
+
+
+def similarity(outputs, _):
+    return -F.cosine_similarity(*outputs, dim=-1).mean()
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_a_stopped_gradient_has_one_meaning_and_is_flagged(name):
+    net, minibatches, alpha = seeded(lambda: SimSiam(STOPS[name])), task(), 1e-3
+    with pytest.warns(UserWarning, match=f"gradients are stopped: {name.split(',')[0]} in SimSiam"):
+        found = analyse(net, similarity, minibatches, alpha, most_orders=0)
+    own = list(net.parameters())
+    start = [p.detach().clone() for p in own]
+
+    def loop(a):
+        """g_1 … g_k and MAML's gradient, by plain autograd on the module's own functions."""
+        first = [s.clone().requires_grad_() for s in start]
+        here, gradients = first, []
+        for i, (x, y) in enumerate(minibatches):
+            values = dict(zip(dict(net.named_parameters()), here, strict=True))
+            value = similarity(torch.func.functional_call(net, values, (x,)), y)
+            if i + 1 == len(minibatches):
+                gradients.append(torch.autograd.grad(value, here, retain_graph=True))
+                gradients.append(torch.autograd.grad(value, first))
+            else:
+                gradients.append(torch.autograd.grad(value, here, create_graph=True))
+                here = [p - a * g for p, g in zip(here, gradients[-1], strict=True)]
+        return torch.stack([torch.cat([g.detach().flatten() for g in gs]) for gs in gradients])
+
+    assert_close(found.exact, loop(alpha), ROUND_OFF)
+    h = 1e-2  # fourth order: truncation 1e-8 of the terms, round-off 1e-16 / h^2
+    at = {n: loop(n * h) for n in (-2, -1, 0, 1, 2)}
+    first = (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * h)
+    second = (16 * (at[1] + at[-1]) - (at[2] + at[-2]) - 30 * at[0]) / (24 * h**2)
+    assert_close(found.terms[1:, 1] / alpha, first[1:], 1e-5)
+    assert_close(found.terms[1:, 2] / alpha**2, second[1:], 1e-4)
+    assert found.verdict("terms") == "holds" and found.verdict("g_bar") == "stopped gradient"
+
+
+def test_a_number_taken_out_of_torch_is_flagged():
+    class Scaled(nn.Linear):
+        def forward(self, x):
+            h = super().forward(x).tanh()
+            return h * h.mean().item()
+
+    with pytest.warns(UserWarning, match="gradients are stopped: item in Scaled"):
+        analyse(seeded(lambda: Scaled(3, 4)), F.cross_entropy, task(), 1e-3, most_orders=0)
+
+
+def test_a_stop_that_changes_nothing_is_not_flagged():
+    class Stable(nn.Linear):
+        def forward(self, x):
+            h = super().forward(x)
+            h = h - h.max(-1, keepdim=True).values.detach()  # as softmax does not mind
+            return h.exp() / h.exp().sum(-1, keepdim=True)
+
+    found = quick(seeded(lambda: Stable(3, 4)))
+    assert found.distrust == () and not found.withheld
+
+
+# Kinks.
+
+
+def test_kinks_are_named_where_they_spoil_a_slope():
+    net = seeded(lambda: nn.Sequential(nn.Linear(3, 20), nn.ReLU(), nn.Linear(20, 4)))
+    found = analyse(net, F.cross_entropy, task(), 1.0, most_orders=0)
+    assert any("kinks lie on the way (relu in '1' (ReLU), where " in note for note in found.notes), found.notes
+    assert "relu in '1' (ReLU)" in found.summary()
+    smooth = analyse(net, F.cross_entropy, task(), 1e-6, most_orders=0, order=1)
+    assert smooth.notes == () and smooth.distrust == ()
+
+
+def test_a_kink_at_the_very_point_is_flagged():
+    net = seeded(lambda: nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4)))
+    nn.init.zeros_(net[0].bias)
+    minibatches = [(x * (torch.arange(6) > 0)[:, None], y) for x, y in task()]  # one input is 0, as black borders are
+    with pytest.warns(UserWarning, match=r"slope of the loss jumps at this very point \(relu in '1' \(ReLU\)"):
+        found = analyse(net, F.cross_entropy, minibatches, 1e-3, most_orders=0)
+    assert found.verdict("g_bar") == "kink" and not found.withheld
+
+
+# What it says in all.
+
+
+def test_a_summary_has_five_lines():
+    net = seeded(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)))
+    found = quick(net, most_orders=6)
+    lines = found.summary().splitlines()
+    assert [line.split(":")[0] for line in lines] == ["Checked", "Series", "Reach", "Minibatches", "Distrust"]
+    assert "nothing is withheld" in lines[0] and "MAML -4.00" in lines[3] and "nothing that was looked for" in lines[4]
+
+
+def test_first_order_explains_nine_tenths_as_far_as_it_says():
+    net = seeded(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)))
+    name, reach = quick(net).reach()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = analyse(net, F.cross_entropy, task(), reach, most_orders=0).expansion
+    explained = float(found[(found.gradient == name) & (found.order == 1)].explained.iloc[0])
+    assert 0.8 < explained < 0.95  # terms of third order move it
+
+
+def test_every_quantity_has_agreements_and_a_verdict():
+    found = quick(seeded(lambda: nn.Linear(3, 4)), most_orders=6)
+    quantities = ["exact", "terms", "g_bar", "gram", "avg_grad", "avg_grad_inner"]
+    quantities += ["expansion", "inner_products", "coefficients"]
+    assert set(found.certificate.quantity) == set(quantities)
+    assert {found.verdict(quantity) for quantity in quantities} == {"holds"}
+    assert (found.certificate.agreement <= found.certificate.explained).all()
+
+
+def test_the_norm_of_zero_is_withheld_and_named():
+    """A polynomial, but torch's second derivative of a norm at 0 is 0 or nan (pytorch 92075)."""
+    net = seeded(lambda: nn.Linear(3, 4))
+    start = {name: p.detach().clone() for name, p in net.named_parameters()}
+
+    def near(penalty):
+        def model(p, x):
+            d = torch.cat([(p[name] - start[name]).flatten() for name in p])
+            return F.linear(x, p["weight"], p["bias"]).tanh(), penalty(d)
+
+        return model
+
+    def loss(outputs, labels):
+        return F.cross_entropy(outputs[0], labels) + outputs[1]
+
+    right = quick(near(lambda d: d.square().sum()), loss, parameters=start)
+    assert right.distrust == ()
+    with pytest.warns(UserWarning, match="withheld.*norm in"):
+        found = analyse(near(lambda d: torch.norm(d) ** 2), loss, task(), 1e-3, parameters=start, most_orders=0)
+    for ours, theirs in ((found.exact, right.exact), (found.terms, right.terms)):
+        finite = ours.isfinite()
+        assert not finite.all()
+        torch.testing.assert_close(ours[finite], theirs[finite], rtol=1e-9, atol=1e-12)
+    assert found.avg_grad_inner.isnan().all()
+
+
+def test_parametrizations_of_ones_own():
+    class Symmetric(nn.Module):
+        def forward(self, w):
+            return w.triu() + w.triu(1).T
+
+    def make():
+        layer = nn.Linear(3, 3)
+        parametrize.register_parametrization(layer, "weight", Symmetric())
+        return nn.Sequential(layer, nn.Tanh(), nn.Linear(3, 4))
+
+    found = quick(seeded(make))
+    assert found.distrust == () and found.verdict("terms") == "holds"
