@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad
 
-from analysis.theory.derivatives import Loss, Vector, coefficients_in, derivative, gradient, hessian_at
+from analysis.theory.derivatives import At, Loss, Vector, coefficients_in, derivative, gradient
 
 Series = list[Vector]
 HIGHEST_FORMULA = 2  # beyond it the terms have no short formula; `inner_gradient_series` goes to any order
@@ -28,7 +28,7 @@ def inner_gradients(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""
     """g_1 … g_k of k steps of SGD, phi_{i+1} = phi_i - alpha g_i. Differentiable in phi and in alpha."""
     gradients = []
     for loss in losses:
-        gradients.append(grad(loss)(phi))
+        gradients.append(derivative(loss, phi))
         phi = phi - alpha * gradients[-1]
     return gradients
 
@@ -59,22 +59,33 @@ def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
 def inner_gradient_terms(losses: Sequence[Loss], phi: Vector, order: int) -> list[Series]:
     """The series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above; not to be differentiated again."""
     _check_order(order)
-    s, firsts = torch.zeros_like(phi), torch.zeros_like(phi)  # sums over j < i of g_bar_j, and of order-1 terms
+    s, firsts = torch.zeros_like(phi), torch.zeros_like(phi)
     series = []
     for loss in losses:
-        terms = [gradient(loss, phi)]
-        if order >= 1:
-            terms.append(-hessian_at(loss, phi)(s))
-        if order >= 2:  # sum_{j<i} H_j s_j is minus the sum of the order-1 terms before
-            terms.append(derivative(loss, phi, -firsts) + derivative(loss, phi, s, s) / 2)
+        terms = _terms(loss, phi, s, firsts, order)
         series.append(terms)
         s = s + terms[0]
         firsts = firsts + (terms[1] if order >= 1 else 0)
     return series
 
 
+def _terms(loss: Loss, phi: Vector, s: Vector, firsts: Vector, order: int) -> Series:
+    """The series of a g_i, from the sums over j < i of g_bar_j, which is s_i, and of the order-1 terms of g_j.
+
+    All orders share one graph of the gradient, and T_i[s_i, s_i] comes from the product H_i s_i.
+    """
+    if order == 0:
+        return [gradient(loss, phi)]
+    at = At(loss, phi)
+    if order == 1:
+        return [at.gradient, -at.product(s)]
+    product, bend = at.products(s, s)
+    # sum_{j<i} H_j s_j is minus the sum of the order-1 terms before
+    return [at.gradient, -product, at.product(-firsts) + bend / 2]
+
+
 def maml_terms(losses: Sequence[Loss], phi: Vector, order: int) -> Series:
-    """The series of MAML's gradient to `order` 0, 1 or 2 in alpha.
+    """The series of MAML's gradient to `order` 0, 1 or 2 in alpha; not to be differentiated again.
 
     Order 1 (equation 24) is -H_k s_k - sum_{j<k} H_j g_bar_k. Order 2 is the gradient in phi_1 of the order-2 term of
     L_k(phi_k), which is g_bar_k . sum_{j<k} H_j s_j + 1/2 s_k . H_k s_k:
@@ -82,17 +93,22 @@ def maml_terms(losses: Sequence[Loss], phi: Vector, order: int) -> Series:
         (order 2 of g_k) + sum_{j<k} ( T_j[g_bar_k, s_j] + H_j (H_k s_k + sum_{j<l<k} H_l g_bar_k) )
     """
     _check_order(order)
-    terms = [term.clone() for term in inner_gradient_terms(losses, phi, order)[-1]]
+    before = inner_gradient_terms(losses[:-1], phi, max(order - 1, 0))
+    partial_sums = _partial_sums([terms[0] for terms in before], phi)
+    firsts = _partial_sums([terms[1] for terms in before], phi)[-1] if order >= 2 else torch.zeros_like(phi)
+    terms = _terms(losses[-1], phi, partial_sums[-1], firsts, order)
     if order == 0:
         return terms
-    g_bar_k, minus_h_k_s_k = terms[0].clone(), terms[1].clone()
-    partial_sums = _partial_sums([derivative(loss, phi) for loss in losses[:-1]], phi)
+    g_bar_k, minus_h_k_s_k = terms[0], terms[1]
     later = torch.zeros_like(phi)  # sum over j < l < k of H_l g_bar_k
-    for loss, s_j in reversed(list(zip(losses[:-1], partial_sums, strict=True))):
-        product = derivative(loss, phi, g_bar_k)
-        terms[1] -= product
-        if order >= 2:
-            terms[2] += derivative(loss, phi, g_bar_k, s_j) + derivative(loss, phi, later - minus_h_k_s_k)
+    for loss, s_j in reversed(list(zip(losses[:-1], partial_sums[:-1], strict=True))):
+        at = At(loss, phi)
+        if order == 1:
+            product = at.product(g_bar_k)
+        else:
+            product, bend = at.products(g_bar_k, s_j)
+            terms[2] = terms[2] + bend + at.product(later - minus_h_k_s_k)
+        terms[1] = terms[1] - product
         later = later + product
     return terms
 
@@ -153,11 +169,10 @@ def remainder_slope(
 
 
 def _partial_sums(vectors: Sequence[Vector], like: Vector) -> list[Vector]:
-    """s_1 = 0, s_2 = v_1, s_3 = v_1 + v_2, …: one per vector."""
-    sums, running = [], torch.zeros_like(like)
+    """s_1 = 0, s_2 = v_1, s_3 = v_1 + v_2, …: one more than there are vectors."""
+    sums = [torch.zeros_like(like)]
     for vector in vectors:
-        sums.append(running)
-        running = running + vector
+        sums.append(sums[-1] + vector)
     return sums
 
 
