@@ -56,11 +56,11 @@ class At:
         self.gradient = self.graph.detach()
 
     def product(self, v: Vector) -> Vector:
-        """L'' v."""
+        """Take L'' v."""
         return _back(self.graph, self.phi, v)
 
     def products(self, u: Vector, v: Vector) -> tuple[Vector, Vector]:
-        """(L'' u, L'''[u, v]): the second is the gradient of v . L'' u, as all derivatives are symmetric."""
+        """Take L'' u and L'''[u, v]: the second is the gradient of v . L'' u, as all derivatives are symmetric."""
         product = _back(self.graph, self.phi, u, graph=True)
         return product.detach(), _back(product, self.phi, v)
 
@@ -104,7 +104,7 @@ def _by_reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
 
 
 def _back(f: Vector, phi: Vector, v: Vector, *, graph: bool = False) -> Vector:
-    """The gradient of v . f in phi. A linear loss has a gradient without a graph, a quadratic one a product without."""
+    """Take the gradient of v . f in phi: 0 where f has no graph, as the gradient of a linear loss."""
     if not (f.requires_grad and v.any()):
         return torch.zeros_like(phi)
     return torch.autograd.grad(
@@ -113,5 +113,5 @@ def _back(f: Vector, phi: Vector, v: Vector, *, graph: bool = False) -> Vector:
 
 
 def _constant(x: Tensor) -> bool:
-    """Does nobody ask for derivatives in x from outside?"""
+    """Say whether nobody asks for derivatives in x from outside."""
     return native.plain(x) and not x.requires_grad

@@ -70,7 +70,7 @@ def inner_gradient_terms(losses: Sequence[Loss], phi: Vector, order: int) -> lis
 
 
 def _terms(loss: Loss, phi: Vector, s: Vector, firsts: Vector, order: int) -> Series:
-    """The series of a g_i, from the sums over j < i of g_bar_j, which is s_i, and of the order-1 terms of g_j.
+    """Expand a g_i, from the sums over j < i of g_bar_j, which is s_i, and of the order-1 terms of g_j.
 
     All orders share one graph of the gradient, and T_i[s_i, s_i] comes from the product H_i s_i.
     """
