@@ -451,6 +451,12 @@ def test_a_loss_that_looks_whether_a_derivative_is_taken_is_found():
         quick(seeded(lambda: nn.Linear(3, 4)), loss)
 
 
+def test_noise_in_training_steps_alone_is_found():
+    net = seeded(lambda: Skipping(lambda: torch.rand(()) if torch.is_grad_enabled() else 1))
+    with pytest.raises(ValueError, match="loss: expected the same value each time"):
+        quick(net)
+
+
 # Stopped gradients.
 
 
@@ -583,6 +589,30 @@ def test_every_quantity_has_agreements_and_a_verdict():
     assert set(found.certificate.quantity) == set(quantities)
     assert {found.verdict(quantity) for quantity in quantities} == {"holds"}
     assert (found.certificate.agreement <= found.certificate.explained).all()
+
+
+@pytest.mark.parametrize("order", [0, 1, 2])
+@pytest.mark.parametrize("m", [3, 8])
+def test_a_certificate_takes_no_more_evaluations_than_what_it_certifies(order, m):
+    calls = 0
+
+    def loss(outputs, labels):
+        nonlocal calls
+        calls += 1
+        return F.cross_entropy(outputs, labels)
+
+    counts = []
+    for certify in (False, True):
+        calls = 0
+        quick(
+            seeded(lambda: nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 4))),
+            loss,
+            task(m),
+            order=order,
+            certify=certify,
+        )
+        counts.append(calls)
+    assert counts[0] < counts[1] <= 2 * counts[0], counts
 
 
 def test_the_norm_of_zero_is_withheld_and_named():

@@ -139,12 +139,17 @@ def warn_of_minibatch_statistics(model: nn.Module, stacklevel: int) -> None:
 
 
 def _again(on_minibatch: OwnLoss, phi: Vector, evaluations: int) -> Iterable[Tensor]:
-    """The loss as a derivative sees it, where torch.func can take one, and without any, from other random states."""
+    """The loss as derivatives see it, by torch.func where that can and in plain torch, and once without any.
+
+    Random generators run on from one evaluation to the next.
+    """
     with suppress(Exception):  # the derivative itself says why
         yield grad_and_value(on_minibatch)(phi)[1].detach()
-    for _ in range(evaluations - 1):
-        with torch.no_grad():
-            yield on_minibatch(phi)
+    with torch.no_grad():
+        yield on_minibatch(phi)
+    for _ in range(evaluations - 2):
+        with torch.enable_grad():
+            yield on_minibatch(phi.clone().requires_grad_()).detach()
 
 
 def _check_embedding(name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:

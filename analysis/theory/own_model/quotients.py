@@ -113,8 +113,10 @@ def _at_step(f: Callable[[float], Tensor], at_zero: Tensor, step: float, unit: f
     found = []
     for n, quotient in enumerate((odd, even)[:order], 1):
         extrapolated = (4 * quotient[step / 2] - quotient[step]) / 3
-        left = 2 * float((extrapolated - quotient[step / 2]).norm()) + noise / (step / 2) ** n
-        found.append(Quotient(extrapolated, left, size / unit**n, _jump(even, step, n)))
+        round_off = noise / (step / 2) ** n
+        left = 2 * float((extrapolated - quotient[step / 2]).norm()) + round_off
+        jump = _jump(even, step, n)
+        found.append(Quotient(extrapolated, left, size / unit**n, jump if jump > round_off else 0.0))
     return found
 
 
