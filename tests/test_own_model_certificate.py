@@ -194,21 +194,25 @@ def random_network(r):
     return net, outputs
 
 
+def random_analysis(seed):
+    r = random.Random(seed)
+    torch.manual_seed(seed)
+    net, outputs = random_network(r)
+    dtype = r.choice([torch.float64, torch.float64, torch.float32])
+    batch, scale = r.randint(3, 6), r.choice([0.3, 1.0, 3.0])
+    x = scale * normal(2, batch, 3, seed=seed).to(dtype)
+    if r.random() < 0.6:
+        loss, y = F.cross_entropy, torch.randint(outputs, (2, batch), generator=generator(seed))
+    else:
+        loss = r.choice([F.mse_loss, F.smooth_l1_loss, F.soft_margin_loss])
+        y = normal(2, batch, outputs, seed=seed + 1).to(dtype)
+    alpha = 10 ** r.uniform(-4, -0.5)
+    return net, analyse(net.to(dtype), loss, list(zip(x, y, strict=True)), alpha, most_orders=0)
+
+
 @pytest.mark.filterwarnings("ignore:model. normalizes")
 @pytest.mark.parametrize("part", range(10))
 def test_no_right_model_is_flagged(part):
     for seed in range(part * RANDOM_MODELS // 10, (part + 1) * RANDOM_MODELS // 10):
-        r = random.Random(seed)
-        torch.manual_seed(seed)
-        net, outputs = random_network(r)
-        dtype = r.choice([torch.float64, torch.float64, torch.float32])
-        batch, scale = r.randint(3, 6), r.choice([0.3, 1.0, 3.0])
-        x = scale * normal(2, batch, 3, seed=seed).to(dtype)
-        if r.random() < 0.6:
-            loss, y = F.cross_entropy, torch.randint(outputs, (2, batch), generator=generator(seed))
-        else:
-            loss = r.choice([F.mse_loss, F.smooth_l1_loss, F.soft_margin_loss])
-            y = normal(2, batch, outputs, seed=seed + 1).to(dtype)
-        alpha = 10 ** r.uniform(-4, -0.5)
-        found = analyse(net.to(dtype), loss, list(zip(x, y, strict=True)), alpha, most_orders=0)
+        net, found = random_analysis(seed)
         assert found.distrust == (), (seed, net, found.distrust, found.certificate.to_string())

@@ -34,10 +34,9 @@ from analysis.theory.own_model.quotients import (
     HOLDS,
     STOPPED,
     Agreement,
-    Quotient,
+    Differences,
     compare,
     compare_rules,
-    differences,
     worst,
 )
 
@@ -164,13 +163,13 @@ class Probe:
         return [whole - g for g in self.g_bar]
 
     @cached_property
-    def by_gradients(self) -> list[Quotient]:
+    def by_gradients(self) -> list[Differences]:
         """The same products, by differences of gradients."""
         return [
             self._moved(loss, g, v) for loss, g, v in zip(self.setting.pool, self.g_bar, self.pairings, strict=True)
         ]
 
-    def series(self, maml_way: Way) -> list[list[Quotient]]:
+    def series(self, maml_way: Way) -> list[Differences]:
         """For each of g_1 … g_k and MAML its coefficients of alpha^1 …, by differences in alpha of the loop.
 
         maml_way: that in which MAML's gradient is held to differences of the adapted loss.
@@ -178,10 +177,9 @@ class Probe:
         at = self.setting
         whole = through_the_loop if maml_way is reverse else partial(by_products, way=maml_way)
         loop = cache(lambda t: whole(at.steps, at.phi, t))
-        at_zero = [*self.g_bar[: at.k], self.g_bar[at.k - 1]]
         size = float(self.g_bar[: max(at.k - 1, 1)].sum(0).norm())
         unit = self._length / size if size else 1.0
-        return [differences(partial(_row, loop, row), start, unit, at.order) for row, start in enumerate(at_zero)]
+        return [Differences(partial(_row, loop, row), start, unit, at.order) for row, start in enumerate(loop(0.0))]
 
     @cached_property
     def _length(self) -> float:
@@ -205,14 +203,14 @@ class Probe:
 
     def _scalar(self, channel: str, value: Callable[[Vector], Tensor], point: Vector, g: Vector) -> Agreement:
         d = self._direction
-        quotient = differences(lambda t: value(point + t * d), value(point), self._length)[0]
-        agreement = compare(channel, g @ d, quotient, size=float(g.norm()) / len(g) ** 0.5)
+        quotients = Differences(lambda t: value(point + t * d), value(point), self._length)
+        agreement = compare(channel, g @ d, quotients, size=float(g.norm()) / len(g) ** 0.5)
         stopped = self.setting.stops and agreement.verdict == DIFFERS
         return replace(agreement, verdict=STOPPED) if stopped else agreement
 
-    def _moved(self, loss: OwnLoss, g: Vector, v: Vector) -> Quotient:
+    def _moved(self, loss: OwnLoss, g: Vector, v: Vector) -> Differences:
         size, phi = float(v.norm()), self.setting.phi
-        return differences(lambda t: gradient(loss, phi + t * v), g, self._length / size if size else 1.0)[0]
+        return Differences(lambda t: gradient(loss, phi + t * v), g, self._length / size if size else 1.0)
 
 
 def attempt(call: Callable[[], Tensor]) -> Tensor | None:

@@ -26,7 +26,7 @@ def judge(
     distrust = []
     if DIFFERS in verdicts:
         distrust.append(_of_differences(setting, certificate))
-    if KINK in verdicts:
+    if certificate.verdict(*(key for key in certificate if key[0] in ("g_bar", "exact"))) == KINK:
         distrust.append(_of_kinks(setting))
     if STOPPED in verdicts or (setting.stops and not certificate):
         distrust.append(_of_stops(setting))
@@ -73,6 +73,12 @@ def _notes(setting: Setting, certificate: Certificate, found: Quantities, expans
     notes = []
     if undecided := [key for key in certificate if certificate.verdict(key) == UNDECIDED]:
         notes.append(f"step and round-off hide whether {_list(undecided)} are right; float64 shows more.")
+    if kinked := [
+        key for key in certificate if key[0] in ("terms", "avg_grad_inner") and certificate.verdict(key) == KINK
+    ]:
+        notes.append(
+            f"kinks near this point hide whether {_list(kinked)} are right; float64 or a smooth function shows it."
+        )
     if found.way is None:
         notes.append("terms and AvgGradInner are differences, as torch has no derivative of these stopped gradients.")
     elif found.way is not forward and not setting.stops:

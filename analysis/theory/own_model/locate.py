@@ -15,7 +15,7 @@ from analysis.theory.derivatives import Loss, Vector, gradient
 from analysis.theory.own_model.keeping import Keeper
 from analysis.theory.own_model.loops import Way, forward, reverse
 from analysis.theory.own_model.losses import ModuleFunction, OwnLoss, flatten
-from analysis.theory.own_model.quotients import DIFFERS, KINK, compare, differences
+from analysis.theory.own_model.quotients import DIFFERS, KINK, Differences, compare
 from analysis.theory.own_model.trees import leaves, map_leaves
 from analysis.theory.own_model.watching import Call, Watcher, layer_names, named
 from analysis.theory.written_out import right_derivatives
@@ -155,7 +155,8 @@ def _fault(f: Loss, x: Vector, step: Vector, order: int) -> str:
     try:
         with torch.no_grad():
             start = f(x)
-            slope = differences(lambda t: f(x + t * d), start, length)[0]
+            slope = Differences(lambda t: f(x + t * d), start, length)
+            slope.sharpest  # noqa: B018, so that it is taken without a graph
         g = gradient(f, x)
     except RuntimeError:  # no function of tensors alone, or the results depend on nothing here
         return ""
@@ -170,11 +171,11 @@ def _of_order(n: int, f: Loss, x: Vector, directions: Sequence[Vector], length: 
     lower = partial(gradient, f) if n == 2 else _second(f, x, directions[0])
     if lower is None:
         return ""
-    quotient = differences(lambda t: lower(x + t * directions[-1]), lower(x), length)[0]
+    quotients = Differences(lambda t: lower(x + t * directions[-1]), lower(x), length)
     faults = []
     for way, mode in ((forward, "forward"), (reverse, "reverse")):
         try:
-            verdict = compare("", way(f, x, *directions), quotient).verdict
+            verdict = compare("", way(f, x, *directions), quotients).verdict
         except Exception as error:
             faults.append(f"its {ORDERS[n - 1]}{FAILS}{mode} mode ({_first_line(error)})")
             continue

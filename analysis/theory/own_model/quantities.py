@@ -15,7 +15,7 @@ from analysis.theory.own_model.checks import NotFinite, check_finite
 from analysis.theory.own_model.locate import culprits
 from analysis.theory.own_model.loops import Way, by_products, forward, reverse
 from analysis.theory.own_model.losses import OwnLoss
-from analysis.theory.own_model.quotients import DIFFERS, HOLDS, Agreement, Quotient, compare
+from analysis.theory.own_model.quotients import DIFFERS, HOLDS, Agreement, Differences, compare
 from analysis.theory.taylor import inner_gradient_terms, maml_terms
 
 IN_ALPHA = "differences in alpha of the loop"
@@ -105,7 +105,7 @@ def _higher(
     """The terms of the series, and the products of which AvgGradInner is the mean."""
 
     @cache
-    def series() -> list[list[Quotient]]:
+    def series() -> list[Differences]:
         """The coefficients by differences in alpha: of one step, or of order 0 alone, there are none."""
         return probe.series(maml_way) if at.order and at.k > 1 else []
 
@@ -124,8 +124,8 @@ def _higher(
         terms, products = found
         held = Certificate({PRODUCTS: probe.products(way, list(products))})
         for name, row, quotients in zip(at.names, terms, series(), strict=False):
-            for n, quotient in enumerate(quotients, 1):
-                held["terms", name, n] = [compare(IN_ALPHA, row[n] / at.alpha**n, quotient)]
+            for n in range(1, at.order + 1):
+                held["terms", name, n] = [compare(IN_ALPHA, row[n] / at.alpha**n, quotients, n)]
                 if name == "MAML":  # which the loop in alpha speaks of only if its gradient is right
                     held["terms", name, n] += [a for a in certificate[MAML] if a.decides and a.verdict == DIFFERS]
         return held
@@ -143,7 +143,7 @@ def _unless_zero(way: Way, loss: OwnLoss, phi: Vector, *directions: Vector) -> V
     return way(loss, phi, *directions) if all(bool(v.any()) for v in directions) else torch.zeros_like(phi)
 
 
-Series = Callable[[], list[list[Quotient]]]
+Series = Callable[[], list[Differences]]
 
 
 def _by_differences(at: Setting, probe: Probe, series: Series) -> tuple[Tensor, Tensor]:
@@ -151,14 +151,14 @@ def _by_differences(at: Setting, probe: Probe, series: Series) -> tuple[Tensor, 
     terms = torch.zeros(at.k + 1, at.order + 1, len(at.phi), dtype=at.phi.dtype)
     terms[:-1, 0], terms[-1, 0] = probe.g_bar[: at.k], probe.g_bar[at.k - 1]
     _put_differences(at, series, terms, rows=list(range(at.k + 1)))
-    return terms, torch.stack([quotient.value for quotient in probe.by_gradients])
+    return terms, torch.stack([quotients.value(1) for quotients in probe.by_gradients])
 
 
 def _put_differences(at: Setting, series: Series, terms: Tensor, rows: Sequence[int]) -> None:
     found = series()
     for row in rows if found else []:
-        for n, quotient in enumerate(found[row], 1):
-            terms[row, n] = quotient.value * at.alpha**n
+        for n in range(1, at.order + 1):
+            terms[row, n] = found[row].value(n) * at.alpha**n
 
 
 def _withheld(at: Setting, found: Quantities, certificate: Certificate) -> Quantities:
