@@ -114,6 +114,13 @@ NEW = {
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like"),
     *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "is_floating_point", "size", "dim"),
 }
+
+
+def at_zero(calls: list[Call]) -> bool:
+    """Tells whether some number is 0 at which a function has a kink there."""
+    return any(call.name.removesuffix("_") in AT_ZERO and bool((call.args[0] == 0).any()) for call in calls)
+
+
 AT_ZERO = {"relu", "leaky_relu", "prelu", "elu", "selu", "celu", "abs", "absolute"}
 KINKED = {
     *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "hardtanh", "hardswish", "hardsigmoid"),
