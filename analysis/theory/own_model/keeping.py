@@ -34,9 +34,15 @@ class Keeper:
         self._seen: set[int] = set()
         for root in roots:
             self._look_at(root, DEEP, inside=False)
+        # Most are empty, such as a module's dicts of hooks, and looked at by their truth alone.
+        self._empty = [held for held, copy in self._dicts if not copy]
+        self._dicts = [(held, copy) for held, copy in self._dicts if copy]
 
     def put_back(self, *, everything: bool = False) -> None:
         """Puts back what differs; in containers of many entries, and random generators, only with `everything`."""
+        if any(self._empty):
+            for held in self._empty:
+                held.clear()
         for held, copy in self._dicts:
             if (everything or len(copy) <= MANY) and not _same_dict(held, copy):
                 held.clear()
@@ -157,9 +163,7 @@ def _restoring(thing: Any) -> Callable[[], Any] | None:
 
 
 def _same_dict(held: dict, copy: dict) -> bool:
-    return len(held) == len(copy) and (
-        not copy or (all(map(is_, held.values(), copy.values())) and all(map(is_, held, copy)))
-    )
+    return len(held) == len(copy) and all(map(is_, held.values(), copy.values())) and all(map(is_, held, copy))
 
 
 def _same_list(held: Any, copy: list) -> bool:

@@ -79,7 +79,18 @@ class ModuleFunction:
         named = list(model.named_parameters())
         self.parameters = {name: p for name, p in named if p.requires_grad}
         self.frozen = [p for _, p in named if not p.requires_grad]
-        self._modules = list(model.modules())
+        # The places of parameters and buffers: a keeper sees to it that they are the same before each call.
+        every = [vars(module) for module in model.modules()]
+        self._parameters = [
+            (s["_parameters"], k, id(p)) for s in every for k, p in s["_parameters"].items() if p is not None
+        ]
+        self._buffers = [(s["_buffers"], k, b) for s in every for k, b in s["_buffers"].items() if b is not None]
+        self._lists = [
+            (slots, name, value)
+            for slots in every
+            for name, value in slots.items()
+            if isinstance(value, list) and any(isinstance(entry, nn.Parameter) for entry in value)
+        ]
         self._signature = _signature(model)
 
     def __call__(self, values: dict[str, Tensor], inputs: Tree) -> Tree:
@@ -95,20 +106,16 @@ class ModuleFunction:
         """
         others = {id(p): values[name] for name, p in self.parameters.items()}
         others |= {id(p): p.detach().clone() for p in self.frozen}
-        zero = next(iter([*values.values(), *like])).new_zeros(())
-        for module in self._modules:
-            slots = vars(module)
-            for name, p in slots["_parameters"].items():
-                if p is not None:
-                    slots["_parameters"][name] = others[id(p)]
-            for name, buffer in slots["_buffers"].items():
-                if buffer is not None:
-                    if id(buffer) not in others:  # once, where two modules share it
-                        others[id(buffer)] = _writable(buffer, zero)
-                    slots["_buffers"][name] = others[id(buffer)]
-            for name, value in slots.items():
-                if isinstance(value, list) and any(isinstance(entry, nn.Parameter) for entry in value):
-                    slots[name] = [others.get(id(entry), entry) for entry in value]
+        for slots, name, identity in self._parameters:
+            slots[name] = others[identity]
+        if self._buffers:
+            zero = next(iter([*values.values(), *like])).new_zeros(())
+            for slots, name, buffer in self._buffers:
+                if id(buffer) not in others:  # once, where two modules share it
+                    others[id(buffer)] = _writable(buffer, zero)
+                slots[name] = others[id(buffer)]
+        for slots, name, entries in self._lists:
+            slots[name] = [others.get(id(entry), entry) for entry in entries]
 
     def arguments(self, inputs: Tree) -> tuple[Sequence[Any], dict[str, Any]]:
         """Tells how the module takes its inputs: a tuple as several arguments, a mapping as keywords where they fit."""

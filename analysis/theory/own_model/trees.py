@@ -13,6 +13,8 @@ Tree = Any  # a tensor, or what holds tensors
 
 def map_leaves(f: Callable[[Any], Any], tree: Tree) -> Tree:
     """Makes the same tree with f of every leaf. Mappings other than dicts become dicts."""
+    if isinstance(tree, Tensor):
+        return f(tree)
     if isinstance(tree, PackedSequence):
         data = f(tree.data)
         return tree._replace(data=data) if isinstance(data, Tensor) else data
@@ -33,7 +35,9 @@ def map_leaves(f: Callable[[Any], Any], tree: Tree) -> Tree:
 
 def leaves(tree: Tree) -> Iterator[tuple[str, Any]]:
     """Yields every leaf after the path that leads to it: ['key'], [0] or .field."""
-    if isinstance(tree, PackedSequence):
+    if isinstance(tree, Tensor):
+        yield "", tree
+    elif isinstance(tree, PackedSequence):
         yield ".data", tree.data
     elif is_record(tree):
         yield from _below([(f".{field.name}", getattr(tree, field.name)) for field in fields(tree)])
