@@ -192,7 +192,7 @@ def random_network(r):
         lambda: Recurrent(width),
         lambda: nn.Dropout(0.0),
     ]
-    layers = [r.choice(middles)() for _ in range(r.randint(1, 4))]
+    layers = [r.choice(middles)() for _ in range(r.randint(1, 3))]
     outputs = r.randint(2, 4)
     net = nn.Sequential(nn.Linear(3, width, bias=r.random() < 0.8), *layers, nn.Linear(width, outputs))
     with torch.no_grad():

@@ -18,6 +18,9 @@ FUNCTIONS = {
     "batch_norm": lambda x: F.batch_norm(x.reshape(3, 4, 2), None, None, SCALE, SHIFT, training=True),
     "batch_norm of vectors": lambda x: F.batch_norm(x, None, None, training=True),
     "instance_norm": lambda x: F.instance_norm(x.reshape(1, 4, 6), weight=SCALE, bias=SHIFT),
+    "torch.layer_norm": lambda x: torch.layer_norm(x, (4,), SCALE, SHIFT),
+    "torch.batch_norm": lambda x: torch.batch_norm(x, SCALE, SHIFT, None, None, True, 0.1, 1e-5, False),
+    "aten.native_layer_norm": lambda x: torch.ops.aten.native_layer_norm.default(x, (4,), SCALE, SHIFT, 1e-5)[0],
 }
 OTHERS = {
     "mse_loss": lambda x: F.mse_loss(x, TARGET),
@@ -25,6 +28,10 @@ OTHERS = {
     "mse_loss, weighted": lambda x: F.mse_loss(x, TARGET, weight=TARGET.square()),
     "batch_norm in evaluation": lambda x: F.batch_norm(x.reshape(3, 4, 2), SHIFT, SCALE, SCALE, SHIFT),
     "instance_norm in evaluation": lambda x: F.instance_norm(x.reshape(1, 4, 6), SHIFT, SCALE, use_input_stats=False),
+    "native_batch_norm": lambda x: torch.native_batch_norm(x, SCALE, SHIFT, None, None, True, 0.1, 1e-5)[0],
+    "glu": F.glu,
+    "weight_norm": lambda x: torch._weight_norm(x, x[:, :1] + 2, 0),
+    "embedding": lambda x: F.embedding(torch.tensor([0, 2, 2]), x, padding_idx=1, sparse=True),
     "attention": lambda x: F.scaled_dot_product_attention(*torch.stack([x, x.sin(), x.cos()]).reshape(3, 2, 3, 4)),
 }
 SECOND, THIRD = (["".join(modes) for modes in product("FR", repeat=n)] for n in (2, 3))
@@ -89,6 +96,19 @@ def test_torchs_own_are_wrong_where_the_module_says(name):
         right = {n: float(nested(f, "R" * n)(PHI)) for n in (2, 3)}
     wrong = [m for m in SECOND + THIRD if abs(float(nested(f, m)(PHI)) / right[len(m)] - 1) > 1e-4]
     assert wrong == ["FF", "FR", *THIRD]
+
+
+@pytest.mark.parametrize(
+    "stop", [torch.detach, lambda x: x.detach(), lambda x: x.data], ids=["torch", "method", "data"]
+)
+def test_a_stopped_value_is_constant_backwards_and_moves_forwards(stop):
+    f = scalar(lambda x: x * stop(x.sin()) + x**3)
+    with right_derivatives():
+        field = grad(f)
+        for modes in ("RF", "RFF"):
+            found = float(nested(f, modes)(PHI))
+            expected = {2: central(lambda p: field(p) @ A, B), 3: central(central(lambda p: field(p) @ A, B), C)}
+            assert found == pytest.approx(float(expected[len(modes)](PHI)), rel=1e-6), modes
 
 
 def test_outside_nothing_is_replaced_and_inside_nothing_is_updated():
