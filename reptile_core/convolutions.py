@@ -154,7 +154,7 @@ class Convolution(Function):
         outputs = (same_size(size, stride) for size in x.shape[-3:-1])
         out = x.new_empty(*x.shape[:-3], *outputs, weight.shape[-1])
         extent = extent_of(x, stride, weight.shape[-1])
-        native.call("convolve", x, weight, out, native.meetings(extent), extent)
+        native.call("convolve", x, weight, out, native.meetings(extent), extent, 0)
         return out
 
     @staticmethod
@@ -177,7 +177,7 @@ class TransposedConvolution(Function):
         ctx.stride = stride
         x = g.new_empty(*g.shape[:-3], height, width, weight.shape[-2] // KERNEL**2)
         extent = extent_of(x, stride, weight.shape[-1])
-        native.call("convolve_transposed", g, weight, x, torch.empty_like(weight), native.meetings(extent), extent)
+        native.call("convolve_transposed", g, weight, x, torch.empty_like(weight), native.meetings(extent), extent, 0)
         return x
 
     @staticmethod
@@ -200,7 +200,7 @@ class Correlation(Function):
         ctx.stride = stride
         weight = x.new_empty(*x.shape[:-4], KERNEL**2 * x.shape[-1], g.shape[-1])
         extent = extent_of(x, stride, g.shape[-1])
-        native.call("correlate", x, g, weight, *native.packing(extent), extent)
+        native.call("correlate", x, g, weight, *native.packing(extent, x.dtype), extent, 0)
         return weight
 
     @staticmethod

@@ -1,30 +1,38 @@
-"""The gradient of the classification loss through the paper's ReLU networks by hand, for one lane in float32 on a CPU.
+"""Derivatives of the classification loss through the paper's convolutional networks by hand, for one lane on a CPU.
 
 The same numbers, to round-off, as autograd takes from `networks`. But every buffer is allocated once, and every call of
-the C loops is written down once, so that a minibatch costs little beside its arithmetic.
+the C loops is written down once, so that a minibatch costs little beside its arithmetic. Beyond the gradient go Taylor
+coefficients of L'(phi + t v) in t, forward and backward once more for each order: every step is linear in its inputs'
+coefficients of that order, given those of the orders below.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from math import prod
+from weakref import ref
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from reptile_core.convolutions import extent_of, same_size
 from reptile_core.layers import BATCH_NORM_EPS
-from reptile_core.native import Call, meetings, packing, prepare
+from reptile_core.native import ACTIVATIONS, Call, meetings, packing, prepare
 
 Parameters = dict[str, Tensor]
+ORDERS = 3  # as in taylor.c
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Convolutional blocks with batch norm and ReLU on (size, size, channels) images, halved by pooling or stride."""
+    """Convolutional blocks with batch norm on (size, size, channels) images, halved by pooling or stride."""
 
     size: int
     channels: int
     pool: bool
+    activation: str
 
 
 class GradientByHand:
@@ -35,110 +43,303 @@ class GradientByHand:
     """
 
     def __init__(
-        self,
-        unflatten: Callable[[Tensor], Parameters],
-        n_parameters: int,
-        blocks: Blocks,
-        batch: int,
-        weight: float,
+        self, unflatten: Callable[[Tensor], Parameters], blocks: Blocks, batch: int, weight: float, like: Tensor
     ) -> None:
-        self.phi, self.g = torch.zeros(n_parameters), torch.zeros(n_parameters)
-        self.x = torch.zeros(batch, blocks.size, blocks.size, blocks.channels)
+        self.unflatten = unflatten
+        self.phi, self.v = like.new_zeros(2, like.numel())
+        self.x = like.new_zeros(batch, blocks.size, blocks.size, blocks.channels)
         self.y = torch.zeros(batch, dtype=torch.long)
-        p, g = unflatten(self.phi), unflatten(self.g)
-        stack = [_first_block(self.x, p, g, blocks.pool)]
+        p, v = unflatten(self.phi), unflatten(self.v)
+        self.stack: list[Block] = [FirstBlock(self.x, p, v, blocks)]
         for index in range(1, sum(name.startswith("conv") for name in p)):
-            stack.append(_block(stack[-1], p, g, index, blocks.pool))
-        forward = [call for block in stack for call in block.forward]
-        backward = [call for block in reversed(stack) for call in block.backward]
-        self.calls = [*forward, _top(stack[-1], self.y, p, g, weight), *backward]
+            self.stack.append(InnerBlock(self.stack[-1], p, v, blocks, index))
+        self.top = Top(self.stack[-1], self.y, p, v, weight)
+        self.g: list[Tensor] = []
+        self.calls: list[list[Call]] = []
+        self.holder: ref | None = None  # the point that these buffers are about, if one needs them
+        self.known = 0  # order of the coefficients along v that are there
+        self.prepared = False
+        self._extend()
 
+    @torch.no_grad()
     def __call__(
         self, phi: Float[Tensor, "*one P"], x: Tensor, y: Int[Tensor, "*one batch"]
     ) -> Float[Tensor, "*one P"]:
         self.phi.copy_(phi.view_as(self.phi))
         self.x.copy_(x.view_as(self.x))
         self.y.copy_(y.view_as(self.y))
-        for call in self.calls:
+        self.holder, self.known, self.prepared = None, 0, False
+        self._run(0)
+        return self.g[0].clone().view_as(phi)
+
+    @torch.no_grad()
+    def value(self) -> Float[Tensor, ""]:
+        """The loss itself where the gradient was last taken."""
+        return self.top.value()
+
+    @torch.no_grad()
+    def coefficients(self, v: Float[Tensor, "*one P"], order: int) -> list[Float[Tensor, "*one P"]]:
+        """Take L''(phi) v and, to order 2, L'''(phi)[v, v] / 2 where the gradient was last taken."""
+        if not torch.equal(self.v, v.view_as(self.v)):
+            self.v.copy_(v.view_as(self.v))
+            self.known = 0
+        while len(self.calls) <= order:
+            self._extend()
+        if not self.prepared:
+            for block in self.stack:
+                block.prepare()
+            self.top.prepare()
+            self.prepared = True
+        for n in range(self.known + 1, order + 1):
+            self._run(n)
+        self.known = max(self.known, order)
+        return [g.clone().view_as(v) for g in self.g[1 : order + 1]]
+
+    def _run(self, order: int) -> None:
+        for call in self.calls[order]:
             call()
-        return self.g.clone().view_as(phi)
+
+    def _extend(self) -> None:
+        """Allocate what the next order needs, and write down its calls."""
+        order = len(self.calls)
+        self.g.append(torch.zeros_like(self.phi))
+        g = self.unflatten(self.g[-1])
+        forward = [call for block in self.stack for call in block.forward(order)]
+        top = self.top.calls(order, g)
+        self.calls.append(forward + top + [call for block in reversed(self.stack) for call in block.backward(order, g)])
 
 
 class Block:
     """A block's output and the gradient in it, with the calls that fill the one, and from the other all gradients.
 
-    full: what the ReLU gives at every position, which is the output itself unless it is pooled. (The paper's networks
-    pool before the ReLU: the order changes neither the output nor, as a maximum of 0 passes nothing, the gradient.)
+    What is a list goes by order. full: what the activation gives at every position, which is the output itself unless
+    it is pooled. (The paper's networks pool before the ReLU: the order changes neither the output nor, as a maximum of
+    0 passes nothing, the gradient.) inputs: what the activation takes; a ReLU does so in place.
     """
 
-    def __init__(self, images: Tensor, filters: int, pool: bool) -> None:
-        self.extent = extent_of(images, 1 if pool else 2, filters)
-        n, height, width = len(images), self.extent.out_height, self.extent.out_width
-        self.rows = n * height * width
-        self.full, self.g_full = self.out, self.g_out = torch.zeros(2, n, height, width, filters)
-        self.forward: list[Call] = []
-        self.backward: list[Call] = []
-        if pool:
-            self.out, self.g_out = torch.zeros(2, n, same_size(height, 2), same_size(width, 2), filters)
-            there, back = (self.full, self.out), (self.g_out, self.full, self.out, self.g_full)
-            self.forward = [prepare("max_pool", *there, n, height, width, filters)]
-            self.backward = [prepare("max_pool_backward", *back, n, height, width, filters)]
+    def __init__(self, images: Tensor, p: Parameters, v: Parameters, blocks: Blocks, index: int) -> None:
+        names = f"conv{index}.weight", f"norm{index}.scale", f"norm{index}.shift"
+        self.w, self.scale, self.shift = ([part[name] for part in (p, v)] for name in names)
+        self.names, self.filters, self.pool = names, self.w[0].shape[-1], blocks.pool
+        self.shift.append(torch.zeros_like(self.shift[0]))  # a straight line has no second coefficient
+        self.extent = extent_of(images, 1 if blocks.pool else 2, self.filters)
+        self.sides = len(images), self.extent.out_height, self.extent.out_width
+        self.rows, self.kind = prod(self.sides), ACTIVATIONS[blocks.activation]
+        self.slope = images.new_zeros(self.rows, self.filters) if self.kind else None
+        self.variance, self.root, self.factor, self.along = images.new_zeros(4, ORDERS, self.filters)
+        self.inputs: list[Tensor] = []
+        self.full: list[Tensor] = []
+        self.out: list[Tensor] = []
+        self.g_full: list[Tensor] = []
+        self.g_out: list[Tensor] = []
+        self.g_scale: list[Tensor] = []
+        self.g_shift: list[Tensor] = []
+        self.masking: Call | None = None
+        self._allocate()
+
+    def prepare(self) -> None:
+        """Mask the gradient of order 0, which for a ReLU is masked only in passing."""
+        if self.masking is None:
+            self.masking = self._through_activation(0)
+        if not self.kind:
+            self.masking()
+
+    def forward(self, order: int) -> list[Call]:
+        """Write down what fills the output's coefficients of this order."""
+        if order:
+            self._allocate()
+        return self.linear(order) + self._activation(order) + self._pooling(order)
+
+    def backward(self, order: int, g: Parameters) -> list[Call]:
+        """Write down what takes the gradients of this order from that in the output."""
+        g_w, g_scale, g_shift = (g[name] for name in self.names)
+        self.g_scale.append(g_scale)
+        self.g_shift.append(g_shift)
+        calls = []
+        if self.pool:
+            pooled = self.g_out[order], self.full[0], self.out[0], self.g_full[order]
+            calls.append(prepare("max_pool_backward", *pooled, *self.sides, self.filters))
+        if order or self.kind:
+            calls.append(self._through_activation(order))
+        return calls + self.linear_backward(order, g_w)
+
+    def linear(self, order: int) -> list[Call]:
+        """Write down what is below the activation: where that is a ReLU, it is part of order 0."""
+        raise NotImplementedError
+
+    def linear_backward(self, order: int, g_w: Tensor) -> list[Call]:
+        """Write down what takes the gradients below the activation."""
+        raise NotImplementedError
+
+    def _activation(self, order: int) -> list[Call]:
+        known, count = (self.full[0], self.slope), self.full[0].numel()
+        if order:
+            return [prepare("activate_taylor", self.inputs, *known, self.full[order], count, self.kind, order)]
+        return [prepare("activate", self.inputs[0], *known, count, self.kind)] if self.kind else []
+
+    def _pooling(self, order: int) -> list[Call]:
+        tensors, extents = (self.full[0], self.out[0]), (*self.sides, self.filters)
+        if not self.pool:
+            return []
+        if order:
+            return [prepare("max_pool_taylor", *tensors, self.full[order], self.out[order], *extents)]
+        return [prepare("max_pool", *tensors, *extents)]
+
+    def _allocate(self) -> None:
+        n, height, width = self.sides
+        full, g_full = self.w[0].new_zeros(2, n, height, width, self.filters)
+        out, g_out = full, g_full
+        if self.pool:
+            out, g_out = self.w[0].new_zeros(2, n, same_size(height, 2), same_size(width, 2), self.filters)
+        # Of order 0 they are not needed once the output is there
+        inputs = full if not self.kind else torch.zeros_like(full) if self.full else g_full
+        lists = self.inputs, self.full, self.out, self.g_full, self.g_out
+        for parts, part in zip(lists, (inputs, full, out, g_full, g_out), strict=True):
+            parts.append(part)
+
+    def _through_activation(self, order: int) -> Call:
+        kept = self.g_full, self.inputs, self.full[0], self.slope
+        return prepare("activate_backward", *kept, self.full[0].numel(), self.kind, order)
 
 
-def _first_block(x: Tensor, p: Parameters, g: Parameters, pool: bool) -> Block:
-    """Few channels: as in `layers.convolution_batch_norm`, the covariance of the patches normalizes the weights."""
-    w, scale, shift = _of_block(p, 0)
-    size, filters = w.shape
-    block = Block(x, filters, pool)
-    patches, centred = torch.zeros(block.rows, size), torch.zeros(block.rows, size + 1)
-    covariance, product, rstd = torch.zeros(size, size), torch.zeros_like(w), torch.zeros(filters)
-    normalizing, g_normalizing = torch.zeros(2, size + 1, filters)
-    kept = w, scale, shift, covariance, product, rstd, normalizing
-    block.forward[:0] = [
-        prepare("patches", x, patches, block.extent),
-        prepare("centre", patches, centred, covariance, block.rows, size + 1),
-        prepare("normalize_weights", *kept, BATCH_NORM_EPS, size + 1, filters),
-        prepare("product_relu", centred, normalizing, block.full, 1, block.rows, size + 1, filters),
-    ]
-    found = g_normalizing, w, scale, product, rstd, *_of_block(g, 0)
-    masked = block.g_full, block.full, centred, g_normalizing
-    block.backward += [
-        prepare("product_relu_backward", *masked, 1, block.rows, size + 1, filters),
-        prepare("normalize_weights_backward", *found, size + 1, filters),
-    ]
-    return block
+class FirstBlock(Block):
+    """A block on few channels: as in `layers.convolution_batch_norm`, the covariance of patches normalizes weights."""
+
+    def __init__(self, x: Tensor, p: Parameters, v: Parameters, blocks: Blocks) -> None:
+        super().__init__(x, p, v, blocks, 0)
+        self.x, (size, filters) = x, self.w[0].shape
+        self.patches, self.centred = x.new_zeros(self.rows, size), x.new_zeros(self.rows, size + 1)
+        self.covariance, self.product = x.new_zeros(size, size), list(torch.zeros_like(torch.stack(self.w)))
+        self.normalizing, self.g_normalizing = x.new_zeros(2, ORDERS, size + 1, filters)
+        self.extents = size + 1, filters
+
+    def linear(self, order: int) -> list[Call]:
+        normalizing, extents = self.normalizing[order], self.extents
+        multiply = "product" if order or self.kind else "product_relu"
+        product = prepare(multiply, self.centred, normalizing, self.inputs[order], 1, self.rows, *extents)
+        if order:
+            along = self.scale, self.shift[order], self.variance, self.root, self.factor, normalizing
+            known = self.w, self.product, self.covariance, *along
+            return [prepare("normalize_weights_taylor", *known, *extents, order), product]
+        p = self.w[0], self.scale[0], self.shift[0]
+        found = self.covariance, self.product[0], self.root[0], normalizing
+        return [
+            prepare("patches", self.x, self.patches, self.extent),
+            prepare("centre", self.patches, self.centred, self.covariance, self.rows, extents[0]),
+            prepare("normalize_weights", *p, *found, BATCH_NORM_EPS, *extents),
+            product,
+        ]
+
+    def linear_backward(self, order: int, g_w: Tensor) -> list[Call]:
+        g, g_normalizing, extents = self.g_full[order], self.g_normalizing[order], self.extents
+        found = g_w, self.g_scale[order], self.g_shift[order]
+        if order or self.kind:
+            through = prepare("product_backward", g, self.centred, g_normalizing, self.rows, *extents)
+        else:
+            masked = g, self.full[0], self.centred, g_normalizing
+            through = prepare("product_relu_backward", *masked, 1, self.rows, *extents)
+        if order:
+            along = list(self.g_normalizing), self.w, self.product, self.root, self.factor
+            return [through, prepare("normalize_weights_taylor_backward", *along, *found, *extents, order)]
+        known = g_normalizing, self.w[0], self.scale[0], self.product[0], self.root[0]
+        return [through, prepare("normalize_weights_backward", *known, *found, *extents)]
 
 
-def _block(below: Block, p: Parameters, g: Parameters, index: int, pool: bool) -> Block:
-    """Convolution and batch norm of what the block below gives."""
-    (w, scale, shift), (g_w, *g_norm) = _of_block(p, index), _of_block(g, index)
-    filters = w.shape[-1]
-    block = Block(below.out, filters, pool)
-    product, normalized, g_product = torch.zeros(3, block.rows, filters)
-    rstd, scratch, turned = torch.zeros(filters), torch.zeros(8 * filters), torch.zeros_like(w)
-    shape, places = block.extent, meetings(block.extent)
-    norm = product, scale, shift, normalized, rstd, block.full, scratch
-    block.forward[:0] = [
-        prepare("convolve", below.out, w, product, places, shape),
-        prepare("normalize_relu", *norm, BATCH_NORM_EPS, 1, block.rows, filters),
-    ]
-    found = block.g_full, block.full, normalized, rstd, scale, g_product, *g_norm, scratch
-    block.backward += [
-        prepare("normalize_relu_backward", *found, 1, block.rows, filters),
-        prepare("correlate", below.out, g_product, g_w, *packing(shape), shape),
-        prepare("convolve_transposed", g_product, w, below.g_out, turned, places, shape),
-    ]
-    return block
+class InnerBlock(Block):
+    """A block on what the block below gives: convolution and batch norm."""
+
+    def __init__(self, below: Block, p: Parameters, v: Parameters, blocks: Blocks, index: int) -> None:
+        super().__init__(below.out[0], p, v, blocks, index)
+        self.below, self.turned = below, torch.zeros_like(self.w[0])
+        self.product = self.turned.new_zeros(self.rows, self.filters)
+        self.rstd, self.scratch = self.turned.new_zeros(self.filters), self.turned.new_zeros(8 * self.filters)
+        self.root[0] = 1  # of what is normalized already
+        self.places, self.packing = meetings(self.extent), packing(self.extent, self.turned.dtype)
+        self.normalized: list[Tensor] = []
+        self.g_product: list[Tensor] = []
+
+    def linear(self, order: int) -> list[Call]:
+        self.normalized.append(torch.zeros_like(self.product))
+        product = self.normalized[order] if order else self.product
+        calls = [
+            prepare("convolve", self.below.out[order - n], w, product, self.places, self.extent, n)
+            for n, w in enumerate(self.w[: order + 1])
+        ]
+        found, extents = (self.inputs[order], self.scratch), (self.rows, self.filters)
+        if order:
+            along = self.rstd, self.scale, self.shift[order], self.variance, self.root, self.factor
+            return [*calls, prepare("normalize_taylor", self.normalized, *along, *found, *extents, order)]
+        known = product, self.scale[0], self.shift[0], self.normalized[0], self.rstd
+        normalize = "normalize" if self.kind else "normalize_relu"
+        return [*calls, prepare(normalize, *known, *found, BATCH_NORM_EPS, 1, *extents)]
+
+    def linear_backward(self, order: int, g_w: Tensor) -> list[Call]:
+        self.g_product.append(torch.zeros_like(self.product))
+        into_below = self.below.g_out[order], self.turned, self.places, self.extent
+        weights = [
+            prepare("correlate", self.below.out[order - n], g, g_w, *self.packing, self.extent, n)
+            for n, g in enumerate(self.g_product)
+        ]
+        images = [
+            prepare("convolve_transposed", self.g_product[order - n], w, *into_below, n)
+            for n, w in enumerate(self.w[: order + 1])
+        ]
+        return [self._through_normalization(order), *weights, *images]
+
+    def _through_normalization(self, order: int) -> Call:
+        g_product, extents = self.g_product[order], (self.rows, self.filters)
+        if order:
+            along = self.g_full, self.normalized, self.rstd, self.root, self.factor, self.along
+            lists = g_product, self.g_scale, self.g_shift, self.scratch
+            return prepare("normalize_taylor_backward", *along, *lists, *extents, order)
+        g = (self.g_full[0],) if self.kind else (self.g_full[0], self.full[0])
+        known, found = (self.normalized[0], self.rstd, self.scale[0]), (g_product, self.g_scale[0], self.g_shift[0])
+        backward = "normalize_backward" if self.kind else "normalize_relu_backward"
+        return prepare(backward, *g, *known, *found, self.scratch, 1, *extents)
 
 
-def _top(below: Block, y: Tensor, p: Parameters, g: Parameters, weight: float) -> Call:
-    """The linear layer and the cross-entropy, forward and backward."""
-    w, bias = p["linear.weight"], p["linear.bias"]
-    found = below.g_out, g["linear.weight"], g["linear.bias"]
-    return prepare(
-        "cross_entropy_gradients", below.out, w, bias, y, *found, torch.zeros_like(bias), weight, len(y), *w.shape
-    )
+class Top:
+    """The linear layer and the cross-entropy: its gradients in C, and what goes beyond them, as it is small, in torch.
 
+    With logits l and their probabilities p, p = exp(l - log sum exp l): its coefficients are p_0 times those of the
+    exponent, plus half the square of the first in the second.
+    """
 
-def _of_block(p: Parameters, index: int) -> tuple[Tensor, Tensor, Tensor]:
-    return p[f"conv{index}.weight"], p[f"norm{index}.scale"], p[f"norm{index}.shift"]
+    def __init__(self, below: Block, y: Tensor, p: Parameters, v: Parameters, weight: float) -> None:
+        self.w, self.bias = ([part[name] for part in (p, v)] for name in ("linear.weight", "linear.bias"))
+        self.below, self.y, self.weight = below, y, weight
+        self.p, self.exponent = torch.zeros(2, len(y), len(self.bias[0]), dtype=self.w[0].dtype)
+        self.g: list[Tensor] = []  # in the logits
+
+    def calls(self, order: int, g: Parameters) -> list[Call]:
+        found = g["linear.weight"], g["linear.bias"]
+        if order:
+            return [partial(self._coefficient, order, *found)]
+        known, scratch = (self.below.out[0], self.w[0], self.bias[0], self.y), torch.zeros_like(self.bias[0])
+        extents = len(self.y), *self.w[0].shape
+        return [prepare("cross_entropy_gradients", *known, self.below.g_out[0], *found, scratch, self.weight, *extents)]
+
+    def value(self) -> Tensor:
+        return self.weight * F.cross_entropy(self._logits(), self.y, reduction="sum")
+
+    def prepare(self) -> None:
+        self.p = self._logits().softmax(-1)
+        self.g = [self.weight * (self.p - F.one_hot(self.y, self.p.shape[-1]))]
+
+    def _logits(self) -> Tensor:
+        return self.below.out[0].view(len(self.y), -1) @ self.w[0] + self.bias[0]
+
+    def _coefficient(self, order: int, g_w: Tensor, g_bias: Tensor) -> None:
+        x = [out.view(len(self.y), -1) for out in self.below.out]
+        logits = x[order] @ self.w[0] + x[order - 1] @ self.w[1]
+        logits += self.bias[1] if order == 1 else self.exponent.square() / 2
+        exponent = logits - (self.p * logits).sum(-1, keepdim=True)
+        if order == 1:
+            self.exponent = exponent
+        self.g[order:] = [self.weight * self.p * exponent]
+        g_w.zero_()
+        for n, g in enumerate(self.g):
+            g_w.addmm_(x[order - n].mT, g)
+        torch.sum(self.g[order], 0, out=g_bias)
+        g_x = self.below.g_out[order].view_as(x[0])
+        torch.mm(self.g[order], self.w[0].mT, out=g_x).addmm_(self.g[order - 1], self.w[1].mT)

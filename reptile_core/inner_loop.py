@@ -71,7 +71,8 @@ class Adam:
     def step(self, phi: Phi, g: Phi, state: State) -> tuple[Phi, State]:
         v, t = state
         parts = phi, g, v
-        if all(native.serves(p) and p.is_contiguous() and not p.requires_grad for p in parts):
+        plain = all(native.serves(p) and p.is_contiguous() and not p.requires_grad for p in parts)
+        if plain and phi.numel() == g.numel() == v.numel():  # lanes may share the moments that they start from
             correction = 1 - self.beta2 ** (t.item() + 1)
             after, v = native.adam(
                 *parts, beta2=self.beta2, correction=correction, learning_rate=self.learning_rate, eps=self.eps
@@ -107,6 +108,15 @@ def gradient(loss: Loss, phi: Phi, batch: Minibatch, *, differentiable: bool = F
     with torch.enable_grad():
         total = loss(phi, batch).sum()
     return torch.autograd.grad(total, phi, create_graph=differentiable)[0]
+
+
+def hessian_product(loss: Loss, phi: Phi, batch: Minibatch, v: Phi) -> Phi:
+    """Take L''(phi) v, lane by lane."""
+    point = phi.detach().requires_grad_()
+    g = gradient(loss, point, batch, differentiable=True)
+    if not g.requires_grad:  # a linear loss
+        return torch.zeros_like(v)
+    return torch.autograd.grad(g, point, v)[0]
 
 
 def inner_loop(

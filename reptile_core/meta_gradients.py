@@ -5,15 +5,15 @@ alpha (g_1 + … + g_k), FOMAML's alpha g_k and MAML's alpha g_MAML, and one out
 code does the same under Adam, where a step is not its gradient.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, inner_loop
-from reptile_core.networks import Minibatch
+from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, gradient, hessian_product, inner_loop
+from reptile_core.networks import CrossEntropy, Minibatch
 
 
 @dataclass(frozen=True)
@@ -91,18 +91,48 @@ def maml(
     optimizer: InnerOptimizer,
     state: State | None = None,
 ) -> tuple[Phi, State]:
-    """alpha d/dphi_1 L_k(phi_k), by reverse mode through the k - 1 inner steps, and the optimizer's state after them.
+    """Take alpha d/dphi_1 L_k(phi_k), and the optimizer's state after the k - 1 inner steps.
 
-    The state that comes in from earlier tasks is a constant of the derivative.
+    From g_k back through one step after the other, under SGD v <- v - alpha L_j''(phi_j) v: of the steps before it only
+    phi_j, g_j and the state are kept, so that memory does not grow with k but for these. The state that comes in from
+    earlier tasks is a constant of the derivative.
     """
-    start = phi.detach().requires_grad_()
-    adapted, state = start, optimizer.start(phi) if state is None else state
+    state, steps = optimizer.start(phi) if state is None else state, []
+    for batch in minibatches[:-1]:
+        step = _begin(loss, phi, batch, state)
+        phi, state = optimizer.step(phi, step.gradient, state)
+        steps.append(step)
+    v = gradient(loss, phi, minibatches[-1])
+    along_state = tuple(map(torch.zeros_like, state))
+    while steps:
+        v, along_state = _back_through(optimizer, steps.pop(), v, along_state)
+    return optimizer.learning_rate * v, state
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """An inner step before it is taken, and the product of its Hessian with a vector."""
+
+    phi: Phi
+    gradient: Phi
+    state: State
+    product: Callable[[Phi], Phi]
+
+
+def _begin(loss: Loss, phi: Phi, batch: Minibatch, state: State) -> _Begun:
+    point = loss.point(phi, batch) if isinstance(loss, CrossEntropy) else None
+    if point is not None:
+        return _Begun(phi, point.gradient, state, point.product)
+    return _Begun(phi, gradient(loss, phi, batch), state, lambda v: hessian_product(loss, phi, batch, v))
+
+
+def _back_through(optimizer: InnerOptimizer, step: _Begun, v: Phi, along_state: State) -> tuple[Phi, State]:
+    """Turn a gradient in what a step gives, phi and state, into that in what it starts from."""
+    inputs = [part.detach().requires_grad_() for part in (step.phi, step.gradient, *step.state)]
     with torch.enable_grad():
-        for step in inner_loop(loss, start, minibatches[:-1], optimizer, state, differentiable=True):
-            adapted, state = step.after, step.state
-        outer_loss = loss(adapted, minibatches[-1]).sum()
-    g = torch.autograd.grad(outer_loss, start)[0]
-    return optimizer.learning_rate * g, tuple(tensor.detach() for tensor in state)
+        after, state = optimizer.step(inputs[0], inputs[1], tuple(inputs[2:]))
+    found = torch.autograd.grad((after, *state), inputs, (v, *along_state), allow_unused=True, materialize_grads=True)
+    return found[0] + step.product(found[1]), found[2:]
 
 
 def _sum_label(k: int) -> str:

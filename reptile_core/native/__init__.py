@@ -1,8 +1,9 @@
 """What a convolutional block does, in C, where a C compiler is at hand; never needed.
 
-The sources beside this file are compiled once for this processor, in some seconds, and kept in the user's cache under
-their digest. They compute what the tensor code in `convolutions` and `layers` computes, to round-off: convolutions
-without writing out patches, and normalization in few passes over memory. REPTILE_NATIVE=0 does without them.
+The sources beside this file are compiled once for this processor and type of number, in some seconds, and kept in the
+user's cache under their digest. They compute what the tensor code in `convolutions` and `layers` computes, to
+round-off: convolutions without writing out patches, and normalization in few passes over memory; and what `gradients`
+needs besides. REPTILE_NATIVE=0 does without them.
 """
 
 import ctypes
@@ -12,7 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -26,13 +27,15 @@ SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-lm")
 SQUARE = 16  # convolutions take channels in multiples of this
 TAPS = 9  # as in shape.h
+TYPES = {torch.float32: (), torch.float64: ("-DDOUBLE",)}  # of numbers, and what asks for them: see real.h
 
+ACTIVATIONS = {"relu": 0, "softplus": 1, "tanh": 2}  # as in activation.h
 
 Call = Callable[[], None]
 
 
 class Shape(ctypes.Structure):
-    """As in shape.h."""
+    """An extent as in shape.h."""
 
     _fields_ = [
         (name, ctypes.c_long)
@@ -43,14 +46,18 @@ class Shape(ctypes.Structure):
     ]
 
 
+Argument = Tensor | Sequence[Tensor] | Shape | int | float | None
+
+
 @lru_cache
-def library() -> ctypes.CDLL | None:
-    """The compiled loops, or None where they cannot be had."""
+def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
+    """The loops compiled for this type of number, or None where they cannot be had."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if os.environ.get("REPTILE_NATIVE") == "0" or compiler is None or os.name != "posix":
         return None
+    flags = FLAGS + TYPES[dtype]
     sources = b"".join(source.read_bytes() for source in SOURCES)
-    key = hashlib.sha256(sources + repr((FLAGS, compiler, platform.machine(), _abilities())).encode()).hexdigest()[:16]
+    key = hashlib.sha256(sources + repr((flags, compiler, platform.machine(), _abilities())).encode()).hexdigest()[:16]
     import pooch  # here, because nothing else that trains needs it
 
     built = Path(pooch.os_cache("reptile-verification")) / f"native-{key}.so"
@@ -59,7 +66,7 @@ def library() -> ctypes.CDLL | None:
             with tempfile.TemporaryDirectory() as folder:
                 target = Path(folder) / built.name
                 units = [str(source) for source in SOURCES if source.suffix == ".c"]
-                command = [compiler, *units, "-o", str(target), *FLAGS]
+                command = [compiler, *units, "-o", str(target), *flags]
                 subprocess.run(command, check=True, capture_output=True, timeout=60)
                 write_atomically(built, target.read_bytes())
         return ctypes.CDLL(str(built))
@@ -68,13 +75,13 @@ def library() -> ctypes.CDLL | None:
 
 
 def serves(x: Tensor) -> bool:
-    """Can the loops take this tensor: float32 on the CPU, and neither in a torch.func transform nor in forward mode?"""
+    """Can the loops take this tensor: on the CPU, and neither in a torch.func transform nor in forward mode?"""
     return (
-        x.dtype == torch.float32
+        x.dtype in TYPES
         and x.device.type == "cpu"
         and not torch._C._functorch.is_functorch_wrapped_tensor(x)
         and torch.autograd.forward_ad._current_level < 0
-        and library() is not None
+        and library(x.dtype) is not None
     )
 
 
@@ -83,17 +90,19 @@ def takes(*channels: int) -> bool:
     return all(count % SQUARE == 0 for count in channels)
 
 
-def prepare(name: str, *arguments: Tensor | Shape | int | float) -> Call:
-    """A call of a loop with these arguments, as often as wanted: tensors go as pointers to their numbers.
+def prepare(name: str, *arguments: Argument) -> Call:
+    """Prepare a call of a loop with these arguments, to be made as often as wanted.
 
-    ValueError for a tensor whose numbers do not lie one after the other.
+    Tensors go as pointers to their numbers, and the first one says of which type these are; sequences of tensors go as
+    lists of pointers, and None as one to nothing. ValueError for a tensor whose numbers do not lie one after the other.
     """
-    for a in arguments:
-        if isinstance(a, Tensor) and not a.is_contiguous():
+    tensors = [a for argument in arguments for a in _tensors(argument)]
+    for a in tensors:
+        if not a.is_contiguous():
             raise ValueError(
                 f"{name}: expected contiguous tensors, found strides {a.stride()} for shape {tuple(a.shape)}"
             )
-    function, raw = getattr(library(), name), tuple(map(_raw, arguments))
+    function, raw = getattr(library(tensors[0].dtype), name), tuple(map(_raw, arguments))
 
     def call(_: object = arguments) -> None:  # holds on to the tensors
         function(*raw)
@@ -101,7 +110,7 @@ def prepare(name: str, *arguments: Tensor | Shape | int | float) -> Call:
     return call
 
 
-def call(name: str, *arguments: Tensor | Shape | int | float) -> None:
+def call(name: str, *arguments: Argument) -> None:
     """Call a loop once."""
     prepare(name, *arguments)()
 
@@ -111,10 +120,10 @@ def meetings(shape: Shape) -> Tensor:
     return torch.zeros(shape.height * shape.width * (2 * TAPS + 1), dtype=torch.long)
 
 
-def packing(shape: Shape) -> tuple[Tensor, Tensor]:
+def packing(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Room for the images and outputs that `correlate` packs, and for the pairs of them that meet."""
     inside, outside = shape.height * shape.width, shape.out_height * shape.out_width
-    packed = torch.zeros(shape.n * (inside * shape.channels + outside * shape.filters))
+    packed = torch.zeros(shape.n * (inside * shape.channels + outside * shape.filters), dtype=dtype)
     return packed, torch.zeros(2 * TAPS * outside, dtype=torch.long)
 
 
@@ -158,9 +167,17 @@ def adam(
     return after, v_after
 
 
-def _raw(argument: Tensor | Shape | int | float) -> object:
+def _tensors(argument: Argument) -> Sequence[Tensor]:
+    return [argument] if isinstance(argument, Tensor) else argument if isinstance(argument, tuple | list) else []
+
+
+def _raw(argument: Argument) -> object:
+    if argument is None:
+        return ctypes.c_void_p()
     if isinstance(argument, Tensor):
         return ctypes.c_void_p(argument.data_ptr())
+    if isinstance(argument, Sequence):
+        return (ctypes.c_void_p * len(argument))(*(tensor.data_ptr() for tensor in argument))
     if isinstance(argument, Shape):
         return ctypes.byref(argument)
     return ctypes.c_long(argument) if isinstance(argument, int) else ctypes.c_double(argument)

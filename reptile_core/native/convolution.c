@@ -18,14 +18,15 @@ typedef struct {
     long count, *source, *target;
 } Pairs;
 
-/* out[row * out_step] = sum over the meeting of x[row * x_step + source] @ w[tap], for a tile of `vectors` channels. */
-INLINE void gather_tile(const int rows, const int vectors, const float *x, long x_step, const float *w, float *out,
-                        long out_step, long c, long f, const Meeting *meeting)
+/* out[row * out_step] = sum over the meeting of x[row * x_step + source] @ w[tap], for a tile of `vectors` channels;
+ * `add` adds it to what is there. */
+INLINE void gather_tile(const int rows, const int vectors, const Real *x, long x_step, const Real *w, Real *out,
+                        long out_step, long c, long f, const Meeting *meeting, long add)
 {
     Vector sums[TALLEST][WIDEST], loaded[WIDEST];
-    load(rows, vectors, sums, 0, 0);
+    load(rows, vectors, sums, add ? out : 0, out_step);
     for (long t = 0; t < meeting->count; t++) {
-        const float *from = x + meeting->source[t] * c, *weights = w + meeting->tap[t] * c * f;
+        const Real *from = x + meeting->source[t] * c, *weights = w + meeting->tap[t] * c * f;
         for (long k = 0; k < c; k++) {
             fetch(vectors, loaded, weights + k * f);
             add_products(rows, vectors, sums, from + k, x_step, loaded);
@@ -36,8 +37,8 @@ INLINE void gather_tile(const int rows, const int vectors, const float *x, long 
 
 /* out[row * f] += sum over images and pairs of x[source * rows + row] * g[target * vectors * LANES], for a tile of
  * `vectors` channels of g, both packed; an image is x_step and g_step positions. */
-INLINE void correlate_tile(const int rows, const int vectors, const float *x, long x_step, const float *g, long g_step,
-                           float *out, long f, const Pairs *pairs, long images)
+INLINE void correlate_tile(const int rows, const int vectors, const Real *x, long x_step, const Real *g, long g_step,
+                           Real *out, long f, const Pairs *pairs, long images)
 {
     Vector sums[TALLEST][WIDEST], loaded[WIDEST];
     load(rows, vectors, sums, out, f);
@@ -50,19 +51,19 @@ INLINE void correlate_tile(const int rows, const int vectors, const float *x, lo
 }
 
 /* out (lanes, n, to, f) from x (lanes, n, from, c): each position of `to` gathers its meeting. */
-static void gather(const float *x, const float *w, float *out, const Shape *s, long from, long c, long to, long f,
-                   const Meeting *meetings)
+static void gather(const Real *x, const Real *w, Real *out, const Shape *s, long from, long c, long to, long f,
+                   const Meeting *meetings, long add)
 {
     const long n = s->n, tiles = (n + TALLEST - 1) / TALLEST;
     for (long lane = 0; lane < s->lanes; lane++, x += n * from * c, w += TAPS * c * f, out += n * to * f)
         for (long at = 0; at < to; at++)
             for (long tile = 0; tile < tiles; tile++) {
                 const long b = n * tile / tiles, rows = n * (tile + 1) / tiles - b;
-                const float *first = x + b * from * c;
-                float *result = out + (b * to + at) * f;
+                const Real *first = x + b * from * c;
+                Real *result = out + (b * to + at) * f;
                 for (long k = 0, vectors; k < f; k += vectors * LANES) {
                     vectors = widest(f - k);
-#define TILE(r, v) gather_tile(r, v, first, from * c, w + k, result + k, to * f, c, f, meetings + at)
+#define TILE(r, v) gather_tile(r, v, first, from * c, w + k, result + k, to * f, c, f, meetings + at, add)
                     OF_SIZE(rows, vectors)
 #undef TILE
                 }
@@ -83,15 +84,16 @@ static void list(Meeting *meetings, const Shape *s, int turned)
             }
 }
 
-/* `scratch` holds a Meeting for every position of the result, here and below. */
-void convolve(const float *x, const float *w, float *out, Meeting *scratch, const Shape *s)
+/* `scratch` holds a Meeting for every position of the result, and `add` adds to what is there, here and below. */
+void convolve(const Real *x, const Real *w, Real *out, Meeting *scratch, const Shape *s, long add)
 {
     list(scratch, s, 0);
-    gather(x, w, out, s, s->height * s->width, s->channels, s->out_height * s->out_width, s->filters, scratch);
+    gather(x, w, out, s, s->height * s->width, s->channels, s->out_height * s->out_width, s->filters, scratch, add);
 }
 
 /* The gradient in x. `turned` holds the weights with channels and filters exchanged. */
-void convolve_transposed(const float *g, const float *w, float *x, float *turned, Meeting *scratch, const Shape *s)
+void convolve_transposed(const Real *g, const Real *w, Real *x, Real *turned, Meeting *scratch, const Shape *s,
+                         long add)
 {
     enum { SQUARE = 16 }; /* what is turned at once stays in the cache; both sides are multiples of it */
     const long c = s->channels, f = s->filters;
@@ -101,7 +103,7 @@ void convolve_transposed(const float *g, const float *w, float *x, float *turned
                 for (long i = a; i < a + SQUARE; i++)
                     for (long j = b; j < b + SQUARE; j++) turned[(tap * f + j) * c + i] = w[(tap * c + i) * f + j];
     list(scratch, s, 1);
-    gather(g, turned, x, s, s->out_height * s->out_width, f, s->height * s->width, c, scratch);
+    gather(g, turned, x, s, s->out_height * s->out_width, f, s->height * s->width, c, scratch, add);
 }
 
 /* The pairs of input and output position that meet in each tap. `room` holds 2 * TAPS * out_height * out_width longs. */
@@ -121,13 +123,13 @@ static void pair(const Shape *s, Pairs pairs[TAPS], long *room)
 
 /* Columns a … a + width - 1 of x (positions, channels), one position after the other: reading them in a tile's order
  * stays in the nearest cache, where x itself, its rows a power of two apart, would not. */
-INLINE void pack(const int width, const float *x, float *packed, long positions, long channels)
+INLINE void pack(const int width, const Real *x, Real *packed, long positions, long channels)
 {
     for (long at = 0; at < positions; at++, x += channels, packed += width)
-        memcpy(packed, x, width * sizeof(float));
+        memcpy(packed, x, width * sizeof(Real));
 }
 
-static void pack_rows(const float *x, float *packed, long positions, long c)
+static void pack_rows(const Real *x, Real *packed, long positions, long c)
 {
     for (long tile = 0, tiles = (c + TALLEST - 1) / TALLEST; tile < tiles; tile++) {
         const long a = c * tile / tiles, rows = c * (tile + 1) / tiles - a;
@@ -137,7 +139,7 @@ static void pack_rows(const float *x, float *packed, long positions, long c)
     }
 }
 
-static void pack_vectors(const float *g, float *packed, long positions, long f)
+static void pack_vectors(const Real *g, Real *packed, long positions, long f)
 {
     for (long k = 0, vectors; k < f; k += vectors * LANES) {
         vectors = widest(f - k);
@@ -151,28 +153,28 @@ enum { CACHE = 24 << 10 }; /* bytes of pixels and gradients that a tile may go t
 
 /* The gradient in w, from as many images at a time as fit the cache. `packed` holds what they hold, of x and g;
  * `scratch` 2 * TAPS * out_height * out_width longs. */
-void correlate(const float *x, const float *g, float *w, float *packed, long *scratch, const Shape *s)
+void correlate(const Real *x, const Real *g, Real *w, Real *packed, long *scratch, const Shape *s, long add)
 {
     const long c = s->channels, f = s->filters, tiles = (c + TALLEST - 1) / TALLEST;
     const long from = s->height * s->width, to = s->out_height * s->out_width;
-    const long image = (from * TALLEST + to * WIDEST * LANES) * sizeof(float), most = CACHE / image;
+    const long image = (from * TALLEST + to * WIDEST * LANES) * sizeof(Real), most = CACHE / image;
     Pairs pairs[TAPS];
     pair(s, pairs, scratch);
-    memset(w, 0, s->lanes * TAPS * c * f * sizeof(float));
+    if (!add) memset(w, 0, s->lanes * TAPS * c * f * sizeof(Real));
     for (long lane = 0; lane < s->lanes; lane++, w += TAPS * c * f)
         for (long first = 0, images; first < s->n; first += images, x += images * from * c, g += images * to * f) {
             images = most < 1 ? 1 : most < s->n - first ? most : s->n - first;
-            float *rows_of_x = packed, *vectors_of_g = packed + images * from * c;
+            Real *rows_of_x = packed, *vectors_of_g = packed + images * from * c;
             pack_rows(x, rows_of_x, images * from, c);
             pack_vectors(g, vectors_of_g, images * to, f);
             for (long tap = 0; tap < TAPS; tap++)
                 for (long k = 0, vectors; k < f; k += vectors * LANES) {
                     vectors = widest(f - k);
-                    const float *there = vectors_of_g + k * images * to;
+                    const Real *there = vectors_of_g + k * images * to;
                     for (long tile = 0; tile < tiles; tile++) {
                         const long a = c * tile / tiles, rows = c * (tile + 1) / tiles - a;
-                        const float *here = rows_of_x + a * images * from;
-                        float *result = w + (tap * c + a) * f + k;
+                        const Real *here = rows_of_x + a * images * from;
+                        Real *result = w + (tap * c + a) * f + k;
 #define TILE(r, v) correlate_tile(r, v, here, from, there, to, result, f, pairs + tap, images)
                         OF_SIZE(rows, vectors)
 #undef TILE

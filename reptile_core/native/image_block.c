@@ -2,14 +2,14 @@
  * patches, so that normalization becomes a change of the weights, and what is large is written once.
  * Patches come as (lanes, rows, size), weights as (lanes, size, f). */
 
-#include <math.h>
 #include <string.h>
+#include <tgmath.h>
 
 #include "shape.h"
 #include "tiles.h"
 
 /* Patches (n, out_height, out_width, 3, 3, channels), for images of few channels. */
-void patches(const float *x, float *out, const Shape *s)
+void patches(const Real *x, Real *out, const Shape *s)
 {
     const long c = s->channels, image = s->height * s->width * c;
     for (long b = 0; b < s->lanes * s->n; b++, x += image)
@@ -21,9 +21,9 @@ void patches(const float *x, float *out, const Shape *s)
                 }
 }
 
-/* out[row] = max(0, x[row] @ w), for `vectors` columns of w. */
-INLINE void product_tile(const int rows, const int vectors, const float *x, const float *w, float *out, long size,
-                         long f)
+/* out[row] = x[row] @ w, or max(0, x[row] @ w), for `vectors` columns of w. */
+INLINE void product_tile(const int relu, const int rows, const int vectors, const Real *x, const Real *w, Real *out,
+                         long size, long f)
 {
     Vector sums[TALLEST][WIDEST], loaded[WIDEST];
     load(rows, vectors, sums, 0, 0);
@@ -31,16 +31,18 @@ INLINE void product_tile(const int rows, const int vectors, const float *x, cons
         fetch(vectors, loaded, w + k * f);
         add_products(rows, vectors, sums, x + k, size, loaded);
     }
-    UNROLL
-    for (int row = 0; row < rows; row++)
+    if (relu) {
         UNROLL
-        for (int v = 0; v < vectors; v++) sums[row][v] = where_above(sums[row][v], sums[row][v]);
+        for (int row = 0; row < rows; row++)
+            UNROLL
+            for (int v = 0; v < vectors; v++) sums[row][v] = where_above(sums[row][v], sums[row][v]);
+    }
     store(rows, vectors, sums, out, f);
 }
 
 /* sums[row] += sum over `count` rows of x[row] * g, for `vectors` columns of g, whose rows are g_step apart. */
-INLINE void outer_tile(const int rows, const int vectors, const float *x, long size, const float *g, long g_step,
-                       float *out, long f, long count)
+INLINE void outer_tile(const int rows, const int vectors, const Real *x, long size, const Real *g, long g_step,
+                       Real *out, long f, long count)
 {
     Vector sums[TALLEST][WIDEST], loaded[WIDEST];
     load(rows, vectors, sums, out, f);
@@ -52,7 +54,7 @@ INLINE void outer_tile(const int rows, const int vectors, const float *x, long s
 }
 
 /* out (n, f) += x^T g of `count` rows of x (size) and g (f): the first n columns of x. */
-static void add_outer_products(const float *x, long size, long n, const float *g, float *out, long f, long count)
+static void add_outer_products(const Real *x, long size, long n, const Real *g, Real *out, long f, long count)
 {
     for (long k = 0, vectors; k < f; k += vectors * LANES) {
         vectors = widest(f - k);
@@ -65,29 +67,41 @@ static void add_outer_products(const float *x, long size, long n, const float *g
     }
 }
 
-/* out = max(0, x @ w) for x (lanes, rows, size) and w (lanes, size, f). */
-void product_relu(const float *x, const float *w, float *out, long lanes, long rows, long size, long f)
+INLINE void product_with(const int relu, const Real *x, const Real *w, Real *out, long lanes, long rows, long size,
+                         long f)
 {
     for (long lane = 0; lane < lanes; lane++, w += size * f)
         for (long row = 0, height; row < rows; row += height, x += height * size, out += height * f) {
             height = rows - row < TALLEST ? rows - row : TALLEST;
             for (long k = 0, vectors; k < f; k += vectors * LANES) {
                 vectors = widest(f - k);
-#define TILE(r, v) product_tile(r, v, x, w + k, out + k, size, f)
+#define TILE(r, v) product_tile(relu, r, v, x, w + k, out + k, size, f)
                 OF_SIZE(height, vectors)
 #undef TILE
             }
         }
 }
 
-enum { BLOCK = 64 }; /* rows that are masked, or summed in float, before what comes of them leaves the cache */
+/* out = x @ w for x (lanes, rows, size) and w (lanes, size, f). */
+void product(const Real *x, const Real *w, Real *out, long lanes, long rows, long size, long f)
+{
+    product_with(0, x, w, out, lanes, rows, size, f);
+}
 
-/* The gradient of the above in w, from that in out. */
-void product_relu_backward(const float *g, const float *out, const float *x, float *g_w, long lanes, long rows,
+/* out = max(0, x @ w). */
+void product_relu(const Real *x, const Real *w, Real *out, long lanes, long rows, long size, long f)
+{
+    product_with(1, x, w, out, lanes, rows, size, f);
+}
+
+enum { BLOCK = 64 }; /* rows that are masked, or summed in Real, before what comes of them leaves the cache */
+
+/* The gradient of `product_relu` in w, from that in out. */
+void product_relu_backward(const Real *g, const Real *out, const Real *x, Real *g_w, long lanes, long rows,
                            long size, long f)
 {
-    float masked[BLOCK * f];
-    memset(g_w, 0, lanes * size * f * sizeof(float));
+    Real masked[BLOCK * f];
+    memset(g_w, 0, lanes * size * f * sizeof(Real));
     for (long lane = 0; lane < lanes; lane++, g_w += size * f)
         for (long row = 0, count; row < rows; row += count, x += count * size, g += count * f, out += count * f) {
             count = rows - row < BLOCK ? rows - row : BLOCK;
@@ -96,13 +110,21 @@ void product_relu_backward(const float *g, const float *out, const float *x, flo
         }
 }
 
+/* The gradient of `product` in w, from that in out, of one lane. */
+void product_backward(const Real *g, const Real *x, Real *g_w, long rows, long size, long f)
+{
+    memset(g_w, 0, size * f * sizeof(Real));
+    for (long row = 0; row < rows; row += BLOCK)
+        add_outer_products(x + row * size, size, size, g + row * f, g_w, f, rows - row < BLOCK ? rows - row : BLOCK);
+}
+
 /* Centres each column of x (rows, size - 1) into centred (rows, size), whose last column is 1, and takes the covariance
  * (size - 1, size - 1). */
-void centre(const float *x, float *centred, float *covariance, long rows, long size)
+void centre(const Real *x, Real *centred, Real *covariance, long rows, long size)
 {
     const long n = size - 1, wide = (n + LANES - 1) / LANES * LANES;
     double mean[n], sums[n * n];
-    float padded[BLOCK * wide], products[n * wide];
+    Real padded[BLOCK * wide], products[n * wide];
     memset(mean, 0, sizeof mean), memset(sums, 0, sizeof sums), memset(padded, 0, sizeof padded);
     for (long row = 0; row < rows; row++)
         for (long k = 0; k < n; k++) mean[k] += x[row * n + k];
@@ -110,7 +132,7 @@ void centre(const float *x, float *centred, float *covariance, long rows, long s
     for (long row = 0, count; row < rows; row += count) {
         count = rows - row < BLOCK ? rows - row : BLOCK;
         for (long t = 0; t < count; t++, x += n, centred += size) {
-            for (long k = 0; k < n; k++) padded[t * wide + k] = centred[k] = x[k] - (float)mean[k];
+            for (long k = 0; k < n; k++) padded[t * wide + k] = centred[k] = x[k] - (Real)mean[k];
             centred[n] = 1;
         }
         memset(products, 0, sizeof products);
@@ -122,11 +144,11 @@ void centre(const float *x, float *centred, float *covariance, long rows, long s
 }
 
 /* normalizing (size, f): w scaled to variance 1 and by scale, and shift as its last row; product = covariance @ w. */
-void normalize_weights(const float *w, const float *scale, const float *shift, const float *covariance, float *product,
-                       float *rstd, float *normalizing, double eps, long size, long f)
+void normalize_weights(const Real *w, const Real *scale, const Real *shift, const Real *covariance, Real *product,
+                       Real *rstd, Real *normalizing, double eps, long size, long f)
 {
     const long n = size - 1;
-    memset(product, 0, n * f * sizeof(float));
+    memset(product, 0, n * f * sizeof(Real));
     for (long j = 0; j < n; j++)
         for (long k = 0; k < n; k++)
             for (long c = 0; c < f; c++) product[j * f + c] += covariance[j * n + k] * w[k * f + c];
@@ -137,23 +159,23 @@ void normalize_weights(const float *w, const float *scale, const float *shift, c
     }
     for (long k = 0; k < n; k++)
         for (long c = 0; c < f; c++) normalizing[k * f + c] = w[k * f + c] * scale[c] * rstd[c];
-    memcpy(normalizing + n * f, shift, f * sizeof(float));
+    memcpy(normalizing + n * f, shift, f * sizeof(Real));
 }
 
 /* The gradients of the above in w, scale and shift, from that in normalizing: rstd changes by -rstd^3 product dw. */
-void normalize_weights_backward(const float *g, const float *w, const float *scale, const float *product,
-                                const float *rstd, float *g_w, float *g_scale, float *g_shift, long size, long f)
+void normalize_weights_backward(const Real *g, const Real *w, const Real *scale, const Real *product,
+                                const Real *rstd, Real *g_w, Real *g_scale, Real *g_shift, long size, long f)
 {
     const long n = size - 1;
     for (long c = 0; c < f; c++) {
-        float along = 0;
+        Real along = 0;
         for (long k = 0; k < n; k++) along += g[k * f + c] * w[k * f + c];
         g_scale[c] = along * rstd[c];
     }
     for (long k = 0; k < n; k++)
         for (long c = 0; c < f; c++) {
-            const float factor = scale[c] * rstd[c];
+            const Real factor = scale[c] * rstd[c];
             g_w[k * f + c] = factor * (g[k * f + c] - g_scale[c] * rstd[c] * product[k * f + c]);
         }
-    memcpy(g_shift, g + n * f, f * sizeof(float));
+    memcpy(g_shift, g + n * f, f * sizeof(Real));
 }

@@ -3,20 +3,19 @@
 /* Tiles of matrix products that stay in registers: up to 6 rows times some vectors of columns. Products are added up in
  * an order that does not depend on the tile. */
 
+#include "real.h"
+
 #if defined(__AVX512F__)
-enum { LANES = 16, WIDEST = 4 }; /* floats of a vector; vectors of a tile: 6 x 4 sums fill 24 of 32 registers */
+enum { BYTES = 64, WIDEST = 4 }; /* of a vector; vectors of a tile: 6 x 4 sums fill 24 of 32 registers */
 #elif defined(__AVX__)
-enum { LANES = 8, WIDEST = 2 }; /* 12 of 16 */
+enum { BYTES = 32, WIDEST = 2 }; /* 12 of 16 */
 #else
-enum { LANES = 4, WIDEST = 4 };
+enum { BYTES = 16, WIDEST = 4 };
 #endif
-enum { TALLEST = 6 };
+enum { TALLEST = 6, LANES = BYTES / sizeof(Real) };
 
-typedef float Vector __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int Mask __attribute__((vector_size(4 * LANES)));
-
-#define INLINE static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+typedef Real Vector __attribute__((vector_size(BYTES), aligned(sizeof(Real)), may_alias));
+typedef Bits Mask __attribute__((vector_size(BYTES)));
 
 /* value where out > 0, else 0. */
 INLINE Vector where_above(Vector out, Vector value)
@@ -24,25 +23,25 @@ INLINE Vector where_above(Vector out, Vector value)
     return (Vector)((Mask)value & (Mask)(out > 0));
 }
 
-INLINE void fetch(const int vectors, Vector loaded[WIDEST], const float *from)
+INLINE void fetch(const int vectors, Vector loaded[WIDEST], const Real *from)
 {
     UNROLL
     for (int v = 0; v < vectors; v++) loaded[v] = *(const Vector *)(from + v * LANES);
 }
 
 /* sums[row] += from[row * step] * loaded, for the rows and vectors of a tile. */
-INLINE void add_products(const int rows, const int vectors, Vector sums[TALLEST][WIDEST], const float *from, long step,
+INLINE void add_products(const int rows, const int vectors, Vector sums[TALLEST][WIDEST], const Real *from, long step,
                          const Vector loaded[WIDEST])
 {
     UNROLL
     for (int row = 0; row < rows; row++) {
-        const float value = from[row * step];
+        const Real value = from[row * step];
         UNROLL
         for (int v = 0; v < vectors; v++) sums[row][v] += value * loaded[v];
     }
 }
 
-INLINE void load(const int rows, const int vectors, Vector sums[TALLEST][WIDEST], const float *from, long step)
+INLINE void load(const int rows, const int vectors, Vector sums[TALLEST][WIDEST], const Real *from, long step)
 {
     UNROLL
     for (int row = 0; row < rows; row++)
@@ -51,7 +50,7 @@ INLINE void load(const int rows, const int vectors, Vector sums[TALLEST][WIDEST]
             sums[row][v] = from ? *(const Vector *)(from + row * step + v * LANES) : (Vector){0};
 }
 
-INLINE void store(const int rows, const int vectors, Vector sums[TALLEST][WIDEST], float *to, long step)
+INLINE void store(const int rows, const int vectors, Vector sums[TALLEST][WIDEST], Real *to, long step)
 {
     UNROLL
     for (int row = 0; row < rows; row++)
