@@ -57,7 +57,7 @@ class GradientByHand:
         self.g: list[Tensor] = []
         self.calls: list[list[Call]] = []
         self.holder: ref | None = None  # the point that these buffers are about, if one needs them
-        self.known = 0  # order of the coefficients along v that are there
+        self.along_v = False  # are coefficients of order 1 there?
         self.prepared = False
         self._extend()
 
@@ -68,7 +68,7 @@ class GradientByHand:
         self.phi.copy_(phi.view_as(self.phi))
         self.x.copy_(x.view_as(self.x))
         self.y.copy_(y.view_as(self.y))
-        self.holder, self.known, self.prepared = None, 0, False
+        self.holder, self.along_v, self.prepared = None, False, False
         self._run(0)
         return self.g[0].clone().view_as(phi)
 
@@ -79,10 +79,12 @@ class GradientByHand:
 
     @torch.no_grad()
     def coefficients(self, v: Float[Tensor, "*one P"], order: int) -> list[Float[Tensor, "*one P"]]:
-        """Take L''(phi) v and, to order 2, L'''(phi)[v, v] / 2 where the gradient was last taken."""
-        if not torch.equal(self.v, v.view_as(self.v)):
-            self.v.copy_(v.view_as(self.v))
-            self.known = 0
+        """Take L''(phi) v and, to order 2, L'''(phi)[v, v] / 2 where the gradient was last taken.
+
+        The second of these is often asked for once the first is there.
+        """
+        first = 2 if order == 2 and self.along_v and torch.equal(self.v, v.view_as(self.v)) else 1
+        self.v.copy_(v.view_as(self.v))
         while len(self.calls) <= order:
             self._extend()
         if not self.prepared:
@@ -90,9 +92,9 @@ class GradientByHand:
                 block.prepare()
             self.top.prepare()
             self.prepared = True
-        for n in range(self.known + 1, order + 1):
+        for n in range(first, order + 1):
             self._run(n)
-        self.known = max(self.known, order)
+        self.along_v = True
         return [g.clone().view_as(v) for g in self.g[1 : order + 1]]
 
     def _run(self, order: int) -> None:
@@ -134,15 +136,14 @@ class Block:
         self.g_out: list[Tensor] = []
         self.g_scale: list[Tensor] = []
         self.g_shift: list[Tensor] = []
-        self.masking: Call | None = None
+        self.first: Call | None = None
         self._allocate()
 
     def prepare(self) -> None:
-        """Mask the gradient of order 0, which for a ReLU is masked only in passing."""
-        if self.masking is None:
-            self.masking = self._through_activation(0)
-        if not self.kind:
-            self.masking()
+        """Take the gradient of order 0 back through the activation, where the next order needs it and none before."""
+        if self.in_passing(0) and not self.in_passing(1):
+            self.first = self.first or self._through_activation(0)
+            self.first()
 
     def forward(self, order: int) -> list[Call]:
         """Write down what fills the output's coefficients of this order."""
@@ -159,9 +160,13 @@ class Block:
         if self.pool:
             pooled = self.g_out[order], self.full[0], self.out[0], self.g_full[order]
             calls.append(prepare("max_pool_backward", *pooled, *self.sides, self.filters))
-        if order or self.kind:
+        if not self.in_passing(order):
             calls.append(self._through_activation(order))
         return calls + self.linear_backward(order, g_w)
+
+    def in_passing(self, order: int) -> bool:
+        """Does what is below the activation take the gradient back through it in passing?"""
+        raise NotImplementedError
 
     def linear(self, order: int) -> list[Call]:
         """Write down what is below the activation: where that is a ReLU, it is part of order 0."""
@@ -213,6 +218,9 @@ class FirstBlock(Block):
         self.normalizing, self.g_normalizing = x.new_zeros(2, ORDERS, size + 1, filters)
         self.extents = size + 1, filters
 
+    def in_passing(self, order: int) -> bool:
+        return not self.kind
+
     def linear(self, order: int) -> list[Call]:
         normalizing, extents = self.normalizing[order], self.extents
         multiply = "product" if order or self.kind else "product_relu"
@@ -233,11 +241,11 @@ class FirstBlock(Block):
     def linear_backward(self, order: int, g_w: Tensor) -> list[Call]:
         g, g_normalizing, extents = self.g_full[order], self.g_normalizing[order], self.extents
         found = g_w, self.g_scale[order], self.g_shift[order]
-        if order or self.kind:
-            through = prepare("product_backward", g, self.centred, g_normalizing, self.rows, *extents)
-        else:
+        if self.in_passing(order):
             masked = g, self.full[0], self.centred, g_normalizing
             through = prepare("product_relu_backward", *masked, 1, self.rows, *extents)
+        else:
+            through = prepare("product_backward", g, self.centred, g_normalizing, self.rows, *extents)
         if order:
             along = list(self.g_normalizing), self.w, self.product, self.root, self.factor
             return [through, prepare("normalize_weights_taylor_backward", *along, *found, *extents, order)]
@@ -257,6 +265,9 @@ class InnerBlock(Block):
         self.places, self.packing = meetings(self.extent), packing(self.extent, self.turned.dtype)
         self.normalized: list[Tensor] = []
         self.g_product: list[Tensor] = []
+
+    def in_passing(self, order: int) -> bool:
+        return not self.kind and order == 0
 
     def linear(self, order: int) -> list[Call]:
         self.normalized.append(torch.zeros_like(self.product))

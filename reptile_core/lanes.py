@@ -31,16 +31,19 @@ def shared(run: Run) -> Run:
 def lane_bytes(run: Run) -> int:
     """About how much memory a lane takes, from above: what an inner step keeps for its gradient, phi and its like.
 
-    Per position of a block's output: its patches, and as often the output itself as the block has stages. MAML keeps
-    every inner step, and as much again for the derivatives of its gradient.
+    Per position of a block's output: its patches, and as often the output itself as the block has stages. MAML holds as
+    much again for the derivatives of one step's gradient, and of every step phi, its gradient and the moments.
     """
     network, numbers, size = build_network(run), 0, IMAGES[run.network][0]
     for rows, filters in (shape for name, shape in network.shapes.items() if name.startswith("conv")):
         size = same_size(size, 2)
         positions = size * size * (4 if run.network != "omniglot" else 1)  # pooled blocks are convolved at full size
         numbers += run.sampling.batch * positions * (rows + STAGES * filters)
-    steps = 2 * run.sampling.steps if run.weights == "maml" else 1
-    return (numbers * steps + VECTORS * network.n_parameters) * torch.empty(0, dtype=run.torch_dtype).element_size()
+    maml = run.weights == "maml"
+    vectors = VECTORS + (3 * run.sampling.steps if maml else 0)
+    return (numbers * (2 if maml else 1) + vectors * network.n_parameters) * torch.empty(
+        0, dtype=run.torch_dtype
+    ).element_size()
 
 
 def train_lanes(

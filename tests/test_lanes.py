@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from reptile_core import native
 from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
 from reptile_core.networks import CrossEntropy
 from reptile_core.tasks import Sampling, training_stream
@@ -107,8 +108,9 @@ def test_lanes_that_do_not_belong_together_are_refused():
         next(train_lanes([one, two], [pool, image_pool(classes=7)], [start(one), start(two)]))
 
 
-def test_memory_of_a_lane_covers_what_an_inner_step_keeps():
+def test_memory_of_a_lane_covers_what_an_inner_step_keeps(monkeypatch):
     """Counted by torch on a step of one lane with autograd: every tensor saved for the backward pass, each once."""
+    monkeypatch.setattr(native, "serves", lambda x: False)  # as on a GPU
     run = replace(SGD_RUN, sampling=replace(SAMPLING, batch=9, shots=9), weights=(1.0, 1.0))
     network = build_network(run)
     phi, batch = network.initialize(0, dtype=torch.float64).requires_grad_(), minibatch(batch=9, n_way=3)

@@ -1,14 +1,18 @@
 """Update directions against the naive loop, and MAML against functional_call with its graph kept through the loop."""
 
+from dataclasses import dataclass
 from functools import partial
+from weakref import WeakSet
 
 import pytest
 import torch
 from torch import Tensor
 
+from reptile_core import native
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, gradient, inner_loop
 from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, total, weighted_sum
 from reptile_core.networks import CrossEntropy, Minibatch, omniglot
+from reptile_core.points import HELD
 from tests import oracles
 from tests.cases import assert_close, minibatches, normal, pairs
 
@@ -114,6 +118,53 @@ def test_maml_equals_functional_call(k: int, optimizer: str) -> None:
     expected = ALPHA * oracles.maml_gradient(module, phi_1(), pairs(batches), step)
     found, _ = maml(LOSS, phi_1(), batches, OPTIMIZERS[optimizer][0])
     assert_close(found, expected, TOLERANCES[optimizer])
+
+
+@BOTH
+def test_maml_by_the_tensor_code_alone(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And through more steps than there are buffers for."""
+    batches = minibatches(5, batch=3)
+    by_hand, state = maml(LOSS, phi_1(), batches, OPTIMIZERS[optimizer][0])
+    monkeypatch.setattr(native, "serves", lambda x: False)
+    found, after = maml(LOSS, phi_1(), batches, OPTIMIZERS[optimizer][0])
+    assert_close(found, by_hand, TOLERANCES[optimizer])
+    for part, expected in zip(after, state, strict=True):
+        assert_close(part, expected, TOLERANCES[optimizer])
+    step = maml_step(optimizer) or (lambda phi, g: phi - ALPHA * g)
+    module = oracles.omniglot_module(5, activation="softplus")
+    assert_close(by_hand, ALPHA * oracles.maml_gradient(module, phi_1(), pairs(batches), step), TOLERANCES[optimizer])
+
+
+@BOTH
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_mamls_memory_does_not_grow_with_k(optimizer: str, by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what graphs save, as much is alive at a time; and buffers are HELD at most."""
+    if not by_hand:
+        monkeypatch.setattr(native, "serves", lambda x: False)
+    loss = CrossEntropy(SMOOTH, reduction="sum")
+    most = []
+    for k in (3, 7):
+        alive: WeakSet[Saved] = WeakSet()
+        peak = 0
+
+        def pack(tensor: Tensor, alive: WeakSet = alive) -> Saved:
+            nonlocal peak
+            alive.add(saved := Saved(tensor))
+            peak = max(peak, len(alive))
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
+            maml(loss, phi_1(), minibatches(k, batch=2), OPTIMIZERS[optimizer][0])
+        most.append(peak)
+    assert most[0] == most[1] > 0 or (by_hand and optimizer == "sgd")
+    assert all(len(buffers) <= HELD for buffers in loss._held.values())
+
+
+@dataclass(eq=False)
+class Saved:
+    """A tensor that a graph holds on to."""
+
+    tensor: Tensor
 
 
 def test_maml_with_moments_of_an_earlier_task() -> None:

@@ -121,6 +121,18 @@ def test_derivatives_are_linear_and_symmetric():
     assert not point.third(u, torch.zeros_like(u)).any()
 
 
+def test_a_product_between_two_derivatives_along_one_direction_does_no_harm():
+    loss, phi, batch = setting("softplus")
+    point, (u, v) = loss.point(phi, batch), directions(phi, 2)
+    expected = point.third(v, v)
+    point.product(v)
+    assert torch.equal(point.third(v, v), expected)
+    point.product(u)
+    assert torch.equal(point.third(v, v), expected)
+    point.product(torch.zeros_like(v))
+    assert torch.equal(point.third(v, v), expected)
+
+
 def test_points_that_share_buffers_do_not_meet():
     """More of them than buffers, each asked again after all others."""
     loss, phi, _ = setting("softplus")

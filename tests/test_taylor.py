@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.func import hessian
 
-from analysis.theory.derivatives import derivative, hessian_products
-from analysis.theory.losses import cubic, quadratic, tanh_network
+from analysis.theory.derivatives import At, derivative, hessian_products
+from analysis.theory.losses import cubic, on_minibatch, quadratic, tanh_network
 from analysis.theory.taylor import (
     evaluate_series,
     inner_gradient_series,
@@ -18,6 +18,8 @@ from analysis.theory.taylor import (
     remainder_slope,
     weighted_terms,
 )
+from reptile_core.networks import CrossEntropy, omniglot
+from tests.cases import generator, minibatches
 
 ROUND_OFF = 1e-12  # float64, vectors of some ten numbers
 
@@ -68,6 +70,48 @@ def test_formulas_equal_nested_forward_mode(make, k):
         assert float((formula - nested).norm()) <= ROUND_OFF * max(float(nested.norm()), 1.0)
     for formula, nested in zip(maml_terms(losses, pool.phi, 2), maml_series(losses, pool.phi, 2), strict=True):
         assert float((formula - nested).norm()) <= ROUND_OFF * max(float(nested.norm()), 1.0)
+
+
+@pytest.mark.parametrize("activation", ["relu", "softplus"])
+def test_the_papers_network_by_hand_equals_nested_forward_mode(activation):
+    """Where there are compiled loops; nested forward mode knows none."""
+    k, network = 3, omniglot(5, activation=activation)
+    loss, phi = CrossEntropy(network, "mean"), network.initialize(0, dtype=torch.float64)
+    losses = [on_minibatch(loss, batch) for batch in minibatches(k, batch=3)]
+    found = [*inner_gradient_terms(losses, phi, 2), maml_terms(losses, phi, 2)]
+    expected = [*inner_gradient_series(losses, phi, 2), maml_series(losses, phi, 2)]
+    for series, nested in zip(found, expected, strict=True):
+        for term, wanted in zip(series, nested, strict=True):
+            assert float((term - wanted).norm()) <= 1e-11 * float(wanted.norm())  # sums of thousands of terms
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_derivatives_in_both_modes(reverse):
+    """A loss that asks for reverse mode gets it but where a transform, or autograd, asks for more."""
+    pool = tanh_network()
+    loss, (u, v) = pool.losses[0], torch.randn(2, len(pool.phi), generator=generator(), dtype=torch.float64)
+
+    class Loss:
+        def __call__(self, phi):
+            return loss(phi)
+
+    Loss.reverse = reverse
+    dense = hessian(loss)(pool.phi)
+    _close(derivative(Loss(), pool.phi), torch.func.grad(loss)(pool.phi))
+    _close(derivative(Loss(), pool.phi, u), dense @ u)
+    _close(derivative(Loss(), pool.phi, u, v), torch.func.jvp(hessian(loss), (pool.phi,), (v,))[1] @ u)
+    _close(torch.func.grad(lambda p: derivative(Loss(), p) @ u)(pool.phi), dense @ u)
+    point = pool.phi.clone().requires_grad_()
+    _close(torch.autograd.grad(derivative(Loss(), point) @ u, point)[0], dense @ u)
+    _close(hessian_products(Loss(), pool.phi, torch.stack([u, v])), torch.stack([u, v]) @ dense)
+
+
+def test_products_with_zero_and_of_losses_without_curvature():
+    phi, zero = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    for at, curvature in ((At(lambda p: 2 * p.sum(), phi), 0.0), (At(lambda p: (p * p).sum(), phi), 2.0)):
+        assert torch.equal(at.products(phi, phi)[0], curvature * phi)
+        assert torch.equal(at.products(phi, phi)[1], zero)
+        assert torch.equal(at.product(zero), zero)
 
 
 def test_inner_gradients_and_maml_against_a_naive_loop_and_central_differences():

@@ -1,16 +1,21 @@
 """Derivatives of a scalar loss of one flat vector, of any order, along given directions: forward over reverse.
 
 Theory code never sees a network: a loss is a function of phi (P,). No Hessian is ever formed; one more direction costs
-one more forward-mode pass over what came before. `gradient` and `hessian_at` are for where nothing differentiates
-further: they go by plain reverse mode, which alone has the core's compiled loops.
+one more forward-mode pass over what came before. `At`, `gradient` and `hessian_at` are for where nothing differentiates
+further: they go by reverse mode alone, as the core's compiled loops do. So does `derivative` where the loss asks for
+it by an attribute `reverse` that is true.
 """
 
 from collections.abc import Callable
+from functools import cached_property
+from typing import Protocol
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad, jvp, vmap
+
+from reptile_core import native
 
 Vector = Float[Tensor, " P"]
 Loss = Callable[[Vector], Float[Tensor, ""]]
@@ -18,6 +23,8 @@ Loss = Callable[[Vector], Float[Tensor, ""]]
 
 def derivative(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
     """L'(phi), differentiated along each direction: () gives L', (v) the product L'' v, (u, v) L'''[u, v], …"""
+    if getattr(loss, "reverse", False) and all(map(_constant, (phi, *directions))):
+        return _by_reverse(loss, phi, *directions)
     if not directions:
         return grad(loss)(phi)
     *before, last = directions
@@ -36,18 +43,52 @@ def gradient(loss: Loss, phi: Vector) -> Vector:
         return torch.autograd.grad(loss(point), point)[0]
 
 
-def hessian_at(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
-    """L''(phi) as the function v -> L''(phi) v; not to be differentiated again.
+class Products(Protocol):
+    """A loss at a point: its gradient, and products with its higher derivatives."""
 
-    Reverse over reverse: what does not depend on v, the gradient and its graph, is computed and held once, at the cost
-    of a gradient; every product then runs back through it, which by flops are two gradients more.
+    @property
+    def gradient(self) -> Vector: ...
+
+    def product(self, v: Vector) -> Vector: ...
+
+    def products(self, u: Vector, v: Vector) -> tuple[Vector, Vector]: ...
+
+
+class At:
+    """A loss at phi: its gradient, and products with its higher derivatives; not to be differentiated again.
+
+    Reverse over reverse: what does not depend on the vectors, the gradient and its graph, is computed and held once, at
+    the cost of a gradient, when a product asks for it. A product then runs back through it, which by flops are two
+    gradients more; one with 0 is free.
     """
-    point = phi.detach().requires_grad_()
-    with torch.enable_grad():
-        g = torch.autograd.grad(loss(point), point, create_graph=True)[0]
-    if not g.requires_grad:  # a linear loss
-        return torch.zeros_like
-    return lambda v: torch.autograd.grad(g, point, v, retain_graph=True)[0]
+
+    def __init__(self, loss: Loss, phi: Vector) -> None:
+        self.loss, self.phi = loss, phi.detach().requires_grad_()
+
+    @cached_property
+    def graph(self) -> Vector:
+        """The gradient, with its graph."""
+        with torch.enable_grad():
+            return torch.autograd.grad(self.loss(self.phi), self.phi, create_graph=True)[0]
+
+    @property
+    def gradient(self) -> Vector:
+        """L'; without a graph where no product was asked for before."""
+        return self.graph.detach() if "graph" in vars(self) else gradient(self.loss, self.phi)
+
+    def product(self, v: Vector) -> Vector:
+        """Return L'' v."""
+        return _back(self.graph, self.phi, v)
+
+    def products(self, u: Vector, v: Vector) -> tuple[Vector, Vector]:
+        """Return L'' u and L'''[u, v]: the second is the gradient of v . L'' u, as all derivatives are symmetric."""
+        product = _back(self.graph, self.phi, u, graph=True)
+        return product.detach(), _back(product, self.phi, v)
+
+
+def hessian_at(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
+    """L''(phi) as the function v -> L''(phi) v; not to be differentiated again."""
+    return At(loss, phi).product
 
 
 def hessian_products(loss: Loss, phi: Vector, vectors: Float[Tensor, "n P"]) -> Float[Tensor, "n P"]:
@@ -71,3 +112,27 @@ def coefficients_in(f: Callable[[Float[Tensor, ""]], Tensor], order: int, *, at:
 
 def _differentiated(f: Callable[[Tensor], Tensor], one: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: along(f, x, one)
+
+
+def _by_reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
+    if not directions:
+        return gradient(loss, phi)
+    at = At(loss, phi)
+    product = at.graph
+    for n, v in enumerate(directions, 1):
+        product = _back(product, at.phi, v, graph=n < len(directions))
+    return product.detach()
+
+
+def _back(f: Vector, phi: Vector, v: Vector, *, graph: bool = False) -> Vector:
+    """The gradient of v . f in phi. A linear loss has a gradient without a graph, a quadratic one a product without."""
+    if not (f.requires_grad and v.any()):
+        return torch.zeros_like(phi)
+    return torch.autograd.grad(
+        f, phi, v, retain_graph=True, create_graph=graph, allow_unused=True, materialize_grads=True
+    )[0]
+
+
+def _constant(x: Tensor) -> bool:
+    """Does nobody ask for derivatives in x from outside?"""
+    return native.plain(x) and not x.requires_grad

@@ -5,6 +5,7 @@ All in float64, with mean losses and smooth activations: rates hold only where t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -30,9 +31,21 @@ class Pool:
     degree: int | None = None
 
 
+@dataclass(frozen=True)
+class OnMinibatch:
+    """The core's loss of (phi, minibatch) as the theory's, of phi alone. In reverse mode it may have compiled loops."""
+
+    loss: Callable[[Vector, Minibatch], Tensor]
+    minibatch: Minibatch
+    reverse: ClassVar[bool] = True
+
+    def __call__(self, phi: Vector) -> Tensor:
+        return self.loss(phi, self.minibatch)
+
+
 def on_minibatch(loss: Callable[[Vector, Minibatch], Tensor], minibatch: Minibatch) -> Loss:
-    """The core's loss of (phi, minibatch) as the theory's, of phi alone."""
-    return lambda phi: loss(phi, minibatch)
+    """Make of the core's loss of (phi, minibatch) the theory's, of phi alone."""
+    return OnMinibatch(loss, minibatch)
 
 
 def quadratic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:

@@ -18,10 +18,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad
 
-from analysis.theory.derivatives import Loss, Vector, coefficients_in, derivative, gradient, hessian_at
+from analysis.theory.derivatives import At, Loss, Products, Vector, coefficients_in, derivative
 
 Series = list[Vector]
-Derivative = Callable[..., Vector]  # of (loss, phi, *directions), as `derivative`
+Way = Callable[[Loss, Vector], Products]  # how products with a loss's derivatives at a point are taken
 HIGHEST_FORMULA = 2  # beyond it the terms have no short formula; `inner_gradient_series` goes to any order
 
 
@@ -29,7 +29,7 @@ def inner_gradients(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""
     """g_1 … g_k of k steps of SGD, phi_{i+1} = phi_i - alpha g_i. Differentiable in phi and in alpha."""
     gradients = []
     for loss in losses:
-        gradients.append(grad(loss)(phi))
+        gradients.append(derivative(loss, phi))
         phi = phi - alpha * gradients[-1]
     return gradients
 
@@ -58,53 +58,65 @@ def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
 
 
 def inner_gradient_terms(
-    losses: Sequence[Loss], phi: Vector, order: int, *, by: Derivative | None = None
+    losses: Sequence[Loss], phi: Vector, order: int, *, way: Way = At
 ) -> list[Series]:
-    """The series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above; not to be differentiated again.
+    """Return the series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above; not to be differentiated again.
 
-    by: takes the products L'' v and L'''[u, v]; `derivative`, or in first order reverse mode, if None.
+    way: takes the gradient and the products L'' v and L'''[u, v]; `At` goes by reverse mode.
     """
     _check_order(order)
-    higher = by or derivative
-    s, firsts = torch.zeros_like(phi), torch.zeros_like(phi)  # sums over j < i of g_bar_j, and of order-1 terms
+    s, firsts = torch.zeros_like(phi), torch.zeros_like(phi)
     series = []
     for loss in losses:
-        terms = [gradient(loss, phi)]
-        if order >= 1:
-            terms.append(-(by(loss, phi, s) if by else hessian_at(loss, phi)(s)))
-        if order >= 2:  # sum_{j<i} H_j s_j is minus the sum of the order-1 terms before
-            terms.append(higher(loss, phi, -firsts) + higher(loss, phi, s, s) / 2)
+        terms = _terms(way(loss, phi), s, firsts, order)
         series.append(terms)
         s = s + terms[0]
         firsts = firsts + (terms[1] if order >= 1 else 0)
     return series
 
 
-def maml_terms(
-    losses: Sequence[Loss], phi: Vector, order: int, *, by: Derivative | None = None, last: Series | None = None
-) -> Series:
-    """The series of MAML's gradient to `order` 0, 1 or 2 in alpha.
+def _terms(at: Products, s: Vector, firsts: Vector, order: int) -> Series:
+    """Return the series of a g_i, from the sums over j < i of g_bar_j, which is s_i, and of the order-1 terms of g_j.
+
+    All orders share one graph of the gradient, and T_i[s_i, s_i] comes from the product H_i s_i.
+    """
+    if order == 0:
+        return [at.gradient]
+    if order == 1:
+        product = at.product(s)  # before the gradient, which then costs nothing
+        return [at.gradient, -product]
+    product, bend = at.products(s, s)
+    # sum_{j<i} H_j s_j is minus the sum of the order-1 terms before
+    return [at.gradient, -product, at.product(-firsts) + bend / 2]
+
+
+def maml_terms(losses: Sequence[Loss], phi: Vector, order: int, *, way: Way = At) -> Series:
+    """Return the series of MAML's gradient to `order` 0, 1 or 2 in alpha; not to be differentiated again.
 
     Order 1 (equation 24) is -H_k s_k - sum_{j<k} H_j g_bar_k. Order 2 is the gradient in phi_1 of the order-2 term of
     L_k(phi_k), which is g_bar_k . sum_{j<k} H_j s_j + 1/2 s_k . H_k s_k:
 
         (order 2 of g_k) + sum_{j<k} ( T_j[g_bar_k, s_j] + H_j (H_k s_k + sum_{j<l<k} H_l g_bar_k) )
 
-    by: as of `inner_gradient_terms`. last: the series of g_k by that, where it is known.
+    way: as of `inner_gradient_terms`.
     """
     _check_order(order)
-    higher = by or derivative
-    terms = [term.clone() for term in last or inner_gradient_terms(losses, phi, order, by=by)[-1]]
+    before = inner_gradient_terms(losses[:-1], phi, max(order - 1, 0), way=way)
+    partial_sums = _partial_sums([terms[0] for terms in before], phi)
+    firsts = _partial_sums([terms[1] for terms in before], phi)[-1] if order >= 2 else torch.zeros_like(phi)
+    terms = _terms(way(losses[-1], phi), partial_sums[-1], firsts, order)
     if order == 0:
         return terms
-    g_bar_k, minus_h_k_s_k = terms[0].clone(), terms[1].clone()
-    partial_sums = _partial_sums([higher(loss, phi) for loss in losses[:-1]], phi)
+    g_bar_k, minus_h_k_s_k = terms[0], terms[1]
     later = torch.zeros_like(phi)  # sum over j < l < k of H_l g_bar_k
-    for loss, s_j in reversed(list(zip(losses[:-1], partial_sums, strict=True))):
-        product = higher(loss, phi, g_bar_k)
-        terms[1] -= product
-        if order >= 2:
-            terms[2] += higher(loss, phi, g_bar_k, s_j) + higher(loss, phi, later - minus_h_k_s_k)
+    for loss, s_j in reversed(list(zip(losses[:-1], partial_sums[:-1], strict=True))):
+        at = way(loss, phi)
+        if order == 1:
+            product = at.product(g_bar_k)
+        else:
+            product, bend = at.products(g_bar_k, s_j)
+            terms[2] = terms[2] + bend + at.product(later - minus_h_k_s_k)
+        terms[1] = terms[1] - product
         later = later + product
     return terms
 
@@ -165,11 +177,10 @@ def remainder_slope(
 
 
 def _partial_sums(vectors: Sequence[Vector], like: Vector) -> list[Vector]:
-    """s_1 = 0, s_2 = v_1, s_3 = v_1 + v_2, …: one per vector."""
-    sums, running = [], torch.zeros_like(like)
+    """s_1 = 0, s_2 = v_1, s_3 = v_1 + v_2, …: one more than there are vectors."""
+    sums = [torch.zeros_like(like)]
     for vector in vectors:
-        sums.append(running)
-        running = running + vector
+        sums.append(sums[-1] + vector)
     return sums
 
 

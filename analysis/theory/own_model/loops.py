@@ -7,15 +7,16 @@ moves as a whole, also with what is stopped: so does `forward`, a derivative of 
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from analysis.theory.derivatives import Loss, Vector, derivative, gradient
-from analysis.theory.taylor import Derivative
 
-Way = Derivative
+Way = Callable[..., Vector]  # of (loss, phi, *directions), as `derivative`
 
 
 def forward(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
@@ -35,6 +36,29 @@ def reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
                 field, point, direction, create_graph=left > 0, allow_unused=True, materialize_grads=True
             )[0]
     return field.detach()
+
+
+@dataclass(frozen=True)
+class Along:
+    """A loss at phi, differentiated in a way of one's own: see `taylor.Way`. Products with 0 are free."""
+
+    way: Way
+    loss: Loss
+    phi: Vector
+
+    @cached_property
+    def gradient(self) -> Vector:
+        return self.way(self.loss, self.phi)
+
+    def product(self, v: Vector) -> Vector:
+        return self._along(v)
+
+    def products(self, u: Vector, v: Vector) -> tuple[Vector, Vector]:
+        return self._along(u), self._along(u, v)
+
+    def _along(self, *directions: Vector) -> Vector:
+        zero = not all(bool(v.any()) for v in directions)
+        return torch.zeros_like(self.phi) if zero else self.way(self.loss, self.phi, *directions)
 
 
 def gradients_met(losses: Sequence[Loss], phi: Vector, alpha: float) -> tuple[list[Vector], list[Vector]]:

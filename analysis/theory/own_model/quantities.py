@@ -13,7 +13,7 @@ from analysis.theory.derivatives import Vector, gradient
 from analysis.theory.own_model.certify import CHANNELS, G_BAR, MAML, PRODUCTS, Certificate, Probe, Setting
 from analysis.theory.own_model.checks import NotFinite, check_finite
 from analysis.theory.own_model.locate import culprits
-from analysis.theory.own_model.loops import Way, by_products, forward, reverse
+from analysis.theory.own_model.loops import Along, Way, by_products, forward, reverse
 from analysis.theory.own_model.losses import OwnLoss
 from analysis.theory.own_model.quotients import DIFFERS, HOLDS, Agreement, Differences, compare
 from analysis.theory.taylor import inner_gradient_terms, maml_terms
@@ -111,9 +111,9 @@ def _higher(
 
     def take(way: Way) -> tuple[Tensor, Tensor]:
         products = [way(loss, at.phi, v) for loss, v in zip(at.pool, probe.pairings, strict=True)]
-        by = partial(_unless_zero, way)
-        formulas = inner_gradient_terms(at.steps, at.phi, at.order, by=by)
-        formulas.append(maml_terms(at.steps, at.phi, at.order, by=by, last=formulas[-1]))
+        products_by = partial(Along, way)
+        formulas = inner_gradient_terms(at.steps, at.phi, at.order, way=products_by)
+        formulas.append(maml_terms(at.steps, at.phi, at.order, way=products_by))
         powers = at.alpha ** torch.arange(at.order + 1, dtype=at.phi.dtype)
         terms = torch.stack([torch.stack(coefficients) for coefficients in formulas]) * powers[:, None]
         if at.stops:
@@ -136,11 +136,6 @@ def _higher(
         return _best(at, (forward,), take, hold if certify else None, certificate)
     except NotImplementedError:
         return _by_differences(at, probe, series), None
-
-
-def _unless_zero(way: Way, loss: OwnLoss, phi: Vector, *directions: Vector) -> Vector:
-    """A derivative, which costs nothing along 0, as before the first step."""
-    return way(loss, phi, *directions) if all(bool(v.any()) for v in directions) else torch.zeros_like(phi)
 
 
 Series = Callable[[], list[Differences]]
