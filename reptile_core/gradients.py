@@ -74,7 +74,7 @@ class GradientByHand:
 
     @torch.no_grad()
     def value(self) -> Float[Tensor, ""]:
-        """The loss itself where the gradient was last taken."""
+        """Give the loss itself where the gradient was last taken."""
         return self.top.value()
 
     @torch.no_grad()
@@ -165,7 +165,7 @@ class Block:
         return calls + self.linear_backward(order, g_w)
 
     def in_passing(self, order: int) -> bool:
-        """Does what is below the activation take the gradient back through it in passing?"""
+        """Say whether what is below the activation takes the gradient back through it in passing."""
         raise NotImplementedError
 
     def linear(self, order: int) -> list[Call]:

@@ -196,7 +196,7 @@ class CrossEntropy:
         return partial(GradientByHand, self.network.unflatten, blocks, count, weight, phi.detach().view(-1))
 
     def _key(self, phi: Tensor, batch: "Minibatch") -> tuple:
-        """What has buffers of its own: a thread too, as they are written into."""
+        """Name what has buffers of its own: a thread too, as they are written into."""
         return batch.y.shape[-1], phi.dtype, get_ident()
 
 

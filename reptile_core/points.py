@@ -32,11 +32,11 @@ class Point:
         self.value = by_hand.value()
 
     def product(self, v: Vector) -> Vector:
-        """L''(phi) v."""
+        """Take L''(phi) v."""
         return self._coefficients(v, 1)[0]
 
     def third(self, u: Vector, v: Vector) -> Vector:
-        """L'''(phi)[u, v], in different directions by (u + v)^2 - (u - v)^2 = 4 u v, both made of length 1 first."""
+        """Take L'''(phi)[u, v]: where the two differ, by (u + v)^2 - (u - v)^2 = 4 u v, each made of length 1 first."""
         if torch.equal(u, v):
             return 2 * self._coefficients(v, 2)[1]
         lengths = u.norm() * v.norm()
@@ -136,5 +136,5 @@ class Third(Function):
 
 
 def along(f: Callable[[Tensor], Tensor], direction: Tensor) -> Callable[[Tensor], Tensor]:
-    """The derivative of f in this direction, as a function."""
+    """Take the derivative of f in this direction, as a function."""
     return lambda x: jvp(f, (x,), (direction,))[1]

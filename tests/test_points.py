@@ -121,6 +121,17 @@ def test_derivatives_are_linear_and_symmetric():
     assert not point.third(u, torch.zeros_like(u)).any()
 
 
+def test_what_is_no_number_shows():
+    loss, phi, batch = setting("softplus")
+    phi[-1000] = torch.nan  # of the weights that the last activation meets
+    assert loss(phi.requires_grad_(), batch).isnan()
+    phi = setting("softplus")[1]
+    phi[0] = torch.nan
+    assert (
+        loss.gradient(phi, batch).isnan().any() and loss.point(phi, batch).product(torch.ones_like(phi)).isnan().any()
+    )
+
+
 def test_a_product_between_two_derivatives_along_one_direction_does_no_harm():
     loss, phi, batch = setting("softplus")
     point, (u, v) = loss.point(phi, batch), directions(phi, 2)

@@ -125,7 +125,7 @@ def _by_reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
 
 
 def _back(f: Vector, phi: Vector, v: Vector, *, graph: bool = False) -> Vector:
-    """The gradient of v . f in phi. A linear loss has a gradient without a graph, a quadratic one a product without."""
+    """Take the gradient of v . f in phi: 0 where f has no graph, as the gradient of a linear loss."""
     if not (f.requires_grad and v.any()):
         return torch.zeros_like(phi)
     return torch.autograd.grad(
@@ -134,5 +134,5 @@ def _back(f: Vector, phi: Vector, v: Vector, *, graph: bool = False) -> Vector:
 
 
 def _constant(x: Tensor) -> bool:
-    """Does nobody ask for derivatives in x from outside?"""
+    """Say whether nobody asks for derivatives in x from outside."""
     return native.plain(x) and not x.requires_grad

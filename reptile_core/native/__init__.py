@@ -75,12 +75,12 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
 
 
 def serves(x: Tensor) -> bool:
-    """Can the loops take this tensor?"""
+    """Say whether the loops can take this tensor."""
     return x.dtype in TYPES and x.device.type == "cpu" and plain(x) and library(x.dtype) is not None
 
 
 def plain(x: Tensor) -> bool:
-    """Is this tensor neither in a torch.func transform nor in forward mode?"""
+    """Say whether this tensor is neither in a torch.func transform nor in forward mode."""
     in_transform = torch._C._functorch.is_functorch_wrapped_tensor(x)
     return not in_transform and torch.autograd.forward_ad._current_level < 0
 

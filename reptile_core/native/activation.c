@@ -22,7 +22,7 @@ INLINE Vector exponential(Vector x)
     const Real low = WIDE ? 0x1.a39ef35793c76p-33 : 0x1.2fefa2p-17;
     const Real integers = 1.5 * (1LL << DIGITS); /* numbers of this size have no digits behind the point */
     const Vector lowest = (Vector){0} - (Real)(WIDE ? 700 : 87);
-    x = choose(x > lowest, x, lowest);
+    x = choose(x < lowest, lowest, x); /* what is no number stays none */
     const Vector shifted = x * (Real)1.4426950408889634 + integers, n = shifted - integers;
     const Vector rest = x - n * high - n * low;
     Vector sum = (Vector){0};
@@ -47,8 +47,8 @@ static void softplus(const Real *restrict x, Real *restrict out, Real *restrict 
 {
     const Vector zero = {0}, one = zero + 1;
     for (long i = 0; i < count; i += LANES) {
-        const Vector at = *(const Vector *)(x + i), small = exponential(choose(at > 0, -at, at)), whole = 1 / (1 + small);
-        const Vector value = choose(at > 0, at, zero) + logarithm_of_one_plus(small);
+        const Vector at = *(const Vector *)(x + i), small = exponential(choose(at > 0, -at, at));
+        const Vector whole = 1 / (1 + small), value = choose(at > 0, at, zero) + logarithm_of_one_plus(small);
         *(Vector *)(out + i) = choose(at > 20, at, value);
         *(Vector *)(slope + i) = choose(at > 20, one, choose(at > 0, whole, small * whole));
     }
@@ -59,7 +59,7 @@ static void hyperbolic_tangent(const Real *x, Real *out, Real *slope, long count
     for (long i = 0; i < count; i++) out[i] = tanh(x[i]), slope[i] = 1 - out[i] * out[i];
 }
 
-/* The value and the first derivative at x, in place of a ReLU in passing. */
+/* The value and the first derivative at x; a ReLU is taken in passing elsewhere. */
 void activate(const Real *x, Real *out, Real *slope, long count, long kind)
 {
     if (kind == SOFTPLUS) softplus(x, out, slope, count);

@@ -1,11 +1,10 @@
 /* Taylor coefficients in t of what a block does at phi + t v, and of the gradients in it: coefficient n is the n-th
- * derivative over n!. A call gives those of one order, 1 or 2, from those below; where there are several, they come as a
- * list by order. What has one number a channel has the orders one after the other. Everything is contiguous. */
+ * derivative over n!. A call gives those of one order, 1 or 2, from those below. Large arrays come as a list by order,
+ * what has one number a channel as rows by order. Everything is contiguous. */
 
 #include <string.h>
 
 #include "activation.h"
-#include "shape.h"
 #include "sums.h"
 
 enum { ORDERS = 3 };
@@ -127,8 +126,8 @@ void normalize_taylor(Real *const *a, const Real *rstd, const Real *const *scale
     else normalize_of_order(2, a, rstd, scale, shift, variance, root, factor, out, scratch, rows, channels);
 }
 
-/* What the gradients of a channel are made of, from root, factor and along = the sums of g * a, by order: the gradient in
- * a is factor * g - turn * a less its mean, where turn = factor * root^2 * along. */
+/* What the gradients of a channel are made of, from root, factor and along, the sums of g * a, by order: the gradient
+ * in a is factor * g - turn * a less its mean, where turn = factor * root^2 * along. */
 INLINE void turns(const int order, const Real *root, const Real *factor, const Real *along, Real *turn)
 {
     Real a[ORDERS], b[ORDERS];
@@ -201,7 +200,7 @@ void normalize_weights_taylor(const Real *const *w, Real *const *product, const 
     }
     for (long c = 0; c < f; c++) {
         double sum = 0;
-        for (long k = 0; k < n; k++) sum += w[1][k * f + c] * (order == 1 ? 2 * product[0][k * f + c] : change[k * f + c]);
+        for (long k = c; k < n * f; k += f) sum += w[1][k] * (order == 1 ? 2 * product[0][k] : change[k]);
         v[c] = sum;
         if (order == 1) scale_root(1, variance, scale, root, factor, f, c);
         else scale_root(2, variance, scale, root, factor, f, c);

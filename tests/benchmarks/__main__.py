@@ -9,10 +9,10 @@ import torch
 
 from analysis.results.manifest import processor
 from analysis.runs.workers import available_cores, local_executor
-from tests.benchmarks import growth, one_thread, start_up, throughput
+from tests.benchmarks import derivatives, growth, one_thread, start_up, throughput
 from tests.benchmarks.measuring import HEADER
 
-PARTS = ("throughput", "one_thread", "start_up", "growth")
+PARTS = ("throughput", "one_thread", "derivatives", "start_up", "growth")
 
 
 def main() -> None:
@@ -34,6 +34,13 @@ def main() -> None:
         with local_executor(1) as worker:
             rows = worker.submit(one_thread.rows, options.rounds, options.seconds).result()
         print("\n".join(["\n**One thread**\n", *HEADER, *rows]), flush=True)
+    if "derivatives" in options.only:
+        with local_executor(1) as worker:
+            rows = worker.submit(derivatives.rows, options.rounds).result()
+        title = (
+            "\n**Derivatives, one thread, in gradients of our network (float32 where it says no other, batch 25)**\n"
+        )
+        print("\n".join([title, *derivatives.HEADER, *rows]), flush=True)
     if "start_up" in options.only:
         print("\n".join(["\n**Start-up**\n", *start_up.rows(options.rounds)]), flush=True)
     if "growth" in options.only:

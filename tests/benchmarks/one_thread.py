@@ -1,14 +1,9 @@
-"""An inner step, an evaluation, a Hessian-vector product and a table of Taylor terms, each on one thread.
+"""An inner step and an evaluation, each on one thread.
 
 In a worker of the script, so that both sides have its allocator's settings.
 """
 
-import torch
-
 from analysis import cost
-from analysis.theory.derivatives import hessian_at
-from analysis.theory.losses import on_minibatch
-from analysis.theory.taylor import inner_gradient_terms
 from reptile_core import evaluation, training
 from reptile_core.inner_loop import gradient
 from reptile_core.networks import CrossEntropy
@@ -16,8 +11,7 @@ from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import Run
 from tests.benchmarks import plain
-from tests.benchmarks.measuring import ABLATION, EVALUATED, SETTINGS, images, of, row, take_turns
-from tests.cases import normal
+from tests.benchmarks.measuring import EVALUATED, SETTINGS, images, of, row, take_turns
 
 
 def rows(rounds: int, seconds: float) -> list[str]:
@@ -30,8 +24,6 @@ def rows(rounds: int, seconds: float) -> list[str]:
         sides, flops = evaluate(run, sampling)
         name = f"evaluation of a task ({sampling.steps} steps of {of(run)})"
         found.append(row(name, take_turns(*sides, **options), flops))
-    for name, sides in (("Hessian-vector product", hessian_product), ("Taylor table, order 1, k = 4", taylor_table)):
-        found.append(row(f"{name} (batch 25)", take_turns(*sides(ABLATION), **options)))
     return found
 
 
@@ -62,29 +54,6 @@ def evaluate(run: Run, sampling: Sampling) -> tuple[tuple, float]:
         lambda: plain.evaluate(run, model, floats, sampling),
         lambda: evaluation.accuracies(network, loss, start.phi, pool, tasks, run.inner.build()),
     ), cost.evaluation(run, sampling, 1).flops
-
-
-def hessian_product(run: Run) -> tuple:
-    """From nothing, gradient included."""
-    model = plain.model_of(run.sampling.n_way)
-    at = dict(model.named_parameters())
-    theirs = plain.loss_at(model, next(plain.batches(images().float(), run.sampling)))
-    directions = [torch.randn_like(p) for p in at.values()]
-
-    network = training.build_network(run)
-    loss = on_minibatch(CrossEntropy(network, "mean"), _minibatches(run)[0])
-    phi, v = training.start(run).phi, normal(network.n_parameters, dtype=torch.float32)
-    return lambda: plain.hessian_product(theirs, at, directions), lambda: hessian_at(loss, phi)(v)
-
-
-def taylor_table(run: Run) -> tuple:
-    """The terms of each g_i to the first order in alpha."""
-    model = plain.model_of(run.sampling.n_way)
-    at = dict(model.named_parameters())
-    theirs = [plain.loss_at(model, batch) for batch in plain.batches(images().float(), run.sampling)]
-    mean_loss = CrossEntropy(training.build_network(run), "mean")
-    ours, phi = [on_minibatch(mean_loss, batch) for batch in _minibatches(run)], training.start(run).phi
-    return lambda: plain.taylor_terms(theirs, at), lambda: inner_gradient_terms(ours, phi, 1)
 
 
 def _minibatches(run: Run) -> list:

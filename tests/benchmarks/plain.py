@@ -103,15 +103,34 @@ def gradient(loss: Loss, at: Parameters, *, graph: bool = False) -> list[Tensor]
 
 def hessian_product(loss: Loss, at: Parameters, v: list[Tensor]) -> list[Tensor]:
     """Reverse over reverse."""
-    return list(torch.autograd.grad(gradient(loss, at, graph=True), list(at.values()), v))
+    return _along(gradient(loss, at, graph=True), at, v)
 
 
-def taylor_terms(losses: list[Loss], at: Parameters) -> list[list[list[Tensor]]]:
-    """g_bar_i and -H_i sum_{j<i} g_bar_j for each minibatch: the series of g_i to the first order."""
-    before = [torch.zeros_like(p) for p in at.values()]
+def taylor_terms(losses: list[Loss], at: Parameters, order: int) -> list[list[list[Tensor]]]:
+    """The series of g_1, g_2, … to the first or second order: each term differentiated from nothing."""
+    sums = [[torch.zeros_like(p) for p in at.values()] for _ in range(order)]  # over j < i, of orders 0 and 1
     series = []
     for loss in losses:
-        g = gradient(loss, at)
-        series.append([g, [-h for h in hessian_product(loss, at, before)]])
-        before = [s + part for s, part in zip(before, g, strict=True)]
+        terms = [gradient(loss, at), [-h for h in hessian_product(loss, at, sums[0])]]
+        if order == 2:
+            bend = _along(_along(gradient(loss, at, graph=True), at, sums[0], graph=True), at, sums[0])
+            product = hessian_product(loss, at, sums[1])
+            terms.append([b / 2 - h for b, h in zip(bend, product, strict=True)])
+        series.append(terms)
+        sums = [
+            [s + part for s, part in zip(whole, term, strict=True)] for whole, term in zip(sums, terms, strict=False)
+        ]
     return series
+
+
+def maml(losses: list[Loss], at: Parameters, alpha: float) -> list[Tensor]:
+    """d/dphi_1 L_k(phi_k) through one graph of all inner steps."""
+    now = at
+    for loss in losses[:-1]:
+        steps = torch.autograd.grad(loss(now), list(now.values()), create_graph=True)
+        now = {name: p - alpha * g for (name, p), g in zip(now.items(), steps, strict=True)}
+    return list(torch.autograd.grad(losses[-1](now), list(at.values())))
+
+
+def _along(f: list[Tensor], at: Parameters, v: list[Tensor], *, graph: bool = False) -> list[Tensor]:
+    return list(torch.autograd.grad(f, list(at.values()), v, create_graph=graph))
