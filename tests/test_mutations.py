@@ -75,7 +75,8 @@ MUTATIONS = [
     Mutation(manifolds, "[inverse @ task.b", "[-inverse @ task.b", MANIFOLDS),
     Mutation(manifolds, "points = points - alpha", "points = points + alpha", MANIFOLDS),
     Mutation(derivatives, "factorial *= n", "factorial += n", ANY_ORDER),
-    Mutation(derivatives, "return jvp(f, (x,), (direction,))[1]", "return -jvp(f, (x,), (direction,))[1]", GRADIENTS),
+    Mutation(derivatives, "return jvp(f, (x,), (direction,))[1]", "return -jvp(f, (x,), (direction,))[1]", ANY_ORDER),
+    Mutation(derivatives, "f, phi, v, retain_graph", "f, phi, -v, retain_graph", GRADIENTS),
 ]
 
 
