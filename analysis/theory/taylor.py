@@ -57,10 +57,8 @@ def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
     return v
 
 
-def inner_gradient_terms(
-    losses: Sequence[Loss], phi: Vector, order: int, *, way: Way = At
-) -> list[Series]:
-    """Return the series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above; not to be differentiated again.
+def inner_gradient_terms(losses: Sequence[Loss], phi: Vector, order: int, *, way: Way = At) -> list[Series]:
+    """Return the series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above; differentiate it no further.
 
     way: takes the gradient and the products L'' v and L'''[u, v]; `At` goes by reverse mode.
     """

@@ -15,10 +15,10 @@ from statistics import median
 
 import torch
 
+from analysis.runs.workers import local_executor
 from analysis.theory.derivatives import gradient, hessian_at
 from analysis.theory.losses import on_minibatch
 from analysis.theory.taylor import inner_gradient_terms, maml_terms
-from analysis.workers import local_executor
 from reptile_core.inner_loop import SGD
 from reptile_core.meta_gradients import maml
 from reptile_core.networks import CrossEntropy, Minibatch, omniglot

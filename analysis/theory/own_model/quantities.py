@@ -9,12 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.theory.derivatives import Vector, gradient
+from analysis.theory.derivatives import gradient
 from analysis.theory.own_model.certify import CHANNELS, G_BAR, MAML, PRODUCTS, Certificate, Probe, Setting
 from analysis.theory.own_model.checks import NotFinite, check_finite
 from analysis.theory.own_model.locate import culprits
 from analysis.theory.own_model.loops import Along, Way, by_products, forward, reverse
-from analysis.theory.own_model.losses import OwnLoss
 from analysis.theory.own_model.quotients import DIFFERS, HOLDS, Agreement, Differences, compare
 from analysis.theory.taylor import inner_gradient_terms, maml_terms
 
