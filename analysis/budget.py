@@ -26,7 +26,7 @@ from reptile_core.checkpoints import load_checkpoint
 from reptile_core.meta_gradients import average, figure_3, last, total
 
 PILOT = Path(__file__).parent / "pilot"  # claims.json and costs.csv of an earlier run
-EPOCH = 3  # of the seeds that a budget is spent on, unless the user names another: the pilot is of the one before
+EPOCH = 5  # of the seeds that a budget is spent on, unless the user names another: the pilot is of the one before
 # Which of figure 3's runs an experiment shares with others.
 SUM, AVERAGE, JOINT = total(4).name, average(4).name, last(1).name
 SHARED = {

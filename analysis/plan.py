@@ -81,7 +81,9 @@ def prepare(options: argparse.Namespace) -> Plan:
         tf32=asked["device"] == "cuda-tf32",
         fresh=options.fresh,
     )
-    by_default = [name for name, one in EXPERIMENTS.items() if context.profile in one.profiles]
+    # A budget may pay for what a profile leaves out.
+    everything = options.budget is not None
+    by_default = [name for name, one in EXPERIMENTS.items() if everything or context.profile in one.profiles]
     names = list(dict.fromkeys(asked["experiments"] or by_default))
     seeds = asked["seeds"] if isinstance(asked["seeds"], dict) else {}
     if options.budget is not None:

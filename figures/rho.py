@@ -1,4 +1,4 @@
-"""Early curves of sums of inner gradients at an equal step along AvgGrad, and what they gain against rho and noise."""
+"""Early curves of sums of inner gradients at an equal step along AvgGrad, and what less noise and larger rho gain."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,36 +10,43 @@ from matplotlib.figure import Figure
 from figures.curves import draw_curve, evaluation_in_words, over_iterations, seeds_in_words
 from figures.style import finish
 
-BESIDE = 0.1  # of rho, between two variants that have the same
-LINES = "-", "--", ":"  # of the quietest variant of a rho, and of the noisier ones
+WORDS = {"noise": "less noise,\nequal ρ", "rho": "larger ρ,\nequal noise"}  # others: both equal
+LINES = ("-", "--", ":", "-.")  # of arms of the same rho, the quietest first
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables rho_intervals, rho_gains (columns variant, rho, noise, mean, low, high) and rho_pairs (differ,
-    mean)."""
-    gains = tables["rho_gains"].sort_values(["rho", "noise"])
-    curves: Mapping[str, pd.DataFrame] = {str(name): part for name, part in tables["rho_intervals"].groupby("variant")}
-    span = gains.rho.max() - gains.rho.min()
-    ranks = gains.groupby("rho").cumcount()  # by noise, of those with the same rho
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 5.4))
-    for row, rank in zip(gains.itertuples(), ranks, strict=True):
-        colour = plt.colormaps["viridis"](0.92 * (row.rho - gains.rho.min()) / span)
-        label = f"${settings['variants'][row.variant]['label']}$,  $\\rho$ = {row.rho:g}"
-        draw_curve(
-            left, curves[row.variant].assign(low=float("nan")), colour=colour, marker="", label=label,
-            line=LINES[rank],
-        )  # fmt: skip
-        x, face = row.rho + rank * BESIDE, "white" if rank else colour
-        right.vlines(x, 100 * row.low, 100 * row.high, color=colour, linewidth=1.2)
-        right.plot(x, 100 * row.mean, "o", color=colour, markersize=7, markerfacecolor=face)
-    over_iterations(left, 1 / settings["n_way"])
-    left.set(ylabel="accuracy on test characters (%)")
-    left.set_title("early curves", fontsize=10)
+    """From the tables rho_intervals and rho_pairs (columns differ, mean, low, high)."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.8), width_ratios=(1.25, 1))
+    _curves(left, tables["rho_intervals"], settings)
+    pairs = tables["rho_pairs"]
+    for x, row in enumerate(pairs.itertuples()):
+        colour = "C0" if row.differ in WORDS else "0.55"
+        right.vlines(x, 100 * row.low, 100 * row.high, color=colour, linewidth=1.4)
+        right.plot(x, 100 * row.mean, "o", color=colour, markersize=7)
     right.axhline(0, color="0.5", linestyle=":", linewidth=1)
-    right.set(xlabel="$\\rho = \\sum w_i (i-1) \\,/\\, \\sum w_i$", ylabel="mean gain in accuracy (points)")
-    right.set_title("what they gain", fontsize=10)
-    figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8, handlelength=3.2)
-    return {"rho": finish(figure, finding(tables["rho_pairs"]), caption(settings), right=0.76)}
+    labels = [WORDS.get(differ, "both equal\n" + differ[len("neither ") :]) for differ in pairs.differ]
+    right.set_xticks(range(len(pairs)), labels, fontsize=8)
+    right.set(ylabel="difference in accuracy (points)", xlim=(-0.5, len(pairs) - 0.5))
+    right.set_title("what pairs of sums differ by", fontsize=10)
+    return {"rho": finish(figure, finding(pairs), caption(settings))}
+
+
+def _curves(ax: plt.Axes, intervals: pd.DataFrame, settings: Mapping[str, Any]) -> None:
+    met: dict[float, int] = {}
+    arms = settings["variants"]
+    span = max(arm["rho"] for arm in arms.values())
+    for name, arm in sorted(arms.items(), key=lambda item: (item[1]["rho"], item[1]["noise"])):
+        line = LINES[met.setdefault(arm["rho"], 0) % len(LINES)]
+        met[arm["rho"]] += 1
+        draw_curve(
+            ax, intervals[intervals.variant == name].assign(low=float("nan")), line=line, marker="o",
+            colour=plt.colormaps["viridis"](0.92 * arm["rho"] / span),
+            label=f"{name}: ρ = {arm['rho']:g}, noise {arm['noise']:.2f}",
+        )  # fmt: skip
+    over_iterations(ax, 1 / settings["n_way"])
+    ax.set(ylabel="accuracy on test characters (%)")
+    ax.set_title("early curves", fontsize=10)
+    ax.legend(fontsize=7.5)
 
 
 def finding(pairs: pd.DataFrame) -> str:
@@ -59,12 +66,13 @@ def caption(settings: Mapping[str, Any]) -> str:
     """What the figure shows, to be understood without the paper at hand."""
     inner, seeds = settings["inner"], seeds_in_words(settings["seeds"]).replace("band", "bar")
     return (
-        "Meta-gradients $w_1 g_1 + \\ldots + w_4 g_4$ of a task's inner SGD gradients, scaled so that the expected "
-        "step along AvgGrad is the same. To first order in $\\alpha$ they then differ in how far they move towards "
-        "inner products of gradients of different minibatches, $\\rho\\,\\alpha$ AvgGradInner, and in noise. Dashed, "
-        "dotted and hollow: noisier (larger $\\sum w_i^2$) than the first of the same $\\rho$. "
+        "Meta-gradients $w_1 g_1 + \\ldots + w_4 g_4$ of a task's inner SGD gradients, $\\sum w_i = 1$, so that the "
+        "expected step along AvgGrad is the same. To first order in $\\alpha$ they then differ in how far they move "
+        "towards inner products of gradients of different minibatches, $\\rho\\,\\alpha$ AvgGradInner, and in noise, "
+        "$\\sum w_i^2$. Around the average lie six sums of equal noise: two of other $\\rho$, and two opposite pairs "
+        "of equal $\\rho$, on axes that each seed draws; grey: what sums of equal $\\rho$ and noise differ by. "
         f"{settings['n_way']}-way {settings['shots']}-shot; k = {settings['k']} disjoint minibatches of "
-        f"{inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the summed loss, $\\epsilon \\sum w_i$ = "
-        f"{settings['outer_step']:g} throughout, {settings['looks'][-1]:,} iterations. Gain: mean accuracy at all "
-        f"points measured after the start, less that at the start. {evaluation_in_words(settings)} {seeds}"
+        f"{inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the summed loss, $\\epsilon$ = "
+        f"{settings['outer_step']:g} throughout, {settings['looks'][-1]:,} iterations. "
+        f"{evaluation_in_words(settings)} {seeds}"
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.experiments.shared.experiment import Context, Experiment, Measured, Result
-from analysis.results.claims import SEEDS_OF_AN_EPOCH
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Measured, Result
+from analysis.results.claims import SEEDS_OF_AN_EPOCH, seeds
 from analysis.results.judge import Verdict, judge
 from analysis.runs.evaluations import Accuracies, Evaluation
 from analysis.runs.job import Job, Source
@@ -15,6 +15,7 @@ from analysis.runs.store import Outcome
 from analysis.runs.workers import Workers
 
 SECONDS = 2.0  # of an iteration
+FIRST_SEED = seeds(EPOCH, 1)[0]  # of those that judge
 
 
 @dataclass(frozen=True)

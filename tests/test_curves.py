@@ -10,15 +10,17 @@ from analysis.experiments.shared.curves import Curves, Scale, kept, measure, sca
 from analysis.experiments.shared.experiment import Measured
 from analysis.paper.figure_3 import CHANCE, configure
 from reptile_core.meta_gradients import last, total
-from tests.made_up import SECONDS, MadeUp, context
+from tests.made_up import FIRST_SEED, SECONDS, MadeUp, context
 
 SCALE = Scale(looks=(2, 4), tasks=3, seeds=2)
-RUNS = [(v.name, configure(v, seed)) for v in (total(2), last(2)) for seed in (2_000, 2_001)]
+RUNS = [(v.name, configure(v, seed)) for v in (total(2), last(2)) for seed in (FIRST_SEED, FIRST_SEED + 1)]
 
 
 def _curves():
-    """g2 of seed 2_001 diverges before its end."""
-    made = context(lambda job, i: None if (job.variant, job.run.seed, i) == ("g2", 2_001, 4) else 0.5 + 0.1 * i)
+    """g2 of seed FIRST_SEED + 1 diverges before its end."""
+    made = context(
+        lambda job, i: None if (job.variant, job.run.seed, i) == ("g2", FIRST_SEED + 1, 4) else 0.5 + 0.1 * i
+    )
     return measure(made, "made up", [*RUNS, *RUNS], SCALE)
 
 
@@ -43,9 +45,9 @@ def test_tables_name_their_experiment_and_hold_every_look():
 
 def test_a_run_that_diverged_classifies_at_chance():
     curves = _curves()
-    assert curves.accuracy["g2", 2_001, 4] == pytest.approx([CHANCE] * 3)
-    assert curves.accuracy["g2", 2_001, 0] == pytest.approx([0.5] * 3)
-    assert curves.accuracy["g2", 2_000, 4] == pytest.approx([0.9] * 3)
+    assert curves.accuracy["g2", FIRST_SEED + 1, 4] == pytest.approx([CHANCE] * 3)
+    assert curves.accuracy["g2", FIRST_SEED + 1, 0] == pytest.approx([0.5] * 3)
+    assert curves.accuracy["g2", FIRST_SEED, 4] == pytest.approx([0.9] * 3)
 
 
 def test_looks_of_some_variants_and_no_start():
@@ -77,7 +79,7 @@ class AsksFor(MadeUp):
 def test_seconds_of_an_iteration_are_of_training_alone():
     curves = _curves()
     assert set(curves.seconds_an_iteration.values()) == {SECONDS}
-    assert curves.seconds["g1+g2", 2_000] > 4 * SECONDS
+    assert curves.seconds["g1+g2", FIRST_SEED] > 4 * SECONDS
 
 
 def _random_curves():

@@ -33,6 +33,7 @@ from reptile_core.checkpoints import load_checkpoint
 from reptile_core.files import UNFINISHED, remove_unfinished, write_atomically
 from reptile_core.training import Inner
 from tests.in_process import ablation_in, script
+from tests.made_up import FIRST_SEED
 from tests.test_runs import RUN, assert_same_run
 
 FULL = bool(os.environ.get("REPTILE_FULL"))
@@ -406,7 +407,11 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(tmp_path: Path, monkeypa
 
     def explosive(variant, seed):
         run = configure(variant, seed)
-        return dataclasses.replace(run, inner=Inner("sgd", 1e30)) if (variant.name, seed) == ("g2", 2_001) else run
+        return (
+            dataclasses.replace(run, inner=Inner("sgd", 1e30))
+            if (variant.name, seed) == ("g2", FIRST_SEED + 1)
+            else run
+        )
 
     monkeypatch.setattr(ablation, "configure", explosive)
     said = script(*ablation_in(tmp_path, "--seeds", 2))
@@ -414,7 +419,7 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(tmp_path: Path, monkeypa
     assert said.code == 0
     assert line in said.out
     curves = pd.read_csv(tmp_path / "tables" / "ablation.csv")
-    ended = curves[(curves.variant == "g2") & (curves.seed == 2_001)].set_index("iteration").value
+    ended = curves[(curves.variant == "g2") & (curves.seed == FIRST_SEED + 1)].set_index("iteration").value
     assert ended[1] == ended[2] == 0.2  # a run that diverged counts, at chance
     diverged = {verdict.claim.id: verdict.diverged for verdict in ledger.read(tmp_path)}
     assert diverged["ablation-g2-beats-sum"] == (line,)

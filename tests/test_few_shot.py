@@ -13,7 +13,7 @@ from PIL import Image
 
 from analysis.experiments import few_shot
 from analysis.experiments.few_shot import BENCHMARKS, METHODS, PUBLISHED, SCALES, Scale, Unmeasured
-from analysis.experiments.shared.experiment import Context
+from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.paper import benchmarks
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
 from analysis.runs import evaluations
@@ -25,6 +25,7 @@ from reptile_core import datasets, training
 from reptile_core.checkpoints import CheckpointError
 from reptile_core.evaluation import estimate
 from reptile_core.training import build_network
+from tests.made_up import FIRST_SEED
 
 matplotlib.use("Agg")
 
@@ -47,7 +48,7 @@ def context(source, tmp_path, monkeypatch):
         return [function(item, lambda *_: None) for item in items]
 
     workers = SimpleNamespace(map=in_turn, quiet=True)
-    return Context("smoke", source, workers, tmp_path / "runs", epoch=2)  # type: ignore[arg-type]
+    return Context("smoke", source, workers, tmp_path / "runs", epoch=EPOCH)  # type: ignore[arg-type]
 
 
 # ---- settings
@@ -125,9 +126,9 @@ def test_chunks_give_what_the_whole_gives_and_are_kept(context, monkeypatch):
     benchmark = _small(monkeypatch, "omniglot-5way", Scale(iterations=2, tasks=3))
     result = few_shot.run(context)
     table = result.tables["few_shot"].set_index(["shots", "method", "quantity"])
-    assert set(table.seed) == {2_000}
+    assert set(table.seed) == {FIRST_SEED}
     training_ = few_shot.Training(benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source)
-    job = training_.job(2_000, context)
+    job = training_.job(FIRST_SEED, context)
     *_, end = training.train(job.run, job.pool("train"), training.start(job.run))
     for shots in (1, 5):
         for method, state, tasks in (("reptile", end, 3), ("untrained", training.start(job.run), 2)):
@@ -159,7 +160,7 @@ def test_a_seed_that_diverged_counts_at_chance(context, monkeypatch):
     table = result.tables["few_shot"]
     trained = table[table.method != "untrained"]
     assert trained.value.tolist() == pytest.approx([0.2] * len(trained))
-    assert set(trained.seed) == {2_000, 2_001} and set(trained["count"]) == {3}
+    assert set(trained.seed) == {FIRST_SEED, FIRST_SEED + 1} and set(trained["count"]) == {3}
     assert set(result.tables["few_shot_summary"].status) == {MEASURED}
 
 
@@ -292,7 +293,7 @@ def _table(accuracy, *, benchmarks=tuple(BOTH), seeds=5, split="seed"):
                     cell = {"benchmark": benchmark, "shots": shots, "method": method, "transductive": transductive}
                     for seed in range(seeds):
                         value = {"value": 1 - error * 1.01 ** (seed - seeds // 2), "standard_error": 0.0001}
-                        common = {"seed": 2_000 + seed, "count": 10_000, "split": split, "split_error": 0.002}
+                        common = {"seed": FIRST_SEED + seed, "count": 10_000, "split": split, "split_error": 0.002}
                         rows.append(cell | value | common)
     return pd.DataFrame(rows)
 
@@ -356,11 +357,11 @@ def test_what_is_of_other_data_or_a_smaller_profile_is_only_shown():
 
 def test_evidence_is_the_log_of_a_ratio_of_error_rates():
     evidence = few_shot.evidence(_table(_worse(1.1)), BOTH).set_index(["claim", "case", "seed"])
-    row = evidence.loc["table-omniglot", "omniglot-20way 1-shot, Reptile", 2_002]
+    row = evidence.loc["table-omniglot", "omniglot-20way 1-shot, Reptile", FIRST_SEED + 2]
     assert row.value == pytest.approx(log(1.1))
     assert row.task_error == pytest.approx(0.0001 / (1.1 * 0.1186))
     assert (row.tasks, row.queries) == (10_000, 1)
-    row = evidence.loc["table-omniglot-similar", "omniglot-20way 1-shot, Reptile + transduction", 2_002]
+    row = evidence.loc["table-omniglot-similar", "omniglot-20way 1-shot, Reptile + transduction", FIRST_SEED + 2]
     assert row.value == pytest.approx(log(1.1))
     assert row.task_error == pytest.approx(0.0001 / 0.1057 * (1 + 1 / 1.1**2) ** 0.5)
 

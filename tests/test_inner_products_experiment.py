@@ -26,13 +26,14 @@ from reptile_core.meta_gradients import total
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
 from tests.cases import assert_close, image_pool
+from tests.made_up import FIRST_SEED
 
 matplotlib.use("Agg")
 
 ROUND_OFF = 1e-12
 RUN = figure_3.configure(total(4), 3)
 SCALE = inner_products.SCALES["smoke"]
-SEEDS = range(2_000, 2_005)
+SEEDS = range(FIRST_SEED, FIRST_SEED + 5)
 
 
 def _point(iteration=7):
@@ -308,7 +309,7 @@ def test_a_run_that_diverged_leaves_the_claims_undecided():
 
 def test_figures_say_what_the_tables_hold():
     table, _, changes = _tables()
-    point, gram = _named("g1+g2", 2_000, 0), 4 * torch.eye(8)
+    point, gram = _named("g1+g2", FIRST_SEED, 0), 4 * torch.eye(8)
     gram[0, 1] = gram[1, 0] = 2.0
     tables = {
         "inner_products_intervals": over_seeds(
@@ -333,7 +334,9 @@ def test_figure_without_adaptation_and_test_characters_has_one_row():
     tables = {
         "inner_products_intervals": over_seeds(table, by),
         "inner_products_changes": over_seeds(changes, ["direction", "quantity", "iteration"]),
-        "inner_products_gram": inner_products.gram_table([(_named("g1+g2", 2_000, i), torch.eye(8)) for i in (0, 4)]),
+        "inner_products_gram": inner_products.gram_table(
+            [(_named("g1+g2", FIRST_SEED, i), torch.eye(8)) for i in (0, 4)]
+        ),
     }
     settings = inner_products.settings(SimpleNamespace(profile="quick", seeds_of=lambda count: SEEDS))
     drawn = figure.draw(tables, settings)["inner_products"]

@@ -19,12 +19,13 @@ from tests.made_up import context, judged, verdicts
 matplotlib.use("Agg")
 
 SCALE = overlap.SCALES["paper"]
-POINTS = overlap.GRIDS["paper"].points()
+GRID = overlap.GRIDS["paper"]
+POINTS = GRID.points()
 
 
 def test_settings_are_figure_3s_with_100_samples_a_task():
     assert (SCALE.iterations, SCALE.looks, SCALE.seeds >= 5) == (40_000, (40_000,), True)
-    for method, point in overlap.cases(POINTS):
+    for method, point in overlap.cases(GRID):
         run = overlap.configure(method, point, SCALE, seed=0)
         assert (run.sampling.n_way * run.sampling.shots, run.sampling.steps) == (100, point.steps)
         assert (run.outer.step, run.outer.final, run.outer.optimizer) == (point.outer_step, 0.0, "plain")
@@ -53,7 +54,7 @@ def test_tails_overlap_where_it_is_said(point):
 
 
 def test_drawing_afresh_is_left_out_where_it_is_cycling():
-    cases = overlap.cases(Grid(steps=(4,), batch=(25, 100), outer_step=(0.25,)).points())
+    cases = overlap.cases(Grid(steps=(4,), batch=(25, 100), outer_step=(0.25,)))
     assert [p.sweep for m, p in cases if m is REPLACEMENT] == ["steps", "batch"]
     assert len(cases) == 4 * 4 - 2
 

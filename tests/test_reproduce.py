@@ -11,6 +11,7 @@ from analysis.experiments import ablation
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.paper import figure_3
 from tests.in_process import TINY
+from tests.made_up import FIRST_SEED
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_seeds_are_added_until_it_is_decided(tiny, tmp_path, monkeypatch, capsys
     assert _run(tmp_path, "--until-decided") == 0
     assert "ablation: 2 seeds, to decide more" in capsys.readouterr().out
     evidence = pd.read_csv(tmp_path / "tables" / "ablation_evidence.csv")
-    assert evidence.groupby("seed")["look"].first().to_dict() == {2_000: 1, 2_001: 2}
+    assert evidence.groupby("seed")["look"].first().to_dict() == {FIRST_SEED: 1, FIRST_SEED + 1: 2}
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["options"]["seeds"] == {"ablation": 2}
     assert manifest["experiments"]["ablation"]["seeds"] == 2

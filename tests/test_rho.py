@@ -1,4 +1,4 @@
-"""rho of the paper's variants, contrasts and gains against ones written by hand, verdicts on made-up curves."""
+"""Weights of the arms against their geometry and the theorem, contrasts, verdicts and the figure on made-up curves."""
 
 import json
 
@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from analysis.experiments import rho
+from analysis.experiments.shared.experiment import EPOCH
+from analysis.results.claims import seeds
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
 from analysis.theory.expectations import predicted
 from figures.rho import draw
@@ -16,7 +18,8 @@ from tests.made_up import context, judged, verdicts
 
 matplotlib.use("Agg")
 
-ALL = rho.variants("paper")
+SEED = seeds(EPOCH, 1)[0]
+BY_NAME = {arm.name: arm for arm in rho.ARMS}
 
 
 def test_rho_of_the_papers_variants():
@@ -29,108 +32,80 @@ def test_rho_of_the_papers_variants():
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", ALL, ids=lambda v: v.name)
-def test_rho_is_what_the_theorem_has(variant):
-    avg_grad, avg_grad_inner = predicted(variant.weights)
-    assert avg_grad == pytest.approx(1.0)
-    assert rho.rho(variant.weights) == pytest.approx(-avg_grad_inner / avg_grad, abs=1e-9)
-    assert variant.k == 4
+@pytest.mark.parametrize("arm", rho.ARMS, ids=lambda arm: arm.name)
+def test_rho_and_noise_are_what_the_design_asks_and_the_theorem_has(arm):
+    for seed in (SEED, SEED + 1):
+        weights = arm.weights(seed)
+        avg_grad, avg_grad_inner = predicted(weights)
+        assert avg_grad == pytest.approx(1.0, abs=1e-12)
+        assert -avg_grad_inner == pytest.approx({-1: 0.0, 0: 1.5, 1: 3.0}[arm.tilt], abs=1e-12)
+        assert sum(w * w for w in weights) == pytest.approx(0.25 if arm == rho.QUIET else 0.7, abs=1e-12)
 
 
-def test_all_take_the_same_step_along_avg_grad():
+def test_six_arms_are_opposite_pairs_on_orthogonal_axes():
+    away = {name: np.array(arm.weights(SEED)) - 0.25 for name, arm in BY_NAME.items()}
+    pairs = [("large rho", "small rho"), *[(f"{axis} axis, +", f"{axis} axis, -") for axis in ("first", "second")]]
+    for one, other in pairs:
+        assert away[one] == pytest.approx(-away[other], abs=1e-12)
+    gram = [[away[a] @ away[b] for b, _ in pairs] for a, _ in pairs]
+    assert np.allclose(gram, 0.45 * np.eye(3), atol=1e-12)
+
+
+def test_each_seed_draws_axes_of_its_own_and_both_directions_are_as_likely():
+    drawn = np.array([rho.FIRST[0].weights(seed) for seed in range(2_000)]) - 0.25
+    assert len(np.unique(drawn.round(6), axis=0)) == len(drawn)
+    assert np.abs(drawn.mean(0)).max() < 4 * (0.45 / 3 / 2_000) ** 0.5  # of about a third of the square in each weight
+
+
+def test_all_take_the_step_along_avg_grad_of_the_longest_sum():
     longest = next(v for v in figure_3() if v.name == "g1+g2+g3+g4")
-    for variant in ALL:
-        run = rho.configure(variant, seed=0)
+    for arm in rho.ARMS:
+        run = rho.configure(arm, SEED)
         assert run.outer.step * sum(run.weights) == pytest.approx(0.25 * sum(longest.weights))
         assert run.outer.final == run.outer.step
         assert run.sampling.pool == 4 * run.sampling.batch  # disjoint
 
 
 def test_every_scale_is_a_prefix_of_the_same_runs():
-    assert {scale.iterations for scale in rho.SCALES.values()} == {rho.configure(ALL[0], seed=0).iterations}
-
-
-def test_contrasts_are_the_ones_that_one_would_write_down():
-    assert list(rho.of_equal_rho().values()) == [
-        {"(g1+g2+g3)/3": 1, "g2": -1},
-        {"(g1+g2+g3+g4)/4": 1, "(g1+g4)/2": -1 / 2, "(g2+g3)/2": -1 / 2},
-        {"(g2+g3+g4)/3": 1, "g3": -1},
-    ]
-    assert list(rho.of_equal_noise().values()) == [
-        {"g4": 1, "g2": -1},
-        {"(g2+g3+g4)/3": 1, "(g1+g2+g3)/3": -1},
-    ]
-    assert rho.tie() == {"(g2+g3)/2": 1, "(g1+g4)/2": -1}
+    assert {scale.iterations for scale in rho.SCALES.values()} == {rho.configure(rho.QUIET, SEED).iterations}
 
 
 @pytest.mark.parametrize(
-    ("contrasts", "of_rho", "of_noise"),
-    [(rho.of_equal_rho(), 0, -1), (rho.of_equal_noise(), 1, 0), ({"tie": rho.tie()}, 0, 0)],
+    ("contrast", "of_rho", "of_noise"),
+    [(rho.QUIETER, 0, -0.45), (rho.LARGER, 3, 0), (rho.AXIS_LESS_AXIS, 0, 0), (rho.OPPOSITE, 0, 0)],
 )
-def test_contrasts_differ_in_one_thing(contrasts, of_rho, of_noise):
-    by_name = {variant.name: variant.weights for variant in rho.JUDGED}
-    for contrast in contrasts.values():
-        assert sum(contrast.values()) == pytest.approx(0)
-        assert np.sign(round(sum(w * rho.rho(by_name[name]) for name, w in contrast.items()), 6)) == of_rho
-        assert np.sign(round(sum(w * rho.noise(by_name[name]) for name, w in contrast.items()), 6)) == of_noise
-
-
-def test_a_mean_of_contrasts_has_a_share_of_each():
-    assert rho.mean_of({"x": {"a": 1, "b": -1}, "y": {"b": 1, "c": -1}}) == {"a": 0.5, "b": 0.0, "c": -0.5}
+def test_contrasts_differ_in_one_thing(contrast, of_rho, of_noise):
+    assert sum(contrast.values()) == pytest.approx(0)
+    by_name = {name: BY_NAME[name].weights(SEED) for name in contrast}
+    assert sum(w * rho.rho(by_name[name]) for name, w in contrast.items()) == pytest.approx(of_rho, abs=1e-12)
+    assert sum(w * rho.noise(by_name[name]) for name, w in contrast.items()) == pytest.approx(of_noise, abs=1e-12)
 
 
 def _wiggle(name, seed):
-    """Something small that differs between variants and seeds."""
+    """Something small that differs between arms and seeds."""
     return 1e-4 * (sum(map(ord, name)) * seed % 7)
 
 
 def _run(gain, *, seeds=5, profile="smoke"):
-    """Made-up curves from 0.5 by gain(variant) per unit of the last look, a little more for each seed and variant."""
-    weights = {v.name: v for v in ALL}
+    """Made-up curves from 0.5 by gain(weights) up to the last look, a little more for each seed and arm."""
     last = rho.SCALES[profile].until
 
     def accuracy(job, iteration):
-        found = gain(weights[job.variant])
+        found = gain(job.run.weights)
         if found is None:
-            return 0.5 if iteration == 0 else None
+            return None
         return 0.5 + (found + _wiggle(job.variant, job.run.seed)) * iteration / last
 
     made = context(accuracy, seeds=seeds, profile=profile)
     return rho.EXPERIMENT.run(made), rho.EXPERIMENT.settings(made)
 
 
-def _helped_by_rho(variant):
-    return 0.05 * rho.rho(variant.weights)
+def _helped_by_rho(weights):
+    return 0.05 * rho.rho(weights)
 
 
-def _helped_by_both(variant):
-    return 0.3 + 0.05 * rho.rho(variant.weights) - 0.1 * rho.noise(variant.weights)
-
-
-def test_gains_and_correlation_against_naive_ones():
-    result, _ = _run(_helped_by_rho, seeds=2)
-    gains = result.tables["rho_gains"].set_index("variant")["mean"]
-    for variant in rho.JUDGED:
-        extra = [_wiggle(variant.name, seed) for seed in (2_000, 2_001)]
-        expected = np.mean([0.75 * (0.05 * rho.rho(variant.weights) + e) for e in extra])  # at half way and at the end
-        assert gains[variant.name] == pytest.approx(expected)
-    found = result.tables["rho_correlations"].set_index("seed")
-    assert found.rho[2_000] == pytest.approx(_spearman(_values(2_000), [rho.rho(v.weights) for v in rho.JUDGED]))
-    assert found.noise[2_000] == pytest.approx(_spearman(_values(2_000), [-rho.noise(v.weights) for v in rho.JUDGED]))
-
-
-def _values(seed):
-    return [_helped_by_rho(v) + _wiggle(v.name, seed) for v in rho.JUDGED]
-
-
-def _spearman(a, b):
-    """Correlation of mid-ranks, by counting."""
-
-    def ranks(x):
-        x = np.round(x, 9)
-        return np.array([(x < y).sum() + ((x == y).sum() + 1) / 2 for y in x])
-
-    return np.corrcoef(ranks(a), ranks(b))[0, 1]
+def _helped_by_both(weights):
+    return 0.3 + 0.05 * rho.rho(weights) - 0.1 * rho.noise(weights)
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick", "paper"])
@@ -139,45 +114,43 @@ def test_verdicts(profile):
         return verdicts(rho.EXPERIMENT, _run(gain, profile=profile, **options)[0])
 
     assert found(_helped_by_both) == {"ablation-noise": SUPPORTED, "ablation-rho": SUPPORTED}
-    assert found(lambda v: 0.5 - _helped_by_both(v)) == {"ablation-noise": REFUTED, "ablation-rho": REFUTED}
+    assert found(lambda w: 0.5 - _helped_by_both(w)) == {"ablation-noise": REFUTED, "ablation-rho": REFUTED}
     assert set(found(_helped_by_both, seeds=4).values()) == {UNDECIDED}
 
 
 def test_a_cause_that_only_one_claim_names_supports_only_that():
-    assert verdicts(rho.EXPERIMENT, _run(_helped_by_rho)[0])["ablation-rho"] == SUPPORTED
-    assert verdicts(rho.EXPERIMENT, _run(_helped_by_rho)[0])["ablation-noise"] != SUPPORTED
+    found = verdicts(rho.EXPERIMENT, _run(_helped_by_rho)[0])
+    assert found["ablation-rho"] == SUPPORTED
+    assert found["ablation-noise"] != SUPPORTED
 
 
-def test_a_difference_where_theory_has_none_spoils_both():
-    found = judged(rho.EXPERIMENT, _run(lambda v: 0.5 if v.name == "(g2+g3)/2" else _helped_by_both(v))[0])
-    assert found["ablation-rho"].why == "the control does not fail"
+def test_a_weight_that_matters_more_than_rho_and_noise_spoils_both():
+    """Each seed draws how far the second and third gradient stand out, which is neither rho nor noise."""
+    found = judged(rho.EXPERIMENT, _run(lambda w: 0.02 * rho.rho(w) + 0.2 * (w[1] + w[2]) ** 2)[0])
     assert SUPPORTED not in {verdict.decision for verdict in found.values()}
-
-
-def test_each_contrast_is_shown_and_not_judged():
-    verdict = judged(rho.EXPERIMENT, _run(_helped_by_both)[0])["ablation-noise"]
-    assert [case.name for case in verdict.cases] == ["mean of 3"]
-    assert [case.name for case in verdict.shown] == list(rho.of_equal_rho())
-    assert np.mean([case.mean for case in verdict.shown]) == pytest.approx(verdict.cases[0].mean)
+    assert found["ablation-rho"].why == "the control does not fail"
 
 
 def test_a_run_that_diverged_counts_as_chance():
-    result, _ = _run(lambda v: None if v.name == "g4" else _helped_by_rho(v), seeds=2)
-    gains = result.tables["rho_gains"].set_index("variant")["mean"]
-    assert gains["g4"] == pytest.approx(0.2 - 0.5)
+    result, _ = _run(lambda w: None if rho.rho(w) > 2 else _helped_by_rho(w), seeds=2)
+    values = result.tables["rho"].set_index(["variant", "iteration"]).value
+    assert (values["large rho"] == 0.2).all()
 
 
-def test_figure_draws_the_numbers():
+def test_tables_and_figure_have_the_numbers():
     result, settings = _run(_helped_by_both)
     json.dumps(settings)
+    table, pairs = result.tables["rho"], result.tables["rho_pairs"].set_index("differ")
+    mean = table.pivot_table(index="seed", columns="variant", values="value")
+    larger = mean["large rho"] - mean["small rho"]
+    assert pairs["mean"]["rho"] == pytest.approx(larger.mean())
+    assert pairs.spread["rho"] == pytest.approx(larger.std())
     with style():
         figure = draw(result.tables, settings)["rho"]
     left, right = figure.axes
-    assert len([line for line in left.get_lines() if len(line.get_xdata()) == 3]) == len(rho.JUDGED)
-    heights = sorted(float(line.get_ydata()[0]) for line in right.get_lines() if line.get_marker() == "o")
-    assert heights == pytest.approx(sorted(100 * result.tables["rho_gains"]["mean"]))
-    places = [float(line.get_xdata()[0]) for line in right.get_lines() if line.get_marker() == "o"]
-    assert len(set(places)) == len(rho.JUDGED)
-    points = 100 * result.tables["rho_pairs"].set_index("differ")["mean"]
+    assert len([line for line in left.get_lines() if len(line.get_xdata()) == 2 and line.get_marker() == "o"]) == 7
+    heights = [float(line.get_ydata()[0]) for line in right.get_lines() if line.get_marker() == "o"]
+    assert heights == pytest.approx(list(100 * result.tables["rho_pairs"]["mean"]))
+    points = 100 * pairs["mean"]
     assert f"gains +{points['noise']:.1f} points" in figure.get_suptitle()
     assert f"equal noise +{points['rho']:.1f}" in figure.get_suptitle()

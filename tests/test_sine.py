@@ -18,11 +18,12 @@ from figures.style import style
 from reptile_core import philox
 from reptile_core.networks import mlp
 from reptile_core.philox import Purpose
+from tests.made_up import FIRST_SEED
 
 matplotlib.use("Agg")
 
 ITERATIONS = 6
-SEEDS = 2_000, 2_003
+SEEDS = FIRST_SEED, FIRST_SEED + 3
 
 
 def test_settings_are_the_papers():
@@ -152,7 +153,9 @@ def _losses(final, seeds=6):
         for seed in range(seeds):
             for step, value in ((0, 1.0), (32, last)):
                 found = {"value": value + 0.001 * seed, "standard_error": 0.002, "count": 100}
-                rows.append({"network": "tanh", "initialization": name, "seed": 2_000 + seed, "step": step} | found)
+                rows.append(
+                    {"network": "tanh", "initialization": name, "seed": FIRST_SEED + seed, "step": step} | found
+                )
     return pd.DataFrame(rows)
 
 
@@ -188,7 +191,7 @@ def test_controls_on_made_up_losses():
 def test_evidence_holds_the_errors_over_tasks():
     found = sine.evidence(_losses({"untrained": 0.8, "joint": 0.9, "reptile": 0.03}))
     assert set(found.task_error) == {0.002} and set(found.tasks) == {100}
-    assert set(found.seed) == set(range(2_000, 2_006)) and len(found) == 5 * 6
+    assert set(found.seed) == set(range(FIRST_SEED, FIRST_SEED + 6)) and len(found) == 5 * 6
 
 
 def test_figure_is_the_tables():

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from analysis.experiments import few_shot, splits
-from analysis.experiments.shared.experiment import Context
+from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
 from analysis.runs import evaluations
 from analysis.runs.job import Source
@@ -18,6 +18,7 @@ from analysis.runs.store import Outcome
 from figures.splits import draw
 from figures.style import style
 from reptile_core import datasets
+from tests.made_up import FIRST_SEED
 
 matplotlib.use("Agg")
 
@@ -30,7 +31,7 @@ def context(tmp_path):
         return [function(item, lambda *_: None) for item in items]
 
     source = Source("glyphs", None, datasets.load("glyphs").content, real=False)
-    return Context("smoke", source, SimpleNamespace(map=in_turn, quiet=True), tmp_path / "runs", epoch=2)  # type: ignore[arg-type]
+    return Context("smoke", source, SimpleNamespace(map=in_turn, quiet=True), tmp_path / "runs", epoch=EPOCH)  # type: ignore[arg-type]
 
 
 def test_runs_are_the_tables_but_for_the_authors_split(context):
@@ -50,7 +51,7 @@ def test_glyphs_have_no_authors_split_and_a_run_measures_every_cell(context, mon
     result = splits.run(context)
     table, shares = result.tables["splits"], result.tables["splits_shares"]
     assert set(table.split) == {"seed"} and set(table["count"]) == {20} and len(table) == len(shares) == 4
-    assert set(table.seed) == {2_000}
+    assert set(table.seed) == {FIRST_SEED}
     assert (table.split_error >= 0).all() and (table.shuffled_error >= 0).all()
     assert not table.split_error.equals(table.shuffled_error)
     json.dumps(splits.settings(context))
@@ -82,7 +83,7 @@ def _shares(share, shuffled, *, seeds=5, spread=0.002):
         for shots in (1, 5):
             for transductive in (False, True):
                 cell = {"shots": shots, "transductive": transductive, "published": 0.02}
-                split = {"split": "authors" if run % 2 else "seed", "seed": 2_000 + run // 2}
+                split = {"split": "authors" if run % 2 else "seed", "seed": FIRST_SEED + run // 2}
                 rows.append(split | cell | {"share": share + spread * run, "shuffled": shuffled})
     return pd.DataFrame(rows)
 
@@ -105,7 +106,14 @@ def test_verdicts(shares, verdict, control):
 def test_the_authors_runs_count_as_one_split():
     found = splits.evidence(_shares(0.1, 0.0), seconds=60.0)
     case = found[(found.role == "check") & (found.case == "1-shot, Reptile")]
-    assert case.seed.tolist() == [2_000, 2_001, 2_002, 2_003, 2_004, 2_999]
+    assert case.seed.tolist() == [
+        FIRST_SEED,
+        FIRST_SEED + 1,
+        FIRST_SEED + 2,
+        FIRST_SEED + 3,
+        FIRST_SEED + 4,
+        FIRST_SEED + 999,
+    ]
     theirs = [np.log((0.1 + 0.002 * run) / 0.02) for run in (1, 3, 5, 7, 9)]
     assert case.value.iloc[-1] == pytest.approx(np.mean(theirs))
     assert set(found.seconds) == {60.0}
@@ -124,7 +132,7 @@ def test_report_and_figure_give_the_numbers():
     lines = splits.report(table)
     assert "  1-shot, Reptile, the authors' characters: 95.00 ± 0.00; 0.40" in lines
     assert "  5-shot, Reptile + transduction, characters drawn by seed: 96.00 ± 0.00; 0.40" in lines
-    assert "  1-shot, Reptile, the authors' characters: 95.00; 0.40" in splits.report(table[table.seed == 2_000])
+    assert "  1-shot, Reptile, the authors' characters: 95.00; 0.40" in splits.report(table[table.seed == FIRST_SEED])
     settings = {"benchmark": {"n_way": 5, "iterations": 100_000}, "kinds": ["seed", "authors"]}
     settings |= {"iterations": 3_000, "tasks": 1_000, "seeds": 3, "evaluation_steps": 50}
     with style():

@@ -13,15 +13,16 @@ from analysis.results.judge import judge
 from analysis.theory.losses import quadratic
 from figures import validity as figure
 from tests.cases import assert_close
+from tests.made_up import FIRST_SEED
 
 matplotlib.use("Agg")
 
 ROUND_OFF = 1e-12
-SEEDS = range(2_000, 2_005)
+SEEDS = range(FIRST_SEED, FIRST_SEED + 5)
 SCALE = validity.SCALES["quick"]
 
 
-def _quadratic_point(seed=2_000):
+def _quadratic_point(seed=FIRST_SEED):
     """A point whose two tasks are quadratics, as far as the measurement looks at it."""
     pools = [quadratic(4, seed=task) for task in range(2)]
     run = SimpleNamespace(seed=seed, sampling=None, inner=SimpleNamespace(learning_rate=0.05))
@@ -93,7 +94,7 @@ def _table(q=0.8, cosine=0.5, other=0.1, seeds=SEEDS):
         "term": ("own", "another task's"),
     }  # fmt: skip
     table = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
-    noise = 0.001 * (table.seed - 2_002) + 0.001 * table.task
+    noise = 0.001 * (table.seed - FIRST_SEED - 2) + 0.001 * table.task
     own = table.term == "own"
     return table.assign(q=noise + q * own + other * ~own, cosine=noise + cosine * own + other * ~own)
 
@@ -115,7 +116,7 @@ def test_verdicts(numbers, verdicts):
 def test_evidence_is_a_mean_over_tasks_with_its_error():
     table = validity.evidence(_table(), SCALE, SEEDS)
     row = table[(table.claim == "taylor-validity") & (table["case"] == "g_3, start") & (table.role == "check")].iloc[2]
-    assert row.seed == 2_002
+    assert row.seed == FIRST_SEED + 2
     assert row.value == pytest.approx(0.8 + 0.0015)
     assert row.task_error == pytest.approx(0.001 * (5 / 3) ** 0.5 / 2)
     assert row.tasks == 4
@@ -128,8 +129,8 @@ def test_a_run_that_diverged_leaves_the_claims_undecided():
 
 def test_figure_says_what_the_tables_hold():
     levels = {
-        "seed": (2_000,), "iteration": SCALE.iterations, "activation": validity.ACTIVATIONS, "alpha": (0.0015, 0.003),
-        "i": (2, 3, 4), "order": validity.ORDERS,
+        "seed": (FIRST_SEED,), "iteration": SCALE.iterations, "activation": validity.ACTIVATIONS,
+        "alpha": (0.0015, 0.003), "i": (2, 3, 4), "order": validity.ORDERS,
     }  # fmt: skip
     shares = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
     shares = shares.assign(task=0, explained=0.25, sharpness=300 * shares.alpha)
@@ -139,4 +140,6 @@ def test_figure_says_what_the_tables_hold():
     assert "cosine 0.50 at the start, 0.50 at the end" in drawn.get_suptitle()
     assert "explained in 100 %, 100 % of cases" in drawn.get_suptitle()
     assert {text.get_text() for text in drawn.axes[0].texts} == {"25"}
-    assert any("a picture of one seed, 2000, and 1 task" in " ".join(t.get_text().split()) for t in drawn.texts)
+    assert any(
+        f"a picture of one seed, {FIRST_SEED}, and 1 task" in " ".join(t.get_text().split()) for t in drawn.texts
+    )

@@ -18,10 +18,11 @@ from reptile_core import meta_gradients
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
 from tests.cases import generator, image_pool
+from tests.made_up import FIRST_SEED
 
 matplotlib.use("Agg")
 
-RUN = figure_3.configure(meta_gradients.total(1), 2_000)
+RUN = figure_3.configure(meta_gradients.total(1), FIRST_SEED)
 
 
 def _logits_and_labels(n_way=3, tasks=2, images=6):
@@ -81,7 +82,7 @@ def test_measures_the_untouched_network(is_last):
     correct, losses = [], []
     for task in range(3):
         drawn = pool.sample(
-            figure_3.EVALUATION, seed=2_000, purpose=Purpose.EVALUATION, iteration=0, task=task, test_shots=1
+            figure_3.EVALUATION, seed=FIRST_SEED, purpose=Purpose.EVALUATION, iteration=0, task=task, test_shots=1
         )
         batch = pool.minibatch(drawn.support)
         logits = build_network(RUN)(phi, batch.x)
@@ -107,7 +108,7 @@ def _table(**changed):
     rows = [
         {"variant": v.name, "seed": seed, "iteration": iteration, "quantity": quantity, "value": value}
         for v in meta_gradients.figure_3()
-        for seed in (2_000, 2_001)
+        for seed in (FIRST_SEED, FIRST_SEED + 1)
         for iteration, part in ((0, before), (10, before | end | changed))
         for quantity, value in part.items()
     ]
@@ -125,7 +126,7 @@ def _table(**changed):
     ],
 )
 def test_verdict(changed, verdict):
-    (found,) = judge([zero_shot.CLAIM], zero_shot.evidence(_table(**changed), 2_000))
+    (found,) = judge([zero_shot.CLAIM], zero_shot.evidence(_table(**changed), FIRST_SEED))
     assert found.decision == verdict
     assert len(found.cases) == 2 * 10
 
@@ -138,7 +139,7 @@ def test_variants_are_those_of_the_scales_minibatches():
 
 
 def test_figure_says_what_the_table_holds():
-    made = SimpleNamespace(profile="smoke", seeds_of=lambda count: [2_000, 2_001])
+    made = SimpleNamespace(profile="smoke", seeds_of=lambda count: [FIRST_SEED, FIRST_SEED + 1])
     drawn = figure.draw({"zero_shot": _table()}, zero_shot.settings(made))["zero_shot"]
     assert drawn.get_suptitle() == "Before adaptation accuracy is 20 … 20 %, whatever is trained"
     band = drawn.axes[0].collections[0].get_paths()[0].get_extents()

@@ -37,11 +37,9 @@ VALIDATION_SEED = 0  # of epoch 0, which explores and judges nothing
 VALIDATION_TASKS = {"smoke": 2, "quick": 40, "paper": 100}
 SCALES = {
     "smoke": ablation.SCALES["smoke"],  # so that its runs are reused
-    "quick": Scale(looks=(100, 200, 300), tasks=30, seeds=5),
+    "quick": Scale(looks=(200, 400), tasks=60, seeds=5),
     "paper": Scale(looks=(200, 400, 600, 1_000, 2_000), tasks=100, seeds=5),
 }
-# Of a look at the end alone, where Adam and the plain step are compared: one look takes more tasks than a mean of them.
-END_TASKS = {"smoke": 4, "quick": 80, "paper": 100}
 JOINT_INSTEAD = Control(kind="foil", words="joint training in Reptile's place")
 
 
@@ -61,7 +59,10 @@ def _faster(suffix: str, sources: tuple[str, ...], statement: str, quotation: st
         epoch=EPOCH,
         amended="Until epoch 2 the quantity was how many iterations MAML needs more to the highest accuracy that both "
         "reach, a maximum of noisy curves, and the sum alone was judged, whose step is four times as long as MAML's. "
-        "The average, which takes an equal one, is a claim of its own now.",
+        "The average, which takes an equal one, is a claim of its own since. On epoch 2 the quick scale looked at "
+        "100, 200 and 300 iterations, 30 tasks each (the sum: 2.2 points, 0.9 to 3.5, undecided; the average: -1.3, "
+        "-2.5 to 0.0, refuted). Nine tenths of the spread were the tasks'; it looks at 200 and 400, as figure 3 does, "
+        "with 60 tasks.",
     )
 
 
@@ -113,7 +114,7 @@ def methods(context: Context) -> tuple[str, ...]:
 
 def validation(context: Context, scale: Scale) -> pd.DataFrame:
     """Try each of Adam's steps on the seed set aside: columns step, accuracy (after the last look)."""
-    scale = _at_end(scale, VALIDATION_TASKS[context.profile])
+    scale = replace(scale, looks=scale.looks[-1:], tasks=VALIDATION_TASKS[context.profile])
     runs = [(f"{step:g}", configure(ADAM, VALIDATION_SEED, adam_step=step)) for step in ADAM_STEPS]
     found = measure(context, f"{NAME}: choosing Adam's step", runs, scale, at_start=False).accuracy
     ends = [float(found[name, VALIDATION_SEED, scale.until].mean()) for name, _ in runs]
@@ -131,25 +132,22 @@ def costs(curves: Curves) -> pd.DataFrame:
     return pd.DataFrame(rows).groupby("variant", sort=False).min().reset_index()
 
 
-def evidence(curves: Curves, ends: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
-    """Return rows for the judge: every comparison is of the same seed, that is of the same tasks.
-
-    ends: of Adam and the plain step after the last look, on more tasks.
-    """
+def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
+    """Return rows for the judge: every comparison is of the same seed, that is of the same tasks."""
 
     def ahead(method: str) -> pd.DataFrame:
         return curves.mean_contrast({method: 1, MAML: -1}, looks)
 
-    def at_end(found: Curves, method: str) -> pd.DataFrame:
-        return found.mean_contrast({method: 1, SUM: -1}, looks[-1:])
+    def at_end(method: str) -> pd.DataFrame:
+        return curves.mean_contrast({method: 1, SUM: -1}, looks[-1:])
 
     return [
         *rows("faster-than-maml", "sum less MAML", CHECK, ahead(SUM)),
         *rows("faster-than-maml", JOINT, CONTROL, ahead(JOINT)),
         *rows("faster-than-maml-equal-step", "average less MAML", CHECK, ahead(AVERAGE)),
         *rows("faster-than-maml-equal-step", JOINT, CONTROL, ahead(JOINT)),
-        *rows("meta-adam", "Adam", CHECK, at_end(ends, ADAM)),
-        *rows("meta-adam", JOINT, CONTROL, at_end(curves, JOINT)),
+        *rows("meta-adam", "Adam", CHECK, at_end(ADAM)),
+        *rows("meta-adam", JOINT, CONTROL, at_end(JOINT)),
     ]
 
 
@@ -171,14 +169,9 @@ def run(context: Context) -> Result:
     chosen = validation(context, scale)
     step = float(chosen.step[chosen.accuracy.idxmax()])  # of equals the smallest
 
-    def runs(methods: Sequence[str]) -> list[tuple[str, Run]]:
-        seeds = context.seeds_of(scale.seeds)
-        return [(method, configure(method, seed, adam_step=step)) for seed in seeds for method in methods]
-
-    late = {ADAM: scale.looks[-1:]}
-    curves = measure(context, NAME, runs(methods(context)), scale, looks=late, at_start=False)
-    at_end = _at_end(scale, END_TASKS[context.profile])
-    ends = measure(context, f"{NAME}, at the end", runs((SUM, ADAM)), at_end, at_start=False)
+    seeds, chosen_methods = context.seeds_of(scale.seeds), methods(context)
+    runs = [(method, configure(method, seed, adam_step=step)) for seed in seeds for method in chosen_methods]
+    curves = measure(context, NAME, runs, scale, looks={ADAM: scale.looks[-1:]}, at_start=False)
     table, cost = curves.table(NAME), costs(curves)
     intervals = over_seeds(table, ["variant", "iteration"])
     tables = {
@@ -189,7 +182,7 @@ def run(context: Context) -> Result:
     }
     last_of_each = intervals[intervals.iteration == scale.until].set_index("variant")["mean"].to_dict()
     lines = report(step, {str(name): float(mean) for name, mean in last_of_each.items()}, cost)
-    return Result(tables, tabulate(evidence(curves, ends, scale.looks)), lines)
+    return Result(tables, tabulate(evidence(curves, scale.looks)), lines)
 
 
 def settings(context: Context) -> dict[str, Any]:
@@ -198,14 +191,9 @@ def settings(context: Context) -> dict[str, Any]:
     return asdict(scale_of(SCALES, context)) | common | {
         "k": K,
         "methods": list(methods(context)),
-        "end_tasks": END_TASKS[context.profile],
         "adam_steps": list(ADAM_STEPS),
         "validation": {"seed": VALIDATION_SEED, "tasks": VALIDATION_TASKS[context.profile]},
     }  # fmt: skip
-
-
-def _at_end(scale: Scale, tasks: int) -> Scale:
-    return replace(scale, looks=scale.looks[-1:], tasks=tasks)
 
 
 EXPERIMENT = Experiment(

@@ -61,9 +61,9 @@ SHOWN = (
     ),
     Layout(
         "rho",
-        "rho_gains",
-        f"Gain in accuracy early in training by meta-gradient: {ledger.MEASURED}",
-        {"variant": "meta-gradient", "rho": "rho", **INTERVAL},
+        "rho_pairs",
+        f"Difference in accuracy early in training of sums of inner gradients that differ in: {ledger.MEASURED}",
+        {"differ": "differ in", **INTERVAL},
     ),
 )
 
