@@ -415,7 +415,7 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(ablation, "configure", explosive)
     said = script(*ablation_in(tmp_path, "--seeds", 2))
-    line = "g2, seed 2001: diverged at iteration 1 (inner sgd at 1e+30, outer plain at 0.25)"
+    line = f"g2, seed {FIRST_SEED + 1}: diverged at iteration 1 (inner sgd at 1e+30, outer plain at 0.25)"
     assert said.code == 0
     assert line in said.out
     curves = pd.read_csv(tmp_path / "tables" / "ablation.csv")
