@@ -19,6 +19,12 @@ LOOKS = {
     "FOMAML, shared tail, replacement": ("#009E73", "D", ":"),
 }
 
+MOST = {
+    "steps": "After {:g} inner steps",
+    "batch": "With minibatches of {:g}",
+    "outer_step": "With an outer step of {:g}",
+}
+
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
     """From the table overlap_intervals: columns sweep, method, point, mean, low, high."""
@@ -51,12 +57,15 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(intervals: pd.DataFrame) -> str:
-    """The title: both tails of FOMAML at the most inner steps."""
-    steps = intervals[intervals.sweep == "steps"]
-    most = steps[steps.point == steps.point.max()].set_index("method")["mean"]
-    tails = ("FOMAML, separate tail", "FOMAML, shared tail, cycling")
-    separate, shared = (f"{100 * most[tail]:.0f} %" for tail in tails)
-    return f"After {steps.point.max():g} inner steps FOMAML ends at {separate} with a tail of its own, {shared} without"
+    """The title: both tails of FOMAML where they overlap most, at the last point of the first sweep that is there."""
+    sweep = next(sweep for sweep in MOST if (intervals.sweep == sweep).any())
+    here = intervals[intervals.sweep == sweep]
+    point = here.point.max()
+    most = here[here.point == point].set_index("method")["mean"]
+    separate, shared = (
+        f"{100 * most[tail]:.0f} %" for tail in ("FOMAML, separate tail", "FOMAML, shared tail, cycling")
+    )
+    return f"{MOST[sweep].format(point)} FOMAML ends at {separate} with a tail of its own, {shared} without"
 
 
 def caption(settings: Mapping[str, Any]) -> str:

@@ -151,3 +151,13 @@ def test_figure_draws_the_numbers(monkeypatch):
     assert lines[SEPARATE.name] == pytest.approx([96, 96, 96, 96])
     assert REPLACEMENT.name not in [line.get_label() for line in outer.get_lines()]
     assert figure.get_suptitle() == "After 8 inner steps FOMAML ends at 96 % with a tail of its own, 90 % without"
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick"])
+def test_every_profiles_grid_gives_a_figure_and_rows_for_both_claims(profile):
+    made = context(lambda job, iteration: 0.9, seeds=2, profile=profile)
+    result = overlap.EXPERIMENT.run(made)
+    assert set(result.evidence.claim) == {"overlap-tail", "overlap-others"}
+    with style():
+        figure = draw(result.tables, overlap.settings(made))["overlap"]
+    assert "FOMAML ends at 90 % with a tail of its own, 90 % without" in figure.get_suptitle()
