@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.experiments.shared.curves import Curves, Scale, measure, scale_of
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
+from analysis.experiments.shared.experiment import Context, Experiment, Result
 from analysis.paper import figure_3
 from analysis.paper.figure_3 import BATCH, LEARNING_RATE, N_WAY, OUTER_STEP
 from analysis.results.claims import Claim, Control
@@ -25,6 +25,7 @@ from reptile_core.meta_gradients import last, total
 from reptile_core.training import Inner, Outer, Run
 
 NAME = "overlap"
+EPOCH = 4  # of the seeds that judge: their number was raised after a look at epoch 3
 TRAIN_SHOTS = 20  # all drawings of a character: 100 samples a task
 SAMPLES = N_WAY * TRAIN_SHOTS
 STEPS = 4  # the last that need no sample twice: 4 minibatches of 25
@@ -36,7 +37,8 @@ AMENDED = (
     "tail fell as well (by 2 points) and the shared one was below it by 3 (0.4 to 5.8; drawn afresh: 1.7 to 5.3). "
     "Since epoch 3 it is met by minibatches of all 100 samples in the place of 25, where all of the last minibatch was "
     "seen before and not half of it. A look at two seeds of epoch 0 (10 and 12 points) showed that this can be told "
-    "apart within 100 iterations."
+    "apart within 100 iterations. On epoch 3 five seeds supported overlap-tail (7.5 points, 4.2 to 10.8) and left "
+    "overlap-others undecided (Reptile: -7.1, -11.1 to -3.0); there are eight since, of epoch 4."
 )
 CLAIMS = (
     Claim(
@@ -146,7 +148,7 @@ GRIDS = {
 }
 SCALES = {
     "smoke": Scale(looks=(5,), tasks=2, seeds=2, iterations=5),
-    "quick": Scale(looks=(100,), tasks=20, seeds=5, iterations=100),
+    "quick": Scale(looks=(100,), tasks=20, seeds=8, iterations=100),
     "paper": Scale(looks=(40_000,), tasks=100, seeds=5),
 }
 SWEEPS = {"steps": "inner steps", "batch": "minibatch"}  # along which overlap sets in
@@ -242,7 +244,7 @@ def _contrast(curves: Curves, iteration: int, terms: Sequence[tuple[float, Metho
 def run(context: Context) -> Result:
     """Train every method at every point over seeds."""
     grid, scale = GRIDS[context.profile], scale_of(SCALES, context)
-    seeds = context.seeds_of(scale.seeds)
+    seeds = context.seeds_of(scale.seeds, EPOCH)
     runs = [(p.run_name(m), configure(m, p, scale, seed)) for seed in seeds for m, p in cases(grid)]
     curves = measure(context, NAME, runs, scale, at_start=False)
     table = curves.table(NAME)
