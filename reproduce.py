@@ -147,8 +147,8 @@ def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
 
     paths = []
     with style():
-        own = [] if experiment.data else result.data or [plan.data.name]
-        real = plan.data.real or plan.data.name not in own
+        names = result.data or ([] if experiment.data or plan.data is None else [plan.data.name])
+        real = plan.data is None or plan.data.real or plan.data.name not in names
         settings = experiment.settings(plan.context_of(experiment))
         figures = import_module(f"figures.{experiment.name}").draw(result.tables, settings)
         for name, figure in figures.items():
@@ -160,13 +160,19 @@ def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
 def data_line(plan: Plan, experiment: Experiment, others: Sequence[str] = ()) -> str:
     """Return the line under every figure: which data, and at what scale. An experiment may have data of its own, and a
     result others, as in `Result.data`."""
-    data = plan.data
-    what = "Omniglot" if data.real else f"NOT OMNIGLOT: {data.name}, made-up characters"
-    characters, drawings = data.images.shape[:2]
-    split = ", split as the authors' code does" if plan.context.source.split == "authors" else ""
-    what = experiment.data or f"{what}, {characters:,} characters × {drawings} drawings{split}"
-    what = "; ".join(what if name == data.name else name for name in others) or what
+    what = experiment.data or images_in_words(plan)
+    what = "; ".join(what if plan.data and name == plan.data.name else name for name in others) or what
     return f"Data: {what} · profile: {plan.context.profile}"
+
+
+def images_in_words(plan: Plan) -> str:
+    """Return what the images are that tasks are made of, and how many."""
+    if plan.data is None:
+        return plan.context.source.name
+    characters, drawings = plan.data.images.shape[:2]
+    what = "Omniglot" if plan.data.real else f"NOT OMNIGLOT: {plan.data.name}, made-up characters"
+    split = ", split as the authors' code does" if plan.context.source.split == "authors" else ""
+    return f"{what}, {characters:,} characters × {drawings} drawings{split}"
 
 
 def of_experiments(plan: Plan, verdicts: Sequence[Verdict]) -> list[Verdict]:

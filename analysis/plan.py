@@ -12,14 +12,16 @@ import torch
 
 from analysis import budget
 from analysis.ending import UsageError
-from analysis.experiments.registry import EXPERIMENTS
-from analysis.experiments.shared.experiment import Context, Experiment
+from analysis.experiments.registry import EXPERIMENTS, takers
+from analysis.experiments.shared.experiment import OPTIONS, Context, Experiment
 from analysis.paper.benchmarks import CELLS
 from analysis.results import manifest
 from analysis.runs.job import Source
 from analysis.runs.workers import ClusterError, Workers, available_cores
 from reptile_core import datasets
-from reptile_core.datasets.split import SPLITS
+from reptile_core.datasets.split import SPLITS, Kind
+
+NO_IMAGES = "no images"
 
 # (lowest, highest): far above any use, far below what would fill a memory.
 LIMITS = {
@@ -31,15 +33,17 @@ LIMITS = {
 class Plan:
     """What the user asked for, checked: which experiments, where results go, the data and what each is given.
 
-    seeds: of some experiments, where a budget says how many. until_decided: whether seeds are added after the first
-    look. again, beside: the manifest that is rerun and the folder that holds it, if so; differences: lines that say
-    where the code, the libraries or the machine are not those of the manifest.
+    data: the images that tasks are made of; None where no experiment needs any. options: those of OPTIONS that the user
+    gave, by name. seeds: of some experiments, where a budget says how many. until_decided: whether seeds are added
+    after the first look. again, beside: the manifest that is rerun and the folder that holds it, if so; differences:
+    lines that say where the code, the libraries or the machine are not those of the manifest.
     """
 
     experiments: tuple[Experiment, ...]
     out: Path
-    data: datasets.Characters
+    data: datasets.Characters | None
     context: Context
+    options: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
     until_decided: bool = False
     again: dict[str, Any] | None = None
@@ -47,9 +51,10 @@ class Plan:
     differences: Sequence[str] = ()
 
     def context_of(self, experiment: Experiment) -> Context:
-        """Return the context of an experiment, with its number of seeds where it has one of its own."""
-        seeds = self.seeds.get(experiment.name)
-        return self.context if seeds is None else replace(self.context, seeds=seeds)
+        """Return the context of an experiment, with the options that it takes, and its number of seeds where it has one
+        of its own."""
+        options = {name: value for name, value in self.options.items() if name in experiment.options}
+        return replace(self.context, options=options, seeds=self.seeds.get(experiment.name, self.context.seeds))
 
 
 def prepare(options: argparse.Namespace) -> Plan:
@@ -58,39 +63,61 @@ def prepare(options: argparse.Namespace) -> Plan:
     again = None if options.again is None else manifest.read(options.again)
     asked = _asked(options, again)
     _check(options, asked)
+    names = _chosen(asked)
+    given = {name: asked[name] for name in OPTIONS if asked[name]}
+    _check_taken(options, given, [EXPERIMENTS[name] for name in names])
     out = options.out or Path("results") / (f"again-{manifest.digest(again)[:8]}" if again else asked["profile"])
     _check_writable(out)
-    try:
-        data = datasets.load(asked["dataset"], data=options.data, quiet=options.quiet)
-    except datasets.DataError as error:
-        raise UsageError(str(error)) from error
-    if asked["split"] == "authors" and not data.real:
-        raise UsageError(f"--split: expected Omniglot for the authors' split, found {data.name}")
+    data = _images(options, asked, [EXPERIMENTS[name] for name in names])
     cuda = asked["device"].startswith("cuda") or (asked["device"] == "auto" and torch.cuda.is_available())
     context = Context(
         profile=asked["profile"],
-        source=Source(data.name, options.data and options.data.absolute(), data.content, data.real, asked["split"]),
+        source=_source(data, options.data and options.data.absolute(), asked["split"]),
         workers=_workers(options, out.absolute(), cuda=cuda),
         runs=out.absolute() / "runs",
         seeds=asked["seeds"] if isinstance(asked["seeds"], int) else None,
         epoch=budget.EPOCH if options.budget is not None and asked["epoch"] is None else asked["epoch"],
-        cells=tuple(asked["cells"]),
-        iterations=asked["iterations"],
-        tail_shots=asked["tail_shots"],
         device="cuda" if cuda else "cpu",
         tf32=asked["device"] == "cuda-tf32",
         fresh=options.fresh,
     )
-    by_default = [name for name, one in EXPERIMENTS.items() if context.profile in one.profiles]
-    names = list(dict.fromkeys(asked["experiments"] or by_default))
     seeds = asked["seeds"] if isinstance(asked["seeds"], dict) else {}
     if options.budget is not None:
         seeds = budget.choose(names, options.budget, workers=context.workers.count)
         names = [name for name in names if name in seeds]
-    plan = Plan(
-        tuple(EXPERIMENTS[name] for name in names), out, data, context, seeds, until_decided=options.until_decided
-    )
+    chosen = tuple(EXPERIMENTS[name] for name in names)
+    plan = Plan(chosen, out, data, context, given, seeds, until_decided=options.until_decided)
     return plan if again is None else _rerun(plan, again, options.again)
+
+
+def _chosen(asked: dict[str, Any]) -> list[str]:
+    """Return the names of the experiments to run: those asked for, or else those of the profile."""
+    of_profile = [name for name, experiment in EXPERIMENTS.items() if asked["profile"] in experiment.profiles]
+    return list(dict.fromkeys(asked["experiments"] or of_profile))
+
+
+def _images(
+    options: argparse.Namespace, asked: dict[str, Any], experiments: Sequence[Experiment]
+) -> datasets.Characters | None:
+    """Load the images that tasks are made of; None where no experiment needs any. UsageError if they are not there."""
+    needing = [experiment for experiment in experiments if experiment.data is None]
+    if not needing and (options.again is None or asked["dataset"] is None):
+        return None
+    fetch = asked["dataset"] == "omniglot" or any(experiment.fetches for experiment in needing)
+    try:
+        data = datasets.load(asked["dataset"] or "auto", data=options.data, fetch=fetch, quiet=options.quiet)
+    except datasets.DataError as error:
+        raise UsageError(str(error)) from error
+    if asked["split"] == "authors" and not data.real:
+        raise UsageError(f"--split: expected Omniglot for the authors' split, found {data.name}")
+    return data
+
+
+def _source(data: datasets.Characters | None, directory: Path | None, split: Kind) -> Source:
+    """Return how workers find the images. Where there are none, nothing can be found by it but other data."""
+    if data is None:
+        return Source(NO_IMAGES, directory, content="")
+    return Source(data.name, directory, data.content, data.real, split)
 
 
 def _workers(options: argparse.Namespace, out: Path, *, cuda: bool) -> Workers:
@@ -120,9 +147,9 @@ def begin_manifest(plan: Plan) -> dict[str, Any]:
         options={
             "seeds": plan.seeds or context.seeds,
             "epoch": context.epoch,
-            "cells": list(context.cells),
-            "iterations": context.iterations,
-            "tail_shots": context.tail_shots,
+            "cells": plan.options.get("cells", []),
+            "iterations": plan.options.get("iterations"),
+            "tail_shots": plan.options.get("tail_shots"),
             "device": context.device_name,
             "split": context.source.split,
         },
@@ -158,7 +185,7 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
     return again["options"] | {
         "profile": again["profile"],
         "experiments": list(again["experiments"]),
-        "dataset": again["data"]["name"],
+        "dataset": again["data"] and again["data"]["name"],
     }
 
 
@@ -180,6 +207,21 @@ def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
             raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")
     if asked["device"].startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device: expected a CUDA device for {asked['device']}, found none that torch can use")
+
+
+def _check_taken(options: argparse.Namespace, given: dict[str, Any], experiments: Sequence[Experiment]) -> None:
+    """Refuse options that would decide nothing."""
+    found = ", ".join(experiment.name for experiment in experiments)
+    for name in given:
+        if not any(name in experiment.options for experiment in experiments):
+            takes = ", ".join(takers(name))
+            raise UsageError(
+                f"--{name.replace('_', '-')}: expected an experiment that takes it ({takes}), found {found}"
+            )
+    if all(experiment.data is not None for experiment in experiments):
+        for name in ("dataset", "split"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name}: expected an experiment on images of characters, found {found}")
 
 
 def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:

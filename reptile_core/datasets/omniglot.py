@@ -233,15 +233,20 @@ def _recorded(path: Path) -> str | None:
 
 
 def load(
-    *, data: Path | None = None, cache: Path | None = None, quiet: bool = False, edition: Edition = PUBLISHED
+    *,
+    data: Path | None = None,
+    cache: Path | None = None,
+    fetch: bool = True,
+    quiet: bool = False,
+    edition: Edition = PUBLISHED,
 ) -> Characters:
-    """Omniglot from `data`, else from `$REPTILE_DATA`, else from the user's cache, else from the network.
+    """Load Omniglot from `data`, else from `$REPTILE_DATA`, else from the user's cache, else from the network.
 
-    `data` or `$REPTILE_DATA` is a directory that holds, or whose `omniglot/` holds, each part as a zip or
-    folder. `cache` is a directory of this function's own, by default one of the user's. `quiet` hides
-    progress bars. The images are in order of the published numbers. Raises DataError for a fault of what was
-    found or named, and its kind Unavailable where nothing was. Warns of a cache that is damaged or cannot be
-    written, and does without.
+    `data` or `$REPTILE_DATA` is a directory that holds, or whose `omniglot/` holds, each part as a zip or folder.
+    `cache` is a directory of this function's own, by default one of the user's. `fetch` allows the network. `quiet`
+    hides progress bars. The images are in order of the published numbers. Raises DataError for a fault of what was
+    found or named, and its kind Unavailable where nothing was. Warns of a cache that is damaged or cannot be written,
+    and does without.
     """
     cache = cache_directory(cache)
     decoded = cache / f"omniglot-{SIZE}-{edition.decoded[:12]}.npy"
@@ -251,7 +256,7 @@ def load(
     elif (ready := _cached(decoded, edition)) is not None:
         images, source = ready, str(decoded)
     else:
-        images, source = _from_zips(cache, decoded, edition, quiet)
+        images, source = _from_zips(cache, decoded, edition, fetch=fetch, quiet=quiet)
     return Characters(name="omniglot", images=images, source=source, content=edition.decoded, real=True)
 
 
@@ -270,8 +275,8 @@ def _from_named(
     return images, source
 
 
-def _from_zips(cache: Path, decoded: Path, edition: Edition, quiet: bool) -> tuple[Images, str]:
-    """From zips that were downloaded before, or else now; these are kept once they are verified."""
+def _from_zips(cache: Path, decoded: Path, edition: Edition, *, fetch: bool, quiet: bool) -> tuple[Images, str]:
+    """Read zips that were downloaded before, or else now; these are kept once they are verified."""
     kept = {part.name: cache / f"{part.name}.zip" for part in edition.parts}
     if all(path.is_file() for path in kept.values()):
         try:
@@ -280,6 +285,8 @@ def _from_zips(cache: Path, decoded: Path, edition: Edition, quiet: bool) -> tup
             return images, " and ".join(map(str, kept.values()))
         except DataError as error:
             warnings.warn(f"cache: a downloaded zip is damaged, will be fetched again: {error}", stacklevel=3)
+    if not fetch:
+        raise Unavailable("Omniglot: expected it on this machine, as the network is not to be used, found none")
     fetched = {name: download(f"{URL}{name}.zip", limit=PNGS.zip_bytes, quiet=quiet) for name in kept}
     try:
         images = _read(fetched, edition, quiet)

@@ -22,6 +22,7 @@ from reptile_core.training import Run
 # Of the seeds that judge. Epoch 0 explored. After a first whole run on epoch 1 one criterion was changed, one claim was
 # cut in two, and scales were cut to the time that a default run may take: all are judged from epoch 2 on.
 EPOCH = 2
+OPTIONS = ("cells", "iterations", "tail_shots")  # of the command line, for experiments that declare them
 Measured = tuple[Job, int, Evaluation]  # a run, an iteration of it, and how it is evaluated there
 
 
@@ -30,7 +31,8 @@ class Context:
     """What every experiment is given: scale, data, device, workers, and where runs are kept.
 
     source: the data that the script loads. seeds: how many, where the user says so, else the profile's number. epoch:
-    which seeds, where the user says so, else those of EPOCH. cells, iterations and tail_shots: options of `few_shot`.
+    which seeds, where the user says so, else those of EPOCH. options: what the user gave of the options that this
+    experiment takes, by name.
     """
 
     profile: str
@@ -39,9 +41,7 @@ class Context:
     runs: Path
     seeds: int | None = None
     epoch: int | None = None
-    cells: tuple[str, ...] = ()
-    iterations: int | None = None
-    tail_shots: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     tf32: bool = False
     fresh: bool = False
@@ -129,8 +129,9 @@ class Experiment:
 
     shows: what, in a line. takes: how long, by profile. claims: what it judges. settings: everything that decides the
     outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work. data: the words that
-    name the data where they are not the images that the script loads. profiles: where it is run unless it is named;
-    elsewhere it can give no verdict.
+    name its data where it needs none of the images that the script loads. fetches: whether these are fetched over the
+    network for it; False where it takes the stand-in as well. options: the options of the command line that it takes,
+    of OPTIONS. profiles: where it is run unless it is named; elsewhere it can give no verdict.
     """
 
     name: str
@@ -140,4 +141,10 @@ class Experiment:
     settings: Callable[[Context], dict[str, Any]]
     run: Callable[[Context], Result]
     data: str | None = None
+    fetches: bool = True
+    options: tuple[str, ...] = ()
     profiles: tuple[str, ...] = PROFILES
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.options) - set(OPTIONS):
+            raise ValueError(f"options: expected some of {', '.join(OPTIONS)}, found {min(unknown)!r}")
