@@ -147,4 +147,6 @@ def test_figure_says_what_the_tables_hold(iterations):
     assert drawn.get_suptitle() == "Noise per unit of AvgGrad, k = 4: FOMAML 2, MAML 4 times Reptile's"
     line = next(line for line in drawn.axes[0].lines if line.get_label() == "Reptile")
     assert line.get_ydata() == pytest.approx([0.5] * 3)
+    title = drawn._suptitle.get_window_extent(drawn.canvas.get_renderer())
+    assert title.x1 <= 0.97 * drawn.bbox.width  # room for larger numbers
     assert len(drawn.axes) == len(iterations)
