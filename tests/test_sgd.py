@@ -13,11 +13,11 @@ from analysis.results.tables import over_seeds
 from analysis.runs.workers import silent
 from figures.sgd import draw
 from figures.style import style
-from reptile_core import networks
+from reptile_core.losses import CrossEntropy
 
 matplotlib.use("Agg")
 
-LOSS = networks.CrossEntropy(sgd.NETWORK, reduction="mean")
+LOSS = CrossEntropy(sgd.NETWORK, reduction="mean")
 SEEDS = 2_000, 2_004
 
 

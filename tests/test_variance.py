@@ -17,8 +17,9 @@ from analysis.results.judge import judge
 from analysis.theory.expectations import monte_carlo
 from figures import variance as figure
 from reptile_core.inner_loop import SGD
+from reptile_core.losses import CrossEntropy
 from reptile_core.meta_gradients import last, total
-from reptile_core.networks import CrossEntropy, omniglot
+from reptile_core.networks import omniglot
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
 from tests import oracles

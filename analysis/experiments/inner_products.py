@@ -30,8 +30,8 @@ from analysis.theory.derivatives import Loss, Vector, gradient
 from analysis.theory.expectations import Estimate, expected_inner_gradients
 from analysis.theory.inner_products import Gram, cosines, gradient_gram, summarize
 from analysis.theory.losses import on_minibatch
+from reptile_core.losses import CrossEntropy
 from reptile_core.meta_gradients import last, total
-from reptile_core.networks import CrossEntropy
 from reptile_core.philox import Purpose
 from reptile_core.tasks import Sampling
 from reptile_core.training import build_network

@@ -26,7 +26,8 @@ from analysis.results.tables import over_seeds
 from analysis.runs.workers import Progress
 from reptile_core import philox
 from reptile_core.inner_loop import SGD, Loss, Phi, gradient
-from reptile_core.networks import CrossEntropy, Minibatch, mlp
+from reptile_core.losses import CrossEntropy, Minibatch
+from reptile_core.networks import mlp
 from reptile_core.philox import Purpose
 
 NAME = "sgd"

@@ -24,8 +24,9 @@ from analysis.results.tables import over_seeds
 from analysis.runs.workers import Progress
 from reptile_core import philox
 from reptile_core.inner_loop import SGD, Loss, Phi, inner_loop
+from reptile_core.losses import Minibatch
 from reptile_core.meta_gradients import weighted_sum
-from reptile_core.networks import Minibatch, Network, mlp
+from reptile_core.networks import Network, mlp
 from reptile_core.philox import Purpose
 from reptile_core.training import Outer
 

@@ -30,8 +30,8 @@ from analysis.results.tables import over_seeds
 from analysis.runs.workers import Progress
 from analysis.theory.expectations import monte_carlo
 from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, inner_loop
+from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.meta_gradients import last, maml, total
-from reptile_core.networks import CrossEntropy, Minibatch
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
 

@@ -26,8 +26,9 @@ from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
 from analysis.runs.workers import Progress
 from reptile_core import meta_gradients
 from reptile_core.inner_loop import Phi, inner_loop
+from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.meta_gradients import Variant
-from reptile_core.networks import CrossEntropy, Minibatch, Network
+from reptile_core.networks import Network
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Tasks
 from reptile_core.training import Run, build_network

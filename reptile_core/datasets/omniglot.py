@@ -10,7 +10,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, product
 from pathlib import Path
@@ -19,14 +19,13 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from reptile_core.datasets.cache import cache_directory, checked, fingerprint, keep, note, noted
 from reptile_core.datasets.common import (
     Characters,
     DataError,
     Unavailable,
-    cache_directory,
     digest,
     faults,
-    keep,
     named_directory,
 )
 from reptile_core.datasets.download import download
@@ -180,22 +179,16 @@ def _named(data: Path | None, edition: Edition) -> dict[str, Path]:
 
 
 def _cached(path: Path, edition: Edition) -> Images | None:
-    """The decoded images, if the cache has them whole."""
+    """Return the decoded images, if the cache has them whole."""
     count = int(np.prod(edition.shape))
-    try:
+
+    def read() -> Images:
         with open(path, "rb") as file:
             content = file.read(count // 8 + 2**12)  # the bits, and npy's header
         packed = np.load(io.BytesIO(content), allow_pickle=False)
-        images = np.unpackbits(packed, count=count).reshape(edition.shape)
-        if (found := digest(images)) == edition.decoded:
-            return images
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # whatever a damaged file may lead NumPy to
-        found = f"{type(error).__name__}: {error}"
-    expected = f"expected {edition.decoded}, found {found}"
-    warnings.warn(f"cache: {path} is damaged and will be rebuilt: {expected}", stacklevel=3)
-    return None
+        return np.unpackbits(packed, count=count).reshape(edition.shape)
+
+    return checked(path, read, digest, edition.decoded)
 
 
 def _save(path: Path, images: Images) -> None:
@@ -204,29 +197,19 @@ def _save(path: Path, images: Images) -> None:
     keep(path, buffer.getvalue())
 
 
-def _fingerprint(sources: Mapping[str, Path], edition: Edition) -> str:
-    """SHA-256 of every source file's path, size and time of change: cheap, no content is read."""
-    lines = [repr(edition)]  # a record is of what was asked for, too
+def _paths(sources: Mapping[str, Path], edition: Edition) -> Iterator[str]:
+    """Yield every file that the images are read from, and every folder."""
     for part in edition.parts:
         source = sources[part.name].resolve()
-        states = [(str(source), source.stat())]
+        yield str(source)
         if source.is_dir():
-            states = [(entry.path, entry.stat()) for entry in files(source, limit=part.limit)]
-        lines += sorted(f"{path!r} {state.st_size} {state.st_mtime_ns}" for path, state in states)
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+            yield from (entry.path for entry in files(source, limit=part.limit))
 
 
 def _record(cache: Path, sources: Mapping[str, Path]) -> Path:
     """The file that says which state of these sources was verified: one per place, so none collide."""
     places = json.dumps([str(path.resolve()) for path in sources.values()])
     return cache / f"verified-{hashlib.sha256(places.encode()).hexdigest()[:16]}.json"
-
-
-def _recorded(path: Path) -> str | None:
-    try:
-        return json.loads(path.read_bytes())["fingerprint"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None  # not a fault: the source is verified again
 
 
 # ---- the four places, in order
@@ -266,12 +249,12 @@ def _from_named(
     """From what was named: verified in full, unless just this state of it was before."""
     source = " and ".join(map(str, named.values()))
     with faults(source):
-        record, fingerprint = _record(cache, named), _fingerprint(named, edition)
-    if _recorded(record) == fingerprint and (images := _cached(decoded, edition)) is not None:
+        record, key = _record(cache, named), fingerprint((edition,), _paths(named, edition))
+    if noted(record).get("fingerprint") == key and (images := _cached(decoded, edition)) is not None:
         return images, source
     images = _read(named, edition, quiet)
     _save(decoded, images)
-    keep(record, json.dumps({"fingerprint": fingerprint}).encode())
+    note(record, {"fingerprint": key})
     return images, source
 
 
