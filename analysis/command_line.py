@@ -137,6 +137,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+def listing() -> str:
+    """Return what there is, what it shows and how long it takes."""
+    lines = []
+    for name, experiment in EXPERIMENTS.items():
+        takes = ", ".join(f"{duration} ({profile})" for profile, duration in experiment.takes.items())
+        lines += [name, f"    shows {experiment.shows}", f"    takes {takes}"]
+    return "\n".join(lines)
+
+
 def _only(option: str) -> str:
     """Return which experiments take an option, for its help."""
     return f"({', '.join(takers(option))} only)"

@@ -17,6 +17,7 @@ FLOORS = (
     ("analysis.experiments",),
     ("analysis.budget", "analysis.cost", "analysis.command_line"),
     ("analysis.plan",),
+    ("analysis.prepare", "analysis.again"),
     ("figures",),
     ("reproduce",),
 )

@@ -174,12 +174,12 @@ def test_damaged_run_file_ends_in_one_line_and_is_kept(tiny, tmp_path, capsys):
 def test_an_experiment_may_have_data_of_its_own(tmp_path):
     options = ["ablation", "sine", "--profile", "smoke", "--dataset", "glyphs", "--out", str(tmp_path)]
     plan = reproduce.prepare(reproduce.parse(options))
-    images, waves = (reproduce.data_line(plan, experiment) for experiment in plan.experiments)
+    images, waves = (plan.data_line(experiment) for experiment in plan.experiments)
     assert "NOT OMNIGLOT" in images
     assert waves == f"Data: {EXPERIMENTS['sine'].data} · profile: smoke"
-    both = reproduce.data_line(plan, plan.experiments[0], ("glyphs", "CIFAR-FS"))
+    both = plan.data_line(plan.experiments[0], ("glyphs", "CIFAR-FS"))
     assert both == images.replace(" · profile", "; CIFAR-FS · profile")
-    assert reproduce.data_line(plan, plan.experiments[0], ("CIFAR-FS",)) == "Data: CIFAR-FS · profile: smoke"
+    assert plan.data_line(plan.experiments[0], ("CIFAR-FS",)) == "Data: CIFAR-FS · profile: smoke"
 
 
 def test_seeds_are_added_until_it_is_decided(tiny, tmp_path, monkeypatch, capsys):

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows
 from analysis.results.tables import over_seeds
@@ -317,13 +317,12 @@ def report(losses: pd.DataFrame) -> Sequence[str]:
 
 def settings(context: Context) -> dict[str, Any]:
     """Return what decides the outcome, with the user's number of seeds where there is one."""
-    scale = SCALES[context.profile]
-    return asdict(scale) | {"seeds": len(context.seeds_of(scale.seeds))} | SETTINGS
+    return asdict(scale_of(SCALES, context)) | SETTINGS
 
 
 def run(context: Context) -> Result:
     """Train all initializations, adapt them to the test tasks."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     work = items(scale, context.seeds_of(scale.seeds))
     found = context.workers.map(NAME, train_and_adapt, work, sizes=[item.size for item in work])
     adapted = dict(zip(work, found, strict=True))

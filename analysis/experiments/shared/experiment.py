@@ -6,7 +6,7 @@ Its namesake in figures/ draws it from the tables and settings alone, so that fi
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -23,6 +23,7 @@ from reptile_core.training import Run
 # cut in two, and scales were cut to the time that a default run may take: all are judged from epoch 2 on.
 EPOCH = 2
 OPTIONS = ("cells", "iterations", "tail_shots")  # of the command line, for experiments that declare them
+S = TypeVar("S")  # an experiment's own kind of scale
 Measured = tuple[Job, int, Evaluation]  # a run, an iteration of it, and how it is evaluated there
 
 
@@ -109,6 +110,13 @@ class Context:
         found = dict(zip(once, self.workers.map(f"{name}, evaluation", evaluate, due, sizes=sizes), strict=True))
         self.trained.update(once)
         return {item: joined([found[chunk.key] for chunk in chunk_list]) for item, chunk_list in parts.items()}
+
+
+def scale_of(scales: Mapping[str, S], context: Context) -> S:
+    """Return the profile's scale, with the user's number of seeds where there is one. A scale is a dataclass with a
+    field `seeds`."""
+    scale: Any = scales[context.profile]
+    return replace(scale, seeds=len(context.seeds_of(scale.seeds)))
 
 
 @dataclass(frozen=True)
