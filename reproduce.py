@@ -27,17 +27,19 @@ from pathlib import Path
 from typing import Any
 
 from analysis import budget
-from analysis.command_line import parse
+from analysis.again import compare
+from analysis.command_line import listing, parse
 from analysis.ending import FAILURE, guarded
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import Experiment, Result
-from analysis.plan import Plan, begin_manifest, prepare
+from analysis.plan import Plan, begin_manifest
+from analysis.prepare import prepare
 from analysis.results import checksums, folder, ledger, manifest, terminal
 from analysis.results.judge import SUPPORTED, Verdict
 
 # Modules with a main(arguments) of their own.
 COMMANDS = {"report": "figures.report", "demo": "figures.demo", "publish": "figures.publish"}
-COME_LAST = ("scipy.special", "figures.style", COMMANDS["report"])  # needed at the end, loaded while others work
+COME_LAST = ("scipy.special", "figures.drawing", COMMANDS["report"])  # needed at the end, loaded while others work
 CLAIMS = {name: experiment.claims for name, experiment in EXPERIMENTS.items()}
 
 
@@ -47,6 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def reproduce(arguments: Sequence[str]) -> int:
+    """Parse, plan, run, and compare with the manifest that is rerun, if one is; return the exit code."""
     if arguments and arguments[0] in COMMANDS:
         return int(import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
     options = parse(arguments)
@@ -59,22 +62,24 @@ def reproduce(arguments: Sequence[str]) -> int:
             print(f"not as in {options.again}: {line}")
         with folder.alone_in(plan.out), plan.context.workers:
             verdicts, record = run(plan)
-        differences = compared(plan, record) if plan.again else None
+        differences = compare(plan, record) if plan.again else None
     if options.json:
-        print(document(plan, verdicts, record, differences))
+        claims = [ledger.as_record(verdict) for verdict in verdicts]
+        summary = {"out": str(plan.out), "manifest": record, "claims": claims, "differences": differences}
+        print(json.dumps(summary, indent=2, ensure_ascii=False))
     theorems = [verdict for verdict in verdicts if verdict.claim.kind == "theorem"]
     fell = options.strict and not all(verdict.decision == SUPPORTED for verdict in theorems)
     return FAILURE if fell or differences else 0
 
 
 def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
-    """Write the manifest, run the experiments and print what each found, complete the manifest. Return the verdicts on
-    the claims of what was run, and the manifest."""
+    """Write the manifest, run the experiments and print what each found, complete the manifest, write the report.
+    Return the verdicts on the claims of what was run, and the manifest."""
     path, context = plan.out / "manifest.json", plan.context
     record = begin_manifest(plan)
     manifest.write(record, path)
     threading.Thread(target=lambda: list(map(import_module, COME_LAST)), daemon=True).start()
-    sources = list(dict.fromkeys(data_line(plan, experiment) for experiment in plan.experiments))
+    sources = list(dict.fromkeys(map(plan.data_line, plan.experiments)))
     print("\n".join([*sources, f"{context.workers.count} workers on {context.device} · results in {plan.out}/"]))
     seconds: dict[str, float] = {}
     tables: dict[str, str] = {}
@@ -89,7 +94,7 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     finally:
         record = manifest.complete(record, status=status, wall_seconds=seconds, tables=tables, other_data=context.found)
         manifest.write(record, path)
-    verdicts = of_experiments(plan, folder.judge_all(plan.out, CLAIMS))
+    verdicts = plan.verdicts(folder.judge_all(plan.out, CLAIMS))
     print("\n".join(["", *terminal.verdicts(verdicts, colour=terminal.in_colour(sys.stdout))]))
     reports = import_module(COMMANDS["report"]).write(plan.out)
     print("\n".join(["", terminal.tally(verdicts), *(f"wrote {path}" for path in (path, *reports)), *sources]))
@@ -97,15 +102,12 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
 
 
 def run_one(experiment: Experiment, plan: Plan, tables: dict[str, str]) -> float:
-    """Run an experiment, write and draw what it found, judge its claims, and print all that. Add the checksums of its
+    """Run an experiment, write what it found, judge its claims, draw it, and print all that. Add the checksums of its
     tables to `tables`. Return how many seconds it took."""
     began = time.perf_counter()
     plan.context.diverged.clear()
     result = experiment.run(plan.context_of(experiment))
-    took = time.perf_counter() - began
-    paths = folder.write_tables(plan.out, result.tables)
-    if experiment.claims:
-        paths += folder.write_evidence(plan.out, experiment.name, evidence(experiment, result, plan, took))
+    paths = write(experiment, result, plan, time.perf_counter() - began)
     tables |= {path.name: checksums.digest(path) for path in paths}
     verdicts = folder.judge_all(plan.out, CLAIMS)
     written = [*paths, ledger.write(verdicts, plan.out), *draw(experiment, result, plan)]
@@ -117,92 +119,44 @@ def run_one(experiment: Experiment, plan: Plan, tables: dict[str, str]) -> float
     return seconds
 
 
-def evidence(experiment: Experiment, result: Result, plan: Plan, seconds: float) -> Any:
-    """Return the result's evidence with data, profile, epoch, seconds and what diverged."""
-    return folder.complete(
+def write(experiment: Experiment, result: Result, plan: Plan, seconds: float) -> list[Path]:
+    """Write an experiment's tables and, with data, profile and seconds, its evidence; return the files."""
+    paths = folder.write_tables(plan.out, result.tables)
+    if not experiment.claims:
+        return paths
+    evidence = folder.complete(
         result.evidence,
-        data=data_line(plan, experiment),
+        data=plan.data_line(experiment),
         profile=plan.context.profile,
         diverged=plan.context.diverged,
         seconds=seconds,
         workers=plan.context.workers.count,
+    )
+    return paths + folder.write_evidence(plan.out, experiment.name, evidence)
+
+
+def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
+    """Draw an experiment's figures; return the files."""
+    return import_module("figures.drawing").draw(
+        experiment.name,
+        result.tables,
+        experiment.settings(plan.context_of(experiment)),
+        plan.out / "figures",
+        data=plan.data_line(experiment, result.data),
+        real=plan.is_real(experiment, result.data),
     )
 
 
 def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, str]) -> Plan:
     """Rerun experiments with more seeds until every claim of theirs that can be decided here is. Return the plan with
     the numbers of seeds at the end."""
-    while more := budget.more_seeds(of_experiments(plan, folder.judge_all(plan.out, CLAIMS)), CLAIMS):
+    while more := budget.more_seeds(plan.verdicts(folder.judge_all(plan.out, CLAIMS)), CLAIMS):
         print("\n" + "\n".join(f"{name}: {count} seeds, to decide more" for name, count in more.items()))
         plan = replace(plan, seeds=plan.seeds | more)
         for experiment in plan.experiments:
             if experiment.name in more:
                 seconds[experiment.name] = seconds.get(experiment.name, 0.0) + run_one(experiment, plan, tables)
     return plan
-
-
-def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
-    """Draw the figures of the experiment's namesake in figures/, stamped with the data they come from."""
-    from figures.style import save, stamp, style
-
-    paths = []
-    with style():
-        own = [] if experiment.data else result.data or [plan.data.name]
-        real = plan.data.real or plan.data.name not in own
-        settings = experiment.settings(plan.context_of(experiment))
-        figures = import_module(f"figures.{experiment.name}").draw(result.tables, settings)
-        for name, figure in figures.items():
-            stamp(figure, data_line(plan, experiment, result.data), real=real)
-            paths += save(figure, plan.out / "figures", name, experiment=experiment.name)
-    return paths
-
-
-def data_line(plan: Plan, experiment: Experiment, others: Sequence[str] = ()) -> str:
-    """Return the line under every figure: which data, and at what scale. An experiment may have data of its own, and a
-    result others, as in `Result.data`."""
-    data = plan.data
-    what = "Omniglot" if data.real else f"NOT OMNIGLOT: {data.name}, made-up characters"
-    characters, drawings = data.images.shape[:2]
-    split = ", split as the authors' code does" if plan.context.source.split == "authors" else ""
-    what = experiment.data or f"{what}, {characters:,} characters × {drawings} drawings{split}"
-    what = "; ".join(what if name == data.name else name for name in others) or what
-    return f"Data: {what} · profile: {plan.context.profile}"
-
-
-def of_experiments(plan: Plan, verdicts: Sequence[Verdict]) -> list[Verdict]:
-    """Return the verdicts on the claims of the plan's experiments."""
-    mine = {claim.id for experiment in plan.experiments for claim in experiment.claims}
-    return [verdict for verdict in verdicts if verdict.claim.id in mine]
-
-
-def compared(plan: Plan, record: dict[str, Any]) -> list[str]:
-    """Print and return lines that name the tables which are not those of the manifest that was rerun."""
-    assert plan.again is not None and plan.beside is not None
-    then = plan.again.get("tables", {})
-    lines = checksums.compare(then, plan.beside / "tables", plan.out / "tables", record["tables"])
-    lines += manifest.differences(plan.again.get("other_data", {}), record["other_data"], "other data")
-    same = sum(record["tables"].get(name) == digest for name, digest in then.items())
-    print("\n".join(["", f"{same} of {len(then)} tables are the same, bit for bit", *lines]))
-    return lines
-
-
-def document(plan: Plan, verdicts: Sequence[Verdict], record: dict[str, Any], differences: list[str] | None) -> str:
-    """Return the summary for other programs, as JSON. differences: None where nothing was to be compared."""
-    claims = [ledger.as_record(verdict) for verdict in verdicts]
-    return json.dumps(
-        {"out": str(plan.out), "manifest": record, "claims": claims, "differences": differences},
-        indent=2,
-        ensure_ascii=False,
-    )
-
-
-def listing() -> str:
-    """Return what there is, what it shows and how long it takes."""
-    lines = []
-    for name, experiment in EXPERIMENTS.items():
-        takes = ", ".join(f"{duration} ({profile})" for profile, duration in experiment.takes.items())
-        lines += [name, f"    shows {experiment.shows}", f"    takes {takes}"]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from analysis import program
 from analysis.ending import USAGE_ERROR
-from analysis.experiments.registry import EXPERIMENTS
+from analysis.experiments.registry import EXPERIMENTS, takers
 from analysis.results.claims import PROFILES
 from analysis.runs.job import DEVICES
 from reptile_core.datasets.split import SPLITS
@@ -83,16 +83,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="add seeds until every claim that can be decided here is, and say what the rest would cost",
     )
     what.add_argument(
-        "--cells", nargs="+", metavar="CELL", help="(few_shot only) omniglot-5way, cifar-fs-reptile, … (default: all)"
+        "--cells", nargs="+", metavar="CELL", help=f"{_only('cells')} omniglot-5way, cifar-fs-reptile, … (default: all)"
     )
     what.add_argument(
-        "--iterations", type=int, metavar="N", help="(few_shot only) number of meta-iterations (default: profile's)"
+        "--iterations", type=int, metavar="N", help=f"{_only('iterations')} meta-iterations (default: profile's)"
     )
     what.add_argument(
         "--tail-shots",
         type=int,
         metavar="N",
-        help="(few_shot only) examples a class in the last minibatch of FOMAML and MAML "
+        help=f"{_only('tail_shots')} examples a class in the last minibatch of FOMAML and MAML "
         "(default: as many as in the other minibatches)",
     )
     what.add_argument("--fresh", action="store_true", help="redo finished runs")
@@ -135,6 +135,20 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     tell.add_argument("--list", action="store_true", help="name the experiments and stop")
     tell.add_argument("--debug", action="store_true", help="show full tracebacks")
     return parser.parse_args(arguments)
+
+
+def listing() -> str:
+    """Return what there is, what it shows and how long it takes."""
+    lines = []
+    for name, experiment in EXPERIMENTS.items():
+        takes = ", ".join(f"{duration} ({profile})" for profile, duration in experiment.takes.items())
+        lines += [name, f"    shows {experiment.shows}", f"    takes {takes}"]
+    return "\n".join(lines)
+
+
+def _only(option: str) -> str:
+    """Return which experiments take an option, for its help."""
+    return f"({', '.join(takers(option))} only)"
 
 
 def seconds(text: str) -> float:

@@ -1,45 +1,34 @@
-"""What is to be run: the options checked whole before any work, and everything that they decide."""
+"""What is to be run: everything that the options decide, and the manifest that says so."""
 
-import argparse
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from analysis import budget
-from analysis.ending import UsageError
-from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import Context, Experiment
-from analysis.paper.benchmarks import CELLS
 from analysis.results import manifest
-from analysis.runs.job import Source
-from analysis.runs.workers import ClusterError, Workers, available_cores
+from analysis.results.judge import Verdict
 from reptile_core import datasets
-from reptile_core.datasets.split import SPLITS
 
-# (lowest, highest): far above any use, far below what would fill a memory.
-LIMITS = {
-    "seeds": (1, 1_000), "epoch": (0, 10**6), "workers": (1, 1_000), "iterations": (1, 10**8), "tail_shots": (1, 1_000),
-}  # fmt: skip
+NO_IMAGES = "no images"  # the name of the source where no experiment needs any
 
 
 @dataclass(frozen=True)
 class Plan:
     """What the user asked for, checked: which experiments, where results go, the data and what each is given.
 
-    seeds: of some experiments, where a budget says how many. until_decided: whether seeds are added after the first
-    look. again, beside: the manifest that is rerun and the folder that holds it, if so; differences: lines that say
-    where the code, the libraries or the machine are not those of the manifest.
+    data: the images that tasks are made of; None where no experiment needs any. options: those of OPTIONS that the user
+    gave, by name. seeds: of some experiments, where a budget says how many. until_decided: whether seeds are added
+    after the first look. again, beside: the manifest that is rerun and the folder that holds it, if so; differences:
+    lines that say where the code, the libraries or the machine are not those of the manifest.
     """
 
     experiments: tuple[Experiment, ...]
     out: Path
-    data: datasets.Characters
+    data: datasets.Characters | None
     context: Context
+    options: dict[str, Any] = field(default_factory=dict)
     seeds: dict[str, int] = field(default_factory=dict)
     until_decided: bool = False
     again: dict[str, Any] | None = None
@@ -47,69 +36,40 @@ class Plan:
     differences: Sequence[str] = ()
 
     def context_of(self, experiment: Experiment) -> Context:
-        """Return the context of an experiment, with its number of seeds where it has one of its own."""
-        seeds = self.seeds.get(experiment.name)
-        return self.context if seeds is None else replace(self.context, seeds=seeds)
+        """Return the context of an experiment, with the options that it takes, and its number of seeds where it has one
+        of its own."""
+        options = {name: value for name, value in self.options.items() if name in experiment.options}
+        return replace(self.context, options=options, seeds=self.seeds.get(experiment.name, self.context.seeds))
 
+    def verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
+        """Return those on the claims of the plan's experiments."""
+        mine = {claim.id for experiment in self.experiments for claim in experiment.claims}
+        return [verdict for verdict in verdicts if verdict.claim.id in mine]
 
-def prepare(options: argparse.Namespace) -> Plan:
-    """Check everything that can be checked before work starts, and return the plan. UsageError or ManifestError, one
-    line each."""
-    again = None if options.again is None else manifest.read(options.again)
-    asked = _asked(options, again)
-    _check(options, asked)
-    out = options.out or Path("results") / (f"again-{manifest.digest(again)[:8]}" if again else asked["profile"])
-    _check_writable(out)
-    try:
-        data = datasets.load(asked["dataset"], data=options.data, quiet=options.quiet)
-    except datasets.DataError as error:
-        raise UsageError(str(error)) from error
-    if asked["split"] == "authors" and not data.real:
-        raise UsageError(f"--split: expected Omniglot for the authors' split, found {data.name}")
-    cuda = asked["device"].startswith("cuda") or (asked["device"] == "auto" and torch.cuda.is_available())
-    context = Context(
-        profile=asked["profile"],
-        source=Source(data.name, options.data and options.data.absolute(), data.content, data.real, asked["split"]),
-        workers=_workers(options, out.absolute(), cuda=cuda),
-        runs=out.absolute() / "runs",
-        seeds=asked["seeds"] if isinstance(asked["seeds"], int) else None,
-        epoch=budget.EPOCH if options.budget is not None and asked["epoch"] is None else asked["epoch"],
-        cells=tuple(asked["cells"]),
-        iterations=asked["iterations"],
-        tail_shots=asked["tail_shots"],
-        device="cuda" if cuda else "cpu",
-        tf32=asked["device"] == "cuda-tf32",
-        fresh=options.fresh,
-    )
-    # A budget may pay for what a profile leaves out.
-    everything = options.budget is not None
-    by_default = [name for name, one in EXPERIMENTS.items() if everything or context.profile in one.profiles]
-    names = list(dict.fromkeys(asked["experiments"] or by_default))
-    seeds = asked["seeds"] if isinstance(asked["seeds"], dict) else {}
-    if options.budget is not None:
-        seeds = budget.choose(names, options.budget, workers=context.workers.count)
-        names = [name for name in names if name in seeds]
-    plan = Plan(
-        tuple(EXPERIMENTS[name] for name in names), out, data, context, seeds, until_decided=options.until_decided
-    )
-    return plan if again is None else _rerun(plan, again, options.again)
+    def data_line(self, experiment: Experiment, others: Sequence[str] = ()) -> str:
+        """Return the line under every figure: which data, and at what scale.
 
+        An experiment may have data of its own, and a result others, as in `Result.data`.
+        """
+        own = experiment.data or self._images_in_words()
+        loaded = self.data.name if self.data else None
+        what = "; ".join(own if name == loaded else name for name in others) or own
+        return f"Data: {what} · profile: {self.context.profile}"
 
-def _workers(options: argparse.Namespace, out: Path, *, cuda: bool) -> Workers:
-    """Return processes of this machine, or the workers of a cluster; UsageError if that is not there or not as it must
-    be."""
-    if options.scheduler is None:
-        return Workers(options.workers or (1 if cuda else available_cores()), quiet=options.quiet)
-    if options.workers is not None:
-        raise UsageError("--workers: expected none beside --scheduler, whose workers are taken as they are")
-    try:
-        from analysis.runs.cluster import ClusterWorkers
-    except ImportError as error:
-        raise UsageError(f"--scheduler: expected the package distributed ({error}); pip install distributed") from error
-    try:
-        return ClusterWorkers(options.scheduler, out, quiet=options.quiet)
-    except ClusterError as error:
-        raise UsageError(f"--scheduler: {error}") from error
+    def is_real(self, experiment: Experiment, others: Sequence[str] = ()) -> bool:
+        """Return False where a result is of images that only stand in for real ones."""
+        if self.data is None or self.data.real:
+            return True
+        shown = self.data.name in others if others else experiment.data is None
+        return not shown
+
+    def _images_in_words(self) -> str:
+        if self.data is None:
+            return NO_IMAGES
+        characters, drawings = self.data.images.shape[:2]
+        what = "Omniglot" if self.data.real else f"NOT OMNIGLOT: {self.data.name}, made-up characters"
+        split = ", split as the authors' code does" if self.context.source.split == "authors" else ""
+        return f"{what}, {characters:,} characters × {drawings} drawings{split}"
 
 
 def begin_manifest(plan: Plan) -> dict[str, Any]:
@@ -122,9 +82,9 @@ def begin_manifest(plan: Plan) -> dict[str, Any]:
         options={
             "seeds": plan.seeds or context.seeds,
             "epoch": context.epoch,
-            "cells": list(context.cells),
-            "iterations": context.iterations,
-            "tail_shots": context.tail_shots,
+            "cells": plan.options.get("cells", []),
+            "iterations": plan.options.get("iterations"),
+            "tail_shots": plan.options.get("tail_shots"),
             "device": context.device_name,
             "split": context.source.split,
         },
@@ -133,79 +93,3 @@ def begin_manifest(plan: Plan) -> dict[str, Any]:
         device=context.device,
         workers=context.workers.count,
     )
-
-
-def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what decides the numbers: from the manifest, or else from the options and their defaults."""
-    given = {
-        "profile": options.profile,
-        "experiments": options.experiments or None,
-        "seeds": options.seeds,
-        "epoch": options.epoch,
-        "cells": options.cells,
-        "iterations": options.iterations,
-        "tail_shots": options.tail_shots,
-        "dataset": options.dataset,
-        "device": options.device,
-        "split": options.split,
-    }
-    if again is None:
-        defaults: dict[str, Any] = {"profile": "quick", "dataset": "auto", "split": SPLITS[0], "device": "auto"}
-        defaults |= {"experiments": [], "cells": []}
-        return {name: defaults.get(name) if value is None else value for name, value in given.items()}
-    given |= {"budget": options.budget, "until-decided": options.until_decided or None}
-    for name, value in given.items():
-        if value is not None:
-            raise UsageError(f"--from: expected no {name} with it, since the manifest says which, found {value!r}")
-    return again["options"] | {
-        "profile": again["profile"],
-        "experiments": list(again["experiments"]),
-        "dataset": again["data"]["name"],
-    }
-
-
-def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
-    for name in asked["experiments"]:
-        if name not in EXPERIMENTS:
-            raise UsageError(f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found {name!r}")
-    for name, (least, most) in LIMITS.items():
-        value = options.workers if name == "workers" else asked[name]
-        if isinstance(value, int) and not least <= value <= most:
-            limit = f"at least {least}" if value < least else f"at most {most}"
-            raise UsageError(f"--{name.replace('_', '-')}: expected {limit}, found {value}")
-    if options.budget is not None and options.seeds is not None:
-        raise UsageError(f"--budget: expected no --seeds with it, which it chooses, found {options.seeds}")
-    if options.budget is not None and (options.profile or "quick") != "quick":
-        raise UsageError(f"--budget: expected the quick profile, which it plans for, found {options.profile}")
-    for cell in asked["cells"]:
-        if not cell or not any(name.startswith(cell) for name in CELLS):
-            raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")
-    if asked["device"].startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device: expected a CUDA device for {asked['device']}, found none that torch can use")
-
-
-def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
-    """Return the plan with what it is compared to; UsageError where it would not be the same work."""
-    now = begin_manifest(plan)
-    work = list(manifest.differences(manifest.work(again), manifest.work(now)))
-    if work:
-        commit = (again["commit"] or {}).get("sha", "unknown")
-        more = f" (and {len(work) - 1} more)" if len(work) > 1 else ""
-        raise UsageError(
-            f"--from {path}: expected the work of today's code (its commit: {commit}), found {work[0]}{more}"
-        )
-    around = manifest.differences(manifest.surroundings(again), manifest.surroundings(now))
-    return replace(plan, again=again, beside=path.parent, differences=tuple(around))
-
-
-def _check_writable(out: Path) -> None:
-    if out == Path():  # what an unset variable of a shell makes of --out "$X"
-        raise UsageError("--out: expected the name of a folder, found none")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"--out: expected a folder that can be written, found {str(out)!r} ({reason})") from error

@@ -20,7 +20,12 @@ TITLES = {
 }
 # The paper's rows from the top, and what no meta-training gives.
 ROWS = [("maml", True), ("fomaml", True), ("reptile", False), ("reptile", True), ("untrained", False)]
-COLOUR = {"maml": "#009E73", "fomaml": COLOURS["last"], "reptile": COLOURS["sum"], "untrained": COLOURS["joint"]}
+COLOUR = {
+    "maml": COLOURS["maml"],
+    "fomaml": COLOURS["last"],
+    "reptile": COLOURS["sum"],
+    "untrained": COLOURS["untrained"],
+}
 OURS: dict[str, Any] = {"fmt": "o", "markersize": 5.5, "capsize": 2}
 PUBLISHED: dict[str, Any] = {"fmt": "D", "markersize": 4.5, "capsize": 2, "markerfacecolor": "white"}
 APART = 0.15  # ours above the middle of its row, the published below

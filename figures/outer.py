@@ -14,9 +14,9 @@ LOOKS = {
     "Reptile": (COLOURS["sum"], "s"),
     "Reptile, average": (COLOURS["average"], "D"),
     "FOMAML": (COLOURS["last"], "^"),
-    "MAML": ("#CC79A7", "v"),
+    "MAML": (COLOURS["maml"], "v"),
     "joint training": (COLOURS["joint"], "o"),
-    "Reptile, Adam outside": ("#009E73", "P"),
+    "Reptile, Adam outside": (COLOURS["other"], "P"),
 }
 PANELS = {
     "which meta-gradient, by the plain step": ("Reptile", "Reptile, average", "FOMAML", "MAML", "joint training"),

@@ -15,8 +15,8 @@ from figures.style import COLOURS, finish
 LOOKS = {
     "Reptile, cycling": (COLOURS["sum"], "s", "-"),
     "FOMAML, separate tail": (COLOURS["last"], "^", "-"),
-    "FOMAML, shared tail, cycling": ("#CC79A7", "o", "--"),
-    "FOMAML, shared tail, replacement": ("#009E73", "D", ":"),
+    "FOMAML, shared tail, cycling": (COLOURS["other"], "o", "--"),
+    "FOMAML, shared tail, replacement": (COLOURS["another"], "D", ":"),
 }
 
 MOST = {

@@ -60,7 +60,8 @@ def publish(folder: Path, where: Path) -> Path:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
     record["command"] = without_paths(record["command"])
-    record["data"]["source"] = re.sub(r"\S*/", "", record["data"]["source"])  # names of files, not where they were
+    if images := record["data"]:
+        images["source"] = re.sub(r"\S*/", "", images["source"])  # names of files, not where they were
     manifest.write(record, where / "manifest.json")
     for path in report.write(where):
         path.rename(where / "README.md") if path.suffix == ".md" else path.unlink()

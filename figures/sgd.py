@@ -22,7 +22,7 @@ PANELS = {
 LOOKS = {
     "plain": (COLOURS["sum"], "s", 1.0, "minibatches of this size"),
     "another order": (COLOURS["last"], "o", 1.15, "the smallest in another order"),
-    "settled": ("#009E73", "D", 1.32, "the smallest, settled by full batch"),
+    "settled": (COLOURS["other"], "D", 1.32, "the smallest, settled by full batch"),
     "half of the images": (COLOURS["joint"], "v", 1.0, "all of half of the images"),
 }
 JUDGED = ("cosine", "generalization gap")

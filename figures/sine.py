@@ -13,7 +13,7 @@ from figures.style import COLOURS, finish
 
 WORDS = {"untrained": "untrained", "joint": "joint training", "reptile": "Reptile"}
 FIRST_WEIGHTS = {"pytorch": "and biases within ±1/√(fan-in)", "glorot": "Glorot's, biases 0"}
-LOOKS = {"untrained": ("#009E73", "D"), "joint": (COLOURS["joint"], "o"), "reptile": (COLOURS["sum"], "s")}
+LOOKS = {"untrained": (COLOURS["untrained"], "D"), "joint": (COLOURS["joint"], "o"), "reptile": (COLOURS["sum"], "s")}
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:

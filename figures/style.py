@@ -15,8 +15,18 @@ from matplotlib.figure import Figure
 
 from reptile_core.files import write_atomically
 
-# Okabe and Ito's palette (2008), by what a curve is.
-COLOURS = {"joint": "#6b6b6b", "sum": "#0072B2", "average": "#56B4E9", "last": "#D55E00"}
+# Okabe and Ito's palette (2008), by what a curve is: a method has one colour in all figures. "other" and "another" are
+# for curves that belong to one figure alone.
+COLOURS = {
+    "joint": "#6b6b6b",
+    "sum": "#0072B2",
+    "average": "#56B4E9",
+    "last": "#D55E00",
+    "maml": "#CC79A7",
+    "untrained": "#009E73",
+    "other": "#E69F00",
+    "another": "#000000",
+}
 WARNING = "#B00020"
 FORMULA = r"\$[^$]*\$"
 CHARACTERS_AN_INCH = 17.5  # of captions, at 7.5 points in DejaVu Sans

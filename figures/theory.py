@@ -20,7 +20,7 @@ POOL_COLOURS = {
     "Omniglot network, softplus": COLOURS["last"],
 }
 UPDATES = {
-    "MAML": ("#CC79A7", "D"),
+    "MAML": (COLOURS["maml"], "D"),
     "last gradient (FOMAML)": (COLOURS["last"], "^"),
     "sum (Reptile)": (COLOURS["sum"], "s"),
     "average": (COLOURS["average"], "o"),

@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from figures.style import COLOURS, finish
 from reptile_core.meta_gradients import last, total
 
-FAMILIES = (("Reptile", COLOURS["sum"], "s"), ("FOMAML", COLOURS["last"], "^"), ("MAML", "#009E73", "v"))
+FAMILIES = (("Reptile", COLOURS["sum"], "s"), ("FOMAML", COLOURS["last"], "^"), ("MAML", COLOURS["maml"], "v"))
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:

@@ -3,35 +3,22 @@
 Images are (*lanes, batch, height, width, channels), weights (*lanes, 9 channels, filters) with rows over (tap row, tap
 column, channel). A convolution is a matrix product of its patches, so that on a GPU all lanes are one batched product.
 Taking patches is linear; its derivative in either direction is itself or its transpose, `fold`, and those two lines
-serve every order of nesting. On a CPU with a C compiler the product is taken without writing out the patches: as
-<x * w, g> is linear in each of the three, so are its gradients, which are functions of the same kind.
+serve every order of nesting. On a CPU with a C compiler the product is taken without writing out the patches, by
+`native.functions`: as <x * w, g> is linear in each of the three, so are its gradients, functions of the same kind.
 """
 
 from functools import lru_cache
-from math import prod
 from typing import Any
 
 import numpy as np
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd import Function
 
 from reptile_core import native
-
-KERNEL = 3  # all convolutions of the paper are 3 x 3
-
-
-def same_size(size: int, stride: int) -> int:
-    """Length of the output of TensorFlow's "same" convolution or pooling."""
-    return -(-size // stride)
-
-
-def same_padding(size: int, stride: int, window: int = KERNEL) -> tuple[int, int]:
-    """Zeros that "same" puts before and after: the odd one goes after, hence (0, 1) on even sizes at stride 2."""
-    total = max((same_size(size, stride) - 1) * stride + window - size, 0)
-    return total // 2, total - total // 2
+from reptile_core.native.functions import Convolution, extent_of
+from reptile_core.sizes import KERNEL, same_padding, same_size
 
 
 @lru_cache
@@ -87,14 +74,6 @@ def _fold(patches: Tensor, height: int, width: int, stride: int) -> Tensor:
     return x
 
 
-def extent_of(x: Tensor, stride: int, filters: int = 0) -> native.Shape:
-    """The extent of a convolution of images x (*lanes, batch, height, width, channels)."""
-    *lanes, n, height, width, channels = x.shape
-    outputs = same_size(height, stride), same_size(width, stride)
-    before = same_padding(height, stride)[0], same_padding(width, stride)[0]
-    return native.Shape(prod(lanes), n, height, width, channels, stride, *outputs, *before, filters)
-
-
 class Patches(Function):
     """Linear: its derivative is itself, its transpose is `Fold`."""
 
@@ -142,76 +121,6 @@ class Fold(Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple, patches: Tensor, *sizes: int) -> tuple[Tensor, int]:
         return Fold.apply(patches.movedim(in_dims[0], 0), *sizes), 0
-
-
-class Convolution(Function):
-    """x * w in C. x and w have the same lanes; both contiguous, as are the results."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride = stride
-        outputs = (same_size(size, stride) for size in x.shape[-3:-1])
-        out = x.new_empty(*x.shape[:-3], *outputs, weight.shape[-1])
-        extent = extent_of(x, stride, weight.shape[-1])
-        native.call("convolve", x, weight, out, native.meetings(extent), extent, 0)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *cotangent: Tensor) -> tuple:
-        (x, weight), g = ctx.saved_tensors, cotangent[0].contiguous()
-        in_x, in_weight, _ = ctx.needs_input_grad
-        return (
-            TransposedConvolution.apply(g, weight, *x.shape[-3:-1], ctx.stride) if in_x else None,
-            Correlation.apply(x, g, ctx.stride) if in_weight else None,
-            None,
-        )
-
-
-class TransposedConvolution(Function):
-    """The gradient of <x * w, g> in x, in C."""
-
-    @staticmethod
-    def forward(ctx: Any, g: Tensor, weight: Tensor, height: int, width: int, stride: int) -> Tensor:
-        ctx.save_for_backward(g, weight)
-        ctx.stride = stride
-        x = g.new_empty(*g.shape[:-3], height, width, weight.shape[-2] // KERNEL**2)
-        extent = extent_of(x, stride, weight.shape[-1])
-        native.call("convolve_transposed", g, weight, x, torch.empty_like(weight), native.meetings(extent), extent, 0)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, *cotangent: Tensor) -> tuple:
-        (g, weight), x = ctx.saved_tensors, cotangent[0].contiguous()
-        in_g, in_weight, *_ = ctx.needs_input_grad
-        return (
-            Convolution.apply(x, weight, ctx.stride) if in_g else None,
-            Correlation.apply(x, g, ctx.stride) if in_weight else None,
-            *(None, None, None),
-        )
-
-
-class Correlation(Function):
-    """The gradient of <x * w, g> in w, in C."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, g: Tensor, stride: int) -> Tensor:
-        ctx.save_for_backward(x, g)
-        ctx.stride = stride
-        weight = x.new_empty(*x.shape[:-4], KERNEL**2 * x.shape[-1], g.shape[-1])
-        extent = extent_of(x, stride, g.shape[-1])
-        native.call("correlate", x, g, weight, *native.packing(extent, x.dtype), extent, 0)
-        return weight
-
-    @staticmethod
-    def backward(ctx: Any, *cotangent: Tensor) -> tuple:
-        (x, g), weight = ctx.saved_tensors, cotangent[0].contiguous()
-        in_x, in_g, _ = ctx.needs_input_grad
-        return (
-            TransposedConvolution.apply(g, weight, *x.shape[-3:-1], ctx.stride) if in_x else None,
-            Convolution.apply(x, weight, ctx.stride) if in_g else None,
-            None,
-        )
 
 
 def convolution(

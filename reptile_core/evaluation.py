@@ -12,7 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, inner_loop
-from reptile_core.networks import Minibatch, Network
+from reptile_core.losses import Minibatch
+from reptile_core.networks import Network
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling, Tasks
 

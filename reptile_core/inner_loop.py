@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reptile_core import native
-from reptile_core.networks import CrossEntropy, Minibatch
+from reptile_core.losses import Minibatch
 
 Phi = Float[Tensor, "*lanes P"]
 State = tuple[Tensor, ...]
@@ -97,13 +97,13 @@ class Step:
 def gradient(loss: Loss, phi: Phi, batch: Minibatch, *, differentiable: bool = False) -> Phi:
     """L'(phi), lane by lane. `differentiable` keeps the graph, so that the result can be differentiated in phi.
 
-    A loss may know a faster way to it, as `CrossEntropy.gradient`; where that gives none, autograd does.
+    A loss may have a `gradient` of its own, which is faster; where it has none or that gives none, autograd does.
     """
     if not differentiable:
         phi = phi.detach()
-        by_hand = loss.gradient(phi, batch) if isinstance(loss, CrossEntropy) else None
-        if by_hand is not None:
-            return by_hand
+        by_hand = getattr(loss, "gradient", None)
+        if by_hand is not None and (g := by_hand(phi, batch)) is not None:
+            return g
         phi = phi.requires_grad_()
     with torch.enable_grad():
         total = loss(phi, batch).sum()

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reptile_core.convolutions import same_size
-from reptile_core.networks import CrossEntropy
+from reptile_core.losses import CrossEntropy
 from reptile_core.tasks import Examples, ImagePool, training_stream
 from reptile_core.training import IMAGES, OuterStep, Run, TrainingState, build_network, meta_direction
 

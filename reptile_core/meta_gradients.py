@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, gradient, hessian_product, inner_loop
-from reptile_core.networks import CrossEntropy, Minibatch
+from reptile_core.losses import Minibatch
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,8 @@ class _Begun:
 
 
 def _begin(loss: Loss, phi: Phi, batch: Minibatch, state: State) -> _Begun:
-    point = loss.point(phi, batch) if isinstance(loss, CrossEntropy) else None
-    if point is not None:
+    by_hand = getattr(loss, "point", None)
+    if by_hand is not None and (point := by_hand(phi, batch)) is not None:
         return _Begun(phi, point.gradient, state, point.product)
     return _Begun(phi, gradient(loss, phi, batch), state, lambda v: hessian_product(loss, phi, batch, v))
 

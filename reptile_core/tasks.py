@@ -12,7 +12,7 @@ from jaxtyping import Int, UInt8
 from torch import Tensor
 
 from reptile_core import philox
-from reptile_core.networks import Minibatch
+from reptile_core.losses import Minibatch
 from reptile_core.philox import Purpose, distinct, permutations
 
 # Iterations whose indices are drawn together: the cost per task falls until about here, and memory stays below 1 MB.

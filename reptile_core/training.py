@@ -15,8 +15,9 @@ from torch import Tensor
 
 from reptile_core import evaluation
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, Loss, Phi, State
+from reptile_core.losses import CrossEntropy
 from reptile_core.meta_gradients import maml, weighted_sum
-from reptile_core.networks import CrossEntropy, Network, mini_imagenet, omniglot
+from reptile_core.networks import Network, mini_imagenet, omniglot
 from reptile_core.tasks import Examples, ImagePool, Sampling, training_stream
 
 # By the name that a Run has for it. CIFAR-FS, which is not in the paper, has Mini-ImageNet's network at its own size

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from reptile_core.networks import Minibatch
+from reptile_core.losses import Minibatch
 from reptile_core.tasks import ImagePool
 from tests.oracles import Batch
 

@@ -46,7 +46,7 @@ def script(*arguments: object) -> Said:
     """reproduce.main on these arguments, with the ablation's smoke profile made tiny and nothing drawn."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr("analysis.plan.Workers", InProcess)
+        patch.setattr("analysis.prepare.Workers", InProcess)
         patch.setattr(reproduce, "draw", lambda *_: [])
         patch.setattr(datasets, "_glyphs", glyphs)
         patch.setitem(ablation.SCALES, "smoke", TINY)

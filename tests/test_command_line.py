@@ -105,6 +105,7 @@ def test_a_table_that_differs_is_named_with_how_much(done: Path, tmp_path: Path)
         (lambda r: r["experiments"].update(nonsense={}), "EXPERIMENT: expected one of theory, .*, found 'nonsense'"),
         (lambda r: r["options"].update(seeds=0), "--seeds: expected at least 1, found 0"),
         (lambda r: r["options"].update(iterations=0), "--iterations: expected at least 1, found 0"),
+        (lambda r: r["options"].update(iterations=3), r"--iterations: expected .* \(few_shot\), found ablation"),
         (lambda r: r["options"].update(tail_shots=1001), "--tail-shots: expected at most 1000, found 1001"),
         (lambda r: r.update(schema=2), "schema: expected 1, found 2"),
         (lambda r: r.update(schema=True), "schema: expected 1, found true"),

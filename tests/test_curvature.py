@@ -13,7 +13,8 @@ from torch.func import grad, hessian
 from analysis.theory.curvature import SpectralDensity, extreme_eigenvalues, spectral_density, trace
 from analysis.theory.derivatives import derivative, gradient, hessian_at
 from analysis.theory.losses import cubic, quadratic, tanh_network
-from reptile_core.networks import CrossEntropy, omniglot
+from reptile_core.losses import CrossEntropy
+from reptile_core.networks import omniglot
 from tests.cases import assert_close, generator, minibatch, normal
 
 ROUND_OFF = 1e-12

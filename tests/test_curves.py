@@ -6,8 +6,8 @@ from math import isnan
 import numpy as np
 import pytest
 
-from analysis.experiments.shared.curves import Curves, Scale, kept, measure, scale_of
-from analysis.experiments.shared.experiment import Measured
+from analysis.experiments.shared.curves import Curves, Scale, kept, measure
+from analysis.experiments.shared.experiment import Measured, scale_of
 from analysis.paper.figure_3 import CHANCE, configure
 from reptile_core.meta_gradients import last, total
 from tests.made_up import FIRST_SEED, SECONDS, MadeUp, context

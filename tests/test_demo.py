@@ -31,8 +31,8 @@ from figures.demo.questions import MOST_POINTS, MOST_STEPS, read, text
 from reptile_core import datasets
 from reptile_core.evaluation import classify, evaluation_tasks
 from reptile_core.inner_loop import inner_loop
+from reptile_core.losses import Minibatch
 from reptile_core.meta_gradients import total
-from reptile_core.networks import Minibatch
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import Inner, build_network, start
 from tests.serving import serving

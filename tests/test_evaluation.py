@@ -14,7 +14,8 @@ from torch import Tensor
 
 from reptile_core.evaluation import Estimate, accuracies, classify, estimate, evaluation_tasks
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, inner_loop
-from reptile_core.networks import CrossEntropy, Minibatch, omniglot
+from reptile_core.losses import CrossEntropy, Minibatch
+from reptile_core.networks import omniglot
 from reptile_core.philox import Purpose
 from reptile_core.tasks import Sampling, Tasks, sample_tasks
 from tests import oracles

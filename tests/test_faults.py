@@ -43,15 +43,15 @@ COMMAND = [sys.executable, "reproduce.py", "ablation", "--profile", "smoke", "--
 # number, and once it is asked, how the child ended.
 FORKS = """
 import os, sys, torch
-import reproduce, figures.ablation, figures.style
-from analysis import plan
+import reproduce, figures.ablation, figures.drawing
+from analysis import prepare
 from analysis.experiments import ablation
 from analysis.results.claims import seeds
 from analysis.runs import job
 from reptile_core import datasets
 from tests.in_process import InProcess, glyphs
 torch.set_num_threads(1)
-plan.Workers = InProcess
+prepare.Workers = InProcess
 datasets._glyphs = glyphs
 until, tasks, count = map(int, sys.argv[1].split())
 ablation.SCALES["smoke"] = ablation.Scale(looks=(max(1, until // 2), until), tasks=tasks, seeds=count, queries=1)

@@ -195,26 +195,27 @@ def _omniglot(context):
 
 
 def test_iterations_of_the_users_are_run_and_not_judged(context):
-    asked = replace(context, profile="quick", cells=("omniglot-5way-reptile",), iterations=7)
+    asked = replace(context, profile="quick", options={"cells": ("omniglot-5way-reptile",), "iterations": 7})
     assert few_shot.settings(asked)["benchmarks"]["omniglot-5way"]["scale"]["iterations"] == 7
-    as_in_profile = replace(asked, iterations=SCALES["quick"]["omniglot-5way"].iterations)
+    of_profile = SCALES["quick"]["omniglot-5way"].iterations
+    as_in_profile = replace(asked, options=asked.options | {"iterations": of_profile})
     for chosen, why in ((asked, "other settings"), (as_in_profile, "the quick profile")):
         ((training_,), _) = few_shot.plan(chosen)
-        assert training_.job(0, chosen).run.iterations == chosen.iterations
+        assert training_.job(0, chosen).run.iterations == chosen.options["iterations"]
         assert training_.unjudged(chosen) == "other data"
         assert replace(training_, source=_omniglot(context)).unjudged(chosen) == why
-    paper = replace(asked, profile="paper", iterations=None)
+    paper = replace(asked, profile="paper", options={"cells": ("omniglot-5way-reptile",)})
     ((training_,), _) = few_shot.plan(paper)
     assert replace(training_, source=_omniglot(context)).unjudged(paper) is None
 
 
 def test_a_tail_of_the_users(context):
-    asked = replace(context, profile="quick", cells=("omniglot-5way",), tail_shots=3)
+    asked = replace(context, profile="quick", options={"cells": ("omniglot-5way",), "tail_shots": 3})
     trainings, _ = few_shot.plan(asked)
     tails = {t.method.name: t.job(0, asked).run.sampling.tail_shots for t in trainings}
     assert tails == {"reptile": 0, "fomaml": 3, "maml": 3}
     assert {replace(t, source=_omniglot(context)).unjudged(asked) for t in trainings} == {"other settings"}
-    trainings, others = few_shot.plan(replace(asked, tail_shots=1000))
+    trainings, others = few_shot.plan(replace(asked, options=asked.options | {"tail_shots": 1000}))
     assert [t.method.name for t in trainings] == ["reptile"]
     assert all("expected" in others[f"omniglot-5way-{method}"].reason for method in ("fomaml", "maml"))
 

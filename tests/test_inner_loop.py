@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, Step, gradient, inner_loop
-from reptile_core.networks import CrossEntropy, Minibatch, omniglot
+from reptile_core.losses import CrossEntropy, Minibatch
+from reptile_core.networks import omniglot
 from tests import oracles
 from tests.cases import assert_close, minibatches, normal, pairs
 

@@ -14,7 +14,8 @@ from torch.func import grad, jacrev
 from analysis.theory.inner_products import cosines, example_gram, example_terms, gradient_gram, summarize
 from analysis.theory.losses import tanh_network
 from reptile_core.inner_loop import gradient
-from reptile_core.networks import CrossEntropy, omniglot
+from reptile_core.losses import CrossEntropy
+from reptile_core.networks import omniglot
 from tests.cases import assert_close, generator, minibatch, normal
 
 ROUND_OFF = 1e-12

@@ -10,7 +10,7 @@ import torch
 
 from reptile_core import native
 from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
-from reptile_core.networks import CrossEntropy
+from reptile_core.losses import CrossEntropy
 from reptile_core.tasks import Sampling, training_stream
 from reptile_core.training import Inner, Outer, Run, build_network, start, train
 from tests.cases import assert_close, image_pool, minibatch

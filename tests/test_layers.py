@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacrev, jvp, vmap
 
-from reptile_core.convolutions import Fold, Patches, same_padding, same_size
-from reptile_core.layers import Normalize, convolution_batch_norm, max_pool
+from reptile_core.convolutions import Fold, Patches
+from reptile_core.layers import convolution_batch_norm, max_pool
+from reptile_core.normalization import Normalize
+from reptile_core.sizes import same_padding, same_size
 from tests.cases import EPS32, EPS64, assert_close, normal
 from tests.oracles import naive_patches
 

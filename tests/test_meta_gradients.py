@@ -10,8 +10,9 @@ from torch import Tensor
 
 from reptile_core import native
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, gradient, inner_loop
+from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, total, weighted_sum
-from reptile_core.networks import CrossEntropy, Minibatch, omniglot
+from reptile_core.networks import omniglot
 from reptile_core.points import HELD
 from tests import oracles
 from tests.cases import assert_close, minibatches, normal, pairs

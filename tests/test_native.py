@@ -11,11 +11,14 @@ import pytest
 import torch
 
 from reptile_core import convolutions, layers, native
-from reptile_core.convolutions import Convolution, Correlation, Patches, TransposedConvolution, same_size
+from reptile_core.convolutions import Patches
 from reptile_core.gradients import GradientByHand
 from reptile_core.inner_loop import SGD, Adam, gradient
+from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.meta_gradients import maml
-from reptile_core.networks import CrossEntropy, Minibatch, mini_imagenet, omniglot
+from reptile_core.native.functions import Convolution, Correlation, NormalizeReLU, TransposedConvolution
+from reptile_core.networks import mini_imagenet, omniglot
+from reptile_core.sizes import same_size
 from tests.cases import assert_close, generator, minibatch, minibatches, normal
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
@@ -127,7 +130,7 @@ def _weights(scale):
 
 FUSED = {
     "normalize": (
-        lambda x, scale, shift: layers.NormalizeReLU.apply(x, scale, shift),
+        lambda x, scale, shift: NormalizeReLU.apply(x, scale, shift),
         lambda x, scale, shift: torch.relu(layers._normalize_affine(x, scale, shift)),
     ),
     "product": (

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reptile_core.networks import CrossEntropy, Minibatch, Network, mini_imagenet, mlp, omniglot
+from reptile_core.losses import CrossEntropy, Minibatch
+from reptile_core.networks import Network, mini_imagenet, mlp, omniglot
 from tests import oracles
 from tests.cases import assert_close, minibatch, normal
 

@@ -11,7 +11,8 @@ import torch
 
 from reptile_core import native, points
 from reptile_core.inner_loop import gradient, hessian_product
-from reptile_core.networks import CrossEntropy, mini_imagenet, omniglot
+from reptile_core.losses import CrossEntropy
+from reptile_core.networks import mini_imagenet, omniglot
 from tests.cases import minibatch, normal
 
 pytestmark = pytest.mark.skipif(native.library(torch.float64) is None, reason="no C compiler here")

@@ -10,6 +10,8 @@ import reproduce
 from analysis.experiments import ablation
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.paper import figure_3
+from analysis.plan import begin_manifest
+from analysis.results.manifest import read, work, write
 from tests.in_process import TINY
 from tests.made_up import FIRST_SEED
 
@@ -71,6 +73,51 @@ def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys)
     assert not (tmp_path / "manifest.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("experiments", "option", "value"),
+    [
+        (["sgd"], "--iterations", "3"),
+        (["ablation"], "--iterations", "1000"),
+        (["theory", "sine"], "--cells", "cifar-fs"),
+        (["splits"], "--tail-shots", "2"),
+        (["sine", "sgd"], "--dataset", "glyphs"),
+        (["sgd"], "--split", "authors"),
+    ],
+)
+def test_an_option_that_decides_nothing_is_refused(experiments, option, value, tmp_path, capsys):
+    assert reproduce.main([*experiments, option, value, "--out", str(tmp_path / "x")]) == 2
+    takes = "on images of characters" if option in ("--dataset", "--split") else "that takes it (few_shot)"
+    expected = f"{option}: expected an experiment {takes}, found {', '.join(experiments)}"
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
+
+
+def test_each_experiment_is_given_the_options_that_it_takes(tmp_path):
+    options = ["few_shot", "sgd", "--profile", "smoke", "--dataset", "glyphs", "--iterations", "3"]
+    plan = reproduce.prepare(reproduce.parse([*options, "--out", str(tmp_path)]))
+    few_shot, sgd = (plan.context_of(experiment) for experiment in plan.experiments)
+    assert (few_shot.options, sgd.options) == ({"iterations": 3}, {})
+    assert begin_manifest(plan)["options"]["iterations"] == 3
+
+
+@pytest.mark.parametrize("experiments", [["theory"], ["sine", "sgd"], ["theory", "sine", "sgd"]])
+def test_what_needs_no_omniglot_neither_fetches_nor_loads_it(experiments, tmp_path, monkeypatch):
+    def forbidden(*_, **__):
+        raise AssertionError("expected no use of the network")
+
+    monkeypatch.delenv("REPTILE_DATA", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("socket.socket.connect", forbidden)
+    monkeypatch.setattr("reptile_core.datasets.omniglot.download", forbidden)
+    plan = reproduce.prepare(reproduce.parse([*experiments, "--profile", "smoke", "--out", str(tmp_path / "out")]))
+    theorems = "theory" in experiments  # whose minibatches are then of the stand-in
+    assert (plan.data.name if plan.data else None) == ("glyphs" if theorems else None)
+    record = begin_manifest(plan)
+    assert (record["data"] is None) != theorems
+    write(record, tmp_path / "manifest.json")
+    assert work(read(tmp_path / "manifest.json")) == json.loads(json.dumps(work(record)))
+
+
 def test_an_unknown_experiment_is_named(tmp_path, capsys):
     assert reproduce.main(["nonsense", "--out", str(tmp_path)]) == 2
     assert f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found 'nonsense'" in capsys.readouterr().err
@@ -128,12 +175,12 @@ def test_damaged_run_file_ends_in_one_line_and_is_kept(tiny, tmp_path, capsys):
 def test_an_experiment_may_have_data_of_its_own(tmp_path):
     options = ["ablation", "sine", "--profile", "smoke", "--dataset", "glyphs", "--out", str(tmp_path)]
     plan = reproduce.prepare(reproduce.parse(options))
-    images, waves = (reproduce.data_line(plan, experiment) for experiment in plan.experiments)
+    images, waves = (plan.data_line(experiment) for experiment in plan.experiments)
     assert "NOT OMNIGLOT" in images
     assert waves == f"Data: {EXPERIMENTS['sine'].data} · profile: smoke"
-    both = reproduce.data_line(plan, plan.experiments[0], ("glyphs", "CIFAR-FS"))
+    both = plan.data_line(plan.experiments[0], ("glyphs", "CIFAR-FS"))
     assert both == images.replace(" · profile", "; CIFAR-FS · profile")
-    assert reproduce.data_line(plan, plan.experiments[0], ("CIFAR-FS",)) == "Data: CIFAR-FS · profile: smoke"
+    assert plan.data_line(plan.experiments[0], ("CIFAR-FS",)) == "Data: CIFAR-FS · profile: smoke"
 
 
 def test_seeds_are_added_until_it_is_decided(tiny, tmp_path, monkeypatch, capsys):

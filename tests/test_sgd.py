@@ -13,12 +13,12 @@ from analysis.results.tables import over_seeds
 from analysis.runs.workers import silent
 from figures.sgd import draw
 from figures.style import style
-from reptile_core import networks
+from reptile_core.losses import CrossEntropy
 from tests.made_up import FIRST_SEED
 
 matplotlib.use("Agg")
 
-LOSS = networks.CrossEntropy(sgd.NETWORK, reduction="mean")
+LOSS = CrossEntropy(sgd.NETWORK, reduction="mean")
 SEEDS = FIRST_SEED, FIRST_SEED + 4
 
 

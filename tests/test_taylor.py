@@ -18,7 +18,8 @@ from analysis.theory.taylor import (
     remainder_slope,
     weighted_terms,
 )
-from reptile_core.networks import CrossEntropy, omniglot
+from reptile_core.losses import CrossEntropy
+from reptile_core.networks import omniglot
 from tests.cases import generator, minibatches
 
 ROUND_OFF = 1e-12  # float64, vectors of some ten numbers

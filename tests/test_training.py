@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reptile_core import evaluation
-from reptile_core.networks import CrossEntropy
+from reptile_core.losses import CrossEntropy
 from reptile_core.philox import Purpose
 from reptile_core.tasks import Sampling, sample_tasks
 from reptile_core.training import (

@@ -140,6 +140,11 @@ def test_figure_says_what_the_tables_hold():
     assert "cosine 0.50 at the start, 0.50 at the end" in drawn.get_suptitle()
     assert "explained in 100 %, 100 % of cases" in drawn.get_suptitle()
     assert {text.get_text() for text in drawn.axes[0].texts} == {"25"}
+    legend = drawn.axes[-1].get_legend()
+    dashed = next(line for line in legend.get_lines() if line.get_linestyle() == "--")
+    on, off = dashed._dash_pattern[1][:2]  # points
+    drawn_at = legend.handlelength * legend.get_texts()[0].get_fontsize()
+    assert drawn_at >= 3 * on + 2 * off, "fewer than three dashes look solid around a marker"
     assert any(
         f"a picture of one seed, {FIRST_SEED}, and 1 task" in " ".join(t.get_text().split()) for t in drawn.texts
     )

@@ -17,8 +17,9 @@ from analysis.results.judge import judge
 from analysis.theory.expectations import monte_carlo
 from figures import variance as figure
 from reptile_core.inner_loop import SGD
+from reptile_core.losses import CrossEntropy
 from reptile_core.meta_gradients import last, total
-from reptile_core.networks import CrossEntropy, omniglot
+from reptile_core.networks import omniglot
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
 from tests import oracles
@@ -148,4 +149,6 @@ def test_figure_says_what_the_tables_hold(iterations):
     assert drawn.get_suptitle() == "Noise per unit of AvgGrad, k = 4: FOMAML 2, MAML 4 times Reptile's"
     line = next(line for line in drawn.axes[0].lines if line.get_label() == "Reptile")
     assert line.get_ydata() == pytest.approx([0.5] * 3)
+    title = drawn._suptitle.get_window_extent(drawn.canvas.get_renderer())
+    assert title.x1 <= 0.97 * drawn.bbox.width  # room for larger numbers
     assert len(drawn.axes) == len(iterations)

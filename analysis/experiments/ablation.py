@@ -10,8 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.experiments.shared.curves import Curves, Scale, measure, scale_of
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
+from analysis.experiments.shared.curves import Curves, Scale, measure
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
 from analysis.paper import quotes
 from analysis.paper.figure_3 import ITERATIONS, SETTINGS, configure
 from analysis.results.claims import Claim, Control

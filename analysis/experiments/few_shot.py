@@ -136,14 +136,14 @@ class Training:
         return f"{self.benchmark.name}-{self.method.name}"
 
     def job(self, seed: int, context: Context) -> Job:
-        run = configure(self.benchmark, self.method, self.scale, seed, tail_shots=context.tail_shots)
+        run = configure(self.benchmark, self.method, self.scale, seed, tail_shots=context.options.get("tail_shots"))
         return context.job(run, self.name, self.source)
 
     def unjudged(self, context: Context) -> str | None:
         """Return why its numbers say nothing about the paper's; None if they do."""
         if not self.source.real or self.source.name != self.benchmark.data:
             return "other data"
-        if self.scale != SCALES[context.profile][self.benchmark.name] or context.tail_shots is not None:
+        if self.scale != SCALES[context.profile][self.benchmark.name] or "tail_shots" in context.options:
             return "other settings"
         return None if context.profile == "paper" else f"the {context.profile} profile"
 
@@ -197,12 +197,17 @@ def plan(context: Context) -> tuple[list[Training], dict[str, Unmeasured]]:
     return trainings, others
 
 
+def asked_cells(context: Context) -> tuple[str, ...]:
+    """Return the beginnings of the cells that the user asks for, such as "cifar-fs-reptile"; none for all cells."""
+    return tuple(context.options.get("cells", ()))
+
+
 def _refused(benchmark: Benchmark, method: Method, context: Context) -> str | None:
     """The status of a cell that is not to be measured; None for others."""
     scale = scale_of(benchmark, context)
     if scale is None or method.name not in scale.methods:
         return NOT_IN_PROFILE
-    asked = not context.cells or f"{benchmark.name}-{method.name}".startswith(context.cells)
+    asked = f"{benchmark.name}-{method.name}".startswith(asked_cells(context) or "")
     return None if asked else NOT_ASKED
 
 
@@ -231,8 +236,8 @@ def _possible(benchmark: Benchmark, methods: Sequence[Method], context: Context)
 def scale_of(benchmark: Benchmark, context: Context) -> Scale | None:
     """Return the profile's scale, with the user's number of iterations where there is one; None where the profile
     leaves the benchmark out."""
-    scale = SCALES[context.profile].get(benchmark.name)
-    return scale if scale is None or context.iterations is None else replace(scale, iterations=context.iterations)
+    scale, iterations = SCALES[context.profile].get(benchmark.name), context.options.get("iterations")
+    return scale if scale is None or iterations is None else replace(scale, iterations=iterations)
 
 
 def _pool(benchmark: Benchmark, job: Job) -> ImagePool:
@@ -510,8 +515,8 @@ def settings(context: Context) -> dict[str, Any]:
         "meta_batch": META_BATCH,
         "evaluation_steps": EVALUATION_STEPS,
         "inner": "Adam, beta1 = 0, moments kept from task to task",
-        "cells": context.cells,
-        "tail_shots": context.tail_shots,
+        "cells": asked_cells(context),
+        "tail_shots": context.options.get("tail_shots"),
         "main_data": context.source.name,
         "split": context.source.split,
     }
@@ -528,5 +533,6 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    options=("cells", "iterations", "tail_shots"),
     profiles=("smoke", "paper"),
 )

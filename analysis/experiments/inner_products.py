@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
 from analysis.experiments.shared.points import Point, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
@@ -30,8 +30,8 @@ from analysis.theory.derivatives import Loss, Vector, gradient
 from analysis.theory.expectations import Estimate, expected_inner_gradients
 from analysis.theory.inner_products import Gram, cosines, gradient_gram, summarize
 from analysis.theory.losses import on_minibatch
+from reptile_core.losses import CrossEntropy
 from reptile_core.meta_gradients import last, total
-from reptile_core.networks import CrossEntropy
 from reptile_core.philox import Purpose
 from reptile_core.tasks import Sampling
 from reptile_core.training import build_network
@@ -336,7 +336,7 @@ def same_phi(every: Sequence[Point]) -> dict[Point, Point]:
 
 def run(context: Context) -> Result:
     """Measure points of the variants' runs; take Reptile's steps apart."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     seeds = context.seeds_of(scale.seeds)
     every = points(context, VARIANTS, seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     table, grams = along_training(context, every, scale)
@@ -387,9 +387,8 @@ def steps_of(context: Context, every: Sequence[Point], scale: Scale) -> pd.DataF
 
 def settings(context: Context) -> dict[str, Any]:
     """Return everything that decides the outcome besides data and code."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     return asdict(scale) | {
-        "seeds": len(context.seeds_of(scale.seeds)),
         "schedule": figure_3.ITERATIONS,
         "variants": {variant.name: variant.label for variant in VARIANTS},
         "n_way": figure_3.N_WAY,

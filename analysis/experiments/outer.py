@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.experiments import ablation
-from analysis.experiments.shared.curves import Curves, Scale, measure, scale_of
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
+from analysis.experiments.shared.curves import Curves, Scale, measure
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate

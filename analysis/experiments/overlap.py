@@ -14,8 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.experiments.shared.curves import Curves, Scale, measure, scale_of
-from analysis.experiments.shared.experiment import Context, Experiment, Result
+from analysis.experiments.shared.curves import Curves, Scale, measure
+from analysis.experiments.shared.experiment import Context, Experiment, Result, scale_of
 from analysis.paper import figure_3
 from analysis.paper.figure_3 import BATCH, LEARNING_RATE, N_WAY, OUTER_STEP
 from analysis.results.claims import Claim, Control

@@ -20,3 +20,8 @@ NAMES = (
     "zero_shot",
 )
 EXPERIMENTS: dict[str, Experiment] = {name: import_module(f"analysis.experiments.{name}").EXPERIMENT for name in NAMES}
+
+
+def takers(option: str) -> list[str]:
+    """Return the names of the experiments that take this option, one of `experiment.OPTIONS`."""
+    return [name for name, experiment in EXPERIMENTS.items() if option in experiment.options]

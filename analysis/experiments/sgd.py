@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
 from analysis.paper import quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, SHOWN, rows
@@ -26,7 +26,8 @@ from analysis.results.tables import over_seeds
 from analysis.runs.workers import Progress
 from reptile_core import philox
 from reptile_core.inner_loop import SGD, Loss, Phi, gradient
-from reptile_core.networks import CrossEntropy, Minibatch, mlp
+from reptile_core.losses import CrossEntropy, Minibatch
+from reptile_core.networks import mlp
 from reptile_core.philox import Purpose
 
 NAME = "sgd"
@@ -299,13 +300,12 @@ def report(summary: pd.DataFrame) -> Sequence[str]:
 
 def settings(context: Context) -> dict[str, Any]:
     """Return what decides the outcome, with the user's number of seeds where there is one."""
-    scale = SCALES[context.profile]
-    return asdict(scale) | {"seeds": len(context.seeds_of(scale.seeds))} | SETTINGS
+    return asdict(scale_of(SCALES, context)) | SETTINGS
 
 
 def run(context: Context) -> Result:
     """Train with every size of minibatches, compare the end points."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     work = items(scale, context.seeds_of(scale.seeds))
     parts = context.workers.map(NAME, train_and_measure, work, unit=" runs")
     table = pd.DataFrame([row for part in parts for row in part])

@@ -17,15 +17,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows
 from analysis.results.tables import over_seeds
 from analysis.runs.workers import Progress
 from reptile_core import philox
 from reptile_core.inner_loop import SGD, Loss, Phi, inner_loop
+from reptile_core.losses import Minibatch
 from reptile_core.meta_gradients import weighted_sum
-from reptile_core.networks import Minibatch, Network, mlp
+from reptile_core.networks import Network, mlp
 from reptile_core.philox import Purpose
 from reptile_core.training import Outer
 
@@ -317,13 +318,12 @@ def report(losses: pd.DataFrame) -> Sequence[str]:
 
 def settings(context: Context) -> dict[str, Any]:
     """Return what decides the outcome, with the user's number of seeds where there is one."""
-    scale = SCALES[context.profile]
-    return asdict(scale) | {"seeds": len(context.seeds_of(scale.seeds))} | SETTINGS
+    return asdict(scale_of(SCALES, context)) | SETTINGS
 
 
 def run(context: Context) -> Result:
     """Train all initializations, adapt them to the test tasks."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     work = items(scale, context.seeds_of(scale.seeds))
     found = context.workers.map(NAME, train_and_adapt, work, sizes=[item.size for item in work])
     adapted = dict(zip(work, found, strict=True))

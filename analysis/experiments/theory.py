@@ -433,6 +433,7 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=lambda _: {"checks": len(checks()), "steps_up_to": K_MAX, "dtype": "float64"},
     run=run,
+    fetches=False,  # its theorems hold on any images: the minibatches of three checks may be of the stand-in
 )
 
 

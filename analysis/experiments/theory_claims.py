@@ -66,7 +66,7 @@ CLAIMS = (
         "MAML's gradient is prod_{j<k} (I - alpha L_j''(phi_j)) g_k, exactly",
         Criterion("relative difference", 0.0, 1e-12, ROUND_OFF),
         "Hessians taken at phi_1",
-        r"Section 5.1: $g_{\text{MAML}} = \prod_{j<k} (I - \alpha L_j^{\prime\prime}(\phi_j)) \, g_k$",
+        r"Section 5.1: $g_{\text{MAML}} = \prod_{j<k}$ $(I - \alpha L_j^{\prime\prime}(\phi_j)) \, g_k$",
     ),
     _theorem(
         "taylor-second-order",
@@ -199,6 +199,6 @@ CLAIMS = (
         "theta_AB - theta_BA = alpha^2 (H_B g_A - H_A g_B) + O(alpha^3)",
         Criterion("slope of the remainder less 3", -0.05, 0.05, SLOPE),
         "the opposite sign",
-        beyond(r"$\theta_{AB} - \theta_{BA} = \alpha^2 (H_B g_A - H_A g_B)$ $+ \, O(\alpha^3)$"),
+        beyond(r"$\theta_{AB} - \theta_{BA}$ $= \alpha^2 (H_B g_A - H_A g_B)$ $+ \, O(\alpha^3)$"),
     ),
 )

@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
 from analysis.experiments.shared.points import Point, points
 from analysis.paper import figure_3
 from analysis.paper.quotes import beyond
@@ -181,7 +181,7 @@ def evidence(table: pd.DataFrame, scale: Scale, seeds: Sequence[int]) -> pd.Data
 
 def run(context: Context) -> Result:
     """Measure both ends of the runs of VARIANT, and the map of the first seed."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     seeds = context.seeds_of(scale.seeds)
     chosen = points(context, [VARIANT], seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks)
@@ -201,9 +201,8 @@ def run(context: Context) -> Result:
 
 def settings(context: Context) -> dict[str, Any]:
     """Return everything that decides the outcome besides data and code."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     return asdict(scale) | {
-        "seeds": len(context.seeds_of(scale.seeds)),
         "schedule": figure_3.ITERATIONS,
         "variant": VARIANT.name,
         "learning_rate": figure_3.LEARNING_RATE,

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
 from analysis.experiments.shared.points import Point, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
@@ -30,8 +30,8 @@ from analysis.results.tables import over_seeds
 from analysis.runs.workers import Progress
 from analysis.theory.expectations import monte_carlo
 from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, inner_loop
+from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.meta_gradients import last, maml, total
-from reptile_core.networks import CrossEntropy, Minibatch
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
 
@@ -168,7 +168,7 @@ def evidence(table: pd.DataFrame, scale: Scale, seeds: Sequence[int]) -> pd.Data
 
 def run(context: Context) -> Result:
     """Measure all updates at points of the run of ALONG."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     seeds = context.seeds_of(scale.seeds)
     chosen = points(context, [ALONG], seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks)
@@ -179,9 +179,8 @@ def run(context: Context) -> Result:
 
 def settings(context: Context) -> dict[str, Any]:
     """Return everything that decides the outcome besides data and code."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     return asdict(scale) | {
-        "seeds": len(context.seeds_of(scale.seeds)),
         "schedule": figure_3.ITERATIONS,
         "along": ALONG.name,
         "n_way": figure_3.N_WAY,

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import Context, Experiment, Result
+from analysis.experiments.shared.experiment import Context, Experiment, Result, scale_of
 from analysis.experiments.shared.points import Point, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
@@ -26,8 +26,9 @@ from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
 from analysis.runs.workers import Progress
 from reptile_core import meta_gradients
 from reptile_core.inner_loop import Phi, inner_loop
+from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.meta_gradients import Variant
-from reptile_core.networks import CrossEntropy, Minibatch, Network
+from reptile_core.networks import Network
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Tasks
 from reptile_core.training import Run, build_network
@@ -180,9 +181,8 @@ def evidence(table: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 def settings(context: Context) -> dict[str, Any]:
     """Return everything that decides the outcome besides data and code."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     return asdict(scale) | {
-        "seeds": len(context.seeds_of(scale.seeds)),
         "schedule": figure_3.ITERATIONS,
         "variants": [variant.name for variant in scale.variants],
         "n_way": figure_3.N_WAY,
@@ -192,7 +192,7 @@ def settings(context: Context) -> dict[str, Any]:
 
 def run(context: Context) -> Result:
     """Measure points of figure 3's runs."""
-    scale = SCALES[context.profile]
+    scale = scale_of(SCALES, context)
     seeds = context.seeds_of(scale.seeds)
     every = points(context, scale.variants, seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks, adapted_tasks=scale.adapted_tasks)

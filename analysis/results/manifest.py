@@ -60,14 +60,17 @@ SHAPE: dict[str, Any] = {
         "split?": SPLITS,
     },
     "experiments": {str: {str: object}},
-    "data": {
-        "name": ("omniglot", "glyphs"),
-        "real": bool,
-        "source": str,
-        "content_sha256": str,
-        "characters": int,
-        "drawings": int,
-    },
+    "data": (
+        {
+            "name": ("omniglot", "glyphs"),
+            "real": bool,
+            "source": str,
+            "content_sha256": str,
+            "characters": int,
+            "drawings": int,
+        },
+        None,
+    ),
     "other_data?": {str: str},
     "commit": ({"sha": str, "modified": bool}, None),
     "sources?": str,
@@ -96,12 +99,12 @@ def begin(
     profile: str,
     options: dict[str, Any],
     experiments: dict[str, Any],
-    data: Characters,
+    data: Characters | None,
     device: str,
     workers: int,
 ) -> dict[str, Any]:
     """A manifest as it stands before work: `experiments` holds each one's configuration and seeds, `options` what the
-    user may choose besides."""
+    user may choose besides. data: the images that the script loaded, if it needed any."""
     return {
         "schema": SCHEMA,
         "status": "running",
@@ -110,7 +113,8 @@ def begin(
         "profile": profile,
         "options": options,
         "experiments": experiments,
-        "data": {
+        "data": data
+        and {
             "name": data.name,
             "real": data.real,
             "source": data.source,
@@ -188,7 +192,8 @@ def holder(path: Path) -> str:
 
 def work(manifest: dict[str, Any]) -> dict[str, Any]:
     """The part that must be the same for the work to be the same."""
-    data = {name: manifest["data"][name] for name in ("name", "content_sha256")}
+    images = manifest["data"]
+    data = images and {name: images[name] for name in ("name", "content_sha256")}
     return {name: manifest[name] for name in ("profile", "options", "experiments")} | {"data": data}
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from analysis.theory.derivatives import Loss, Vector, gradient
 from analysis.theory.expectations import Estimate
-from reptile_core.networks import Minibatch, Network
+from reptile_core.losses import Minibatch
+from reptile_core.networks import Network
 
 Gram = Float[Tensor, "n n"]
 Terms = Callable[[Vector], Float[Tensor, " n"]]

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from analysis.theory.derivatives import Loss, Vector
-from reptile_core.networks import CrossEntropy, Minibatch, mlp, omniglot
+from reptile_core.losses import CrossEntropy, Minibatch
+from reptile_core.networks import mlp, omniglot
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling
 

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reptile_core.inner_loop import Phi, State, inner_loop
-from reptile_core.networks import CrossEntropy, Minibatch, Network, omniglot
+from reptile_core.losses import CrossEntropy, Minibatch
+from reptile_core.networks import Network, omniglot
 from reptile_core.tasks import Sampling
 from reptile_core.training import Inner, Run, TrainingState, build_network
 

@@ -43,7 +43,12 @@ def _glyphs() -> Characters:
 
 @overload
 def load(
-    name: OfCharacters = ..., *, data: Path | None = ..., cache: Path | None = ..., quiet: bool = ...
+    name: OfCharacters = ...,
+    *,
+    data: Path | None = ...,
+    cache: Path | None = ...,
+    fetch: bool = ...,
+    quiet: bool = ...,
 ) -> Characters: ...
 
 
@@ -58,16 +63,17 @@ def load(
     *,
     data: Path | None = None,
     cache: Path | None = None,
+    fetch: bool = True,
     quiet: bool = False,
 ) -> Characters | ColourImages:
-    """Images by name: of characters "omniglot", "glyphs", or "auto" for Omniglot if it can be had, else the glyphs; of
-    photographs "cifar_fs" or "mini_imagenet".
+    """Return images by name: of characters "omniglot", "glyphs", or "auto" for Omniglot if it can be had, else the
+    glyphs; of photographs "cifar_fs" or "mini_imagenet".
 
     All but the glyphs are looked for in `data`, `$REPTILE_DATA`, `cache` (by default the user's) and, Omniglot alone,
-    on the network; see `load` of each. That glyphs took Omniglot's place is announced on stderr whatever `quiet` says,
-    which hides only progress. Raises DataError for an unknown name; for `data` or `$REPTILE_DATA` named but not there;
-    for `data` without what is named, or beside "glyphs"; for data that are not what they should be; where what is named
-    is not to be had.
+    on the network, if `fetch` allows it; see `load` of each. That glyphs took Omniglot's place is announced on stderr
+    whatever `quiet` says, which hides only progress. Raises DataError for an unknown name; for `data` or
+    `$REPTILE_DATA` named but not there; for `data` without what is named, or with "glyphs"; for data that are not what
+    they should be; where what is named is not to be had.
     """
     if name not in NAMES:
         raise DataError(f"name: expected one of {', '.join(NAMES)}, found {name!r}")
@@ -78,7 +84,7 @@ def load(
             raise DataError(f"data: expected none with the glyphs, which are generated, found {str(data)!r}")
         return _glyphs()
     try:
-        return omniglot.load(data=data, cache=cache, quiet=quiet)
+        return omniglot.load(data=data, cache=cache, fetch=fetch, quiet=quiet)
     except Unavailable as error:
         if name == "omniglot":
             raise

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from reptile_core.datasets.cache import cache_directory, fingerprint
 from reptile_core.datasets.colour import (
     SPLITS,
     Class,
@@ -24,7 +25,6 @@ from reptile_core.datasets.colour import (
     Images,
     arranged,
     decode,
-    fingerprint,
     mapped,
     recall,
     remember,
@@ -33,7 +33,6 @@ from reptile_core.datasets.common import (
     ColourImages,
     DataError,
     Unavailable,
-    cache_directory,
     faults,
     named_directory,
 )
@@ -209,7 +208,7 @@ def load(
             raise DataError(f"data: expected {WANTED}, in {directory} or its {NAME}/, found neither")
         return _kept(cache, edition)
     with faults(source):
-        key = fingerprint(source, edition, _files(source, edition))
+        key = fingerprint((source.resolve(), edition), _files(source, edition))
     images = recall(cache, NAME, key)
     if images is None:
         images = _read(source, edition, quiet)

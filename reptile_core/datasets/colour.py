@@ -7,8 +7,6 @@ is no format to parse, and processes that map the file share its memory.
 
 import hashlib
 import json
-import os
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,7 +17,8 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from reptile_core.datasets.common import ColourImages, DataError, keep
+from reptile_core.datasets import cache
+from reptile_core.datasets.common import ColourImages, DataError
 
 SPLITS = ("train", "val", "test")  # as the folders and lists of every layout are called
 
@@ -77,53 +76,42 @@ def identity(pixels: UInt8[np.ndarray, "classes images height width 3"], counts:
     return hasher.hexdigest()
 
 
-def fingerprint(root: Path, asked: object, paths: Iterable[str]) -> str:
-    """SHA-256 (hex) of what was asked for and every file's path, size and time of change: no content is read."""
-    states = ((path, os.stat(path)) for path in sorted(paths))
-    lines = [f"{path!r} {state.st_size} {state.st_mtime_ns}" for path, state in states]
-    return hashlib.sha256("\n".join([repr(root.resolve()), repr(asked), *lines]).encode()).hexdigest()
-
-
 # ---- the cache
 
 
-def remember(cache: Path, name: str, found: Decoded, key: str) -> None:
+def remember(folder: Path, name: str, found: Decoded, key: str) -> None:
     """Keep pixels, and that the sources with this fingerprint decode to them."""
-    keep(_pixels(cache, name, found.content), found.pixels.data)
-    record = {"shape": found.pixels.shape, "counts": found.counts, "content": found.content}
-    keep(_record(cache, name, key), json.dumps(record).encode())
+    cache.keep(_pixels(folder, name, found.content), found.pixels.data)
+    cache.note(
+        _record(folder, name, key), {"shape": found.pixels.shape, "counts": found.counts, "content": found.content}
+    )
 
 
-def recall(cache: Path, name: str, key: str) -> Decoded | None:
-    """What sources with this fingerprint decode to, if that is known and the cache has it whole."""
+def recall(folder: Path, name: str, key: str) -> Decoded | None:
+    """Return what sources with this fingerprint decode to, if that is known and the cache has it whole."""
+    record = cache.noted(_record(folder, name, key))
     try:
-        record = json.loads(_record(cache, name, key).read_bytes())
         shape, counts, content = tuple(record["shape"]), tuple(record["counts"]), str(record["content"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (TypeError, KeyError):
         return None  # not a fault: the sources are read again
-    return mapped(cache, name, shape, counts, content)
+    return mapped(folder, name, shape, counts, content)
 
 
-def mapped(cache: Path, name: str, shape: tuple[int, ...], counts: tuple[int, ...], content: str) -> Decoded | None:
-    """The pixels with this content, verified, if the cache has them; a warning if it has something else."""
-    path = _pixels(cache, name, content)
-    try:
+def mapped(folder: Path, name: str, shape: tuple[int, ...], counts: tuple[int, ...], content: str) -> Decoded | None:
+    """Return the pixels with this content, if the cache has them whole."""
+    path = _pixels(folder, name, content)
+
+    def read() -> np.ndarray:
         # Copy on write: torch wants memory that may be written, and the file must stay as it is.
-        pixels = np.asarray(np.memmap(path, np.uint8, "c", shape=shape))
-        if (found := identity(pixels, counts)) == content:
-            return Decoded(pixels, counts, content)
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # whatever a damaged file or record may lead NumPy to
-        found = f"{type(error).__name__}: {error}"
-    expected = f"expected {content}, found {found}"
-    warnings.warn(f"cache: {path} is damaged and will be rebuilt: {expected}", stacklevel=2)
-    return None
+        return np.asarray(np.memmap(path, np.uint8, "c", shape=shape))
+
+    pixels = cache.checked(path, read, lambda pixels: identity(pixels, counts), content)
+    return None if pixels is None else Decoded(pixels, counts, content)
 
 
-def _pixels(cache: Path, name: str, content: str) -> Path:
-    return cache / f"{name}-{content[:12]}.rgb"
+def _pixels(folder: Path, name: str, content: str) -> Path:
+    return folder / f"{name}-{content[:12]}.rgb"
 
 
-def _record(cache: Path, name: str, key: str) -> Path:
-    return cache / f"{name}-{key[:16]}.json"
+def _record(folder: Path, name: str, key: str) -> Path:
+    return folder / f"{name}-{key[:16]}.json"

@@ -1,8 +1,7 @@
-"""What every data set shares: the form it is handed on in, the one error, and how its files are kept."""
+"""What every data set shares: the form it is handed on in, the one error, and how it is found."""
 
 import hashlib
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-
-from reptile_core.files import write_atomically
 
 
 class DataError(ValueError):
@@ -80,26 +77,6 @@ def named_directory(data: Path | None) -> Path | None:
     return directory
 
 
-def cache_directory(cache: Path | None) -> Path:
-    """Where decoded images are kept: by default a directory of the user's."""
-    if cache is None:
-        import pooch  # here, because it takes longer to import than a cache takes to read
-
-        return Path(pooch.os_cache("reptile-verification"))
-    return Path(cache)
-
-
 def digest(images: np.ndarray) -> str:
     """SHA-256 (hex) of an array's bytes in C order."""
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()
-
-
-def keep(path: Path, content: bytes | memoryview) -> None:
-    """Put a file into the cache whole or not at all, also where others do the same; warn if that cannot be.
-
-    The data are at hand without the cache, so a read-only or full disk must not stop the caller.
-    """
-    try:
-        write_atomically(path, content)
-    except OSError as error:
-        warnings.warn(f"cache: cannot write {path}, so the next start will be slow: {error}", stacklevel=2)

@@ -22,12 +22,12 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import UInt8
 
-from reptile_core.datasets.colour import SPLITS, Class, Images, arranged, decode, fingerprint, recall, remember
+from reptile_core.datasets.cache import cache_directory, fingerprint
+from reptile_core.datasets.colour import SPLITS, Class, Images, arranged, decode, recall, remember
 from reptile_core.datasets.common import (
     ColourImages,
     DataError,
     Unavailable,
-    cache_directory,
     faults,
     named_directory,
 )
@@ -194,7 +194,8 @@ def load(
         listings = _listings(root, suffix)
         paths = [path for images in listings.values() for path in images]
         n_images = len(paths) // len(listings)
-        key = fingerprint(root, resampling, [*paths, *(f"{root}/{split}{suffix}" for split in SPLITS)])
+        lists = (f"{root}/{split}{suffix}" for split in SPLITS)
+        key = fingerprint((root.resolve(), resampling), [*paths, *lists])
     found = recall(cache, NAME, key)
     if found is None:
         each = (Class(*of, partial(_read, images, resampling)) for of, images in listings.items())

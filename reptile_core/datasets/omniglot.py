@@ -10,7 +10,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate, product
 from pathlib import Path
@@ -19,14 +19,13 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
+from reptile_core.datasets.cache import cache_directory, checked, fingerprint, keep, note, noted
 from reptile_core.datasets.common import (
     Characters,
     DataError,
     Unavailable,
-    cache_directory,
     digest,
     faults,
-    keep,
     named_directory,
 )
 from reptile_core.datasets.download import download
@@ -180,22 +179,16 @@ def _named(data: Path | None, edition: Edition) -> dict[str, Path]:
 
 
 def _cached(path: Path, edition: Edition) -> Images | None:
-    """The decoded images, if the cache has them whole."""
+    """Return the decoded images, if the cache has them whole."""
     count = int(np.prod(edition.shape))
-    try:
+
+    def read() -> Images:
         with open(path, "rb") as file:
             content = file.read(count // 8 + 2**12)  # the bits, and npy's header
         packed = np.load(io.BytesIO(content), allow_pickle=False)
-        images = np.unpackbits(packed, count=count).reshape(edition.shape)
-        if (found := digest(images)) == edition.decoded:
-            return images
-    except FileNotFoundError:
-        return None
-    except Exception as error:  # whatever a damaged file may lead NumPy to
-        found = f"{type(error).__name__}: {error}"
-    expected = f"expected {edition.decoded}, found {found}"
-    warnings.warn(f"cache: {path} is damaged and will be rebuilt: {expected}", stacklevel=3)
-    return None
+        return np.unpackbits(packed, count=count).reshape(edition.shape)
+
+    return checked(path, read, digest, edition.decoded)
 
 
 def _save(path: Path, images: Images) -> None:
@@ -204,16 +197,13 @@ def _save(path: Path, images: Images) -> None:
     keep(path, buffer.getvalue())
 
 
-def _fingerprint(sources: Mapping[str, Path], edition: Edition) -> str:
-    """SHA-256 of every source file's path, size and time of change: cheap, no content is read."""
-    lines = [repr(edition)]  # a record is of what was asked for, too
+def _paths(sources: Mapping[str, Path], edition: Edition) -> Iterator[str]:
+    """Yield every file that the images are read from, and every folder."""
     for part in edition.parts:
         source = sources[part.name].resolve()
-        states = [(str(source), source.stat())]
+        yield str(source)
         if source.is_dir():
-            states = [(entry.path, entry.stat()) for entry in files(source, limit=part.limit)]
-        lines += sorted(f"{path!r} {state.st_size} {state.st_mtime_ns}" for path, state in states)
-    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+            yield from (entry.path for entry in files(source, limit=part.limit))
 
 
 def _record(cache: Path, sources: Mapping[str, Path]) -> Path:
@@ -222,26 +212,24 @@ def _record(cache: Path, sources: Mapping[str, Path]) -> Path:
     return cache / f"verified-{hashlib.sha256(places.encode()).hexdigest()[:16]}.json"
 
 
-def _recorded(path: Path) -> str | None:
-    try:
-        return json.loads(path.read_bytes())["fingerprint"]
-    except (OSError, ValueError, TypeError, KeyError):
-        return None  # not a fault: the source is verified again
-
-
 # ---- the four places, in order
 
 
 def load(
-    *, data: Path | None = None, cache: Path | None = None, quiet: bool = False, edition: Edition = PUBLISHED
+    *,
+    data: Path | None = None,
+    cache: Path | None = None,
+    fetch: bool = True,
+    quiet: bool = False,
+    edition: Edition = PUBLISHED,
 ) -> Characters:
-    """Omniglot from `data`, else from `$REPTILE_DATA`, else from the user's cache, else from the network.
+    """Load Omniglot from `data`, else from `$REPTILE_DATA`, else from the user's cache, else from the network.
 
-    `data` or `$REPTILE_DATA` is a directory that holds, or whose `omniglot/` holds, each part as a zip or
-    folder. `cache` is a directory of this function's own, by default one of the user's. `quiet` hides
-    progress bars. The images are in order of the published numbers. Raises DataError for a fault of what was
-    found or named, and its kind Unavailable where nothing was. Warns of a cache that is damaged or cannot be
-    written, and does without.
+    `data` or `$REPTILE_DATA` is a directory that holds, or whose `omniglot/` holds, each part as a zip or folder.
+    `cache` is a directory of this function's own, by default one of the user's. `fetch` allows the network. `quiet`
+    hides progress bars. The images are in order of the published numbers. Raises DataError for a fault of what was
+    found or named, and its kind Unavailable where nothing was. Warns of a cache that is damaged or cannot be written,
+    and does without.
     """
     cache = cache_directory(cache)
     decoded = cache / f"omniglot-{SIZE}-{edition.decoded[:12]}.npy"
@@ -251,7 +239,7 @@ def load(
     elif (ready := _cached(decoded, edition)) is not None:
         images, source = ready, str(decoded)
     else:
-        images, source = _from_zips(cache, decoded, edition, quiet)
+        images, source = _from_zips(cache, decoded, edition, fetch=fetch, quiet=quiet)
     return Characters(name="omniglot", images=images, source=source, content=edition.decoded, real=True)
 
 
@@ -261,17 +249,17 @@ def _from_named(
     """From what was named: verified in full, unless just this state of it was before."""
     source = " and ".join(map(str, named.values()))
     with faults(source):
-        record, fingerprint = _record(cache, named), _fingerprint(named, edition)
-    if _recorded(record) == fingerprint and (images := _cached(decoded, edition)) is not None:
+        record, key = _record(cache, named), fingerprint((edition,), _paths(named, edition))
+    if noted(record).get("fingerprint") == key and (images := _cached(decoded, edition)) is not None:
         return images, source
     images = _read(named, edition, quiet)
     _save(decoded, images)
-    keep(record, json.dumps({"fingerprint": fingerprint}).encode())
+    note(record, {"fingerprint": key})
     return images, source
 
 
-def _from_zips(cache: Path, decoded: Path, edition: Edition, quiet: bool) -> tuple[Images, str]:
-    """From zips that were downloaded before, or else now; these are kept once they are verified."""
+def _from_zips(cache: Path, decoded: Path, edition: Edition, *, fetch: bool, quiet: bool) -> tuple[Images, str]:
+    """Read zips that were downloaded before, or else now; these are kept once they are verified."""
     kept = {part.name: cache / f"{part.name}.zip" for part in edition.parts}
     if all(path.is_file() for path in kept.values()):
         try:
@@ -280,6 +268,8 @@ def _from_zips(cache: Path, decoded: Path, edition: Edition, quiet: bool) -> tup
             return images, " and ".join(map(str, kept.values()))
         except DataError as error:
             warnings.warn(f"cache: a downloaded zip is damaged, will be fetched again: {error}", stacklevel=3)
+    if not fetch:
+        raise Unavailable("Omniglot: expected it on this machine, as the network is not to be used, found none")
     fetched = {name: download(f"{URL}{name}.zip", limit=PNGS.zip_bytes, quiet=quiet) for name in kept}
     try:
         images = _read(fetched, edition, quiet)

@@ -20,8 +20,9 @@ from analysis.theory.derivatives import gradient, hessian_at
 from analysis.theory.losses import on_minibatch
 from analysis.theory.taylor import inner_gradient_terms, maml_terms
 from reptile_core.inner_loop import SGD
+from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.meta_gradients import maml
-from reptile_core.networks import CrossEntropy, Minibatch, omniglot
+from reptile_core.networks import omniglot
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool
 from tests.benchmarks import plain

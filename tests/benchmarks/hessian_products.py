@@ -16,7 +16,8 @@ import torch
 
 from analysis.runs.workers import local_executor
 from analysis.theory.derivatives import derivative, gradient, hessian_at, hessian_products
-from reptile_core.networks import CrossEntropy, omniglot
+from reptile_core.losses import CrossEntropy
+from reptile_core.networks import omniglot
 from tests.benchmarks import plain
 from tests.cases import generator, minibatch, normal
 

@@ -6,7 +6,7 @@ In a worker of the script, so that both sides have its allocator's settings.
 from analysis import cost
 from reptile_core import evaluation, training
 from reptile_core.inner_loop import gradient
-from reptile_core.networks import CrossEntropy
+from reptile_core.losses import CrossEntropy
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import Run

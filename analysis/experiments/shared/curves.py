@@ -5,7 +5,7 @@ have different tasks, so that means along a curve are over many.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import nan
 from typing import Any
 
@@ -44,12 +44,6 @@ class Scale:
     @property
     def until(self) -> int:
         return self.looks[-1]
-
-
-def scale_of(scales: Mapping[str, Scale], context: Context) -> Scale:
-    """Return the profile's scale, with the user's number of seeds where there is one."""
-    scale = scales[context.profile]
-    return replace(scale, seeds=len(context.seeds_of(scale.seeds)))
 
 
 @dataclass(frozen=True)

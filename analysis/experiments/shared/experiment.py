@@ -6,7 +6,7 @@ Its namesake in figures/ draws it from the tables and settings alone, so that fi
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
@@ -23,6 +23,8 @@ from reptile_core.training import Run
 # in two, and scales were cut to the time that a default run may take. After one on epoch 2 tasks and seeds went to
 # where claims had stayed undecided, and three experiments changed their treatment. All are judged from epoch 3 on.
 EPOCH = 3
+OPTIONS = ("cells", "iterations", "tail_shots")  # of the command line, for experiments that declare them
+S = TypeVar("S")  # an experiment's own kind of scale
 Measured = tuple[Job, int, Evaluation]  # a run, an iteration of it, and how it is evaluated there
 
 
@@ -31,7 +33,8 @@ class Context:
     """What every experiment is given: scale, data, device, workers, and where runs are kept.
 
     source: the data that the script loads. seeds: how many, where the user says so, else the profile's number. epoch:
-    which seeds, where the user says so, else those of EPOCH. cells, iterations and tail_shots: options of `few_shot`.
+    which seeds, where the user says so, else those of EPOCH. options: what the user gave of the options that this
+    experiment takes, by name.
     """
 
     profile: str
@@ -40,9 +43,7 @@ class Context:
     runs: Path
     seeds: int | None = None
     epoch: int | None = None
-    cells: tuple[str, ...] = ()
-    iterations: int | None = None
-    tail_shots: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
     device: str = "cpu"
     tf32: bool = False
     fresh: bool = False
@@ -112,6 +113,13 @@ class Context:
         return {item: joined([found[chunk.key] for chunk in chunk_list]) for item, chunk_list in parts.items()}
 
 
+def scale_of(scales: Mapping[str, S], context: Context) -> S:
+    """Return the profile's scale, with the user's number of seeds where there is one. A scale is a dataclass with a
+    field `seeds`."""
+    scale: Any = scales[context.profile]
+    return replace(scale, seeds=len(context.seeds_of(scale.seeds)))
+
+
 @dataclass(frozen=True)
 class Result:
     """Tidy tables by name; evidence for the ledger (`evidence.COLUMNS`; the script fills in data, profile, epoch, look
@@ -130,8 +138,9 @@ class Experiment:
 
     shows: what, in a line. takes: how long, by profile. claims: what it judges. settings: everything that decides the
     outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work. data: the words that
-    name the data where they are not the images that the script loads. profiles: where it is run unless it is named;
-    elsewhere it can give no verdict.
+    name its data where it needs none of the images that the script loads. fetches: whether these are fetched over the
+    network for it; False where it takes the stand-in as well. options: the options of the command line that it takes,
+    of OPTIONS. profiles: where it is run unless it is named; elsewhere it can give no verdict.
     """
 
     name: str
@@ -141,4 +150,10 @@ class Experiment:
     settings: Callable[[Context], dict[str, Any]]
     run: Callable[[Context], Result]
     data: str | None = None
+    fetches: bool = True
+    options: tuple[str, ...] = ()
     profiles: tuple[str, ...] = PROFILES
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.options) - set(OPTIONS):
+            raise ValueError(f"options: expected some of {', '.join(OPTIONS)}, found {min(unknown)!r}")

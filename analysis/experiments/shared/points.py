@@ -17,8 +17,8 @@ from analysis.runs.store import state_at
 from analysis.theory.derivatives import Loss
 from analysis.theory.losses import on_minibatch
 from reptile_core.inner_loop import Phi
+from reptile_core.losses import CrossEntropy
 from reptile_core.meta_gradients import Variant
-from reptile_core.networks import CrossEntropy
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import build_network

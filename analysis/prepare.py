@@ -1,0 +1,199 @@
+"""From options to a plan: everything that can be checked is checked before any work."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from analysis import budget
+from analysis.ending import UsageError
+from analysis.experiments.registry import EXPERIMENTS, takers
+from analysis.experiments.shared.experiment import OPTIONS, Context, Experiment
+from analysis.paper.benchmarks import CELLS
+from analysis.plan import NO_IMAGES, Plan, begin_manifest
+from analysis.results import manifest
+from analysis.runs.job import Source
+from analysis.runs.workers import ClusterError, Workers, available_cores
+from reptile_core import datasets
+from reptile_core.datasets.split import SPLITS, Kind
+
+# (lowest, highest): far above any use, far below what would fill a memory.
+LIMITS = {
+    "seeds": (1, 1_000), "epoch": (0, 10**6), "workers": (1, 1_000), "iterations": (1, 10**8), "tail_shots": (1, 1_000),
+}  # fmt: skip
+
+
+def prepare(options: argparse.Namespace) -> Plan:
+    """Check everything that can be checked before work starts, and return the plan. UsageError or ManifestError, one
+    line each."""
+    again = None if options.again is None else manifest.read(options.again)
+    asked = _asked(options, again)
+    _check(options, asked)
+    names = _chosen(asked, everything=options.budget is not None)
+    given = {name: asked[name] for name in OPTIONS if asked[name]}
+    _check_taken(options, given, [EXPERIMENTS[name] for name in names])
+    out = options.out or Path("results") / (f"again-{manifest.digest(again)[:8]}" if again else asked["profile"])
+    _check_writable(out)
+    data = _images(options, asked, [EXPERIMENTS[name] for name in names])
+    cuda = asked["device"].startswith("cuda") or (asked["device"] == "auto" and torch.cuda.is_available())
+    context = Context(
+        profile=asked["profile"],
+        source=_source(data, options.data and options.data.absolute(), asked["split"]),
+        workers=_workers(options, out.absolute(), cuda=cuda),
+        runs=out.absolute() / "runs",
+        seeds=asked["seeds"] if isinstance(asked["seeds"], int) else None,
+        epoch=budget.EPOCH if options.budget is not None and asked["epoch"] is None else asked["epoch"],
+        device="cuda" if cuda else "cpu",
+        tf32=asked["device"] == "cuda-tf32",
+        fresh=options.fresh,
+    )
+    seeds = asked["seeds"] if isinstance(asked["seeds"], dict) else {}
+    if options.budget is not None:
+        seeds = budget.choose(names, options.budget, workers=context.workers.count)
+        names = [name for name in names if name in seeds]
+    chosen = tuple(EXPERIMENTS[name] for name in names)
+    plan = Plan(chosen, out, data, context, given, seeds, until_decided=options.until_decided)
+    return plan if again is None else _rerun(plan, again, options.again)
+
+
+def _chosen(asked: dict[str, Any], *, everything: bool) -> list[str]:
+    """Return the names of the experiments to run: those asked for, or else those of the profile, or all that a budget
+    may choose from."""
+    by_default = [name for name, one in EXPERIMENTS.items() if everything or asked["profile"] in one.profiles]
+    return list(dict.fromkeys(asked["experiments"] or by_default))
+
+
+def _images(
+    options: argparse.Namespace, asked: dict[str, Any], experiments: Sequence[Experiment]
+) -> datasets.Characters | None:
+    """Load the images that tasks are made of; None where no experiment needs any. UsageError if they are not there."""
+    needing = [experiment for experiment in experiments if experiment.data is None]
+    if not needing and (options.again is None or asked["dataset"] is None):
+        return None
+    fetch = asked["dataset"] == "omniglot" or any(experiment.fetches for experiment in needing)
+    try:
+        data = datasets.load(asked["dataset"] or "auto", data=options.data, fetch=fetch, quiet=options.quiet)
+    except datasets.DataError as error:
+        raise UsageError(str(error)) from error
+    if asked["split"] == "authors" and not data.real:
+        raise UsageError(f"--split: expected Omniglot for the authors' split, found {data.name}")
+    return data
+
+
+def _source(data: datasets.Characters | None, directory: Path | None, split: Kind) -> Source:
+    """Return how workers find the images. Where there are none, nothing can be found by it but other data."""
+    if data is None:
+        return Source(NO_IMAGES, directory, content="")
+    return Source(data.name, directory, data.content, data.real, split)
+
+
+def _workers(options: argparse.Namespace, out: Path, *, cuda: bool) -> Workers:
+    """Return processes of this machine, or the workers of a cluster; UsageError if that is not there or not as it must
+    be."""
+    if options.scheduler is None:
+        return Workers(options.workers or (1 if cuda else available_cores()), quiet=options.quiet)
+    if options.workers is not None:
+        raise UsageError("--workers: expected none beside --scheduler, whose workers are taken as they are")
+    try:
+        from analysis.runs.cluster import ClusterWorkers
+    except ImportError as error:
+        raise UsageError(f"--scheduler: expected the package distributed ({error}); pip install distributed") from error
+    try:
+        return ClusterWorkers(options.scheduler, out, quiet=options.quiet)
+    except ClusterError as error:
+        raise UsageError(f"--scheduler: {error}") from error
+
+
+def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what decides the numbers: from the manifest, or else from the options and their defaults."""
+    given = {
+        "profile": options.profile,
+        "experiments": options.experiments or None,
+        "seeds": options.seeds,
+        "epoch": options.epoch,
+        "cells": options.cells,
+        "iterations": options.iterations,
+        "tail_shots": options.tail_shots,
+        "dataset": options.dataset,
+        "device": options.device,
+        "split": options.split,
+    }
+    if again is None:
+        defaults: dict[str, Any] = {"profile": "quick", "dataset": "auto", "split": SPLITS[0], "device": "auto"}
+        defaults |= {"experiments": [], "cells": []}
+        return {name: defaults.get(name) if value is None else value for name, value in given.items()}
+    given |= {"budget": options.budget, "until-decided": options.until_decided or None}
+    for name, value in given.items():
+        if value is not None:
+            raise UsageError(f"--from: expected no {name} with it, since the manifest says which, found {value!r}")
+    return again["options"] | {
+        "profile": again["profile"],
+        "experiments": list(again["experiments"]),
+        "dataset": again["data"] and again["data"]["name"],
+    }
+
+
+def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
+    for name in asked["experiments"]:
+        if name not in EXPERIMENTS:
+            raise UsageError(f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found {name!r}")
+    for name, (least, most) in LIMITS.items():
+        value = options.workers if name == "workers" else asked[name]
+        if isinstance(value, int) and not least <= value <= most:
+            limit = f"at least {least}" if value < least else f"at most {most}"
+            raise UsageError(f"--{name.replace('_', '-')}: expected {limit}, found {value}")
+    if options.budget is not None and options.seeds is not None:
+        raise UsageError(f"--budget: expected no --seeds with it, which it chooses, found {options.seeds}")
+    if options.budget is not None and (options.profile or "quick") != "quick":
+        raise UsageError(f"--budget: expected the quick profile, which it plans for, found {options.profile}")
+    for cell in asked["cells"]:
+        if not cell or not any(name.startswith(cell) for name in CELLS):
+            raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")
+    if asked["device"].startswith("cuda") and not torch.cuda.is_available():
+        raise UsageError(f"--device: expected a CUDA device for {asked['device']}, found none that torch can use")
+
+
+def _check_taken(options: argparse.Namespace, given: dict[str, Any], experiments: Sequence[Experiment]) -> None:
+    """Refuse options that would decide nothing."""
+    found = ", ".join(experiment.name for experiment in experiments)
+    for name in given:
+        if not any(name in experiment.options for experiment in experiments):
+            takes = ", ".join(takers(name))
+            raise UsageError(
+                f"--{name.replace('_', '-')}: expected an experiment that takes it ({takes}), found {found}"
+            )
+    if all(experiment.data is not None for experiment in experiments):
+        for name in ("dataset", "split"):
+            if getattr(options, name) is not None:
+                raise UsageError(f"--{name}: expected an experiment on images of characters, found {found}")
+
+
+def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
+    """Return the plan with what it is compared to; UsageError where it would not be the same work."""
+    now = begin_manifest(plan)
+    work = list(manifest.differences(manifest.work(again), manifest.work(now)))
+    if work:
+        commit = (again["commit"] or {}).get("sha", "unknown")
+        more = f" (and {len(work) - 1} more)" if len(work) > 1 else ""
+        raise UsageError(
+            f"--from {path}: expected the work of today's code (its commit: {commit}), found {work[0]}{more}"
+        )
+    around = manifest.differences(manifest.surroundings(again), manifest.surroundings(now))
+    return replace(plan, again=again, beside=path.parent, differences=tuple(around))
+
+
+def _check_writable(out: Path) -> None:
+    if out == Path():  # what an unset variable of a shell makes of --out "$X"
+        raise UsageError("--out: expected the name of a folder, found none")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".writable-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"--out: expected a folder that can be written, found {str(out)!r} ({reason})") from error

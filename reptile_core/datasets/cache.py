@@ -1,0 +1,78 @@
+"""The cache of decoded images: whole files, verified by content whenever they are read, and records of their sources.
+
+A source that is as it was when it was verified, by the path, size and time of change of every file, is not read again.
+"""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reptile_core.files import write_atomically
+
+
+def cache_directory(cache: Path | None) -> Path:
+    """Return where decoded images are kept: by default a directory of the user's."""
+    if cache is None:
+        import pooch  # here, because it takes longer to import than a cache takes to read
+
+        return Path(pooch.os_cache("reptile-verification"))
+    return Path(cache)
+
+
+def keep(path: Path, content: bytes | memoryview) -> None:
+    """Put a file into the cache whole or not at all, also where others do the same; warn if that cannot be.
+
+    The data are at hand without the cache, so a read-only or full disk must not stop the caller.
+    """
+    try:
+        write_atomically(path, content)
+    except OSError as error:
+        warnings.warn(f"cache: cannot write {path}, so the next start will be slow: {error}", stacklevel=2)
+
+
+def checked(
+    path: Path, read: Callable[[], np.ndarray], identity: Callable[[np.ndarray], str], content: str
+) -> np.ndarray | None:
+    """Return what `read` reads from a file of the cache, if its identity is this content.
+
+    None where there is no file, and, with a warning, where it holds something else.
+    """
+    try:
+        images = read()
+        if (found := identity(images)) == content:
+            return images
+    except FileNotFoundError:
+        return None
+    except Exception as error:  # whatever a damaged file or record may lead NumPy to
+        found = f"{type(error).__name__}: {error}"
+    expected = f"expected {content}, found {found}"
+    warnings.warn(f"cache: {path} is damaged and will be rebuilt: {expected}", stacklevel=3)
+    return None
+
+
+def note(path: Path, record: dict[str, Any]) -> None:
+    """Keep a record."""
+    keep(path, json.dumps(record).encode())
+
+
+def noted(path: Path) -> dict[str, Any]:
+    """Return a record; empty where there is none, which is no fault: the sources are then read again."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def fingerprint(asked: Sequence[object], paths: Iterable[str]) -> str:
+    """Return the SHA-256 (hex) of what was asked for and of every file's path, size and time of change: no content is
+    read. OSError for a file that is not there."""
+    states = ((path, os.stat(path)) for path in sorted(paths))
+    lines = [f"{path!r} {state.st_size} {state.st_mtime_ns}" for path, state in states]
+    return hashlib.sha256("\n".join([*map(repr, asked), *lines]).encode()).hexdigest()
