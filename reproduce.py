@@ -71,13 +71,13 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     """Write the manifest, run the experiments and print what each found, complete the manifest. Return the verdicts on
     the claims of what was run, and the manifest."""
     path, context = plan.out / "manifest.json", plan.context
-    record = begin_manifest(plan)
+    record = begin_manifest(plan, folder.manifest_there(plan.out))
     manifest.write(record, path)
     threading.Thread(target=lambda: list(map(import_module, COME_LAST)), daemon=True).start()
     sources = list(dict.fromkeys(data_line(plan, experiment) for experiment in plan.experiments))
     print("\n".join([*sources, f"{context.workers.count} workers on {context.device} · results in {plan.out}/"]))
     seconds: dict[str, float] = {}
-    tables: dict[str, str] = {}
+    tables: dict[str, dict[str, str]] = {}
     status = "interrupted"
     try:
         for experiment in plan.experiments:
@@ -96,9 +96,9 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     return verdicts, record
 
 
-def run_one(experiment: Experiment, plan: Plan, tables: dict[str, str]) -> float:
-    """Run an experiment, write and draw what it found, judge its claims, and print all that. Add the checksums of its
-    tables to `tables`. Return how many seconds it took."""
+def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]]) -> float:
+    """Run an experiment, write and draw what it found, judge its claims, and print all that. Put the checksums of its
+    tables into `tables`, under its name. Return how many seconds it took."""
     began = time.perf_counter()
     plan.context.diverged.clear()
     result = experiment.run(plan.context_of(experiment))
@@ -106,7 +106,7 @@ def run_one(experiment: Experiment, plan: Plan, tables: dict[str, str]) -> float
     paths = folder.write_tables(plan.out, result.tables)
     if experiment.claims:
         paths += folder.write_evidence(plan.out, experiment.name, evidence(experiment, result, plan, took))
-    tables |= {path.name: checksums.digest(path) for path in paths}
+    tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
     verdicts = folder.judge_all(plan.out, CLAIMS)
     written = [*paths, ledger.write(verdicts, plan.out), *draw(experiment, result, plan)]
     mine = [verdict for verdict in verdicts if verdict.claim in experiment.claims]
@@ -129,7 +129,7 @@ def evidence(experiment: Experiment, result: Result, plan: Plan, seconds: float)
     )
 
 
-def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, str]) -> Plan:
+def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, dict[str, str]]) -> Plan:
     """Rerun experiments with more seeds until every claim of theirs that can be decided here is. Return the plan with
     the numbers of seeds at the end."""
     while more := budget.more_seeds(of_experiments(plan, folder.judge_all(plan.out, CLAIMS)), CLAIMS):
