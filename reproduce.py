@@ -76,13 +76,13 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     """Write the manifest, run the experiments and print what each found, complete the manifest, write the report.
     Return the verdicts on the claims of what was run, and the manifest."""
     path, context = plan.out / "manifest.json", plan.context
-    record = begin_manifest(plan)
+    record = begin_manifest(plan, folder.manifest_there(plan.out))
     manifest.write(record, path)
     threading.Thread(target=lambda: list(map(import_module, COME_LAST)), daemon=True).start()
     sources = list(dict.fromkeys(map(plan.data_line, plan.experiments)))
     print("\n".join([*sources, f"{context.workers.count} workers on {context.device} · results in {plan.out}/"]))
     seconds: dict[str, float] = {}
-    tables: dict[str, str] = {}
+    tables: dict[str, dict[str, str]] = {}
     status = "interrupted"
     try:
         for experiment in plan.experiments:
@@ -101,14 +101,14 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     return verdicts, record
 
 
-def run_one(experiment: Experiment, plan: Plan, tables: dict[str, str]) -> float:
-    """Run an experiment, write what it found, judge its claims, draw it, and print all that. Add the checksums of its
-    tables to `tables`. Return how many seconds it took."""
+def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]]) -> float:
+    """Run an experiment, write what it found, judge its claims, draw it, and print all that. Put the checksums of its
+    tables into `tables`, under its name. Return how many seconds it took."""
     began = time.perf_counter()
     plan.context.diverged.clear()
     result = experiment.run(plan.context_of(experiment))
     paths = write(experiment, result, plan, time.perf_counter() - began)
-    tables |= {path.name: checksums.digest(path) for path in paths}
+    tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
     verdicts = folder.judge_all(plan.out, CLAIMS)
     written = [*paths, ledger.write(verdicts, plan.out), *draw(experiment, result, plan)]
     mine = [verdict for verdict in verdicts if verdict.claim in experiment.claims]
@@ -147,7 +147,7 @@ def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
     )
 
 
-def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, str]) -> Plan:
+def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, dict[str, str]]) -> Plan:
     """Rerun experiments with more seeds until every claim of theirs that can be decided here is. Return the plan with
     the numbers of seeds at the end."""
     while more := budget.more_seeds(plan.verdicts(folder.judge_all(plan.out, CLAIMS)), CLAIMS):

@@ -72,8 +72,8 @@ class Plan:
         return f"{what}, {characters:,} characters × {drawings} drawings{split}"
 
 
-def begin_manifest(plan: Plan) -> dict[str, Any]:
-    """Return the manifest of a plan before work."""
+def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return the manifest of a plan before work. before: that of its folder, as an earlier command left it."""
     context = plan.context
     settings = {experiment.name: experiment.settings(plan.context_of(experiment)) for experiment in plan.experiments}
     return manifest.begin(
@@ -92,4 +92,5 @@ def begin_manifest(plan: Plan) -> dict[str, Any]:
         data=plan.data,
         device=context.device,
         workers=context.workers.count,
+        before=before,
     )

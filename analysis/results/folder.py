@@ -79,6 +79,19 @@ def judge_all(folder: Path, claims: Mapping[str, Sequence[Claim]]) -> list[Verdi
     return judge([claim for group in claims.values() for claim in group], every)
 
 
+def manifest_there(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest that an earlier command left in the folder; None for none, or for one that cannot be read,
+    with a warning."""
+    path = folder / "manifest.json"
+    if not path.exists():
+        return None
+    try:
+        return manifest.read(path)
+    except manifest.ManifestError as error:
+        warnings.warn(f"{error}; what it told of earlier experiments is left out of the new one", stacklevel=2)
+        return None
+
+
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep others from writing to the output folder meanwhile; InUse if somebody does. What killed writers left there

@@ -1,6 +1,8 @@
 """The manifest: everything that decided the numbers, written before work starts and completed after it.
 
-It is enough to do the same again: `read` checks it strictly, and `differences` says what is no longer as it was.
+It is enough to do the same again: `read` checks it strictly, and `differences` says what is no longer as it was. It
+tells of the last command that wrote into its folder and, under "earlier", of the experiments that other commands wrote
+there, each with its own command, commit, sources, machine and tables.
 """
 
 import hashlib
@@ -10,7 +12,7 @@ import platform
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -18,7 +20,10 @@ from typing import Any
 
 import torch
 
+from analysis.results import shape
 from analysis.results.claims import PROFILES
+from analysis.results.shape import short
+from analysis.runs.arithmetic import arithmetic, kind, processor
 from analysis.runs.job import DEVICES
 from reptile_core import native
 from reptile_core.datasets import Characters
@@ -32,7 +37,7 @@ SOURCES = ("analysis", "figures", "reproduce.py", "reptile_core")
 ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")  # as a hook sets them, of its repository
 SCHEMA = 1  # raised whenever a key that must be there is added, one is removed, or one changes its meaning
 MOST_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
-INDIFFERENT = ("workers", "process", "cores")  # of the machine: they change no bit
+DECISIVE = ("device", "native", "arithmetic")  # of the machine: what else it holds changes no bit
 
 OPTION_DEFAULTS = {
     "split": SPLITS[0],
@@ -41,9 +46,9 @@ OPTION_DEFAULTS = {
     "epoch": 0,
 }  # options before they could be chosen
 
-# What a manifest holds: types, a tuple of what may stand there, {str: …} for any keys, [...] for any number of entries,
-# and "name?" for what may be missing.
-SHAPE: dict[str, Any] = {
+# What a manifest holds of one command, in the terms of `shape`. arithmetic: as `arithmetic` gives it, and its kind.
+# tables_of: names of the tables that each experiment wrote.
+COMMAND: dict[str, Any] = {
     "schema": (SCHEMA,),
     "status": ("running", "interrupted", "finished"),
     "started": str,
@@ -81,12 +86,16 @@ SHAPE: dict[str, Any] = {
         "cores": int,
         "device": str,
         "workers": int,
-        "process": int,
-        "native": bool,
+        "process?": int,
+        "native?": bool,
+        "kind?": str,
+        "arithmetic?": {str: (str, None)},
     },
     "wall_seconds?": {str: (float, int)},
     "tables?": {str: str},
+    "tables_of?": {str: [str]},
 }
+SHAPE = COMMAND | {"earlier?": {str: COMMAND}}  # by experiment
 
 
 class ManifestError(ValueError):
@@ -102,9 +111,13 @@ def begin(
     data: Characters | None,
     device: str,
     workers: int,
+    before: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """A manifest as it stands before work: `experiments` holds each one's configuration and seeds, `options` what the
-    user may choose besides. data: the images that the script loaded, if it needed any."""
+    """Return a manifest as it stands before work.
+
+    experiments: each one's configuration and seeds. options: what the user may choose besides. data: the images that
+    the script loaded, if it needed any. before: the manifest of the folder as the last command left it.
+    """
     return {
         "schema": SCHEMA,
         "status": "running",
@@ -133,7 +146,10 @@ def begin(
             "workers": workers,
             "process": os.getpid(),
             "native": native.library() is not None,
+            "kind": kind(device),
+            "arithmetic": arithmetic(device),
         },
+        "earlier": {} if before is None else by_experiment(before),
     }
 
 
@@ -142,13 +158,25 @@ def complete(
     *,
     status: str,
     wall_seconds: dict[str, float],
-    tables: dict[str, str],
+    tables: dict[str, dict[str, str]],
     other_data: dict[str, str],
 ) -> dict[str, Any]:
-    """The same manifest after work: how it ended, what each experiment took in this invocation, the digests of its
-    tables (`checksums.digest`), and the content of data other than the script's own, by name."""
-    ended = {"status": status, "finished": _now(), "wall_seconds": wall_seconds, "tables": tables}
-    return manifest | ended | {"other_data": other_data}
+    """Return the same manifest after work.
+
+    status: how it ended. wall_seconds: of each experiment that came to its end in this invocation. tables: the digests
+    (`checksums.digest`) of each experiment's tables, by name. other_data: the content of data other than the script's
+    own, by name. What earlier commands wrote is dropped where an experiment has written it again.
+    """
+    earlier = {name: record for name, record in manifest["earlier"].items() if name not in wall_seconds}
+    return manifest | {
+        "status": status,
+        "finished": _now(),
+        "wall_seconds": wall_seconds,
+        "tables": {name: digest for group in tables.values() for name, digest in group.items()},
+        "tables_of": {name: list(group) for name, group in tables.items()},
+        "other_data": other_data,
+        "earlier": earlier,
+    }
 
 
 def write(manifest: dict[str, Any], path: Path) -> None:
@@ -156,7 +184,7 @@ def write(manifest: dict[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote; ManifestError where it is anything else, be it in one key."""
+    """Return what `write` wrote, now or before; ManifestError where it is anything else, be it in one key."""
     try:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -169,11 +197,68 @@ def read(path: Path) -> dict[str, Any]:
         if isinstance(error, ManifestError):
             raise
         raise ManifestError(f"{path}: expected a manifest in JSON, found something else ({error})") from error
-    fault = _fault(manifest, SHAPE, "")
+    manifest = _with_options(manifest)
+    fault = shape.fault(manifest, SHAPE)
     if fault is not None:
         raise ManifestError(f"{path}: {fault}")
-    manifest["options"] = OPTION_DEFAULTS | manifest["options"]
+    for record in (manifest, *manifest.get("earlier", {}).values()):
+        record["options"] = OPTION_DEFAULTS | record["options"]
     return manifest
+
+
+def _with_options(manifest: Any) -> Any:
+    """Return a manifest of before it had a schema and options with those that it was made with."""
+    if not isinstance(manifest, dict) or "schema" in manifest or "options" in manifest:
+        return manifest
+    experiments = manifest.get("experiments")
+    settings = next(iter(experiments.values()), None) if isinstance(experiments, dict) else None
+    seeds = settings.get("seeds") if isinstance(settings, dict) else None
+    return {"schema": SCHEMA, "options": {"seeds": seeds, "cells": [], "device": "cpu"}} | manifest
+
+
+def by_experiment(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the record of the command that wrote each experiment of the folder, with nothing else in it."""
+    ended = manifest.get("wall_seconds", {})
+    return manifest.get("earlier", {}) | {name: part_of(manifest, [name]) for name in ended}
+
+
+def commands(manifest: dict[str, Any], names: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """Return a record for each command that a manifest tells of, the last one last, with the experiments that it is
+    the last to have been asked for. names: of experiments, for those alone; ManifestError for one that is not there."""
+    chosen, last = set(names), set(manifest["experiments"])
+    every = {name: record for name, record in manifest.get("earlier", {}).items() if name not in last}
+    known = [*every, *manifest["experiments"]]
+    if odd := sorted(chosen - set(known)):
+        raise ManifestError(f"expected an experiment of the manifest ({', '.join(known)}), found {odd[0]!r}")
+    chosen = chosen or set(known)
+    found = [record for name, record in every.items() if name in chosen]
+    return found + ([part_of(manifest, chosen)] if chosen & last else [])
+
+
+def part_of(manifest: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return what a manifest's last command did, as to some of its experiments alone."""
+    kept = [name for name in manifest["experiments"] if name in set(names)]
+
+    def only(found: dict[str, Any]) -> dict[str, Any]:
+        return {name: found[name] for name in kept if name in found}
+
+    part = {name: value for name, value in manifest.items() if name != "earlier"}
+    part["experiments"] = only(manifest["experiments"])
+    seeds = manifest["options"].get("seeds")
+    part["options"] = manifest["options"] | {"seeds": only(seeds) if isinstance(seeds, dict) else seeds}
+    for name in ("wall_seconds", "tables_of"):
+        if name in manifest:
+            part[name] = only(manifest[name])
+    if "tables" in manifest:
+        part["tables"] = {name: digest for name, digest in manifest["tables"].items() if _is_of(name, kept, manifest)}
+    return part
+
+
+def _is_of(table: str, experiments: list[str], manifest: dict[str, Any]) -> bool:
+    """Return whether one of these experiments wrote a table: by its name, where an old manifest does not say."""
+    if "tables_of" in manifest:
+        return any(table in manifest["tables_of"].get(name, ()) for name in experiments)
+    return experiments == list(manifest["experiments"]) or table.startswith(tuple(experiments))
 
 
 def digest(manifest: dict[str, Any]) -> str:
@@ -198,8 +283,8 @@ def work(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def surroundings(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The part on which bits may depend, though the work is the same."""
-    machine = {name: value for name, value in manifest["machine"].items() if name not in INDIFFERENT}
+    """Return the part on which bits may depend, though the work is the same."""
+    machine = {name: value for name, value in manifest["machine"].items() if name in DECISIVE}
     code = {name: manifest[name] for name in ("commit", "sources") if name in manifest}
     return code | {"versions": manifest["versions"], "machine": machine}
 
@@ -215,48 +300,7 @@ def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
             else:
                 yield f"{there}: {'only then' if name in then else 'only now'}"
     elif then != now:
-        yield f"{path}: {_short(then)} then, {_short(now)} now"
-
-
-def _fault(value: Any, shape: Any, path: str) -> str | None:
-    """The first place where a value is not of this shape, in words."""
-    where = path or "the whole"
-    if isinstance(shape, tuple):
-        if any(_fault(value, one, path) is None for one in shape):
-            return None
-        return f"{where}: expected {' or '.join(map(_words, shape))}, found {_short(value)}"
-    if isinstance(shape, type):
-        right = isinstance(value, shape) and not (isinstance(value, bool) and shape in (int, float))
-        return None if right else f"{where}: expected {_words(shape)}, found {_short(value)}"
-    if type(value) is not type(shape) or (not isinstance(shape, list | dict) and value != shape):
-        return f"{where}: expected {_words(shape)}, found {_short(value)}"
-    if isinstance(shape, list):
-        parts = [(f"{path}[{i}]", entry, shape[0]) for i, entry in enumerate(value)]
-    elif not isinstance(shape, dict):
-        return None
-    elif str in shape:
-        parts = [(f"{path}.{name}", entry, shape[str]) for name, entry in value.items()]
-    else:
-        known = {name.removesuffix("?"): entry for name, entry in shape.items()}
-        missing = [name for name in shape if not name.endswith("?") and name not in value]
-        strange = [name for name in value if name not in known]
-        if missing or strange:
-            found = f"none of the name {missing[0]!r}" if missing else f"the unknown {_short(strange[0])}"
-            return f"{where}: expected the entries of a manifest of schema {SCHEMA}, found {found}"
-        parts = [(f"{path}.{name}".lstrip("."), entry, known[name]) for name, entry in value.items()]
-    return next((fault for name, entry, one in parts if (fault := _fault(entry, one, name)) is not None), None)
-
-
-def _words(shape: Any) -> str:
-    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", object: "anything"}
-    if isinstance(shape, type):
-        return names[shape]
-    return "a list" if isinstance(shape, list) else "an object" if isinstance(shape, dict) else json.dumps(shape)
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
+        yield f"{path}: {short(then)} then, {short(now)} now"
 
 
 def _now() -> str:
@@ -294,11 +338,3 @@ def _is_ours(root: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return project == PROJECT and (root / "reproduce.py").is_file()
-
-
-def processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown"

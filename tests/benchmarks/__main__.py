@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from analysis.results.manifest import processor
+from analysis.runs.arithmetic import processor
 from analysis.runs.workers import available_cores, local_executor
 from tests.benchmarks import derivatives, growth, one_thread, start_up, throughput
 from tests.benchmarks.measuring import HEADER
