@@ -24,7 +24,6 @@ from analysis.theory.own_model.loops import (
     adapted_loss,
     by_products,
     forward,
-    gradients_met,
     reverse,
     through_the_loop,
 )
@@ -119,29 +118,31 @@ class Probe:
     g_bar: Float[Tensor, "m P"]
 
     def gradients(self) -> list[Agreement]:
-        """Holds the gradient of each minibatch at phi."""
-        at = self.setting
-        found = [self._gradient(loss, at.phi, g) for loss, g in zip(at.pool, self.g_bar, strict=True)]
+        """Hold the gradient of each minibatch at phi."""
+        at, found = self.setting, [*self._of_slopes]
         if isinstance(at.pool[0].function, ModuleFunction):
             own = attempt(at.pool[0].gradient_of_the_module_itself)
             if own is not None:
                 found.append(compare_rules("the module itself", self.g_bar[0], own, decides=True))
         return found
 
-    def gradients_met(self) -> list[Agreement]:
-        """Holds g_1 … g_k, where SGD meets them."""
+    def gradients_met(self, met: Float[Tensor, "k P"]) -> list[Agreement]:
+        """Hold g_1 … g_k, where SGD meets them: g_1 is met at phi."""
         at = self.setting
-        points, met = gradients_met(at.steps, at.phi, at.alpha)
-        return [self._gradient(*step) for step in zip(at.steps, points, met, strict=False)]
+        points = at.phi - at.alpha * met.cumsum(0)
+        return [self._of_slopes[0], *map(self._gradient, at.steps[1:], points, met[1:])]
 
     def maml(self, found: Vector) -> list[Agreement]:
         """Holds MAML's gradient."""
         at = self.setting
         value = adapted_loss(at.steps, at.alpha)
         by_loop = attempt(lambda: through_the_loop(at.steps, at.phi, at.alpha)[-1])
+        size = float(self.g_bar[at.k - 1].norm())  # where products cancel most of g_k, round-off of it is left
         agreements = [self._scalar("differences of the adapted loss", value, at.phi, found)]
         if by_loop is not None:
-            agreements.append(compare_rules("a backward pass through the loop", found, by_loop, decides=True))
+            agreements.append(
+                compare_rules("a backward pass through the loop", found, by_loop, decides=True, size=size)
+            )
         return agreements
 
     def products(self, way: Way, products: Sequence[Vector]) -> list[Agreement]:
@@ -155,6 +156,12 @@ class Probe:
             if (again := attempt(partial(other, loss, at.phi, v))) is not None:
                 found.append(compare_rules(CHANNELS[other], product, again, decides=False))
         return found
+
+    @cached_property
+    def _of_slopes(self) -> list[Agreement]:
+        return [
+            self._gradient(loss, self.setting.phi, g) for loss, g in zip(self.setting.pool, self.g_bar, strict=True)
+        ]
 
     @cached_property
     def pairings(self) -> list[Vector]:
@@ -179,7 +186,9 @@ class Probe:
         loop = cache(lambda t: whole(at.steps, at.phi, t))
         size = float(self.g_bar[: max(at.k - 1, 1)].sum(0).norm())
         unit = self._length / size if size else 1.0
-        return [Differences(partial(_row, loop, row), start, unit, at.order) for row, start in enumerate(loop(0.0))]
+        rows = [lambda t: self.g_bar[0], *(partial(_row, loop, row) for row in range(1, at.k + 1))]  # g_1 is constant
+        starts = [*self.g_bar[: at.k], self.g_bar[at.k - 1]]
+        return [Differences(row, unit, start.dtype, at.order, start) for row, start in zip(rows, starts, strict=True)]
 
     @cached_property
     def _length(self) -> float:
@@ -203,14 +212,15 @@ class Probe:
 
     def _scalar(self, channel: str, value: Callable[[Vector], Tensor], point: Vector, g: Vector) -> Agreement:
         d = self._direction
-        quotients = Differences(lambda t: value(point + t * d), value(point), self._length)
+        quotients = Differences(lambda t: value(point + t * d), self._length, point.dtype)
         agreement = compare(channel, g @ d, quotients, size=float(g.norm()) / len(g) ** 0.5)
         stopped = self.setting.stops and agreement.verdict == DIFFERS
         return replace(agreement, verdict=STOPPED) if stopped else agreement
 
     def _moved(self, loss: OwnLoss, g: Vector, v: Vector) -> Differences:
         size, phi = float(v.norm()), self.setting.phi
-        return Differences(lambda t: gradient(loss, phi + t * v), g, self._length / size if size else 1.0)
+        unit = self._length / size if size else 1.0
+        return Differences(lambda t: gradient(loss, phi + t * v), unit, g.dtype, at_zero=g)
 
 
 def attempt(call: Callable[[], Tensor]) -> Tensor | None:

@@ -27,7 +27,7 @@ def judge(
     distrust = []
     if DIFFERS in verdicts:
         distrust.append(_of_differences(setting, certificate))
-    if _of(certificate, "g_bar", "exact", verdict=KINK) and _is_at_a_kink(setting):
+    if _jumps_here(setting, certificate):
         distrust.append(_of_kinks(setting))
     if STOPPED in verdicts or (setting.stops and not certificate):
         distrust.append(_of_stops(setting))
@@ -93,9 +93,15 @@ def _of(certificate: Certificate, *quantities: str, verdict: str) -> list[Key]:
     return [key for key in certificate if key[0] in quantities and certificate.verdict(key) == verdict]
 
 
-def _is_at_a_kink(setting: Setting) -> bool:
-    """Whether a kink is at phi itself. In float32 the shortest step is long enough for one that is only near: there
-    some number must be 0 where a function has a kink at 0."""
+def _jumps_here(setting: Setting, certificate: Certificate) -> bool:
+    """Tell whether the slope of a loss jumps at the point itself.
+
+    In float32 the shortest step also reaches kinks that are only near. There some number must be 0 where a function has
+    a kink at 0.
+    """
+    held = (a for key in _of(certificate, "g_bar", "exact", verdict=KINK) for a in certificate[key] if a.decides)
+    if not any(a.here for a in held):
+        return False
     if setting.phi.dtype == torch.float64:
         return True
     return any(at_zero(heard(setting.model, loss, setting.phi)) for loss in setting.pool)

@@ -15,7 +15,7 @@ from analysis.theory.derivatives import Loss, Vector, gradient
 from analysis.theory.own_model.keeping import Keeper
 from analysis.theory.own_model.loops import Way, forward, reverse
 from analysis.theory.own_model.losses import ModuleFunction, OwnLoss, flatten
-from analysis.theory.own_model.quotients import DIFFERS, KINK, Differences, compare
+from analysis.theory.own_model.quotients import DIFFERS, Differences, compare
 from analysis.theory.own_model.trees import leaves, map_leaves
 from analysis.theory.own_model.watching import Call, Watcher, layer_names, named
 from analysis.theory.written_out import right_derivatives
@@ -154,14 +154,13 @@ def _fault(f: Loss, x: Vector, step: Vector, order: int) -> str:
     d = step / size
     try:
         with torch.no_grad():
-            start = f(x)
-            slope = Differences(lambda t: f(x + t * d), start, length)
+            slope = Differences(lambda t: f(x + t * d), length, x.dtype, at_zero=f(x))
             slope.sharpest  # noqa: B018, so that it is taken without a graph
         g = gradient(f, x)
     except RuntimeError:  # no function of tensors alone, or the results depend on nothing here
         return ""
     first = compare("", g @ d, slope, size=float(g.norm()) / len(g) ** 0.5)
-    if first.verdict in (DIFFERS, KINK):
+    if first.verdict == DIFFERS or first.here:
         return f"its {ORDERS[0]} differs" if first.verdict == DIFFERS else KINK_HERE
     faults = (_of_order(n, f, x, [d] * (n - 1), length) for n in range(2, order + 1))
     return next((fault for fault in faults if fault), "")
@@ -171,7 +170,7 @@ def _of_order(n: int, f: Loss, x: Vector, directions: Sequence[Vector], length: 
     lower = partial(gradient, f) if n == 2 else _second(f, x, directions[0])
     if lower is None:
         return ""
-    quotients = Differences(lambda t: lower(x + t * directions[-1]), lower(x), length)
+    quotients = Differences(lambda t: lower(x + t * directions[-1]), length, x.dtype)
     faults = []
     for way, mode in ((forward, "forward"), (reverse, "reverse")):
         try:

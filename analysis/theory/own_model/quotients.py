@@ -4,6 +4,9 @@ Central differences at h and h / 2 err by a constant times h^2. Richardson's ext
 its difference from the one at h / 2 bounds what is left: by far where f is smooth, just where its second derivative
 jumps. Round-off adds some eps |f| / h^n, taken a hundredfold, as for the remainders of a series. A kink within the step
 shows in what the even part of f does: see `_jump`.
+
+The bound is an estimate, and several kinks within a step can make it too small. So one step never condemns a
+derivative: another step, a quarter or four times as long, must show the same error and the same quotient.
 """
 
 from collections.abc import Callable
@@ -16,7 +19,9 @@ from torch import Tensor
 
 HOLDS, STOPPED, UNDECIDED, KINK, DIFFERS = "holds", "stopped gradient", "undecided", "kink", "differs"
 VERDICTS = HOLDS, STOPPED, UNDECIDED, KINK, DIFFERS  # from good to bad
-SHRINKING = 1, 8, 64, 512  # of the step
+HALVINGS = range(10)  # of the first step
+STRIDE = 3  # halvings between the steps that are tried in search of a sharp one
+CLEAR = 2  # how far above what is explained an error must be to count
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,7 @@ class Agreement:
     """How far two channels are apart, relative to the larger of them, what of that is explained, and the verdict.
 
     decides: whether the verdict is that of the quantity. A second rule is heard, but differences decide.
+    here: of a kink, whether it is at the point itself, as far as the shortest step can tell.
     """
 
     channel: str
@@ -31,16 +37,16 @@ class Agreement:
     explained: float
     verdict: str
     decides: bool = True
+    here: bool = False
 
 
 @dataclass(frozen=True)
 class Quotient:
     """The coefficients f'(0), f''(0) / 2, … by differences at one step, and of each how far step and round-off may move
-    it (explained), and what a kink within the step may put in its place (jumps)."""
+    it (explained)."""
 
     values: list[Tensor]
     explained: list[float]
-    jumps: list[float]
     bends: Tensor  # odd(h) - odd(h / 2), as h^2 at a smooth point and as h where the second derivative jumps
 
 
@@ -48,114 +54,159 @@ class Differences:
     """A function of t with its coefficients at 0 by differences, at steps that are taken as they are needed.
 
     unit: the length along which f may change by its own size.
+    at_zero: f(0), if it is known; else it is taken when a second-order coefficient or a kink asks for it.
 
     The first step is about where truncation and round-off are alike, eps^(1/4) for first order, eps^(1/5) for second.
     """
 
-    def __init__(self, f: Callable[[float], Tensor], at_zero: Tensor, unit: float, order: int = 1):
-        self.f, self.at_zero, self.unit, self.order = f, at_zero, unit, order
-        self._eps = torch.finfo(at_zero.dtype).eps
-        self._taken: list[Quotient] = []
+    def __init__(
+        self,
+        f: Callable[[float], Tensor],
+        unit: float,
+        dtype: torch.dtype,
+        order: int = 1,
+        at_zero: Tensor | None = None,
+    ):
+        self.f, self.unit, self.order = f, unit, order
+        self._eps = torch.finfo(dtype).eps
+        self._values: dict[float, Tensor] = {} if at_zero is None else {0.0: at_zero}
+        self._taken: dict[int, Quotient] = {}
 
     def at(self, i: int) -> Quotient:
-        """The quotients at the first step over SHRINKING[i]."""
-        while len(self._taken) <= i:
-            first = self.unit * self._eps ** (1 / (3 + self.order))
-            self._taken.append(self._at_step(first / SHRINKING[len(self._taken)]))
+        """Return the quotients at the first step, halved i times."""
+        if i not in self._taken:
+            self._taken[i] = self._at_step(self._step(i))
         return self._taken[i]
 
     @cached_property
     def sharpest(self) -> list[int]:
         """The step of each coefficient at which least is explained, among those up to the first that is sharp."""
         sharp = (30 if self.order == 1 else 300) * self._eps**0.5
-        for i in range(len(SHRINKING)):
+        for i in HALVINGS[::STRIDE]:
             size = float(self.at(i).values[0].norm())
             if self.at(i).explained[0] <= sharp * max(size, 1e-2 * self.natural(1)):
                 break
-        taken = range(i + 1)
+        taken = HALVINGS[: i + 1 : STRIDE]
         return [min(taken, key=lambda i: _finite(self.at(i).explained[n])) for n in range(self.order)]
 
     def natural(self, n: int) -> float:
-        """The size of a coefficient where f changes by its own size along the unit: round-off is far below."""
-        return float(self.at_zero.norm()) / self.unit**n
+        """Return the size of a coefficient where f changes by its own size along the unit, far above round-off."""
+        return self._size(self._step(0)) / self.unit**n
 
     def value(self, n: int) -> Tensor:
-        """The coefficient of order n, at its sharpest."""
+        """Return the coefficient of order n, at its sharpest."""
         return self.at(self.sharpest[n - 1]).values[n - 1]
 
     def jump(self, n: int, i: int) -> float:
-        """What kinks may put in place of a coefficient at a step.
+        """Return what kinks may put in place of a coefficient at a step.
 
         In second order that is also a jump of the second derivative, which bends the odd part: by a h + b h^2, of which
         two steps tell a h.
         """
-        jump, last = self.at(i).jumps[n - 1], i + 1 == len(SHRINKING)
-        if n == 1 or last:
+        step = self._step(i)
+        even = [self._even(h) for h in (step, step / 2)]
+        jump = _jump(*even, step, n)
+        if n == 1 or i == HALVINGS[-1]:
             return jump
-        ratio = SHRINKING[i + 1] / SHRINKING[i]
-        step = self.unit * self._eps ** (1 / (3 + self.order)) / SHRINKING[i]
-        bend = (ratio**2 * self.at(i + 1).bends - self.at(i).bends) / (ratio - 1)
+        bend = 4 * self.at(i + 1).bends - self.at(i).bends
         return jump + 2 * float(bend.norm()) / step
 
+    def _step(self, i: int) -> float:
+        return self.unit * self._eps ** (1 / (3 + self.order)) / 2**i
+
     def _at_step(self, step: float) -> Quotient:
-        values = {t: self.f(t) for t in (step, -step, step / 2, -step / 2)}
-        noise = 100 * self._eps * max(float(value.norm()) for value in (self.at_zero, *values.values()))
-        odd = [(values[h] - values[-h]) / (2 * h) for h in (step, step / 2)]
-        even = [(values[h] - 2 * self.at_zero + values[-h]) / (2 * h**2) for h in (step, step / 2)]
-        found, explained, jumps = [], [], []
+        noise = 100 * self._eps * self._size(step)
+        odd = [self._odd(h) for h in (step, step / 2)]
+        even = [self._even(h) for h in (step, step / 2)] if self.order > 1 else []
+        found, explained = [], []
         for n, (whole, half) in enumerate((odd, even)[: self.order], 1):
             found.append((4 * half - whole) / 3)
             explained.append(3 * float((found[-1] - half).norm()) + noise / (step / 2) ** n)
-            jumps.append(_jump(even[0], even[1], step, n))
-        return Quotient(found, explained, jumps, odd[0] - odd[1])
+        return Quotient(found, explained, odd[0] - odd[1])
+
+    def _odd(self, h: float) -> Tensor:
+        return (self._value(h) - self._value(-h)) / (2 * h)
+
+    def _even(self, h: float) -> Tensor:
+        return (self._value(h) - 2 * self._value(0.0) + self._value(-h)) / (2 * h**2)
+
+    def _size(self, step: float) -> float:
+        return max(float(self._value(t).norm()) for t in (step, -step, step / 2, -step / 2))
+
+    def _value(self, t: float) -> Tensor:
+        if t not in self._values:
+            self._values[t] = self.f(t)
+        return self._values[t]
 
 
 def compare(channel: str, found: Tensor, other: Differences, n: int = 1, *, size: float = 0.0) -> Agreement:
-    """Judges a derivative by its quotients. size: of what both are a part of, where that is more than they are.
+    """Judge a derivative by its quotients. size: of what both are a part of, where that is more than they are.
 
     They agree to the floor or to what is explained at the sharpest step. Where that is a tenth of the derivative, and
-    more than a thousandth of the natural size, agreement decides nothing. They differ if no step that could show it,
-    as half of the error is more than it explains, speaks for a kink instead.
+    more than a thousandth of the natural size, agreement decides nothing.
     """
     sharpest = other.sharpest[n - 1]
     size = max(size, float(found.norm()), float(other.value(n).norm()))
-
-    def apart(i: int) -> tuple[float, float]:
-        at = other.at(i)
-        return float((found - at.values[n - 1]).norm()), at.explained[n - 1] + size * _floor(found)
-
-    error, explained = apart(sharpest)
-    verdict, blunt = HOLDS, other.at(sharpest).explained[n - 1]
+    at = _Apart(found, other, n, size)
+    error, explained = at.error(sharpest), at.explained(sharpest)
+    verdict, here, blunt = HOLDS, False, other.at(sharpest).explained[n - 1]
     if not bool(found.isfinite().all()):
         verdict = DIFFERS
     elif not isfinite(error) or not isfinite(explained):
         verdict = UNDECIDED
     elif error > explained:
-        verdict, error, explained = _on_all_steps(other, n, apart, error, explained)
+        verdict, here, best = _on_all_steps(at, sharpest)
+        error, explained = at.error(best), at.explained(best)
     elif size and blunt > 0.1 * size and blunt > 1e-3 * other.natural(n):
         verdict = KINK if other.jump(n, sharpest) > 0.1 * size else UNDECIDED
-    return Agreement(channel, error / size if size else 0.0, explained / size if size else 0.0, verdict)
+    return Agreement(channel, error / size if size else 0.0, explained / size if size else 0.0, verdict, here=here)
 
 
-def _on_all_steps(
-    other: Differences, n: int, apart: Callable[[int], tuple[float, float]], error: float, explained: float
-) -> tuple[str, float, float]:
-    """The verdict, error and what is explained, where at the sharpest step they disagree."""
-    verdict = DIFFERS
-    for i in range(len(SHRINKING)):
-        here, left = apart(i)
-        if not left <= error / 2 and i != other.sharpest[n - 1]:  # too blunt to show it
-            continue
-        if here <= left:
-            return HOLDS, here, left
-        if here <= left + other.jump(n, i):
-            verdict = KINK
-    return verdict, error, explained
+@dataclass(frozen=True)
+class _Apart:
+    """A derivative and its quotients, step by step."""
+
+    found: Tensor
+    other: Differences
+    n: int
+    size: float
+
+    def quotient(self, i: int) -> Tensor:
+        return self.other.at(i).values[self.n - 1]
+
+    def error(self, i: int) -> float:
+        return float((self.found - self.quotient(i)).norm())
+
+    def explained(self, i: int) -> float:
+        return self.other.at(i).explained[self.n - 1] + self.size * _floor(self.found)
+
+    def by_kinks(self, i: int) -> bool:
+        return self.error(i) <= self.explained(i) + self.other.jump(self.n, i)
 
 
-def compare_rules(channel: str, found: Tensor, other: Tensor, *, decides: bool) -> Agreement:
-    """Judges a derivative by the same from other rules, to twice the floor: far above their round-off."""
-    size = max(float(found.norm()), float(other.norm()))
+def _on_all_steps(at: _Apart, sharpest: int) -> tuple[str, bool, int]:
+    """Return the verdict where at the sharpest step the two disagree, whether of a kink here, and the step that shows
+    it.
+
+    A step can show an error of which it explains less than half. The derivative holds if one of these agrees with it,
+    or one that is about as sharp as the sharpest. It differs if all disagree with it, no kink explains that, and they
+    agree with one another, two of them with no evaluation in common. What is in between stays undecided.
+    """
+    error, left = at.error(sharpest), at.explained(sharpest)
+    for i in HALVINGS:
+        if at.error(i) <= at.explained(i) <= max(error / CLEAR, CLEAR * left):
+            return HOLDS, False, i
+    showing = [i for i in HALVINGS if at.explained(i) <= error / CLEAR]
+    apart = any(abs(i - sharpest) > 1 for i in showing) and sharpest in showing
+    if any(at.by_kinks(i) for i in showing or [sharpest]):
+        return KINK, apart and at.by_kinks(showing[-1]), sharpest
+    same = all(float((at.quotient(i) - at.quotient(sharpest)).norm()) <= error / CLEAR for i in showing)
+    return DIFFERS if apart and same else UNDECIDED, False, sharpest
+
+
+def compare_rules(channel: str, found: Tensor, other: Tensor, *, decides: bool, size: float = 0.0) -> Agreement:
+    """Judge a derivative by the same from other rules, to twice the floor: far above their round-off."""
+    size = max(size, float(found.norm()), float(other.norm()))
     explained = 2 * _floor(found)
     error = float((found - other).norm()) / size if size else 0.0
     return Agreement(channel, error, explained, HOLDS if error <= explained else DIFFERS, decides)
