@@ -53,7 +53,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
             _mark_overlap(ax, edge)
     axes[0][0].set_ylabel("final accuracy on test characters (%)")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
-    return {"overlap": finish(figure, finding(intervals), caption(settings), right=0.77)}
+    return {"overlap": finish(figure, finding(intervals), caption(settings), right=0.76)}
 
 
 def finding(intervals: pd.DataFrame) -> str:
@@ -75,11 +75,12 @@ def caption(settings: Mapping[str, Any]) -> str:
         f"Full batch: all that a method may draw from, {n}, or {n - settings['fixed']['batch']} before a separate tail "
         "(where drawing afresh is cycling). "
     )
+    afresh = " or each afresh (replacement)" if any("replacement" in name for name in settings["methods"]) else ""
     return (
         f"Meta-training on {settings['n_way']}-way tasks of {n} samples. Reptile's update is $g_1 + \\ldots + g_k$, "
         "FOMAML's is $g_k$, the gradient of the last of k minibatches (the tail). "
         f"Separate tail: {settings['tail']}, that no earlier minibatch holds. Shared tail: drawn as the others, by "
-        f"cycling through all {n} or each afresh (replacement). Right of the "
+        f"cycling through all {n}{afresh}. Right of the "
         f"dotted line cycling meets samples twice. {full if settings['grid']['outer_step'] else ''}Inner SGD, "
         f"$\\alpha$ = {inner['learning_rate']:g} on the {inner['reduction']} loss; "
         f"outer step {settings['fixed']['outer_step']:g} where it is not varied, {schedule_in_words(settings)}. The "
