@@ -103,8 +103,8 @@ def begin(
     device: str,
     workers: int,
 ) -> dict[str, Any]:
-    """A manifest as it stands before work: `experiments` holds each one's configuration and seeds, `options` what the
-    user may choose besides. data: the images that the script loaded, if it needed any."""
+    """Return a manifest before work: `experiments` holds each one's configuration and seeds, `options` what the user
+    may choose besides. data: the images that the script loaded, if it needed any."""
     return {
         "schema": SCHEMA,
         "status": "running",
@@ -145,8 +145,8 @@ def complete(
     tables: dict[str, str],
     other_data: dict[str, str],
 ) -> dict[str, Any]:
-    """The same manifest after work: how it ended, what each experiment took in this invocation, the digests of its
-    tables (`checksums.digest`), and the content of data other than the script's own, by name."""
+    """Return the same manifest after work: how it ended, what each experiment took in this invocation, the digests of
+    its tables (`checksums.digest`), and the content of data other than the script's own, by name."""
     ended = {"status": status, "finished": _now(), "wall_seconds": wall_seconds, "tables": tables}
     return manifest | ended | {"other_data": other_data}
 
@@ -156,7 +156,7 @@ def write(manifest: dict[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote; ManifestError where it is anything else, be it in one key."""
+    """Read what `write` wrote; ManifestError where anything else is found, even in one key."""
     try:
         with open(path, "rb") as file:
             content = file.read(MOST_BYTES + 1)
@@ -177,12 +177,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 (hex): which manifest it is."""
+    """Return the SHA-256 (hex) that identifies a manifest."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def holder(path: Path) -> str:
-    """Who last began to write where this manifest lies, in words."""
+    """Describe the process that last began to write to the folder of this manifest."""
     try:
         manifest = json.loads(path.read_bytes())
         return f"process {manifest['machine']['process']:d}, started {manifest['started']}"
@@ -191,21 +191,21 @@ def holder(path: Path) -> str:
 
 
 def work(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The part that must be the same for the work to be the same."""
+    """Return the part that must be the same for the work to be the same."""
     images = manifest["data"]
     data = images and {name: images[name] for name in ("name", "content_sha256")}
     return {name: manifest[name] for name in ("profile", "options", "experiments")} | {"data": data}
 
 
 def surroundings(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The part on which bits may depend, though the work is the same."""
+    """Return the part on which bits may depend, though the work is the same."""
     machine = {name: value for name, value in manifest["machine"].items() if name not in INDIFFERENT}
     code = {name: manifest[name] for name in ("commit", "sources") if name in manifest}
     return code | {"versions": manifest["versions"], "machine": machine}
 
 
 def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
-    """A line for each entry that is not the same, as JSON has it."""
+    """Yield a line for each entry that is not the same, as JSON has it."""
     then, now = (json.loads(json.dumps(value)) for value in (then, now))
     if isinstance(then, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*then, *now]):
@@ -219,7 +219,7 @@ def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
 
 
 def _fault(value: Any, shape: Any, path: str) -> str | None:
-    """The first place where a value is not of this shape, in words."""
+    """Return the first place where a value is not of this shape, in words."""
     where = path or "the whole"
     if isinstance(shape, tuple):
         if any(_fault(value, one, path) is None for one in shape):
