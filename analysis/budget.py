@@ -114,7 +114,7 @@ def measure_costs(folder: Path) -> pd.DataFrame:
 
 
 def _seconds_of_runs(folder: Path) -> dict[str, float]:
-    """Training seconds of one seed of each of figure 3's runs in a folder, by variant."""
+    """Return training seconds of one seed of each of figure 3's runs in a folder, by variant."""
     known = {variant.name: variant.weights for variant in figure_3()}
     found: dict[str, list[float]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -150,8 +150,8 @@ def _best_step(
     verdicts: Mapping[str, Sequence[Verdict]],
     left: float,
 ) -> tuple[str, int, float] | None:
-    """The experiment, its number of seeds and the price of the step that decides most per second; None where no step
-    is worth taking or can be paid."""
+    """Return the experiment, its number of seeds and the price of the step that decides most per second; None where no
+    step is worth taking or can be paid."""
     best: tuple[float, tuple[str, int, float]] | None = None
     for name in names:
         has = chosen.get(name, 0)
@@ -168,14 +168,15 @@ def _best_step(
 
 
 def _gain(verdict: Verdict, has: int, count: int) -> float:
-    """What more seeds add to the expected number of decided claims. A theorem is decided as soon as it is run."""
+    """Return what more seeds add to the expected number of decided claims. A theorem is decided as soon as it is
+    run."""
     if verdict.claim.kind == "theorem":
         return float(not has)
     return power(verdict, count) - power(verdict, has)
 
 
 def _price(chosen: Mapping[str, int], name: str, count: int, costs: Mapping[str, Cost]) -> float:
-    """Seconds of one core for a step, less what other experiments have paid of the runs that they share."""
+    """Return seconds of one core for a step, less what other experiments have paid of the runs that they share."""
     cost, has = costs[name], chosen.get(name, 0)
     price = (cost.fixed if not has else 0.0) + cost.seed * (count - has)
     for run, seconds in cost.runs.items():
@@ -185,7 +186,7 @@ def _price(chosen: Mapping[str, int], name: str, count: int, costs: Mapping[str,
 
 
 def _depth(claim: Claim, case: Case) -> float:
-    """How far a case's mean lies inside the band, in standard deviations over seeds; 0 where that is not known."""
+    """Return how far a case's mean is inside the band, in standard deviations over seeds; 0 where that is not known."""
     floor = case.task_error if isfinite(case.task_error) else 0.0
     deviation = max(case.sd if isfinite(case.sd) else 0.0, floor)
     depth = min(case.mean - claim.band[0], claim.band[1] - case.mean)

@@ -74,8 +74,9 @@ class GPU:
     launch: float
 
     def seconds(self, items: Sequence[Work], count: int) -> float:
-        """Of all items on `count` of these. Those that are alike in their operations are lanes of one group: until the
-        last of it is launched, and all of it computed. A group is on one GPU, and one after the other."""
+        """Return the seconds of all items on `count` of these. Those that are alike in their operations are lanes of
+        one group: until the last of it is launched, and all of it computed. A group is on one GPU, and one after the
+        other."""
         groups: dict[float, list[Work]] = {}
         for item in items:
             groups.setdefault(item.launches, []).append(item)
@@ -123,14 +124,14 @@ def look(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Work:
 
 
 def traced(call: Callable[[], Any]) -> Work:
-    """What `call` does on the meta device: torch goes through its operations on shapes alone."""
+    """Return the work that `call` does on the meta device: torch goes through its operations on shapes alone."""
     with _Tracing() as tracing:
         call()
     return tracing.work
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
-    """Seconds until all is done, each piece whole by one of the workers, the longest first."""
+    """Return seconds until all is done, each piece whole by one of the workers, the longest first."""
     busy = [0.0] * workers
     for piece in sorted(seconds, reverse=True):
         heapq.heappush(busy, heapq.heappop(busy) + piece)
@@ -138,7 +139,7 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def measured_rate(run: Run, seconds: float) -> float:
-    """Flops a second of this run's meta-iterations on one core of this machine while all are at it, by doing them."""
+    """Measure the flops a second of this run's meta-iterations on one core of this machine, with all cores at work."""
     cores = available_cores()
     with local_executor(cores) as executor:
         done = [executor.submit(iterations_in, run, seconds) for _ in range(cores)]
@@ -146,7 +147,7 @@ def measured_rate(run: Run, seconds: float) -> float:
 
 
 def iterations_in(run: Run, seconds: float) -> float:
-    """How many meta-iterations this process does, on images of nothing."""
+    """Return how many meta-iterations this process does in so many seconds, on blank images."""
     stream = training.train(run, _pool(run, "cpu"), training.start(run))
     next(stream)  # what is compiled or allocated once
     began, done = time.perf_counter(), 0
@@ -190,7 +191,7 @@ SWEEPS = {"ablation": ablation_runs, "few_shot": few_shot_runs}
 
 
 def table(items: Sequence[Work], rate: float, gpu: GPU = H100) -> list[str]:
-    """Lines of a table in Markdown: where, and how long it takes there."""
+    """Return lines of a table in Markdown: where, and how long it takes there."""
     rows = [(f"{cores} such cores", makespan((item.flops / rate for item in items), cores)) for cores in CORES]
     rows += [(f"{count} {gpu.name}, by its data sheet", gpu.seconds(items, count)) for count in GPUS]
     return ["| on | takes |", "|---|---|", *(f"| {where} | {duration(seconds)} |" for where, seconds in rows)]

@@ -50,7 +50,7 @@ def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
 
 
 def _described(error: Exception) -> tuple[int, str]:
-    """The exit code and the line of an error."""
+    """Return the exit code and the line of an error."""
     goes_on = "what is done is kept; the same command goes on"
     match error:
         case UsageError() | ManifestError() | InUse():
@@ -73,7 +73,7 @@ def _described(error: Exception) -> tuple[int, str]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """What asks a process to end (kill, a batch system's limit) is an interrupt like Ctrl-C, which raises as ever."""
+    """Turn a request to end (kill, a batch system's limit) into an interrupt like Ctrl-C, which raises as usual."""
 
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt

@@ -60,7 +60,7 @@ FRESH_SEEDS = "Five fresh seeds are judged, where three were"
 
 
 def _table_claim(id: str, where: str, *benchmarks: str) -> Claim:
-    """The published cells of Reptile on some benchmarks."""
+    """Return the claim on the published cells of Reptile on some benchmarks."""
     cells = [cell for (method, _, name, _), cell in PUBLISHED.items() if method == "reptile" and name in benchmarks]
     widest = max(half / (100 - mean) for mean, half, _ in cells)
     return Claim(
@@ -83,7 +83,7 @@ def _table_claim(id: str, where: str, *benchmarks: str) -> Claim:
 
 
 def _similar_claim(id: str, where: str, width: float, reason: str, sources: tuple[str, ...], quotation: str) -> Claim:
-    """Reptile beside MAML, both with transduction."""
+    """Return the claim that Reptile and MAML are similar, both with transduction."""
     return Claim(
         id=id,
         kind="experiment",
@@ -203,7 +203,7 @@ def asked_cells(context: Context) -> tuple[str, ...]:
 
 
 def _refused(benchmark: Benchmark, method: Method, context: Context) -> str | None:
-    """The status of a cell that is not to be measured; None for others."""
+    """Return the status of a cell that is not to be measured; None for others."""
     scale = scale_of(benchmark, context)
     if scale is None or method.name not in scale.methods:
         return NOT_IN_PROFILE
@@ -212,7 +212,8 @@ def _refused(benchmark: Benchmark, method: Method, context: Context) -> str | No
 
 
 def _possible(benchmark: Benchmark, methods: Sequence[Method], context: Context) -> dict[Method, Training | str]:
-    """A benchmark's training by each method, or what hinders it: data not to be had, or too few for its tasks."""
+    """Return a benchmark's training by each method, or what hinders it: data not to be had, or too few for its
+    tasks."""
     scale = scale_of(benchmark, context)
     if scale is None or not methods:
         return {}
@@ -344,7 +345,7 @@ def summary(table: pd.DataFrame, others: Mapping[str, Unmeasured]) -> pd.DataFra
 def _summarized(
     key: tuple[str, int, str, bool], part: pd.DataFrame, others: Mapping[str, Unmeasured]
 ) -> dict[str, Any]:
-    """One row of the summary. part: the cell's rows, one a seed."""
+    """Return one row of the summary. part: the cell's rows, one a seed."""
     benchmark, shots, method, transductive = key
     mean, half, source = PUBLISHED.get((method, transductive, benchmark, shots), (nan, nan, ""))
     trained = METHODS[0].name if method == UNTRAINED else method  # no start is measured without some training
@@ -428,8 +429,8 @@ def evidence(
 
 
 def _log_error(part: pd.DataFrame) -> pd.DataFrame:
-    """Log of a cell's error rate by seed, with its standard error over tasks to first order. Where no answer was wrong,
-    half a wrong one is counted, so that there is a log."""
+    """Return the log of a cell's error rate by seed, with its standard error over tasks to first order. Where no answer
+    was wrong, half a wrong one is counted, so that there is a log."""
     n_way = {benchmark.name: benchmark.n_way for benchmark in BENCHMARKS}[part.benchmark.iloc[0]]
     error = np.maximum(1 - part.value, 0.5 / (part["count"] * n_way))
     found = {"value": np.log(error), "task_error": part.standard_error / error, "tasks": part["count"]}
@@ -437,15 +438,15 @@ def _log_error(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ratio(mine: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Log of the ratio of two error rates, of the seeds that both have. Both meet the same tasks, so that the error
-    over tasks is no larger than if they were other ones, as is written down."""
+    """Return the log of the ratio of two error rates, of the seeds that both have. Both meet the same tasks, so that
+    the error over tasks is no larger than if they were other ones, as is written down."""
     both = mine.index.intersection(other.index)
     mine, other = mine.loc[both], other.loc[both]
     return mine.assign(value=mine.value - other.value, task_error=np.hypot(mine.task_error, other.task_error))
 
 
 def _cost(claim: str, seconds: Mapping[str, float]) -> float:
-    """What one more seed of a claim takes: all the trainings that it compares."""
+    """Return what one more seed of a claim takes: all the trainings that it compares."""
     methods = ("reptile", "maml") if claim.endswith("-similar") else ("reptile",)
     names = [name for name, table in TABLE_OF.items() if table == claim.removesuffix("-similar")]
     taken = [seconds[f"{name}-{method}"] for name in names for method in methods if f"{name}-{method}" in seconds]

@@ -412,13 +412,13 @@ EXPERIMENT = Experiment(
 
 
 def _displaced(loss: Loss, displacement: Vector, phi: Vector) -> Float[Tensor, ""]:
-    """The loss at phi + displacement: its gradient in phi at one phi is that at each task's own parameters."""
+    """Return the loss at phi + displacement: its gradient in phi at one phi is that at each task's own parameters."""
     return loss(phi + displacement)
 
 
 def _change(pairs: Float[np.ndarray, "tasks 2"], *, bounded: bool) -> tuple[float, float]:
-    """The change of the mean from before to after, and its error over tasks, by leaving out one at a time; NaN for one
-    task."""
+    """Return the change of the mean from before to after, and its error over tasks, by leaving out one at a time; NaN
+    for one task."""
 
     def of(part: Float[np.ndarray, "n 2"]) -> float:
         before, after = part.mean(0)
@@ -432,12 +432,12 @@ def _change(pairs: Float[np.ndarray, "tasks 2"], *, bounded: bool) -> tuple[floa
 
 
 def _by_seed(part: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
-    """Value and error by seed; NaN for a seed that has none."""
+    """Return value and error by seed; NaN for a seed that has none."""
     return part.set_index("seed")[["value", "task_error"]].reindex(seeds)
 
 
 def _is_shown(point: Point, scale: Scale) -> bool:
-    """Whether the figure has this point's matrix: both ends of Reptile's run, and FOMAML's end."""
+    """Return whether the figure has this point's matrix: both ends of Reptile's run, and FOMAML's end."""
     if point.iteration == scale.iterations[0]:
         return point.job.variant == REPTILE.name
     return point.iteration == scale.iterations[-1] and point.job.variant in (REPTILE.name, FOMAML.name)

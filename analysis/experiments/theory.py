@@ -395,7 +395,7 @@ def code() -> str:
 
 
 def _read(path: Path) -> Found | None:
-    """What a file holds; None where there is none, or another's: then the piece is done once more."""
+    """Return what a file holds; None where there is none or it holds something else. The piece is then done again."""
     try:
         rows, points = json.loads(path.read_bytes())
     except (OSError, ValueError, TypeError):
@@ -442,5 +442,5 @@ def _polynomial(series: Series, order: int) -> Callable[[float], Tensor]:
 
 
 def _vanishes(term: Tensor) -> bool:
-    """Is this coefficient zero, so that the expansion before it is exact and leaves no slope to fit?"""
+    """Return whether this coefficient is zero, so that the expansion before it is exact and leaves no slope to fit."""
     return float(term.norm()) == 0.0

@@ -26,7 +26,7 @@ class Criterion(NamedTuple):
 
 
 def _theorem(id: str, sources: str, statement: str, criterion: Criterion, wrong: str, quotation: str) -> Claim:
-    """wrong: the formula that is put in the right one's place and must fail."""
+    """Return the claim of a theorem. wrong: the formula that is put in the right one's place and must fail."""
     return Claim(
         id=id,
         kind="theorem",

@@ -48,7 +48,7 @@ def evidence(path: Path) -> pd.DataFrame:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 (hex) of a table but for its columns of HISTORY."""
+    """Return the SHA-256 (hex) of a table but for its columns of HISTORY."""
     return hashlib.sha256(_without_history(path).to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
@@ -82,13 +82,13 @@ def _by_how_much(old: Path, digest_then: str, new: Path) -> str:
 
 
 def _without_history(path: Path) -> pd.DataFrame:
-    """The table's entries as they are written, not as numbers, which would round them."""
+    """Return the table's entries as they are written, not as numbers, which would round them."""
     table = pd.read_csv(StringIO(path.read_text()), dtype=str, keep_default_na=False)
     return table.drop(columns=[name for name in HISTORY if name in table])
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """Digests by name; lines of another form are none."""
+    """Return digests by name; lines of another form are left out."""
     try:
         lines = (folder / SUMS).read_text(errors="replace").splitlines()
     except FileNotFoundError:

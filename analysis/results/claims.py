@@ -82,7 +82,7 @@ class Claim:
 
 
 def seeds(epoch: int, count: int) -> list[int]:
-    """The first `count` seeds of an epoch. ValueError where there are not so many."""
+    """Return the first `count` seeds of an epoch. ValueError where there are not so many."""
     if not 0 <= count <= SEEDS_OF_AN_EPOCH:
         raise ValueError(f"count: expected 0 to {SEEDS_OF_AN_EPOCH} seeds of an epoch, found {count}")
     return list(range(SEEDS_OF_AN_EPOCH * epoch, SEEDS_OF_AN_EPOCH * epoch + count))

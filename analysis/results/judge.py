@@ -177,7 +177,7 @@ def _judge(claim: Claim, rows: pd.DataFrame) -> Verdict:
 
 
 def _theorem(claim: Claim, rows: pd.DataFrame) -> Verdict:
-    """Every value stands for itself."""
+    """Return the verdict on a theorem, of which every value is judged by itself."""
     cases: dict[str, list[Case]] = {CHECK: [], CONTROL: [], SHOWN: []}
     for row in rows.to_dict("records"):
         value, role = float(row["value"]), row["role"] if row["role"] in cases else SHOWN
@@ -231,8 +231,8 @@ def _experiment(claim: Claim, rows: pd.DataFrame) -> Verdict:
 def _at_look(
     claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], number: int
 ) -> tuple[Decision, Why, list[Decision], Outcome]:
-    """The decision from these samples at the look with this number, why it is none, that of each case, and what the
-    control did."""
+    """Return the decision from these samples at the look with this number, why it is none, that of each case, and what
+    the control did."""
     enough = all(len(sample.values) >= LEAST_SEEDS for sample in checks)
     support, refute = spent(SUPPORT_ERROR, number), spent(REFUTE_ERROR, number)
     means = [sample.mean for sample in checks]
@@ -261,7 +261,7 @@ def spent(first: float, look: int) -> float:
 
 
 def _control(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]) -> Outcome:
-    """What the controls did: "failed", as they must, if every one of them did."""
+    """Return what the controls did: "failed", as they must, if every one of them did."""
     outcomes = {_one_control(claim, checks, sample) for sample in controls} or {"uninformative"}
     return next(outcome for outcome in ("passed", "uninformative", "failed") if outcome in outcomes)
 
@@ -298,7 +298,8 @@ def paired(check: Sample, control: Sample) -> Values:
 
 
 def _plan(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], look: int, seconds: float) -> Plan:
-    """How many more seeds would decide with probability POWER, were mean and spread of every case as they are found."""
+    """Return how many more seeds would decide with probability POWER, if mean and spread of every case stayed as they
+    are."""
     have = min(len(sample.values) for sample in checks)
     if have < 2:
         return Plan(LEAST_SEEDS - have, seconds * (LEAST_SEEDS - have))
@@ -328,7 +329,7 @@ def _needed(effect: float, error: float) -> float:
 
 
 def _samples(rows: pd.DataFrame) -> list[Sample]:
-    """One for each case and role, in the order of their first rows."""
+    """Return one sample for each case and role, in the order of their first rows."""
     return [_sample(part) for _, part in rows.groupby(["case", "role"], sort=False)]
 
 
@@ -351,7 +352,7 @@ def _sample(rows: pd.DataFrame) -> Sample:
 
 
 def _case(claim: Claim, sample: Sample, decision: Decision = UNDECIDED) -> Case:
-    """A sample's mean with its interval."""
+    """Return a sample's mean with its interval."""
     mean = Mean.of(sample.values)
     low, high = mean.interval()
     least, most = claim.limits
@@ -372,7 +373,7 @@ def _case(claim: Claim, sample: Sample, decision: Decision = UNDECIDED) -> Case:
 
 
 def _seconds(rows: pd.DataFrame) -> float:
-    """What one more seed takes."""
+    """Return what one more seed takes."""
     return float(rows["seconds"].astype(float).max())
 
 

@@ -74,7 +74,7 @@ def _finite(value: Any) -> Any:
 
 
 def _verdict(row: Any, path: Path) -> Verdict:
-    """The inverse of `as_record`."""
+    """Return the inverse of `as_record`."""
     try:
         control = Control(
             kind=row["control"]["kind"], words=row["control"]["words"], band=_band(row["control"]["band"])
@@ -131,7 +131,7 @@ def _number(value: Any) -> float:
 
 
 def _band(ends: Any) -> tuple[float, float] | None:
-    """Ends that are not finite are null in JSON."""
+    """Return the ends of a band, of which JSON has null for one that is not finite."""
     if ends is None:
         return None
     low, high = ends
@@ -139,13 +139,13 @@ def _band(ends: Any) -> tuple[float, float] | None:
 
 
 def count(verdicts: Iterable[Verdict]) -> dict[str, int]:
-    """How many claims got which verdict."""
+    """Return how many claims got which verdict."""
     decided = [verdict.decision for verdict in verdicts]
     return {decision: decided.count(decision) for decision in DECISIONS}
 
 
 def number(value: float) -> str:
-    """A number in four digits; ∞ where it has no end."""
+    """Return a number in four digits; ∞ where it has no end."""
     if isnan(value):
         return "–"
     if isinf(value):
@@ -154,14 +154,14 @@ def number(value: float) -> str:
 
 
 def interval(case: Case) -> str:
-    """A case's mean with its interval, in words: a number alone where it has none."""
+    """Return a case's mean with its interval, in words: a number alone where it has none."""
     if isnan(case.low) or case.low == case.high:
         return number(case.mean)
     return f"{number(case.mean)} [{number(case.low)}, {number(case.high)}]"
 
 
 def band(ends: tuple[float, float]) -> str:
-    """A band, in words."""
+    """Return a band, in words."""
     low, high = ends
     if isinf(low) and isinf(high):
         return "any value"
@@ -242,7 +242,7 @@ def _ranges(numbers: Sequence[int]) -> str:
 
 
 def reason(verdict: Verdict) -> str:
-    """Why an undecided claim is undecided, and what would decide it; empty for others."""
+    """Return why an undecided claim is undecided, and what would decide it; empty for others."""
     if verdict.decision != "undecided":
         return ""
     words = {
@@ -263,7 +263,7 @@ def whole(verdict: Verdict) -> str:
 
 
 def plan(found: Plan) -> str:
-    """What would decide: "4 more seeds, about 3 minutes"."""
+    """Return what would decide: "4 more seeds, about 3 minutes"."""
     if found.seeds is None:
         return "no number of seeds would decide it at this scale: it lies too near to an end of its band"
     words = f"{found.seeds} more seed{'s' * (found.seeds != 1)}"
@@ -271,7 +271,7 @@ def plan(found: Plan) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the largest unit of which there are two."""
+    """Return seconds in the largest unit of which there are two."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

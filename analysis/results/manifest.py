@@ -262,12 +262,12 @@ def _is_of(table: str, experiments: list[str], manifest: dict[str, Any]) -> bool
 
 
 def digest(manifest: dict[str, Any]) -> str:
-    """SHA-256 (hex): which manifest it is."""
+    """Return the SHA-256 (hex) that identifies a manifest."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def holder(path: Path) -> str:
-    """Who last began to write where this manifest lies, in words."""
+    """Describe the process that last began to write to the folder of this manifest."""
     try:
         manifest = json.loads(path.read_bytes())
         return f"process {manifest['machine']['process']:d}, started {manifest['started']}"
@@ -276,7 +276,7 @@ def holder(path: Path) -> str:
 
 
 def work(manifest: dict[str, Any]) -> dict[str, Any]:
-    """The part that must be the same for the work to be the same."""
+    """Return the part that must be the same for the work to be the same."""
     images = manifest["data"]
     data = images and {name: images[name] for name in ("name", "content_sha256")}
     return {name: manifest[name] for name in ("profile", "options", "experiments")} | {"data": data}
@@ -290,7 +290,7 @@ def surroundings(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
-    """A line for each entry that is not the same, as JSON has it."""
+    """Yield a line for each entry that is not the same, as JSON has it."""
     then, now = (json.loads(json.dumps(value)) for value in (then, now))
     if isinstance(then, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*then, *now]):

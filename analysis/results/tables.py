@@ -19,12 +19,13 @@ class ResultsError(ValueError):
 
 
 def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """One row per measurement. standard_error and count are those of `value` over the tasks it is a mean of."""
+    """Return the rows as a table, one row a measurement. standard_error and count are those of `value` over the tasks
+    it is a mean of."""
     return pd.DataFrame(list(rows), columns=COLUMNS)
 
 
 def student_t(values: Sequence[float] | pd.Series) -> tuple[float, float, float]:
-    """Mean and the ends of its Student-t interval; the ends are NaN for one value."""
+    """Return the mean and the ends of its Student-t interval; the ends are NaN for one value."""
     n, mean = len(values), float(np.mean(values))
     if n < 2:
         return mean, float("nan"), float("nan")
@@ -35,13 +36,14 @@ def student_t(values: Sequence[float] | pd.Series) -> tuple[float, float, float]
 
 
 def spearman(a: Sequence[float] | pd.Series, b: Sequence[float] | pd.Series) -> float:
-    """Spearman's rank correlation of paired values, in [-1, 1]; ties share their mean rank."""
+    """Return Spearman's rank correlation of paired values, in [-1, 1]; ties share their mean rank."""
     ranks = [pd.Series(np.asarray(values)).rank() for values in (a, b)]
     return float(ranks[0].corr(ranks[1]))
 
 
 def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean of `value` over seeds with a Student-t interval of the seeds' means: columns mean, low, high, seeds.
+    """Return the mean of `value` over seeds with a Student-t interval of the seeds' means: columns mean, low, high,
+    seeds.
 
     Student's t and not a bootstrap, which is far too narrow over three seeds. One seed has no interval: NaN.
     """
@@ -55,12 +57,12 @@ def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Whole or not at all; numbers to full precision, so that equal bits give equal files."""
+    """Write a table, whole or not at all; numbers to full precision, so that equal bits give equal files."""
     write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """What `write_csv` wrote (to the bit from pandas 3.1 on); ResultsError where it is no longer whole."""
+    """Read what `write_csv` wrote (to the bit from pandas 3.1 on); ResultsError where it is no longer whole."""
     try:
         text = path.read_text()
         table = pd.read_csv(StringIO(text))

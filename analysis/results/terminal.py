@@ -13,7 +13,7 @@ HEAD = ("claim", "case", "measured", "band", "by itself", "control", "verdict")
 
 
 def in_colour(stream: TextIO) -> bool:
-    """Is it a terminal that shows colours, and does the user want them (https://no-color.org)?"""
+    """Return whether this is a terminal that shows colours, and the user wants them (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
@@ -36,7 +36,7 @@ def tally(verdicts: Sequence[Verdict]) -> str:
 
 
 def _rows(verdict: Verdict) -> list[tuple[str, ...]]:
-    """A claim's rows: its name, band, control and verdict stand in the first."""
+    """Return a claim's rows: its name, band, control and verdict stand in the first."""
     cases, others = ledger.foremost(verdict)
     measured = [
         (case.name, ledger.interval(case), ledger.PLACES[case.decision] if verdict.cases else "only shown")

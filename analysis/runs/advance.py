@@ -36,7 +36,7 @@ class RunInProgress:
         progress(job.training_steps if self.done else self.reported * self.steps)
 
     def _starts(self, begin: TrainingState, iteration: int) -> list[TrainingState]:
-        """The states from which one can go on to an iteration."""
+        """Return the states from which one can go on to an iteration."""
         kept = [*self.stored.snapshots.values(), *([] if self.stored.diverged else [self.stored.state])]
         return [begin, *(state for state in kept if state.iteration < iteration)]
 
@@ -76,7 +76,7 @@ class RunInProgress:
         return self.seconds + time.perf_counter() - self.began
 
     def _seconds_to(self, iteration: int) -> float:
-        """What training took to there, as a share of what it took to the furthest."""
+        """Return what training took to there, as a share of what it took to the furthest."""
         return self.stored.seconds * iteration / max(self.stored.state.iteration, 1)
 
     def outcome(self) -> Outcome:
@@ -157,12 +157,12 @@ def _advance(runs: Sequence[RunInProgress]) -> None:
 
 
 def _part(state: TrainingState, index: int | None) -> TrainingState:
-    """A lane of a state, or all of it."""
+    """Return a lane of a state, or all of it."""
     return state if index is None else lane(state, index)
 
 
 def _copy(state: TrainingState) -> TrainingState:
-    """The same in memory of its own: a file holds no tensor twice, and lanes overwrite theirs."""
+    """Copy it into memory of its own: a file holds no tensor twice, and lanes overwrite theirs."""
     inner = None if state.inner is None else tuple(part.clone() for part in state.inner)
     outer = None if state.outer is None else {name: part.clone() for name, part in state.outer.items()}
     return TrainingState(state.iteration, state.phi.clone(), inner, outer)

@@ -80,7 +80,7 @@ class ClusterWorkers(Workers):
         self._leave()
 
     def map(self, *arguments: Any, **options: Any) -> list[Any]:
-        """As local processes do it; ClusterError where worker after worker died at one item, or the scheduler did."""
+        """Do as local processes do; ClusterError where worker after worker died at one item, or the scheduler did."""
         try:
             return super().map(*arguments, **options)
         except KilledWorker as error:
@@ -114,7 +114,7 @@ class ClusterWorkers(Workers):
 
 @lru_cache
 def check(terms: Terms) -> None:
-    """In a worker, once a script: take over the script's settings; ClusterError if this worker is not as it must be."""
+    """Take over the script's settings, in a worker, once a script; ClusterError if this worker cannot serve it."""
     worker = get_worker()
     if worker.state.nthreads != 1:
         raise ClusterError(
@@ -166,7 +166,7 @@ class _Report:
 
 
 def _connect(address: str) -> Client:
-    """The client of a scheduler that has workers; ClusterError if there is none."""
+    """Return the client of a scheduler that has workers; ClusterError if there is none."""
     try:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
@@ -185,7 +185,8 @@ def _connect(address: str) -> Client:
 
 @lru_cache
 def _identity() -> str:
-    """Code and libraries that decide the bits of a result. Kept, as a process keeps the code that it has loaded."""
+    """Return a digest of the code and libraries that decide the bits of a result. It is kept, as a process keeps the
+    code that it has loaded."""
     code = sources_digest(Path(__file__).parents[2], "analysis", "reptile_core")
     loops = "compiled loops" if native.library() is not None else "no compiled loops"
     return f"torch {torch.__version__}, {loops}, code {code[:12]}"

@@ -105,6 +105,6 @@ def evaluate(chunk: EvaluationChunk, progress: Progress) -> Accuracies:
 
 
 def _untrained(job: Job) -> training.Run:
-    """The same for all runs that begin alike."""
+    """Return a run that is the same for all runs that begin alike."""
     sampling = Sampling(job.run.sampling.n_way, shots=1, batch=1, steps=1)
     return replace(job.run, sampling=sampling, weights=(1.0,), outer=Outer(0.0), iterations=1, meta_batch=1)

@@ -121,8 +121,8 @@ def digest(record: Any) -> str:
 
 
 def find(name: str, directory: Path | None, *, quiet: bool) -> Source:
-    """The source of the data with this name, from `directory` or wherever `datasets.load` looks; DataError, with the
-    reason, where they are not to be had."""
+    """Return the source of the data with this name, from `directory` or wherever `datasets.load` looks; DataError, with
+    the reason, where they are not to be had."""
     try:
         images = datasets.load(name, data=directory, quiet=quiet)  # type: ignore[call-overload]
     except datasets.DataError:
@@ -144,8 +144,8 @@ def _images(source: Source) -> datasets.Characters | datasets.ColourImages:
 
 @lru_cache(maxsize=1)
 def split_of(source: Source, seed: int) -> Split:
-    """The split of a source's characters by seed, or of its photographs as published, kept for the next run that asks
-    for it in this process."""
+    """Return the split of a source's characters by seed, or of its photographs as published, kept for the next run that
+    asks for it in this process."""
     images = _images(source)
     if isinstance(images, datasets.ColourImages):
         return split_images(images)

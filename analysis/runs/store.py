@@ -139,20 +139,20 @@ def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
 
 
 def _described(job: Job, record: Mapping[str, Any]) -> str:
-    """What another run's file holds, and in which of all that is decisive it differs."""
+    """Return what another run's file holds, and in which of all that is decisive it differs."""
     decisive = json.loads(json.dumps(job.decisive))  # tuples are lists there
     others = [words for name, words in KEY_PARTS_IN_WORDS.items() if record.get(name) != decisive[name]]
     return f"the run {record.get('key')}, of {' and '.join(others) or 'no known kind'}"
 
 
 def _existing(job: Job) -> Path | None:
-    """The job's file, or one whose key held an evaluation too; None where there is neither."""
+    """Return the job's file, or one whose key held an evaluation too; None where there is neither."""
     return job.path if job.path.exists() else _of_before(job.folder).get(job.key)
 
 
 @cache
 def _of_before(folder: Path) -> dict[str, Path]:
-    """Files whose runs hold an evaluation, by the key that they have without it; of several the furthest."""
+    """Return files whose runs hold an evaluation, by the key that they have without it; of several the furthest."""
     found: dict[str, tuple[int, Path]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -169,7 +169,7 @@ def _of_before(folder: Path) -> dict[str, Path]:
 
 
 def _is_state(job: Job, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bool:
-    """Whether this is what `save` writes of this job, in kind and shape."""
+    """Return whether this is what `save` writes of this job, in kind and shape."""
     start = training.start(job.run)
     inner = {f"inner.{i}": part for i, part in enumerate(job.run.inner.build().start(start.phi))}
     count = record.get("inner", -1)
@@ -188,7 +188,8 @@ def _is_state(job: Job, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 
 
 def _parts(state: TrainingState, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a state by their names in a file; "at.N" is the prefix of a snapshot's, and its phi's name."""
+    """Return the tensors of a state by their names in a file; "at.N" is the prefix of a snapshot's, and its phi's
+    name."""
     inside = f"{prefix}." if prefix else ""
     parts = {prefix or "phi": state.phi}
     parts |= {f"{inside}inner.{i}": tensor for i, tensor in enumerate(state.inner or ())}
@@ -196,7 +197,8 @@ def _parts(state: TrainingState, prefix: str = "") -> dict[str, Tensor]:
 
 
 def _state(tensors: Mapping[str, Tensor], iteration: int, count: int | None, prefix: str = "") -> TrainingState:
-    """The state whose tensors have these names. count: how many the inner optimizer's state has, None for no state."""
+    """Return the state whose tensors have these names. count: how many the inner optimizer's state has, None for no
+    state."""
     inside = f"{prefix}." if prefix else ""
     inner = [tensors[name] for i in range(count or 0) if (name := f"{inside}inner.{i}") in tensors]
     mark = f"{inside}outer."

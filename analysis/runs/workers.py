@@ -46,7 +46,7 @@ class Progress(Protocol):
 
 
 def silent(done: int, note: str = "", /) -> None:
-    """Progress that nobody follows."""
+    """Do nothing: for progress that nobody follows."""
 
 
 class ClusterError(OSError):
@@ -82,7 +82,7 @@ class Workers:
         sizes: Sequence[int] | None = None,
         unit: str = " steps",
     ) -> list[Result]:
-        """function(item, progress) of every item, in their order, behind a progress bar called `name`.
+        """Return function(item, progress) of every item, in order, and show a progress bar called `name`.
 
         sizes: the units each item will report, one by default. The longest go first, so that none is left to run alone
         at the end. An exception is raised only once the other items have ended: what they did is kept in their files.
@@ -116,7 +116,7 @@ class Workers:
         self._updates.close()
 
     def _call(self, function: Callable[[Item, Progress], Result], item: Item) -> tuple[Any, ...]:
-        """What the executor is to call, and with what."""
+        """Return what the executor is to call, and with what."""
         return _in_worker, function, item
 
     def _submit(self, function: Callable[[Item, Progress], Result], item: Item) -> "Future[Result]":
@@ -164,7 +164,7 @@ class Workers:
             bar.close()
 
     def _next_update(self) -> tuple[int, str]:
-        """What was reported next, or nothing where a tenth of a second passes without."""
+        """Return what was reported next, or nothing after a tenth of a second without a report."""
         try:
             return self._updates.get(timeout=0.1)
         except queue.Empty:
@@ -191,13 +191,15 @@ class Lines:
 
 
 def local_executor(count: int, updates: Any = None) -> ProcessPoolExecutor:
-    """Processes of one thread each. They inherit the environment, which is set here before the first of them starts."""
+    """Return an executor with processes of one thread each. They inherit the environment, which is set here before the
+    first of them starts."""
     os.environ.update({name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()})
     return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(updates,))
 
 
 def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores that this process may use: those of its affinity, and no more than its container's share of time."""
+    """Return the number of cores that this process may use: those of its affinity, and no more than its container's
+    share of time."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         share, period = quota.read_text().split()  # "max 100000" where there is no limit
@@ -219,7 +221,7 @@ def _start_worker(updates: Any) -> None:
 
 @contextmanager
 def _interrupts_put_off() -> Iterator[None]:
-    """Processes that are started here never meet Ctrl-C, not even while they load libraries; for us it only waits."""
+    """Keep Ctrl-C from processes that are started here, even while they load libraries. In this process it waits."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -232,8 +234,7 @@ def _interrupts_put_off() -> Iterator[None]:
 
 @contextmanager
 def _script_left_out() -> Iterator[None]:
-    """Processes that are started here do not import the script, which takes them as long as it took us: what they are
-    called with is of other modules."""
+    """Keep processes that are started here from importing `__main__`, which is slow and not needed."""
     script: Any = sys.modules["__main__"]
     spec, path = script.__spec__, script.__dict__.pop("__file__", None)
     script.__spec__ = None
@@ -246,7 +247,7 @@ def _script_left_out() -> Iterator[None]:
 
 
 def _end_with_the_script() -> None:
-    """A script that is killed outright can end none of its workers, which would go on for nobody."""
+    """End this worker when its script is gone: a script that is killed outright can end none of its workers."""
     script = parent_process()
     if script is not None:
         script.join()
@@ -258,5 +259,5 @@ def _in_worker(function: Callable[[Item, Progress], Result], item: Item) -> Resu
 
 
 def _lost(future: "Future[Any]") -> bool:
-    """Did this end because a worker died?"""
+    """Return whether this ended because a worker died."""
     return not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)

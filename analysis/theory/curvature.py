@@ -39,18 +39,19 @@ class SpectralDensity:
     weights: Float[Tensor, "samples steps"]
 
     def moment(self, order: int) -> Estimate:
-        """tr(H^order) / P, with its standard error over the random vectors."""
+        """Return tr(H^order) / P, with its standard error over the random vectors."""
         each = (self.weights * self.points**order).sum(-1)
         return Estimate(float(each.mean()), float(each.std()) / sqrt(len(each)))
 
     def smoothed(self, at: Float[Tensor, " n"], *, width: float) -> Float[Tensor, " n"]:
-        """The density at some places, each point widened to a normal distribution of standard deviation `width`."""
+        """Return the density at some places, each point widened to a normal distribution of standard deviation
+        `width`."""
         bells = torch.exp(-(((at.unsqueeze(-1) - self.points.flatten()) / width) ** 2) / 2) / (width * sqrt(2 * pi))
         return bells @ self.weights.flatten() / len(self.weights)
 
 
 def trace(loss: Loss, phi: Vector, *, samples: int, generator: torch.Generator) -> Estimate:
-    """tr L''(phi) by Hutchinson's estimator, the mean of z . L'' z: one product a sample."""
+    """Return tr L''(phi) by Hutchinson's estimator, the mean of z . L'' z: one product a sample."""
     product = hessian_at(loss, phi)
 
     def one() -> Tensor:
@@ -64,7 +65,7 @@ def trace(loss: Loss, phi: Vector, *, samples: int, generator: torch.Generator) 
 def extreme_eigenvalues(
     loss: Loss, phi: Vector, *, count: int, which: str = "LA", tolerance: float = 0.0, generator: torch.Generator
 ) -> Eigenpairs:
-    """The `count` largest eigenvalues of L''(phi), by ARPACK's restarted Lanczos method.
+    """Return the `count` largest eigenvalues of L''(phi), by ARPACK's restarted Lanczos method.
 
     which: "LA" for the largest, "SA" for the lowest, "LM" for the largest in magnitude.
     tolerance: relative, on the values; 0 for round-off. The generator draws the start, the only chance in it.
@@ -90,7 +91,7 @@ def extreme_eigenvalues(
 def spectral_density(
     loss: Loss, phi: Vector, *, steps: int, samples: int, generator: torch.Generator
 ) -> SpectralDensity:
-    """The density of the eigenvalues of L''(phi): `steps` products for each of `samples` random vectors.
+    """Return the density of the eigenvalues of L''(phi): `steps` products for each of `samples` random vectors.
 
     A vector z makes eigenvalues weigh by its components along their eigenvectors, 1 / P each on average. Lanczos'
     tridiagonal matrix is the Gauss quadrature of these weights: its eigenvalues are the points, the squares of its
@@ -112,7 +113,8 @@ def spectral_density(
 
 
 def _lanczos(product: Callable[[Vector], Vector], start: Vector, steps: int) -> tuple[list[float], list[float]]:
-    """Diagonal and off-diagonal of the tridiagonal matrix of at most so many steps; it holds a basis (steps, P).
+    """Return the diagonal and off-diagonal of the tridiagonal matrix of at most so many steps; it holds a basis (steps,
+    P).
 
     Every vector is made orthogonal to all before, twice, which suffices: otherwise round-off brings back eigenvalues
     that were found already, as ghosts. What is left within round-off of 0 ends it: the space is invariant.
@@ -138,5 +140,6 @@ def _lanczos(product: Callable[[Vector], Vector], start: Vector, steps: int) -> 
 
 
 def _signs(like: Vector, generator: torch.Generator) -> Vector:
-    """Independent random signs, drawn on the CPU. Of all independent entries they give the trace the least variance."""
+    """Return independent random signs, drawn on the CPU. Of all independent entries they give the trace the least
+    variance."""
     return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)

@@ -22,7 +22,7 @@ Loss = Callable[[Vector], Float[Tensor, ""]]
 
 
 def derivative(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
-    """L'(phi), differentiated along each direction: () gives L', (v) the product L'' v, (u, v) L'''[u, v], …"""
+    """Return L'(phi), differentiated along each direction: () gives L', (v) the product L'' v, (u, v) L'''[u, v], …"""
     if getattr(loss, "reverse", False) and all(map(_constant, (phi, *directions))):
         return _by_reverse(loss, phi, *directions)
     if not directions:
@@ -32,12 +32,12 @@ def derivative(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
 
 
 def along(f: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor:
-    """d/dt f(x + t direction) at t = 0."""
+    """Return d/dt f(x + t direction) at t = 0."""
     return jvp(f, (x,), (direction,))[1]
 
 
 def gradient(loss: Loss, phi: Vector) -> Vector:
-    """L'(phi), as the core takes it; not to be differentiated again."""
+    """Return L'(phi), as the core takes it; not to be differentiated again."""
     point = phi.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(loss(point), point)[0]
@@ -67,7 +67,7 @@ class At:
 
     @cached_property
     def graph(self) -> Vector:
-        """The gradient, with its graph."""
+        """Return the gradient, with its graph."""
         with torch.enable_grad():
             return torch.autograd.grad(self.loss(self.phi), self.phi, create_graph=True)[0]
 
@@ -87,17 +87,18 @@ class At:
 
 
 def hessian_at(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
-    """L''(phi) as the function v -> L''(phi) v; not to be differentiated again."""
+    """Return L''(phi) as the function v -> L''(phi) v; not to be differentiated again."""
     return At(loss, phi).product
 
 
 def hessian_products(loss: Loss, phi: Vector, vectors: Float[Tensor, "n P"]) -> Float[Tensor, "n P"]:
-    """L'' v for many vectors in one batched pass. `hessian_at` in turn needs less memory, and on a CPU no more time."""
+    """Return L'' v for many vectors in one batched pass. `hessian_at` in turn needs less memory, and on a CPU no more
+    time."""
     return vmap(lambda v: derivative(loss, phi, v))(vectors)
 
 
 def coefficients_in(f: Callable[[Float[Tensor, ""]], Tensor], order: int, *, at: Float[Tensor, ""]) -> list[Tensor]:
-    """f and its Taylor coefficients f^(n)(at) / n!, n = 0 … order, by nested forward mode: no formula is needed.
+    """Return f and its Taylor coefficients f^(n)(at) / n!, n = 0 … order, by nested forward mode: no formula is needed.
 
     Cost grows as 2^order.
     """

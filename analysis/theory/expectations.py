@@ -44,13 +44,13 @@ class Estimate:
 
 
 def average_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
-    """AvgGrad = E[g_bar_1]."""
+    """Return AvgGrad = E[g_bar_1]."""
     return torch.stack([derivative(loss, phi) for loss in pool]).mean(0)
 
 
 def average_gradient_inner(pool: Sequence[Loss], phi: Vector) -> Vector:
-    """AvgGradInner = E[H_bar_2 g_bar_1] over ordered pairs of different minibatches, in m products:
-    sum_a H_a (sum_b g_b - g_a)."""
+    """Return AvgGradInner = E[H_bar_2 g_bar_1] over ordered pairs of different minibatches, in m products: sum_a H_a
+    (sum_b g_b - g_a)."""
     gradients = [derivative(loss, phi) for loss in pool]
     whole = torch.stack(gradients).sum(0)
     products = [derivative(loss, phi, whole - g) for loss, g in zip(pool, gradients, strict=True)]
@@ -58,7 +58,8 @@ def average_gradient_inner(pool: Sequence[Loss], phi: Vector) -> Vector:
 
 
 def inner_product_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
-    """1/2 d/dphi E[g_bar_1 . g_bar_2] over pairs of different minibatches, by differentiating the inner products."""
+    """Return 1/2 d/dphi E[g_bar_1 . g_bar_2] over pairs of different minibatches, by differentiating the inner
+    products."""
 
     def mean_inner_product(point: Vector) -> Tensor:
         gradients = torch.stack([grad(loss)(point) for loss in pool])
@@ -69,12 +70,12 @@ def inner_product_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
 
 
 def predicted(weights: Sequence[float]) -> tuple[float, float]:
-    """(sum w_i, - sum w_i (i - 1)): the theorem's coefficients of AvgGrad and of alpha AvgGradInner."""
+    """Return (sum w_i, - sum w_i (i - 1)): the theorem's coefficients of AvgGrad and of alpha AvgGradInner."""
     return sum(weights), -sum(w * i for i, w in enumerate(weights))
 
 
 def predicted_maml(k: int) -> tuple[float, float]:
-    """(1, -2 (k - 1)): the theorem's coefficients for MAML with k steps."""
+    """Return (1, -2 (k - 1)): the theorem's coefficients for MAML with k steps."""
     return 1.0, -2.0 * (k - 1)
 
 
@@ -86,7 +87,7 @@ def expected_inner_gradients(
     *,
     gradient_of: Callable[[Loss, Vector], Vector] = derivative,
 ) -> Float[Tensor, "k P"]:
-    """E[g_1] … E[g_k], exactly, over all ordered k-subsets of the pool; any E[sum_i w_i g_i] is a sum of these.
+    """Return E[g_1] … E[g_k], exactly, over all ordered k-subsets of the pool; any E[sum_i w_i g_i] is a sum of these.
 
     Orders that begin alike share their first steps: a tree with perm(m, 1) + … + perm(m, k) gradients in all.
     gradient_of: `derivatives.gradient` takes half the time on the core's networks in float32.
@@ -99,7 +100,7 @@ def expected_inner_gradients(
 
 
 def expected_maml(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Vector:
-    """E[g_MAML] with k steps, exactly, over all ordered k-subsets of the pool."""
+    """Return E[g_MAML] with k steps, exactly, over all ordered k-subsets of the pool."""
     _check_steps(k, len(pool))
     return torch.stack([maml_product(order, phi, alpha) for order in permutations(pool, k)]).mean(0)
 
@@ -107,7 +108,8 @@ def expected_maml(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Ve
 def sampled_inner_gradients(
     pool: Sequence[Loss], phi: Vector, alpha: float, k: int, *, samples: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "k P"], Float[Tensor, "k P"]]:
-    """E[g_1] … E[g_k] and their standard errors from so many random ordered k-subsets of the pool, k gradients each.
+    """Return E[g_1] … E[g_k] and their standard errors from so many random ordered k-subsets of the pool, k gradients
+    each.
 
     The errors of different i and parameters are those of one sample: they go together.
     """
@@ -118,7 +120,8 @@ def sampled_inner_gradients(
 def sampled_terms(
     pool: Sequence[Loss], phi: Vector, *, samples: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "2 P"], Float[Tensor, "2 P"]]:
-    """(AvgGrad, AvgGradInner) and their standard errors from so many random ordered pairs of different minibatches."""
+    """Return (AvgGrad, AvgGradInner) and their standard errors from so many random ordered pairs of different
+    minibatches."""
     _check_steps(2, len(pool))
 
     def one() -> Tensor:
@@ -130,7 +133,7 @@ def sampled_terms(
 
 
 def monte_carlo(draw: Callable[[], Tensor], samples: int) -> tuple[Tensor, Tensor]:
-    """The mean of so many independent draws and its standard error, number by number.
+    """Return the mean of so many independent draws and its standard error, number by number.
 
     Welford's recurrence: two tensors are held, and nothing cancels where the spread is small against the mean.
     """
@@ -149,7 +152,8 @@ def monte_carlo(draw: Callable[[], Tensor], samples: int) -> tuple[Tensor, Tenso
 def measure(
     updates: Callable[[float], Float[Tensor, "n P"]], avg_grad: Vector, avg_grad_inner: Vector, *, alpha: float
 ) -> list[Coefficients]:
-    """The coefficients in the limit alpha -> 0 of n expected updates, from their values at ± alpha and ± alpha / 2.
+    """Return the coefficients in the limit alpha -> 0 of n expected updates, from their values at ± alpha and ± alpha /
+    2.
 
     The even part in alpha holds order 0 and the odd part order 1, each with an error of two orders more, which
     Richardson's extrapolation takes out to the fourth; then each is projected on the two terms by least squares.
@@ -166,7 +170,7 @@ def measure(
 
 
 def _project(vector: Vector, first: Vector, second: Vector) -> tuple[float, float]:
-    """Coefficients of the least-squares combination of two vectors."""
+    """Return the coefficients of the least-squares combination of two vectors."""
     solution = torch.linalg.lstsq(torch.stack([first, second], -1), vector.unsqueeze(-1)).solution
     return float(solution[0]), float(solution[1])
 
@@ -179,7 +183,7 @@ def _tree(
     used: tuple[int, ...],
     gradient_of: Callable[[Loss, Vector], Vector],
 ) -> Iterator[tuple[int, Vector]]:
-    """(i - 1, g_i) for the i-th step of every ordered choice, each prefix once."""
+    """Yield (i - 1, g_i) for the i-th step of every ordered choice, each prefix once."""
     for index in set(range(len(pool))) - set(used):
         g = gradient_of(pool[index], phi)
         yield len(used), g
@@ -188,7 +192,7 @@ def _tree(
 
 
 def _draw(pool: Sequence[Loss], k: int, generator: torch.Generator) -> list[Loss]:
-    """k different minibatches in random order."""
+    """Draw k different minibatches in random order."""
     return [pool[index] for index in torch.randperm(len(pool), generator=generator)[:k].tolist()]
 
 
@@ -198,7 +202,8 @@ def _check_steps(k: int, m: int) -> None:
 
 
 def pair_expectation(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
-    """E[H_bar_2 g_bar_1] when the two minibatches are "independent" draws from the pool, "disjoint" or "repeated"."""
+    """Return E[H_bar_2 g_bar_1] when the two minibatches are "independent" draws from the pool, "disjoint" or
+    "repeated"."""
     gradients = torch.stack([derivative(loss, phi) for loss in pool])
     other = {
         "independent": gradients.mean(0).expand_as(gradients),
@@ -209,7 +214,8 @@ def pair_expectation(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
 
 
 def pair_prediction(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
-    """1/2 d/dphi (|E g|^2 + tr Cov(g_1, g_2)), with covariance 0, - Var / (m - 1) or + Var in the three cases."""
+    """Return 1/2 d/dphi (|E g|^2 + tr Cov(g_1, g_2)), with covariance 0, - Var / (m - 1) or + Var in the three
+    cases."""
     share = {"independent": 0.0, "disjoint": -1 / (len(pool) - 1), "repeated": 1.0}[case]
 
     def second_moment(point: Vector) -> Tensor:

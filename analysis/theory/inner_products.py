@@ -38,7 +38,7 @@ class Summary:
 
 
 def gradient_gram(losses: Sequence[Loss], phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gram:
-    """L_i'(phi) . L_j'(phi) for all pairs of losses.
+    """Return L_i'(phi) . L_j'(phi) for all pairs of losses.
 
     max_bytes: for the gradients that are held. With b of them in half of it, about n (1 + n / b) / 2 are computed in
     all: one each where all fit, more where they are taken anew.
@@ -47,7 +47,8 @@ def gradient_gram(losses: Sequence[Loss], phi: Vector, *, max_bytes: int = GIBIB
 
 
 def example_gram(terms: Terms, phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gram:
-    """The inner products of the gradients of single examples, from the terms (n,) that they add to the batch's loss.
+    """Return the inner products of the gradients of single examples, from the terms (n,) that they add to the batch's
+    loss.
 
     With batch norm an example's gradient depends on its batch. Here it is the derivative of the example's own term with
     the whole batch present, all of it moving along with phi, so that the gradients add up to that of the summed loss.
@@ -60,18 +61,19 @@ def example_gram(terms: Terms, phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gra
 
 
 def example_terms(network: Network, batch: Minibatch) -> Terms:
-    """The cross entropy of each example of a batch, as a function of phi; their sum is the loss that is summed."""
+    """Return the cross entropy of each example of a batch, as a function of phi; their sum is the loss that is
+    summed."""
     return lambda phi: F.cross_entropy(network(phi, batch.x), batch.y, reduction="none")
 
 
 def cosines(gram: Gram) -> Gram:
-    """g_i . g_j / (|g_i| |g_j|); nan in the row and column of a gradient that is 0, which has no direction."""
+    """Return g_i . g_j / (|g_i| |g_j|); nan in the row and column of a gradient that is 0, which has no direction."""
     norms = gram.diagonal().sqrt()
     return gram / torch.outer(norms, norms)
 
 
 def summarize(matrix: Gram, tasks: Int[Tensor, " n"]) -> Summary:
-    """Means of inner products or cosines within and between tasks; tasks[i] is the task of gradient i.
+    """Return means of inner products or cosines within and between tasks; tasks[i] is the task of gradient i.
 
     The diagonal, a gradient with itself, never counts. A nan anywhere in what is averaged makes the mean nan.
     """
@@ -93,14 +95,15 @@ def summarize(matrix: Gram, tasks: Int[Tensor, " n"]) -> Summary:
 
 
 def _block_means(matrix: Gram, label: Int[Tensor, " n"], sizes: Int[Tensor, " tasks"]) -> Float[Tensor, "tasks tasks"]:
-    """Means over the pairs of gradients of each pair of tasks, on the diagonal over different ones of one task."""
+    """Return means over the pairs of gradients of each pair of tasks, on the diagonal over different ones of one
+    task."""
     indicator = F.one_hot(label).to(matrix)
     sums = indicator.T @ (matrix - matrix.diagonal().diag()) @ indicator
     return sums / (torch.outer(sizes, sizes) - sizes.diag())
 
 
 def _statistics(means: Float[Tensor, "tasks tasks"]) -> Float[Tensor, " 3"]:
-    """Within, between, difference."""
+    """Return the means within and between tasks, and their difference."""
     tasks = len(means)
     within = means.diagonal().mean()
     between = (means.sum() - means.diagonal().sum()) / (tasks * (tasks - 1))
@@ -108,7 +111,7 @@ def _statistics(means: Float[Tensor, "tasks tasks"]) -> Float[Tensor, " 3"]:
 
 
 def _gram(row: Callable[[int], Vector], n: int, like: Vector, max_bytes: int) -> Gram:
-    """The Gram matrix of n rows, in blocks of as many as fit twice into max_bytes."""
+    """Return the Gram matrix of n rows, in blocks of as many as fit twice into max_bytes."""
     size = max_bytes // (2 * like.numel() * like.element_size())
     if size < 1:
         raise ValueError(

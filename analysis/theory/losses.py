@@ -50,7 +50,8 @@ def on_minibatch(loss: Callable[[Vector, Minibatch], Tensor], minibatch: Minibat
 
 
 def quadratic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
-    """L(phi) = 1/2 (phi - c) . A (phi - c) with positive definite A: the k = 2 expansions are exact."""
+    """Return quadratic losses L(phi) = 1/2 (phi - c) . A (phi - c) with positive definite A: the k = 2 expansions are
+    exact."""
     generator = torch.Generator().manual_seed(seed)
 
     def one() -> Loss:
@@ -62,7 +63,7 @@ def quadratic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
 
 
 def cubic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
-    """A quadratic plus a cubic form: third derivatives, and none beyond."""
+    """Return losses of a quadratic plus a cubic form: third derivatives, and none beyond."""
     generator = torch.Generator().manual_seed(seed + 1)
     base = quadratic(m, parameters=parameters, seed=seed)
 
@@ -74,7 +75,7 @@ def cubic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
 
 
 def tanh_network(m: int = 5, *, seed: int = 0) -> Pool:
-    """Squared error of a 2-4-1 tanh network on random points of one task."""
+    """Return the squared error of a 2-4-1 tanh network on random points of one task."""
     generator = torch.Generator().manual_seed(seed)
     network = mlp((2, 4, 1), activation="tanh")
     teacher, phi = (_point(network.n_parameters, generator) for _ in range(2))
@@ -88,7 +89,8 @@ def tanh_network(m: int = 5, *, seed: int = 0) -> Pool:
 
 
 def omniglot_softplus(images: ImagePool, m: int = 5, *, batch: int = 10, seed: int = 0) -> Pool:
-    """The paper's Omniglot network with softplus in place of ReLU, on m disjoint minibatches of one 5-way task."""
+    """Return the paper's Omniglot network with softplus in place of ReLU, on m disjoint minibatches of one 5-way
+    task."""
     sampling = Sampling(n_way=5, shots=batch * m // 5, batch=batch, steps=m)
     task = images.sample(sampling, seed=seed, purpose=Purpose.TRAINING, iteration=0, task=0)
     network = omniglot(5, activation="softplus")

@@ -29,7 +29,7 @@ class AffineTask:
 
 
 def affine_tasks(count: int = 5, *, rows: int = 2, parameters: int = 6, seed: int = 0) -> list[AffineTask]:
-    """Tasks with no common solution, and singular values of A in [0.6, 1.3]: no step of size 1 diverges."""
+    """Return tasks with no common solution, and singular values of A in [0.6, 1.3]: no step of size 1 diverges."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -44,7 +44,7 @@ def affine_tasks(count: int = 5, *, rows: int = 2, parameters: int = 6, seed: in
 
 
 def nearest_point(tasks: Sequence[AffineTask]) -> Vector:
-    """The minimizer of the mean squared distance to all W_tau, in closed form."""
+    """Return the minimizer of the mean squared distance to all W_tau, in closed form."""
     inverses = [torch.linalg.pinv(task.a) for task in tasks]
     matrix = torch.stack([inverse @ task.a for inverse, task in zip(inverses, tasks, strict=True)]).sum(0)
     vector = torch.stack([inverse @ task.b for inverse, task in zip(inverses, tasks, strict=True)]).sum(0)
@@ -52,7 +52,7 @@ def nearest_point(tasks: Sequence[AffineTask]) -> Vector:
 
 
 def reptile_fixed_point(tasks: Sequence[AffineTask], k: int, *, alpha: float = 1.0) -> Vector:
-    """Where E[phi - phi_{k+1}] = 0, with phi_{k+1} from k real steps of gradient descent on each task.
+    """Return the phi where E[phi - phi_{k+1}] = 0, with phi_{k+1} from k real steps of gradient descent on each task.
 
     The steps make an affine map, which is read off from where they take the origin and the unit vectors.
     """

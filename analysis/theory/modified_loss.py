@@ -17,13 +17,14 @@ from analysis.theory.taylor import inner_gradients
 
 
 def shuffled_displacement(pool: Sequence[Loss], phi: Vector, eps: float) -> Vector:
-    """Mean over all m! orders of the displacement of one epoch of SGD with step eps."""
+    """Return the mean over all m! orders of the displacement of one epoch of SGD with step eps."""
     epochs = [torch.stack(inner_gradients(order, phi, eps)).sum(0) for order in permutations(pool)]
     return -eps * torch.stack(epochs).mean(0)
 
 
 def modified_gradient(pool: Sequence[Loss], eps: float) -> Callable[[Vector], Vector]:
-    """Gradient of L + eps / (4 m) sum_k |dL_k|^2, which is dL + eps / (2 m) sum_k H_k dL_k; eps = 0 gives plain dL."""
+    """Return the gradient of L + eps / (4 m) sum_k |dL_k|^2, which is dL + eps / (2 m) sum_k H_k dL_k; eps = 0 gives
+    plain dL."""
     m = len(pool)
 
     def at(phi: Vector) -> Vector:
@@ -38,7 +39,7 @@ def modified_gradient(pool: Sequence[Loss], eps: float) -> Callable[[Vector], Ve
 
 
 def flow_displacement(field: Callable[[Vector], Vector], phi: Vector, time: float) -> Vector:
-    """Displacement of phi' = - field(phi) after `time`, integrated to about the last digits of float64."""
+    """Return the displacement of phi' = - field(phi) after `time`, integrated to about the last digits of float64."""
 
     from scipy.integrate import solve_ivp  # slow to import, and of use to this alone
 
@@ -50,11 +51,11 @@ def flow_displacement(field: Callable[[Vector], Vector], phi: Vector, time: floa
 
 
 def order_difference(a: Loss, b: Loss, phi: Vector, alpha: float) -> Vector:
-    """theta_AB - theta_BA: two steps of SGD on A then B, less the same on B then A."""
+    """Return theta_AB - theta_BA: two steps of SGD on A then B, less the same on B then A."""
     ab, ba = (torch.stack(inner_gradients(order, phi, alpha)).sum(0) for order in ((a, b), (b, a)))
     return -alpha * (ab - ba)
 
 
 def predicted_order_difference(a: Loss, b: Loss, phi: Vector, alpha: float) -> Tensor:
-    """alpha^2 (H_B g_A - H_A g_B)."""
+    """Return alpha^2 (H_B g_A - H_A g_B)."""
     return alpha**2 * (derivative(b, phi, derivative(a, phi)) - derivative(a, phi, derivative(b, phi)))

@@ -26,7 +26,7 @@ HIGHEST_FORMULA = 2  # beyond it the terms have no short formula; `inner_gradien
 
 
 def inner_gradients(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""] | float) -> list[Vector]:
-    """g_1 … g_k of k steps of SGD, phi_{i+1} = phi_i - alpha g_i. Differentiable in phi and in alpha."""
+    """Return g_1 … g_k of k steps of SGD, phi_{i+1} = phi_i - alpha g_i. Differentiable in phi and in alpha."""
     gradients = []
     for loss in losses:
         gradients.append(derivative(loss, phi))
@@ -35,7 +35,7 @@ def inner_gradients(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""
 
 
 def maml_gradient(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""] | float) -> Vector:
-    """d/dphi_1 L_k(phi_k), differentiated through the k - 1 inner steps."""
+    """Return d/dphi_1 L_k(phi_k), differentiated through the k - 1 inner steps."""
 
     def adapted_loss(start: Vector) -> Tensor:
         point = start
@@ -47,7 +47,8 @@ def maml_gradient(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""] 
 
 
 def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
-    """The same as the product (I - alpha L_1''(phi_1)) … (I - alpha L_{k-1}''(phi_{k-1})) g_k: exact, equation 21."""
+    """Return the same as the product (I - alpha L_1''(phi_1)) … (I - alpha L_{k-1}''(phi_{k-1})) g_k: exact, equation
+    21."""
     points, gradients = [phi], inner_gradients(losses, phi, alpha)
     for g in gradients[:-1]:
         points.append(points[-1] - alpha * g)
@@ -120,40 +121,41 @@ def maml_terms(losses: Sequence[Loss], phi: Vector, order: int, *, way: Way = At
 
 
 def weighted_terms(series: Sequence[Series], weights: Sequence[float]) -> Series:
-    """The series of sum_i w_i g_i from those of the g_i."""
+    """Return the series of sum_i w_i g_i from those of the g_i."""
     if len(weights) != len(series):
         raise ValueError(f"weights: expected one per inner step ({len(series)}), found {len(weights)}")
     return [sum_of(weights, [terms[n] for terms in series]) for n in range(len(series[0]))]
 
 
 def inner_gradient_series(losses: Sequence[Loss], phi: Vector, order: int) -> list[Series]:
-    """The series of each g_i to any order, as derivatives in alpha at 0: the channel that knows no formula."""
+    """Return the series of each g_i to any order, as derivatives in alpha at 0, by nested automatic differentiation: an
+    independent check of the formulas."""
     zero = torch.zeros((), dtype=phi.dtype, device=phi.device)
     stacked = coefficients_in(lambda alpha: torch.stack(inner_gradients(losses, phi, alpha)), order, at=zero)
     return [[term[i] for term in stacked] for i in range(len(losses))]
 
 
 def maml_series(losses: Sequence[Loss], phi: Vector, order: int) -> Series:
-    """The series of MAML's gradient to any order, as derivatives in alpha at 0."""
+    """Return the series of MAML's gradient to any order, as derivatives in alpha at 0."""
     zero = torch.zeros((), dtype=phi.dtype, device=phi.device)
     return coefficients_in(lambda alpha: maml_gradient(losses, phi, alpha), order, at=zero)
 
 
 def evaluate_series(series: Series, alpha: float, order: int | None = None) -> Vector:
-    """The polynomial in alpha, truncated after `order`."""
+    """Return the polynomial in alpha, truncated after `order`."""
     kept = series if order is None else series[: order + 1]
     return sum_of([alpha**n for n in range(len(kept))], kept)
 
 
 def sum_of(weights: Sequence[float], vectors: Sequence[Vector]) -> Vector:
-    """sum_i w_i v_i."""
+    """Return sum_i w_i v_i."""
     return torch.einsum("i,ip->p", vectors[0].new_tensor(weights), torch.stack(list(vectors)))
 
 
 def remainder_slope(
     exact: Callable[[float], Vector], truncated: Callable[[float], Vector], alphas: Sequence[float]
 ) -> tuple[float, list[float]]:
-    """Log-log slope of |exact - truncated| against alpha, by least squares, and the remainders themselves.
+    """Return the log-log slope of |exact - truncated| against alpha, by least squares, and the remainders themselves.
 
     Remainders within a hundredfold of round-off, eps |exact|, say nothing about the rate and are left out of the fit;
     the slope is nan where fewer than three are left. A truncation after order n should leave n + 1.
@@ -175,7 +177,7 @@ def remainder_slope(
 
 
 def _partial_sums(vectors: Sequence[Vector], like: Vector) -> list[Vector]:
-    """s_1 = 0, s_2 = v_1, s_3 = v_1 + v_2, …: one more than there are vectors."""
+    """Return s_1 = 0, s_2 = v_1, s_3 = v_1 + v_2, …: one more than there are vectors."""
     sums = [torch.zeros_like(like)]
     for vector in vectors:
         sums.append(sums[-1] + vector)

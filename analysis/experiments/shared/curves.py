@@ -152,12 +152,13 @@ def _reached(outcome: Outcome, iteration: int) -> bool:
 
 
 def _seconds(outcome: Outcome, job: Job, wanted: Iterable[tuple[Job, int, Evaluation]]) -> float:
-    """Training and evaluation of a job on one core: an evaluation takes as long as training takes for as many steps."""
+    """Return the seconds of training and evaluating a job on one core: an evaluation takes as long as training takes
+    for as many steps."""
     looks = [chunk for owner, n, what in wanted if owner == job for chunk in chunks(owner, n, what)]
     steps = job.training_steps + sum(chunk.steps for chunk in looks)
     return _seconds_an_iteration(outcome) * job.end * steps / max(job.training_steps, 1)
 
 
 def _seconds_an_iteration(outcome: Outcome) -> float:
-    """Of training alone: a file may hold more of a run than was asked for."""
+    """Return the seconds of an iteration, of training alone: a file may hold more of a run than was asked for."""
     return outcome.seconds / max(outcome.iteration, 1)
