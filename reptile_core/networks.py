@@ -11,17 +11,21 @@ from functools import partial
 from itertools import pairwise
 from math import prod, sqrt
 from threading import get_ident
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from reptile_core import native, philox
 from reptile_core.convolutions import KERNEL, same_size
 from reptile_core.gradients import Blocks, GradientByHand
 from reptile_core.layers import convolution_batch_norm, max_pool
 from reptile_core.points import Point, Value, take
+
+if TYPE_CHECKING:
+    from reptile_core.own_network import OwnNetwork
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "softplus": F.softplus, "tanh": torch.tanh}
@@ -32,19 +36,42 @@ Parameters = dict[str, Tensor]
 class Network:
     """A function of (phi, x) with the names and shapes of what phi holds, in order.
 
-    blocks: what `gradients` has to know of it, if it is such as can be differentiated by hand.
+    blocks: what `gradients` has to know of it, if it is such as can be differentiated by hand. takes: the shape of one
+    input, None where it is not checked.
     """
 
     name: str
     shapes: dict[str, tuple[int, ...]]
     function: Callable[[Parameters, Tensor], Tensor]
     blocks: Blocks | None = None
+    takes: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of(module: nn.Module, takes: tuple[int, ...], name: str | None = None) -> "OwnNetwork":
+        """Return a network of a module of one's own, to be the `network` of a Run.
+
+        module: from x (batch, *takes) to logits (batch, n_way); it is copied, and phi starts at its parameters that
+            require a gradient. Batch norm in training mode uses the batch at hand, as the paper's networks do.
+        takes: the shape of one input, such as (1, 28, 28).
+        name: what stands in errors and in the run's key; by default that of the module's type.
+
+        Raises ValueError or TypeError where the module is no function of parameters and inputs, such as with dropout.
+        """
+        from reptile_core.own_network import of_module  # which builds on this module
+
+        return of_module(module, takes, name)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError where x (*lanes, batch, *takes) has another shape than the network takes."""
+        if self.takes is not None and tuple(x.shape[-len(self.takes) :]) != self.takes:
+            check_shape(self.takes, tuple(x.shape[-len(self.takes) :]), self.name)
 
     @property
     def n_parameters(self) -> int:
         return sum(prod(shape) for shape in self.shapes.values())
 
     def __call__(self, phi: Float[Tensor, "*lanes P"], x: Tensor) -> Float[Tensor, "*lanes batch out"]:
+        self.check(x)
         return self.function(self.unflatten(phi), x)
 
     def unflatten(self, phi: Float[Tensor, "*lanes P"]) -> Parameters:
@@ -105,7 +132,8 @@ def _convolutional(
 
     # Pooled after the activation, a smooth one could round different inputs to equal maxima
     by_hand = (act is F.relu or not pool) and native.takes(filters) and KERNEL**2 * channels < filters
-    return Network(name, shapes, function, Blocks(side, channels, pool, activation) if by_hand else None)
+    takes = (side, side) if channels == 1 else (side, side, channels)
+    return Network(name, shapes, function, Blocks(side, channels, pool, activation) if by_hand else None, takes)
 
 
 def omniglot(n_way: int, *, activation: str = "relu") -> Network:
@@ -139,7 +167,7 @@ def mlp(widths: tuple[int, ...] = (1, 64, 64, 1), *, activation: str = "tanh") -
             x = act(x) if layer < last else x
         return x
 
-    return Network("mlp", shapes, function)
+    return Network("mlp", shapes, function, takes=widths[:1])
 
 
 @dataclass(frozen=True)
@@ -159,6 +187,7 @@ class CrossEntropy:
             raise ValueError(f'reduction: expected "sum" or "mean", found {self.reduction!r}')
 
     def __call__(self, phi: Float[Tensor, "*lanes P"], batch: "Minibatch") -> Float[Tensor, "*lanes"]:
+        self._check(batch)
         if phi.requires_grad and torch.is_grad_enabled() and not batch.x.requires_grad:
             point = self.point(phi, batch)
             if point is not None:
@@ -186,6 +215,7 @@ class CrossEntropy:
 
     def _make(self, phi: Tensor, batch: "Minibatch") -> Callable[[], GradientByHand] | None:
         """Say how to make what differentiates by hand, if this can be had."""
+        self._check(batch)
         blocks, count = self.network.blocks, batch.y.shape[-1]
         one_lane = phi.numel() == self.network.n_parameters and batch.y.numel() == count
         if not (blocks and one_lane and native.serves(phi) and native.serves(batch.x) and phi.dtype == batch.x.dtype):
@@ -194,6 +224,12 @@ class CrossEntropy:
             return None
         weight = 1.0 if self.reduction == "sum" else 1 / count
         return partial(GradientByHand, self.network.unflatten, blocks, count, weight, phi.detach().view(-1))
+
+    def _check(self, batch: "Minibatch") -> None:
+        """Raise ValueError where the inputs of a minibatch are not shaped as the network takes them."""
+        takes, found = self.network.takes, tuple(batch.x.shape[batch.y.ndim :])
+        if takes is not None and found != takes:
+            check_shape(takes, found, self.network.name)
 
     def _key(self, phi: Tensor, batch: "Minibatch") -> tuple:
         """Name what has buffers of its own: a thread too, as they are written into."""
@@ -206,6 +242,23 @@ class Minibatch:
 
     x: Tensor
     y: Int[Tensor, "*lanes batch"]
+
+
+def check_shape(takes: tuple[int, ...], found: tuple[int, ...], name: str) -> None:
+    """Raise ValueError where images have another shape than a network takes, with the way from one to the other."""
+    if found == takes:
+        return
+    if len(takes) == 3 and found == (takes[-1], *takes[:-1]):
+        way = "; they have their channels first: images.movedim(-3, -1) puts them last"
+    elif len(takes) == 3 and found == (*takes[1:], takes[0]):
+        way = "; they have their channels last: images.movedim(-1, -3) puts them first"
+    elif found == (1, *takes) or found == (*takes, 1):
+        way = f"; images.squeeze({-3 if found[0] == 1 else -1}) drops their single channel"
+    elif takes in ((1, *found), (*found, 1)):
+        way = f"; images.unsqueeze({-3 if takes[0] == 1 else -1}) adds a single channel"
+    else:
+        way = ""
+    raise ValueError(f"images: expected shape {takes} each for the network {name}, found {found}{way}")
 
 
 def _activation(name: str) -> Activation:
