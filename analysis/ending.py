@@ -4,11 +4,13 @@ import os
 import shlex
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from typing import NoReturn
 
 from analysis import program
@@ -32,7 +34,7 @@ def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
     warnings.formatwarning = lambda message, *_, **__: f"{program.name()}: warning: {' '.join(str(message).split())}\n"
     debug = "--debug" in arguments
     try:
-        with _terminable():
+        with _printable(), _terminable():
             return main(arguments)
     except KeyboardInterrupt:
         command = shlex.join([*program.command().split(), *arguments])
@@ -72,8 +74,30 @@ def _described(error: Exception) -> tuple[int, str]:
 
 
 @contextmanager
+def _printable() -> Iterator[None]:
+    """Replace characters that stdout or stderr cannot encode (cp1252, ascii), so that no work is lost for a word."""
+    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        if stream.errors == "strict":
+            stream.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        for stream, errors in zip(streams, before, strict=True):
+            with suppress(OSError, ValueError):  # closed, or a pipe that nobody reads
+                stream.reconfigure(errors=errors)
+
+
+@contextmanager
 def _terminable() -> Iterator[None]:
-    """Turn a request to end (kill, a batch system's limit) into an interrupt like Ctrl-C, which raises as usual."""
+    """Turn a request to end (kill, a batch system's limit) into an interrupt like Ctrl-C, which raises as usual.
+
+    Python lets the main thread alone handle signals: in another, such as a web server's, they stay as they are.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
 
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt

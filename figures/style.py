@@ -42,6 +42,7 @@ def style() -> Iterator[None]:
         "font.family": "DejaVu Sans",
         "legend.frameon": False,
         "mathtext.fontset": "dejavusans",
+        "pdf.fonttype": 42,  # text stays text in PDF too
         "svg.fonttype": "none",
         "svg.hashsalt": "reptile",
     }
@@ -82,15 +83,24 @@ def stamp(figure: Figure, text: str, *, real: bool) -> None:
 
 
 def save(figure: Figure, folder: Path, name: str, *, experiment: str) -> list[Path]:
-    """Write PNG and SVG, without dates, so that the same table gives the same file. Their metadata hold the words in
-    them: Title is the finding, Description the caption and the data, Source the experiment."""
-    paths = [folder / f"{name}.png", folder / f"{name}.svg"]
+    """Write PNG, SVG and PDF, without dates, so that the same table gives the same file.
+
+    Their metadata hold the words in them. Title is the finding, Description (in PDF Subject) the caption and the data,
+    Source (Keywords) the experiment.
+    """
     finding = figure.get_suptitle()
     texts = [text.get_text() for text in figure.texts if text.get_text() != finding]
-    words = {"Title": finding, "Description": " ".join(" ".join(texts).split()), "Source": experiment}
-    for path, undated in zip(paths, ("Software", "Date"), strict=True):
+    title, description = {"Title": finding}, " ".join(" ".join(texts).split())
+    words = title | {"Description": description, "Source": experiment}
+    kinds: dict[str, dict[str, Any]] = {
+        "png": words | {"Software": None},
+        "svg": words | {"Date": None},
+        "pdf": title | {"Subject": description, "Keywords": experiment, "CreationDate": None},
+    }
+    paths = [folder / f"{name}.{kind}" for kind in kinds]
+    for path, (kind, metadata) in zip(paths, kinds.items(), strict=True):
         content = io.BytesIO()
-        figure.savefig(content, format=path.suffix[1:], metadata=words | {undated: None})
+        figure.savefig(content, format=kind, metadata=metadata)
         write_atomically(path, content.getbuffer())
     plt.close(figure)
     return paths

@@ -28,19 +28,22 @@ Reptile in plain torch, where `model` is a `torch.nn.Module` and `tasks` holds k
     for state in train(run, pool, start(run)):
         pass
 
+`Network.of(model, takes=(1, 28, 28))` in the place of "omniglot" trains a module of one's own.
+
 Other weights are other algorithms: `last(5).weights` is FOMAML, "maml" is MAML. `state.phi` is what `model` holds, as
 one vector. `evaluate` gives the accuracy of a state on each of many test tasks, `estimate` their mean with its error.
 """
 
 from reptile_core.evaluation import estimate
 from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, total, weighted_sum
-from reptile_core.networks import mini_imagenet, omniglot
+from reptile_core.networks import Network, mini_imagenet, omniglot
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import Inner, Outer, Run, evaluate, start, train
 
 __all__ = [
     "ImagePool",
     "Inner",
+    "Network",
     "Outer",
     "Run",
     "Sampling",

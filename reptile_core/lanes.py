@@ -15,8 +15,9 @@ from torch import Tensor
 
 from reptile_core.convolutions import same_size
 from reptile_core.losses import CrossEntropy
+from reptile_core.own_network import OwnNetwork
 from reptile_core.tasks import Examples, ImagePool, training_stream
-from reptile_core.training import IMAGES, OuterStep, Run, TrainingState, build_network, meta_direction
+from reptile_core.training import IMAGES, OuterStep, Run, TrainingState, build_network, meta_direction, network_for
 
 Function = Callable[..., tuple[Tensor, ...]]
 STAGES, VECTORS = 8, 12  # outputs kept of a block, and vectors as long as phi
@@ -34,16 +35,23 @@ def lane_bytes(run: Run) -> int:
     Per position of a block's output: its patches, and as often the output itself as the block has stages. MAML holds as
     much again for the derivatives of one step's gradient, and of every step phi, its gradient and the moments.
     """
-    network, numbers, size = build_network(run), 0, IMAGES[run.network][0]
-    for rows, filters in (shape for name, shape in network.shapes.items() if name.startswith("conv")):
-        size = same_size(size, 2)
-        positions = size * size * (4 if run.network != "omniglot" else 1)  # pooled blocks are convolved at full size
-        numbers += run.sampling.batch * positions * (rows + STAGES * filters)
+    network = build_network(run)
+    numbers = run.sampling.batch * (STAGES * network.numbers if isinstance(network, OwnNetwork) else _in_blocks(run))
     maml = run.weights == "maml"
     vectors = VECTORS + (3 * run.sampling.steps if maml else 0)
     return (numbers * (2 if maml else 1) + vectors * network.n_parameters) * torch.empty(
         0, dtype=run.torch_dtype
     ).element_size()
+
+
+def _in_blocks(run: Run) -> int:
+    """Numbers that the blocks of a network of the paper keep for one image."""
+    numbers, size = 0, IMAGES[str(run.network)][0]
+    for rows, filters in (shape for name, shape in build_network(run).shapes.items() if name.startswith("conv")):
+        size = same_size(size, 2)
+        positions = size * size * (4 if run.network != "omniglot" else 1)  # pooled blocks are convolved at full size
+        numbers += positions * (rows + STAGES * filters)
+    return numbers
 
 
 def train_lanes(
@@ -61,7 +69,7 @@ def train_lanes(
     weights = _weights(runs, states[0].phi)
     state = _stacked(states)
     outer = OuterStep(run, state)
-    loss = CrossEntropy(build_network(run), reduction=run.inner.reduction)
+    loss = CrossEntropy(network_for(run, pools[0]), reduction=run.inner.reduction)
     phi, inner = state.phi, state.inner
     if inner is None and run.inner.moments == "kept":
         inner = run.inner.build().start(phi)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reptile_core import native
 from reptile_core.gradients import GradientByHand
-from reptile_core.networks import Network
+from reptile_core.networks import Network, check_shape
 from reptile_core.points import Point, Value, take
 
 
@@ -41,6 +41,7 @@ class CrossEntropy:
             raise ValueError(f'reduction: expected "sum" or "mean", found {self.reduction!r}')
 
     def __call__(self, phi: Float[Tensor, "*lanes P"], batch: Minibatch) -> Float[Tensor, "*lanes"]:
+        self._check(batch)
         if phi.requires_grad and torch.is_grad_enabled() and not batch.x.requires_grad:
             point = self.point(phi, batch)
             if point is not None:
@@ -68,6 +69,7 @@ class CrossEntropy:
 
     def _make(self, phi: Tensor, batch: Minibatch) -> Callable[[], GradientByHand] | None:
         """Say how to make what differentiates by hand, if this can be had."""
+        self._check(batch)
         blocks, count = self.network.blocks, batch.y.shape[-1]
         one_lane = phi.numel() == self.network.n_parameters and batch.y.numel() == count
         if not (blocks and one_lane and native.serves(phi) and native.serves(batch.x) and phi.dtype == batch.x.dtype):
@@ -76,6 +78,12 @@ class CrossEntropy:
             return None
         weight = 1.0 if self.reduction == "sum" else 1 / count
         return partial(GradientByHand, self.network.unflatten, blocks, count, weight, phi.detach().view(-1))
+
+    def _check(self, batch: Minibatch) -> None:
+        """Raise ValueError where the inputs of a minibatch are not shaped as the network takes them."""
+        takes, found = self.network.takes, tuple(batch.x.shape[batch.y.ndim :])
+        if takes is not None and found != takes:
+            check_shape(takes, found, self.network.name)
 
     def _key(self, phi: Tensor, batch: Minibatch) -> tuple:
         """Name what has buffers of its own: a thread too, as they are written into."""

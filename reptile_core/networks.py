@@ -9,16 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from math import prod, sqrt
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from reptile_core import native, philox
 from reptile_core.gradients import Blocks
 from reptile_core.layers import convolution_batch_norm, max_pool
 from reptile_core.sizes import KERNEL, same_size
+
+if TYPE_CHECKING:
+    from reptile_core.own_network import OwnNetwork
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "softplus": F.softplus, "tanh": torch.tanh}
@@ -29,19 +33,42 @@ Parameters = dict[str, Tensor]
 class Network:
     """A function of (phi, x) with the names and shapes of what phi holds, in order.
 
-    blocks: what `gradients` has to know of it, if it is such as can be differentiated by hand.
+    blocks: what `gradients` has to know of it, if it is such as can be differentiated by hand. takes: the shape of one
+    input, None where it is not checked.
     """
 
     name: str
     shapes: dict[str, tuple[int, ...]]
     function: Callable[[Parameters, Tensor], Tensor]
     blocks: Blocks | None = None
+    takes: tuple[int, ...] | None = None
+
+    @staticmethod
+    def of(module: nn.Module, takes: tuple[int, ...], name: str | None = None) -> "OwnNetwork":
+        """Return a network of a module of one's own, to be the `network` of a Run.
+
+        module: from x (batch, *takes) to logits (batch, n_way); it is copied, and phi starts at its parameters that
+            require a gradient. Batch norm in training mode uses the batch at hand, as the paper's networks do.
+        takes: the shape of one input, such as (1, 28, 28).
+        name: what stands in errors and in the run's key; by default that of the module's type.
+
+        Raises ValueError or TypeError where the module is no function of parameters and inputs, such as with dropout.
+        """
+        from reptile_core.own_network import of_module  # which builds on this module
+
+        return of_module(module, takes, name)
+
+    def check(self, x: Tensor) -> None:
+        """Raise ValueError where x (*lanes, batch, *takes) has another shape than the network takes."""
+        if self.takes is not None and tuple(x.shape[-len(self.takes) :]) != self.takes:
+            check_shape(self.takes, tuple(x.shape[-len(self.takes) :]), self.name)
 
     @property
     def n_parameters(self) -> int:
         return sum(prod(shape) for shape in self.shapes.values())
 
     def __call__(self, phi: Float[Tensor, "*lanes P"], x: Tensor) -> Float[Tensor, "*lanes batch out"]:
+        self.check(x)
         return self.function(self.unflatten(phi), x)
 
     def unflatten(self, phi: Float[Tensor, "*lanes P"]) -> Parameters:
@@ -102,7 +129,8 @@ def _convolutional(
 
     # Pooled after the activation, a smooth one could round different inputs to equal maxima
     by_hand = (act is F.relu or not pool) and native.takes(filters) and KERNEL**2 * channels < filters
-    return Network(name, shapes, function, Blocks(side, channels, pool, activation) if by_hand else None)
+    takes = (side, side) if channels == 1 else (side, side, channels)
+    return Network(name, shapes, function, Blocks(side, channels, pool, activation) if by_hand else None, takes)
 
 
 def omniglot(n_way: int, *, activation: str = "relu") -> Network:
@@ -136,7 +164,24 @@ def mlp(widths: tuple[int, ...] = (1, 64, 64, 1), *, activation: str = "tanh") -
             x = act(x) if layer < last else x
         return x
 
-    return Network("mlp", shapes, function)
+    return Network("mlp", shapes, function, takes=widths[:1])
+
+
+def check_shape(takes: tuple[int, ...], found: tuple[int, ...], name: str) -> None:
+    """Raise ValueError where images have another shape than a network takes, with the way from one to the other."""
+    if found == takes:
+        return
+    if len(takes) == 3 and found == (takes[-1], *takes[:-1]):
+        way = "; they have their channels first: images.movedim(-3, -1) puts them last"
+    elif len(takes) == 3 and found == (*takes[1:], takes[0]):
+        way = "; they have their channels last: images.movedim(-1, -3) puts them first"
+    elif found == (1, *takes) or found == (*takes, 1):
+        way = f"; images.squeeze({-3 if found[0] == 1 else -1}) drops their single channel"
+    elif takes in ((1, *found), (*found, 1)):
+        way = f"; images.unsqueeze({-3 if takes[0] == 1 else -1}) adds a single channel"
+    else:
+        way = ""
+    raise ValueError(f"images: expected shape {takes} each for the network {name}, found {found}{way}")
 
 
 def _activation(name: str) -> Activation:

@@ -7,6 +7,7 @@ indices, drawn for many tasks at once; the images they point at may lie on any d
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int, UInt8
 from torch import Tensor
@@ -83,11 +84,29 @@ class Tasks:
 
 @dataclass(frozen=True)
 class ImagePool:
-    """Images by class, on the device that trains, and the numbers that go into the network: byte / white."""
+    """Images by class, on the device that trains, and the numbers that go into the network: byte / white.
+
+    images: bytes, or numbers of any floating-point type; a NumPy array becomes a tensor.
+    white: the byte that goes in as 1.0: 1 for drawings of ink and paper, 255 for photographs.
+    """
 
     images: UInt8[Tensor, "classes drawings *shape"]
     dtype: torch.dtype = torch.float32
-    white: int = 1  # the byte that goes in as 1.0: 1 for drawings of ink and paper, 255 for photographs
+    white: int = 1
+
+    def __post_init__(self) -> None:
+        images = self.images
+        if isinstance(images, np.ndarray):
+            images = _as_tensor(images)
+            object.__setattr__(self, "images", images)
+        if not isinstance(images, Tensor):
+            raise TypeError(f"images: expected a tensor or a NumPy array, found {type(images).__name__}")
+        if images.dtype not in (torch.uint8, torch.bool) and not images.is_floating_point():
+            raise TypeError(f"images: expected bytes (uint8) or floating-point numbers, found {images.dtype}")
+        if images.ndim < 3:
+            raise ValueError(f"images: expected (classes, examples, *shape of one), found shape {tuple(images.shape)}")
+        if self.white <= 0:
+            raise ValueError(f"white: expected a number above 0, found {self.white}")
 
     @property
     def classes(self) -> int:
@@ -136,6 +155,12 @@ class ImagePool:
                 + (f", {test_shots} of them kept for testing" if test_shots else "")
                 + f"), found {sampling.shots}"
             )
+
+
+def _as_tensor(images: np.ndarray) -> Tensor:
+    if images.dtype.kind not in "fbu" or images.dtype.itemsize > (8 if images.dtype.kind == "f" else 1):
+        raise TypeError(f"images: expected bytes (uint8) or floating-point numbers, found {images.dtype}")
+    return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 
 
 def sample_tasks(

@@ -5,9 +5,9 @@ any iteration and taken up again, and every bit after that is the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -17,7 +17,8 @@ from reptile_core import evaluation
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, Loss, Phi, State
 from reptile_core.losses import CrossEntropy
 from reptile_core.meta_gradients import maml, weighted_sum
-from reptile_core.networks import Network, mini_imagenet, omniglot
+from reptile_core.networks import Network, check_shape, mini_imagenet, omniglot
+from reptile_core.own_network import OwnNetwork
 from reptile_core.tasks import Examples, ImagePool, Sampling, training_stream
 
 # By the name that a Run has for it. CIFAR-FS, which is not in the paper, has Mini-ImageNet's network at its own size
@@ -81,10 +82,11 @@ class Outer:
 class Run:
     """Everything that decides the outcome of one meta-training run, but for the data. How it is evaluated does not.
 
+    network: one of NETWORKS by name, or a module of one's own as `Network.of` makes it.
     weights: w_1 … w_k of the direction sum w_i (phi_i - phi_{i+1}), or "maml".
     """
 
-    network: Literal["omniglot", "mini_imagenet", "cifar_fs"]
+    network: Literal["omniglot", "mini_imagenet", "cifar_fs"] | OwnNetwork
     sampling: Sampling
     weights: tuple[float, ...] | Literal["maml"]
     inner: Inner
@@ -96,7 +98,12 @@ class Run:
     dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
-        _choice("network", self.network, tuple(NETWORKS))
+        if not isinstance(self.network, OwnNetwork):
+            _choice("network", self.network, tuple(NETWORKS))
+        elif self.network.outputs != self.sampling.n_way:
+            raise ValueError(
+                f"network: expected {self.sampling.n_way} outputs, as n_way is, found {self.network.outputs}"
+            )
         _choice("dtype", self.dtype, ("float32", "float64"))
         for name, lowest in (("iterations", 1), ("meta_batch", 1), ("seed", 0)):
             if getattr(self, name) < lowest:
@@ -111,6 +118,13 @@ class Run:
     def torch_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == "float64" else torch.float32
 
+    def record(self) -> dict[str, Any]:
+        """Return all of it as JSON has it, a network of one's own by its identity."""
+        parts = {part.name: getattr(self, part.name) for part in fields(self)}
+        if isinstance(self.network, OwnNetwork):
+            parts["network"] = self.network.identity
+        return {name: asdict(part) if is_dataclass(part) else part for name, part in parts.items()}  # type: ignore[arg-type]
+
 
 @dataclass(frozen=True)
 class TrainingState:
@@ -123,7 +137,17 @@ class TrainingState:
 
 
 def build_network(run: Run) -> Network:
+    if isinstance(run.network, OwnNetwork):
+        return run.network
     return NETWORKS[run.network](run.sampling.n_way, activation=run.activation)
+
+
+def network_for(run: Run, pool: ImagePool) -> Network:
+    """Return the network of a run; ValueError where it does not take the images of a pool."""
+    network = build_network(run)
+    if network.takes is not None:
+        check_shape(network.takes, tuple(pool.images.shape[2:]), network.name)
+    return network
 
 
 def start(run: Run, device: torch.device | str = "cpu") -> TrainingState:
@@ -134,7 +158,7 @@ def start(run: Run, device: torch.device | str = "cpu") -> TrainingState:
 def train(run: Run, pool: ImagePool, state: TrainingState) -> Iterator[TrainingState]:
     """Go on from `state` to the end of the run, yielding the state after every iteration."""
     pool.check(run.sampling)
-    loss = CrossEntropy(build_network(run), reduction=run.inner.reduction)
+    loss = CrossEntropy(network_for(run, pool), reduction=run.inner.reduction)
     outer = OuterStep(run, state)
     phi, inner = state.phi, state.inner
     todo = range(state.iteration, run.iterations)
@@ -193,7 +217,7 @@ def evaluate(
         raise ValueError(
             f"sampling: expected tasks of {run.sampling.n_way} classes as in training, found {sampling.n_way}"
         )
-    network = build_network(run)
+    network = network_for(run, pool)
     drawn = evaluation.evaluation_tasks(
         sampling, pool, seed=run.seed, count=len(tasks), first=tasks.start, queries=queries, look=look
     )

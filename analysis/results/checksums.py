@@ -83,7 +83,7 @@ def _by_how_much(old: Path, digest_then: str, new: Path) -> str:
 
 def _without_history(path: Path) -> pd.DataFrame:
     """Return the table's entries as they are written, not as numbers, which would round them."""
-    table = pd.read_csv(StringIO(path.read_text()), dtype=str, keep_default_na=False)
+    table = pd.read_csv(StringIO(path.read_text(encoding="utf-8")), dtype=str, keep_default_na=False)
     return table.drop(columns=[name for name in HISTORY if name in table])
 
 

@@ -32,7 +32,7 @@ def read(folder: Path) -> list[Verdict]:
     """Read what `write` wrote. ResultsError where it is missing or anything else."""
     path = folder / NAME
     try:
-        rows = json.loads(path.read_text())
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ResultsError(
             f"{path}: expected the ledger of a run, found none; python reproduce.py writes it"

@@ -334,7 +334,7 @@ def commit(root: Path = ROOT) -> dict[str, Any] | None:
 def _is_ours(root: Path) -> bool:
     """Return whether this folder is the root of the project, and not of one that holds it."""
     try:
-        project = tomllib.loads((root / "pyproject.toml").read_text())["project"]["name"]
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return project == PROJECT and (root / "reproduce.py").is_file()

@@ -62,12 +62,19 @@ def write_csv(table: pd.DataFrame, path: Path) -> None:
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read what `write_csv` wrote (to the bit from pandas 3.1 on); ResultsError where it is no longer whole."""
+    """Read what `write_csv` wrote (to the bit from pandas 3.1 on); ResultsError where it is no longer whole.
+
+    A byte-order mark and blank lines, which other programs add, are passed over. A table that one of them has cut at
+    semicolons is refused: its decimal points may have become commas.
+    """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
+        header = text.partition("\n")[0]
+        if ";" in header and "," not in header:
+            raise ResultsError(f"{path}: expected columns that are separated by commas, found {header.strip()!r}")
         table = pd.read_csv(StringIO(text))
     except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
         raise ResultsError(f"{path}: expected a table, found {' '.join(str(error).split())}") from error
-    if not text.endswith("\n"):
+    if not text.endswith(("\n", "\r")):
         raise ResultsError(f"{path}: expected a table of whole lines, found one that breaks off in its last")
     return table

@@ -6,7 +6,7 @@ it: a run that is asked for more goes on from where its file stands.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -88,7 +88,7 @@ class Job:
     def decisive(self) -> dict[str, Any]:
         """Everything that decides the bits: configuration, data, device type, how sums are rounded."""
         return {
-            "run": asdict(self.run),
+            "run": self.run.record(),
             "data": self.source.identity,
             "device": torch.device(self.device).type + "-tf32" * self.tf32,
             "numerics": NUMERICS_VERSION,

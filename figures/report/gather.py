@@ -267,6 +267,6 @@ def _provenance(manifest: Mapping[str, Any] | None, out: Path) -> dict[str, str]
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise ResultsError(f"{path}: expected JSON, found {error}") from error

@@ -139,7 +139,7 @@ def _of_lists(lists: Path, edition: Edition) -> list[Class]:
     for split in SPLITS:
         path = lists / f"{split}.txt"
         text = read_file(path, MAX_LIST_BYTES)
-        names = text.decode().split()
+        names = text.decode("utf-8-sig").split()  # with or without a byte-order mark
         if len(text) > MAX_LIST_BYTES or not all(re.fullmatch(r"[\w-]+", name) for name in names):
             raise DataError(f"{path}: expected names of classes, one a line, found something else")
         classes += [Class(split, name, partial(_folder, images / name, edition)) for name in names]

@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from jaxtyping import UInt8
@@ -32,6 +32,9 @@ from reptile_core.datasets.common import (
     named_directory,
 )
 from reptile_core.datasets.members import read_file
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # The authors resize by PIL's default of their time, nearest neighbour; bicubic is the default since Pillow 7.
 Resampling = Literal["nearest", "bicubic"]
@@ -68,9 +71,14 @@ def _from_folders(folder: Path) -> Listing:
 
 
 def _from_table(path: Path) -> Listing:
-    rows = list(csv.reader(_text(path).splitlines()))
-    if rows[:1] != [["filename", "label"]] or any(len(row) != 2 for row in rows):
-        raise DataError(f"{path}: expected the columns filename and label, found something else")
+    lines = _text(path).splitlines()
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","  # as spreadsheets of other countries save it
+    rows = [row for row in csv.reader(lines, delimiter=delimiter) if any(cell.strip() for cell in row)]
+    header = [cell.strip().lower() for cell in rows[0]] if rows else []
+    if header != ["filename", "label"]:
+        raise DataError(f"{path}: expected the columns filename and label, found {', '.join(header) or 'none'}")
+    if odd := next((row for row in rows if len(row) != 2), None):
+        raise DataError(f"{path}: expected two columns, filename and label, in each line, found {odd}")
     listing: Listing = {}
     for name, label in rows[1:]:
         listing.setdefault(label, []).append(f"{path.parent}/images/{_inside(name, path)}")
@@ -93,7 +101,8 @@ def _text(path: Path) -> str:
     content = read_file(path, MAX_LIST_BYTES)
     if len(content) > MAX_LIST_BYTES:
         raise DataError(f"{path}: expected at most {MAX_LIST_BYTES} bytes, found more")
-    return content.decode()
+    with faults(path):
+        return content.decode("utf-8-sig")  # with or without a byte-order mark
 
 
 def _inside(name: str, where: Path) -> str:
@@ -137,7 +146,20 @@ def _decode(path: str, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:  # whatever their names say
             if image.width * image.height > MAX_PIXELS:  # before one of them is decoded
                 raise DataError(f"{path}: expected at most {MAX_PIXELS} pixels, found {image.width}×{image.height}")
-            return np.asarray(image.resize((SIZE, SIZE), Image.Resampling[resampling.upper()]).convert("RGB"))
+            depth = _eight_bits(image)
+            # A palette has no colours between two of its own, so that Pillow would take the nearest one.
+            whole = depth if resampling == "nearest" or depth.mode not in ("P", "1") else depth.convert("RGB")
+            return np.asarray(whole.resize((SIZE, SIZE), Image.Resampling[resampling.upper()]).convert("RGB"))
+
+
+def _eight_bits(image: "Image") -> "Image":
+    """Scale grey values of 16 bits to 8, which Pillow would clip at 255: 65535 becomes 255."""
+    from PIL import Image
+
+    if not image.mode.startswith("I"):
+        return image
+    values = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((values + 128) // 257).clip(0, 255).astype(np.uint8))
 
 
 def _read(paths: list[str], resampling: Resampling) -> Images:

@@ -1,0 +1,252 @@
+"""A `torch.nn.Module` as a network of the core: a function of (phi, x), with lanes, that no call changes.
+
+The module is copied. Batch norm in training mode uses the statistics of the batch at hand, in training as in
+evaluation, as the paper's networks do; its running statistics are dropped.
+"""
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import get_ident
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn.modules.batchnorm import _NormBase
+
+from reptile_core.networks import Network
+
+EVALUATIONS = 20  # to find noise: that of one call in two is missed once in 500,000 times
+CLOSE = 1e-3  # relative; far above round-off in float32, far below what another function gives
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class OwnNetwork(Network):
+    """A module as a network. phi starts at the module's own parameters, whatever the seed of a run.
+
+    outputs: numbers per input, the n_way of its tasks. identity: a digest of the module's text, parameters and buffers,
+    which stands for it in a run's key; it does not see the code of a forward method, for which `name` can be changed.
+    numbers: what its layers give for one input, to estimate memory. together: whether lanes go through one vmap.
+    """
+
+    module: nn.Module
+    outputs: int
+    identity: str
+    numbers: int
+    together: bool
+    _copies: dict[tuple, nn.Module] = field(default_factory=dict, repr=False)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OwnNetwork) and self.identity == other.identity
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_copies": {}}
+
+    def __call__(self, phi: Float[Tensor, "*lanes P"], x: Tensor) -> Float[Tensor, "*lanes batch out"]:
+        """Return the logits of x, (*lanes, batch, *takes), lane by lane."""
+        self.check(x)
+        assert self.takes is not None
+        inner = x.ndim - 1 - len(self.takes)
+        lanes = torch.broadcast_shapes(phi.shape[:-1], x.shape[:inner])
+        count = lanes.numel()
+        points = phi.expand(*lanes, -1).reshape(count, -1) if phi.ndim > 1 else None
+        inputs = x.expand(*lanes, *x.shape[inner:]).reshape(count, *x.shape[inner:]) if inner else None
+        if count == 1:
+            one = self._one(phi.reshape(-1), x.reshape(x.shape[inner:]))
+            return one.reshape(*lanes, *one.shape)
+        dims = (None if points is None else 0, None if inputs is None else 0)
+        given = (phi if points is None else points, x if inputs is None else inputs)
+        found = vmap(self._one, dims)(*given) if self.together else torch.stack(self._one_by_one(*given, *dims, count))
+        return found.reshape(*lanes, *found.shape[1:])
+
+    def initialize(self, seed: int, *, dtype: torch.dtype = torch.float32) -> Float[Tensor, " P"]:
+        """Return the module's own parameters, whatever the seed."""
+        return _flat(self.module).to(dtype)
+
+    def as_module(self, phi: Float[Tensor, " P"]) -> nn.Module:
+        """Return a copy of the module with the parameters phi, on phi's device and in its dtype."""
+        made = copy.deepcopy(self.module).to(phi.device, phi.dtype)
+        values = self.unflatten(phi.detach())
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                if name in values:
+                    parameter.copy_(values[name])
+        return made
+
+    def _one(self, phi: Float[Tensor, " P"], x: Tensor) -> Tensor:
+        module = self._on(x.device, phi.dtype)
+        return functional_call(module, self.unflatten(phi), (x,))
+
+    def _one_by_one(self, phi: Tensor, x: Tensor, of_phi: int | None, of_x: int | None, count: int) -> list[Tensor]:
+        return [self._one(phi if of_phi is None else phi[i], x if of_x is None else x[i]) for i in range(count)]
+
+    def _on(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
+        """The copy for a device, a dtype and a thread, as a call exchanges the copy's parameters."""
+        key = device, dtype, get_ident()
+        if key not in self._copies:
+            self._copies[key] = copy.deepcopy(self.module).to(device, dtype)
+        return self._copies[key]
+
+
+def of_module(module: nn.Module, takes: tuple[int, ...], name: str | None = None) -> OwnNetwork:
+    """Return a module as a network; see `Network.of`. ValueError or TypeError where it is no function of (phi, x)."""
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module: expected a torch.nn.Module, found {type(module).__name__}")
+    takes = tuple(takes)
+    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in [*module.parameters(), *module.buffers()]):
+        raise ValueError("module: expected parameters with shapes, found lazy layers; call the module once on inputs")
+    shapes = {key: tuple(p.shape) for key, p in module.named_parameters() if p.requires_grad}
+    if not shapes:
+        raise ValueError("module: expected parameters that require a gradient, found none")
+    module = _without_running_statistics(module)
+    kept = {key: value.clone() for key, value in module.state_dict().items()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        first = next(p for p in module.parameters() if p.requires_grad)
+        x = torch.rand(3, *takes, dtype=first.dtype, device=first.device)
+        outputs, numbers = _outputs(module, x)
+        _check_noise(module, x)
+    _check_state(module, kept)
+    network = OwnNetwork(
+        name=name or type(module).__name__,
+        shapes=shapes,
+        function=lambda p, x: functional_call(module, p, (x,)),
+        takes=takes,
+        module=module,
+        outputs=outputs,
+        identity=_identity(name or type(module).__name__, module, takes),
+        numbers=numbers,
+        together=True,
+    )
+    _check_parameters(network, x)
+    object.__setattr__(network, "together", _goes_together(network, x))
+    return network
+
+
+def _without_running_statistics(module: nn.Module) -> nn.Module:
+    made = copy.deepcopy(module)
+    for layer in made.modules():
+        if isinstance(layer, _NormBase) and layer.training and layer.track_running_stats:
+            layer.track_running_stats = False
+            layer.running_mean = layer.running_var = layer.num_batches_tracked = None
+    return made
+
+
+def _outputs(module: nn.Module, x: Tensor) -> tuple[int, int]:
+    """Return how many numbers a module gives for an input, and how many all its layers do."""
+    numbers = 0
+
+    def add(_: nn.Module, __: Any, result: Any) -> None:
+        nonlocal numbers
+        numbers += result.numel() if isinstance(result, Tensor) else 0
+
+    leaves = [layer for layer in module.modules() if not list(layer.children())]
+    handles = [layer.register_forward_hook(add) for layer in leaves]
+    try:
+        with torch.no_grad():
+            found = module(x)
+    except Exception as error:
+        raise ValueError(
+            f"takes: expected the shape of one input of the module, found {tuple(x.shape[1:])} "
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(x) or found.shape[1] < 2:
+        what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+        raise ValueError(f"module: expected logits (batch, classes) of {len(x)} inputs, found {what}")
+    return found.shape[1], max(numbers // len(x), 1)
+
+
+def _check_noise(module: nn.Module, x: Tensor) -> None:
+    with torch.no_grad():
+        first, *others = [module(x) for _ in range(EVALUATIONS)]
+    if all(_alike(first, other) for other in others):
+        return
+    layers = [
+        f"'{key}' ({type(layer).__name__})"
+        for key, layer in module.named_modules()
+        if layer.training and "dropout" in type(layer).__name__.lower()
+    ]
+    where = ", ".join(layers) or "a layer that draws random numbers or keeps a state"
+    raise ValueError(
+        f"module: expected a function of parameters and inputs, found noise in {where}; call .eval() on it"
+    )
+
+
+def _check_state(module: nn.Module, kept: dict[str, Tensor]) -> None:
+    changed = [key for key, value in module.state_dict().items() if not torch.equal(value, kept[key])]
+    if changed:
+        raise ValueError(
+            f"module: expected a forward pass that keeps no state, found that it changes {', '.join(changed)}; "
+            "call .eval() on these layers, or keep no running statistics"
+        )
+
+
+def _check_parameters(network: OwnNetwork, x: Tensor) -> None:
+    """Refuse a module that reaches its parameters past its attributes: it would not see phi, or not all of it."""
+    values = {key: value.detach().requires_grad_() for key, value in network.unflatten(_flat(network.module)).items()}
+    parts = torch.autograd.grad(
+        functional_call(network.module, values, (x,)).sum(), list(values.values()), allow_unused=True
+    )
+    if unused := [key for key, part in zip(values, parts, strict=True) if part is None]:
+        raise ValueError(
+            f"module: expected outputs that depend on every parameter, found none on {', '.join(unused)}; freeze what "
+            "is not used (requires_grad_(False)), and reach the others by the module's attributes"
+        )
+    phi = _flat(network.module)
+    moved = phi + 0.1 * torch.rand(phi.shape, generator=torch.Generator().manual_seed(0)).to(phi)
+    with torch.no_grad():
+        expected = network.as_module(moved)(x)
+        found = _attempt(lambda: network._one(moved, x))
+    if found is None or not _alike(expected, found):
+        raise ValueError(
+            "module: expected all parameters to be reached by the module's attributes, found another function "
+            "where they are exchanged"
+        )
+
+
+def _goes_together(network: OwnNetwork, x: Tensor) -> bool:
+    """Return whether vmap computes lanes as the module computes them one by one."""
+    phi = torch.stack([_flat(network.module)] * 2) * torch.tensor([[1.0], [0.9]]).to(x)
+    inputs = torch.stack([x, 1 - x])
+
+    def gradient(call: Callable[[Tensor], Tensor]) -> Tensor:
+        point = phi.clone().requires_grad_()
+        return torch.autograd.grad(call(point).log_softmax(-1)[..., 0].sum(), point)[0]
+
+    expected = gradient(lambda p: torch.stack(network._one_by_one(p, inputs, 0, 0, 2)))
+    found = _attempt(lambda: gradient(lambda p: vmap(network._one)(p, inputs)))
+    return found is not None and _alike(expected, found)
+
+
+def _attempt(call: Callable[[], Tensor]) -> Tensor | None:
+    """The result, or None where torch cannot do it: vmap and functional_call raise errors of many kinds."""
+    try:
+        return call()
+    except Exception:
+        return None
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).norm() <= CLOSE * one.norm())
+
+
+def _flat(module: nn.Module) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad]).clone()
+
+
+def _identity(name: str, module: nn.Module, takes: tuple[int, ...]) -> str:
+    modes = [layer.training for layer in module.modules()]
+    found = hashlib.sha256(f"{name}\n{module}\n{takes}\n{modes}".encode())
+    for key, value in module.state_dict().items():
+        found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f"{name}: {found.hexdigest()[:20]}"
