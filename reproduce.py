@@ -4,7 +4,7 @@ python reproduce.py                           all experiments, quick profile, Om
 python reproduce.py theory                    the theorems alone
 python reproduce.py ablation --profile paper  the learning curves of figure 3 at the paper's own scale
 python reproduce.py --list                    what there is, what it shows and how long it takes
-python reproduce.py --from manifest.json      rerun a manifest and compare its tables bit by bit
+python reproduce.py --from manifest.json      rerun a manifest and compare its tables bit by bit; --only RUN: one run
 """
 
 import signal
@@ -26,14 +26,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from analysis import budget
+import pandas as pd
+
+from analysis import budget, one_run
 from analysis.command_line import parse
 from analysis.ending import FAILURE, guarded
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import Experiment, Result
-from analysis.plan import Plan, begin_manifest, prepare
+from analysis.plan import Plan, begin_manifest, plans
 from analysis.results import checksums, folder, ledger, manifest, terminal
 from analysis.results.judge import SUPPORTED, Verdict
+from analysis.runs import redo
 
 # Modules with a main(arguments) of their own.
 COMMANDS = {"report": "figures.report", "demo": "figures.demo", "publish": "figures.publish"}
@@ -53,15 +56,24 @@ def reproduce(arguments: Sequence[str]) -> int:
     if options.list:
         print(listing())
         return 0
+    if options.only is not None:
+        return one_run.do_again(options)
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        plan = prepare(options)
-        for line in plan.differences:
+        todo = plans(options)
+        for line in dict.fromkeys(line for plan in todo for line in plan.differences):
             print(f"not as in {options.again}: {line}")
-        with folder.alone_in(plan.out), plan.context.workers:
-            verdicts, record = run(plan)
-        differences = compared(plan, record) if plan.again else None
+        verdicts: list[Verdict] = []
+        record: dict[str, Any] = {}
+        differences: list[str] | None = None if options.again is None else []
+        with folder.alone_in(todo[0].out):
+            for plan in todo:
+                with plan.context.workers:
+                    found, record = run(plan)
+                verdicts += found
+                if differences is not None:
+                    differences += compared(plan, record)
     if options.json:
-        print(document(plan, verdicts, record, differences))
+        print(document(todo[-1], verdicts, record, differences))
     theorems = [verdict for verdict in verdicts if verdict.claim.kind == "theorem"]
     fell = options.strict and not all(verdict.decision == SUPPORTED for verdict in theorems)
     return FAILURE if fell or differences else 0
@@ -100,10 +112,10 @@ def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]
     """Run an experiment, write and draw what it found, judge its claims, and print all that. Put the checksums of its
     tables into `tables`, under its name. Return how many seconds it took."""
     began = time.perf_counter()
-    plan.context.diverged.clear()
+    plan.context.begin()
     result = experiment.run(plan.context_of(experiment))
     took = time.perf_counter() - began
-    paths = folder.write_tables(plan.out, result.tables)
+    paths = folder.write_tables(plan.out, {**result.tables, **runs_of(experiment, plan)})
     if experiment.claims:
         paths += folder.write_evidence(plan.out, experiment.name, evidence(experiment, result, plan, took))
     tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
@@ -115,6 +127,12 @@ def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]
     said += terminal.verdicts(mine, colour=terminal.in_colour(sys.stdout))
     print("\n".join([*said, *(f"wrote {path}" for path in written)]))
     return seconds
+
+
+def runs_of(experiment: Experiment, plan: Plan) -> dict[str, pd.DataFrame]:
+    """Return the table of the runs that the experiment asked for, by its name; none where it trains by itself."""
+    found = redo.tabulate(plan.context.asked, plan.context.measured)
+    return {f"{experiment.name}{redo.SUFFIX}": found} if len(found) else {}
 
 
 def evidence(experiment: Experiment, result: Result, plan: Plan, seconds: float) -> Any:

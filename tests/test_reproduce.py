@@ -126,7 +126,7 @@ def test_damaged_run_file_ends_in_one_line_and_is_kept(tiny, tmp_path, capsys):
 
 def test_an_experiment_may_have_data_of_its_own(tmp_path):
     options = ["ablation", "sine", "--profile", "smoke", "--dataset", "glyphs", "--out", str(tmp_path)]
-    plan = reproduce.prepare(reproduce.parse(options))
+    (plan,) = reproduce.plans(reproduce.parse(options))
     images, waves = (reproduce.data_line(plan, experiment) for experiment in plan.experiments)
     assert "NOT OMNIGLOT" in images
     assert waves == f"Data: {EXPERIMENTS['sine'].data} · profile: smoke"
