@@ -4,7 +4,7 @@ python reproduce.py                           all experiments, quick profile, Om
 python reproduce.py theory                    the theorems alone
 python reproduce.py ablation --profile paper  the learning curves of figure 3 at the paper's own scale
 python reproduce.py --list                    what there is, what it shows and how long it takes
-python reproduce.py --from manifest.json      rerun a manifest and compare its tables bit by bit
+python reproduce.py --from manifest.json      rerun a manifest and compare its tables bit by bit; --only RUN: one run
 """
 
 import signal
@@ -26,16 +26,17 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from analysis import budget
+from analysis import budget, one_run
 from analysis.again import compare
 from analysis.command_line import listing, parse
 from analysis.ending import FAILURE, guarded
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import Experiment, Result
 from analysis.plan import Plan, begin_manifest
-from analysis.prepare import prepare
+from analysis.prepare import plans
 from analysis.results import checksums, folder, ledger, manifest, terminal
 from analysis.results.judge import SUPPORTED, Verdict
+from analysis.runs import redo
 
 # Modules with a main(arguments) of their own.
 COMMANDS = {"report": "figures.report", "demo": "figures.demo", "publish": "figures.publish"}
@@ -56,16 +57,25 @@ def reproduce(arguments: Sequence[str]) -> int:
     if options.list:
         print(listing())
         return 0
+    if options.only is not None:
+        return one_run.do_again(options)
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        plan = prepare(options)
-        for line in plan.differences:
+        todo = plans(options)
+        for line in dict.fromkeys(line for plan in todo for line in plan.differences):
             print(f"not as in {options.again}: {line}")
-        with folder.alone_in(plan.out), plan.context.workers:
-            verdicts, record = run(plan)
-        differences = compare(plan, record) if plan.again else None
+        verdicts: list[Verdict] = []
+        record: dict[str, Any] = {}
+        differences: list[str] | None = None if options.again is None else []
+        with folder.alone_in(todo[0].out):
+            for plan in todo:
+                with plan.context.workers:
+                    found, record = run(plan)
+                verdicts += found
+                if differences is not None:
+                    differences += compare(plan, record)
     if options.json:
         claims = [ledger.as_record(verdict) for verdict in verdicts]
-        summary = {"out": str(plan.out), "manifest": record, "claims": claims, "differences": differences}
+        summary = {"out": str(todo[-1].out), "manifest": record, "claims": claims, "differences": differences}
         print(json.dumps(summary, indent=2, ensure_ascii=False))
     theorems = [verdict for verdict in verdicts if verdict.claim.kind == "theorem"]
     fell = options.strict and not all(verdict.decision == SUPPORTED for verdict in theorems)
@@ -105,7 +115,7 @@ def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]
     """Run an experiment, write what it found, judge its claims, draw it, and print all that. Put the checksums of its
     tables into `tables`, under its name. Return how many seconds it took."""
     began = time.perf_counter()
-    plan.context.diverged.clear()
+    plan.context.begin()
     result = experiment.run(plan.context_of(experiment))
     paths = write(experiment, result, plan, time.perf_counter() - began)
     tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
@@ -120,8 +130,11 @@ def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]
 
 
 def write(experiment: Experiment, result: Result, plan: Plan, seconds: float) -> list[Path]:
-    """Write an experiment's tables and, with data, profile and seconds, its evidence; return the files."""
-    paths = folder.write_tables(plan.out, result.tables)
+    """Write an experiment's tables, that of its runs included, and, with data, profile and seconds, its evidence;
+    return the files."""
+    runs = redo.tabulate(plan.context.asked, plan.context.measured)
+    tables = {**result.tables, f"{experiment.name}{redo.SUFFIX}": runs} if len(runs) else result.tables
+    paths = folder.write_tables(plan.out, tables)
     if not experiment.claims:
         return paths
     evidence = folder.complete(

@@ -31,6 +31,8 @@ examples:
   python reproduce.py --until-decided           add seeds until every claim that can be decided here is
   python reproduce.py ablation --profile paper  the learning curves of figure 3 at the paper's own scale
   python reproduce.py --from manifest.json      rerun a manifest and compare its tables bit by bit
+  python reproduce.py sine --from manifest.json      one experiment of it alone
+  python reproduce.py --from manifest.json --only "ablation/g1+g2/2000"      one run of it alone
   python reproduce.py theory --json | jq        claims and verdicts for another program
   python reproduce.py report                    rebuild the report from existing results; --out DIR for another folder
   python reproduce.py publish results/quick     tables, figures and ledger as a page to show
@@ -101,7 +103,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         dest="again",
         type=Path,
         metavar="MANIFEST",
-        help="rerun a manifest.json and compare the tables bit by bit; exit code 1 where they differ",
+        help="rerun a manifest.json, or the experiments of it that are named, and compare the tables bit by bit; exit "
+        "code 1 where they differ",
+    )
+    what.add_argument(
+        "--only",
+        metavar="RUN",
+        help="(with --from) redo one training run and compare its parameters and accuracies bit by bit, or to a "
+        "tolerance on another kind of processor. RUN is EXPERIMENT/VARIANT/SEED, as the tables EXPERIMENT_runs.csv "
+        "next to the manifest name it",
     )
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, metavar="DIR", help="directory that holds the data sets (see README)")

@@ -16,6 +16,7 @@ from analysis.experiments.shared.experiment import OPTIONS, Context, Experiment
 from analysis.paper.benchmarks import CELLS
 from analysis.plan import NO_IMAGES, Plan, begin_manifest
 from analysis.results import manifest
+from analysis.results.manifest import ManifestError
 from analysis.runs.job import Source
 from analysis.runs.workers import ClusterError, Workers, available_cores
 from reptile_core import datasets
@@ -27,16 +28,29 @@ LIMITS = {
 }  # fmt: skip
 
 
-def prepare(options: argparse.Namespace) -> Plan:
+def plans(options: argparse.Namespace) -> list[Plan]:
+    """Return what is to be done: one plan, or with --from one for each command that the manifest tells of. UsageError
+    or ManifestError, one line each, before any work."""
+    if options.again is None:
+        return [prepare(options)]
+    whole = manifest.read(options.again)
+    try:
+        records = manifest.commands(whole, options.experiments)
+    except ManifestError as error:
+        raise UsageError(f"--from {options.again}: {error}") from error
+    options.out = options.out or Path("results") / f"again-{manifest.digest(whole)[:8]}"
+    return [prepare(options, record) for record in records]
+
+
+def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) -> Plan:
     """Check everything that can be checked before work starts, and return the plan. UsageError or ManifestError, one
-    line each."""
-    again = None if options.again is None else manifest.read(options.again)
+    line each. again: the record of a manifest's command that is to be done again."""
     asked = _asked(options, again)
     _check(options, asked)
     names = _chosen(asked, everything=options.budget is not None)
     given = {name: asked[name] for name in OPTIONS if asked[name]}
     _check_taken(options, given, [EXPERIMENTS[name] for name in names])
-    out = options.out or Path("results") / (f"again-{manifest.digest(again)[:8]}" if again else asked["profile"])
+    out = options.out or Path("results") / asked["profile"]
     _check_writable(out)
     data = _images(options, asked, [EXPERIMENTS[name] for name in names])
     cuda = asked["device"].startswith("cuda") or (asked["device"] == "auto" and torch.cuda.is_available())
@@ -128,7 +142,7 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         return {name: defaults.get(name) if value is None else value for name, value in given.items()}
     given |= {"budget": options.budget, "until-decided": options.until_decided or None}
     for name, value in given.items():
-        if value is not None:
+        if value is not None and name != "experiments":
             raise UsageError(f"--from: expected no {name} with it, since the manifest says which, found {value!r}")
     return again["options"] | {
         "profile": again["profile"],
@@ -173,17 +187,23 @@ def _check_taken(options: argparse.Namespace, given: dict[str, Any], experiments
 
 
 def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
-    """Return the plan with what it is compared to; UsageError where it would not be the same work."""
+    """Return the plan with what it is compared to, and with every difference from then.
+
+    UsageError where it would not be the same work: other data, or other settings by the very code of then. Where the
+    code is another, so may the settings of its experiments be, which is said and not refused.
+    """
     now = begin_manifest(plan)
     work = list(manifest.differences(manifest.work(again), manifest.work(now)))
-    if work:
+    same_code = again.get("sources") == now["sources"]
+    settings = [line for line in work if line.startswith("experiments.") and not same_code]
+    if work != settings:
         commit = (again["commit"] or {}).get("sha", "unknown")
         more = f" (and {len(work) - 1} more)" if len(work) > 1 else ""
         raise UsageError(
             f"--from {path}: expected the work of today's code (its commit: {commit}), found {work[0]}{more}"
         )
     around = manifest.differences(manifest.surroundings(again), manifest.surroundings(now))
-    return replace(plan, again=again, beside=path.parent, differences=tuple(around))
+    return replace(plan, again=again, beside=path.parent, differences=(*settings, *around))
 
 
 def _check_writable(out: Path) -> None:

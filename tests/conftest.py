@@ -1,6 +1,22 @@
-"""What holds for all tests: hypothesis draws the same examples on every run, however slow the machine."""
+"""What holds for all tests: hypothesis draws the same examples on every run, however slow the machine.
 
+And the output folder of a finished run, made once for all who only read or copy it.
+"""
+
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from tests.in_process import ablation_in, script
 
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def finished_ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of an ablation of ten runs of two iterations, on glyphs."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert script(*ablation_in(folder)).code == 0
+    return folder

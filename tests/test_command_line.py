@@ -17,18 +17,11 @@ from analysis.results import checksums, ledger, manifest, terminal
 from tests.in_process import ablation_in, script, tables_of
 
 
-@pytest.fixture(scope="module")
-def once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("once")
-    assert script(*ablation_in(folder)).code == 0
-    return folder
-
-
 @pytest.fixture
-def done(once: Path, tmp_path: Path) -> Path:
+def done(finished_ablation: Path, tmp_path: Path) -> Path:
     """The manifest of a finished run, and its runs where another will look for them."""
-    shutil.copytree(once, tmp_path / "then")
-    shutil.copytree(once / "runs", tmp_path / "now" / "runs")
+    shutil.copytree(finished_ablation, tmp_path / "then")
+    shutil.copytree(finished_ablation / "runs", tmp_path / "now" / "runs")
     return tmp_path / "then" / "manifest.json"
 
 
@@ -47,7 +40,7 @@ def test_a_manifest_is_enough_to_get_the_same_tables(done: Path, tmp_path: Path)
     shutil.rmtree(tmp_path / "now")
     said = script("--from", done, "--quiet", "--out", tmp_path / "now")
     assert said.code == 0
-    assert "4 of 4 tables are the same, bit for bit" in said.out
+    assert "5 of 5 tables are the same, bit for bit" in said.out
     now, before = tables_of(tmp_path / "now"), tables_of(done.parent)
     with_times = {"ablation_evidence.csv", "SHA256SUMS"}
     assert {name: now[name] for name in now.keys() - with_times} == {n: before[n] for n in before.keys() - with_times}
@@ -85,7 +78,7 @@ def test_a_table_that_differs_is_named_with_how_much(done: Path, tmp_path: Path)
 
     said = script("--from", _changed(done, other), "--quiet", "--out", tmp_path / "now")
     assert said.code == 1
-    assert "3 of 5 tables are the same" in said.out
+    assert "4 of 6 tables are the same" in said.out
     assert "ablation.csv: differs in 1 of " in said.out and ", by up to 0." in said.out
     assert "gone.csv: was written then, not now" in said.out
     path.unlink()
@@ -146,12 +139,35 @@ def test_no_manifest_at_all(tmp_path: Path, content: bytes | None, message: str)
 
 @pytest.mark.parametrize(
     "more",
-    [["ablation"], ["--profile", "quick"], ["--seeds", "2"], ["--epoch", "2"], ["--budget", "1h"], ["--device", "cpu"]],
+    [["--profile", "quick"], ["--seeds", "2"], ["--epoch", "2"], ["--budget", "1h"], ["--device", "cpu"]],
 )
 def test_what_the_manifest_says_is_not_given_with_it(done: Path, tmp_path: Path, more) -> None:
     said = script(*more, "--from", done, "--out", tmp_path / "now")
     assert said.code == 2
     assert "--from: expected no " in said.error and "since the manifest says which" in said.error
+
+
+def test_an_experiment_of_a_manifest_is_done_alone(done: Path, tmp_path: Path) -> None:
+    """Each by its own command, though the folder was filled by two."""
+    earlier = json.loads(done.read_text())
+    earlier["earlier"] = {"theory": manifest.part_of(earlier, []) | {"experiments": {"theory": {}}}}
+    both = done.with_name("both.json")
+    both.write_text(json.dumps(earlier))
+    said = script("ablation", "--from", both, "--quiet", "--out", tmp_path / "now")
+    assert said.code == 0 and "5 of 5 tables are the same" in said.out
+    said = script("sgd", "--from", both, "--out", tmp_path / "now")
+    assert said.code == 2 and "expected an experiment of the manifest (theory, ablation), found 'sgd'" in said.error
+    said = script("--from", both, "--quiet", "--out", tmp_path / "now")  # all of it, theory's settings too
+    assert said.code == 2 and "found experiments.theory.checks: only now" in said.error
+
+
+def test_settings_of_other_code_are_said_and_those_of_this_code_are_held(done: Path, tmp_path: Path) -> None:
+    def other(record: dict) -> None:
+        record["experiments"]["ablation"]["tasks"] = 3
+        record["sources"] = "0" * 64
+
+    said = script("--from", _changed(done, other), "--quiet", "--out", tmp_path / "now")
+    assert said.code == 0 and "experiments.ablation.tasks: 3 then, 2 now" in said.out
 
 
 def test_other_libraries_or_machines_are_said(done: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 import reproduce
 from analysis.experiments.shared.experiment import EPOCH
 from analysis.plan import begin_manifest
+from analysis.prepare import prepare
 from analysis.results import checksums, evidence, folder
 from analysis.results.tables import write_csv
 from analysis.runs.advance import execute
@@ -173,7 +174,7 @@ JSON = st.recursive(
 
 @lru_cache(maxsize=1)
 def _manifest() -> str:
-    plan = reproduce.prepare(reproduce.parse(["ablation", "--profile", "smoke", "--dataset", "glyphs", "--out", "x"]))
+    plan = prepare(reproduce.parse(["ablation", "--profile", "smoke", "--dataset", "glyphs", "--out", "x"]))
     return json.dumps(begin_manifest(plan))
 
 

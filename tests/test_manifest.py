@@ -1,14 +1,19 @@
 """The manifest of a folder into which several commands wrote, of any age."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from analysis.command_line import parse
+from analysis.prepare import plans
 from analysis.results import manifest
 from analysis.results.manifest import ManifestError, by_experiment, commands, complete, part_of
 from analysis.runs.arithmetic import arithmetic, kind
+from reptile_core import datasets
+from tests.in_process import glyphs
 
 PUBLISHED = sorted((Path(__file__).parents[1] / "figures" / "published").rglob("*manifest.json"))
 
@@ -67,6 +72,28 @@ def test_published_manifests_of_every_age_are_read(path: Path) -> None:
     record = manifest.read(path)
     assert record["schema"] == manifest.SCHEMA and record["options"]["device"] == "cpu"
     assert list(by_experiment(record)) == list(json.loads(path.read_text())["experiments"])
+
+
+def wanted(path: Path) -> list[object]:
+    """A published manifest whole, and each experiment of it."""
+    name = path.relative_to(PUBLISHED[0].parent).as_posix()
+    names = json.loads(path.read_text())["experiments"]
+    every = [[], *([[one] for one in names] if len(names) > 1 else [])]
+    return [pytest.param(path, some, id=" ".join([name, *some])) for some in every]
+
+
+@pytest.mark.parametrize(("path", "names"), [one for path in PUBLISHED for one in wanted(path)])
+def test_published_manifests_are_taken_whole_or_in_part(
+    path: Path, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan is made, and says in what today's code differs; nothing is run."""
+    content = json.loads(path.read_text())["data"]["content_sha256"]
+    omniglot = replace(glyphs(), name="omniglot", real=True, content=content)
+    monkeypatch.setattr(datasets, "load", lambda *_, **__: omniglot)
+    found = plans(parse([*names, "--from", str(path), "--out", str(tmp_path)]))
+    recorded = json.loads(path.read_text())["experiments"]
+    assert [experiment.name for plan in found for experiment in plan.experiments] == (names or list(recorded))
+    assert all(any(line.startswith("sources: ") for line in plan.differences) for plan in found)
 
 
 def test_machines_are_told_apart_by_arithmetic_and_not_by_name() -> None:

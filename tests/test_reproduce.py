@@ -94,7 +94,7 @@ def test_an_option_that_decides_nothing_is_refused(experiments, option, value, t
 
 def test_each_experiment_is_given_the_options_that_it_takes(tmp_path):
     options = ["few_shot", "sgd", "--profile", "smoke", "--dataset", "glyphs", "--iterations", "3"]
-    plan = reproduce.prepare(reproduce.parse([*options, "--out", str(tmp_path)]))
+    (plan,) = reproduce.plans(reproduce.parse([*options, "--out", str(tmp_path)]))
     few_shot, sgd = (plan.context_of(experiment) for experiment in plan.experiments)
     assert (few_shot.options, sgd.options) == ({"iterations": 3}, {})
     assert begin_manifest(plan)["options"]["iterations"] == 3
@@ -109,7 +109,7 @@ def test_what_needs_no_omniglot_neither_fetches_nor_loads_it(experiments, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("socket.socket.connect", forbidden)
     monkeypatch.setattr("reptile_core.datasets.omniglot.download", forbidden)
-    plan = reproduce.prepare(reproduce.parse([*experiments, "--profile", "smoke", "--out", str(tmp_path / "out")]))
+    (plan,) = reproduce.plans(reproduce.parse([*experiments, "--profile", "smoke", "--out", str(tmp_path / "out")]))
     theorems = "theory" in experiments  # whose minibatches are then of the stand-in
     assert (plan.data.name if plan.data else None) == ("glyphs" if theorems else None)
     record = begin_manifest(plan)
@@ -174,7 +174,7 @@ def test_damaged_run_file_ends_in_one_line_and_is_kept(tiny, tmp_path, capsys):
 
 def test_an_experiment_may_have_data_of_its_own(tmp_path):
     options = ["ablation", "sine", "--profile", "smoke", "--dataset", "glyphs", "--out", str(tmp_path)]
-    plan = reproduce.prepare(reproduce.parse(options))
+    (plan,) = reproduce.plans(reproduce.parse(options))
     images, waves = (plan.data_line(experiment) for experiment in plan.experiments)
     assert "NOT OMNIGLOT" in images
     assert waves == f"Data: {EXPERIMENTS['sine'].data} · profile: smoke"

@@ -16,7 +16,8 @@ from analysis.runs.job import NUMERICS_VERSION
 from reptile_core.files import write_atomically
 
 SUMS = "SHA256SUMS"
-HISTORY = ("seconds", "look")  # columns of when and in which steps a table came about, which no rerun repeats
+# Columns of when, where and in which steps a table came about, which no rerun repeats.
+HISTORY = ("seconds", "look", "arithmetic")
 
 
 def record(paths: Iterable[Path]) -> None:
@@ -53,16 +54,15 @@ def digest(path: Path) -> str:
 
 
 def compare(then: Mapping[str, str], beside: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
-    """Return a line for each table that differs: which, and by how much where the old table is in the folder `beside`.
+    """Return a line for each table of then that differs: which, and by how much where it is in the folder `beside`.
 
-    then, now: digests by name. folder: where the new tables are.
+    then, now: digests by name. folder: where the new tables are. Later code may write more tables, which is no
+    difference.
     """
     lines = []
-    for name in dict.fromkeys([*then, *now]):
+    for name in then:
         if name not in now:
             lines.append(f"{name}: was written then, not now")
-        elif name not in then:
-            lines.append(f"{name}: was not written then")
         elif then[name] != now[name]:
             lines.append(f"{name}: {_by_how_much(beside / name, then[name], folder / name)}")
     return lines

@@ -256,9 +256,11 @@ def part_of(manifest: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def _is_of(table: str, experiments: list[str], manifest: dict[str, Any]) -> bool:
     """Return whether one of these experiments wrote a table: by its name, where an old manifest does not say."""
+    if experiments == list(manifest["experiments"]):
+        return True
     if "tables_of" in manifest:
         return any(table in manifest["tables_of"].get(name, ()) for name in experiments)
-    return experiments == list(manifest["experiments"]) or table.startswith(tuple(experiments))
+    return table.startswith(tuple(experiments))
 
 
 def digest(manifest: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The shape of a JSON document: what types and values may stand where, and the first place where one differs.
 
-A shape is a type, a tuple of what may stand there, {str: ...} for any keys, [...] for any number of entries, or a dict of
-the keys themselves, where "name?" may be missing.
+A shape is a type, a tuple of what may stand there, {str: ...} for any keys, [...] for any number of entries, or a dict
+of the keys themselves, where "name?" may be missing.
 """
 
 import json

@@ -7,8 +7,9 @@ from functools import partial
 
 import torch
 
+from analysis.runs.arithmetic import kind
 from analysis.runs.job import Job
-from analysis.runs.store import DIVERGED, Outcome, Stored, is_finite, load, save
+from analysis.runs.store import DIVERGED, Outcome, Stored, digest_of, is_finite, load, save
 from analysis.runs.workers import Progress, silent
 from reptile_core import training
 from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
@@ -67,7 +68,9 @@ class RunInProgress:
         if not finite or state.iteration >= stored.state.iteration:
             finished = "finished" if state.iteration == self.job.run.iterations else "running"
             status = finished if finite else f"{DIVERGED}{state.iteration}"
-            self.stored = Stored(state, stored.snapshots, self._elapsed(), status)
+            self.stored = Stored(state, stored.snapshots, self._elapsed(), status, stored.kinds)
+        here = kind(torch.device(self.job.device).type)
+        self.stored = replace(self.stored, kinds=tuple(dict.fromkeys([*self.stored.kinds, here])))
         self.done = not self.stored.missing(self.job)
         self.saved = time.perf_counter()
         save(self.job, self.stored)
@@ -82,7 +85,9 @@ class RunInProgress:
     def outcome(self) -> Outcome:
         stored = self.stored
         status = stored.status if stored.diverged else "finished"
-        return Outcome(status, stored.seconds, stored.state.iteration).up_to(self.job.end)
+        phi = {n: digest_of(state.phi) for n in self.job.wanted if (state := stored.at(n)) is not None}
+        phi |= {stored.state.iteration: digest_of(stored.state.phi)}
+        return Outcome(status, stored.seconds, stored.state.iteration, phi, stored.kinds).up_to(self.job.end)
 
 
 def execute(job: Job, progress: Progress = silent) -> Outcome:

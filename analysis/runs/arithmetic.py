@@ -1,7 +1,7 @@
 """What decides the bits of a machine's arithmetic, where code, configuration and data are the same.
 
-That is which vector instructions it has, which of them torch uses, whose math library path that selects (the vendor), and
-the compiled loops, which are told apart by their content. The name of a processor decides nothing.
+That is which vector instructions it has, which of them torch uses, which vendor's path its math library takes, and the
+compiled loops, which are told apart by their content. The name of a processor decides nothing.
 """
 
 import hashlib

@@ -4,10 +4,11 @@ A file is whole or absent, and named by the run's key. Once the key held an eval
 is in them.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from analysis.runs.arithmetic import NOT_RECORDED
 from analysis.runs.job import KEY_PARTS_IN_WORDS, Job, digest
 from reptile_core import training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
@@ -30,13 +32,14 @@ DIVERGED = "diverged at iteration "
 
 @dataclass(frozen=True)
 class Stored:
-    """What a run's file holds: the furthest state, states by iteration, seconds of training up to the furthest, and
-    "finished", "running" or "diverged at iteration N"."""
+    """What a run's file holds: the furthest state, states by iteration, seconds of training up to the furthest,
+    "finished", "running" or "diverged at iteration N", and on which kinds of arithmetic it was trained."""
 
     state: TrainingState
     snapshots: dict[int, TrainingState]
     seconds: float
     status: str
+    kinds: tuple[str, ...] = ()
 
     @property
     def diverged(self) -> bool:
@@ -57,11 +60,17 @@ class Stored:
 @dataclass(frozen=True)
 class Outcome:
     """How a job ended: "finished" where it came to its end, or "diverged at iteration N", where phi is first seen not
-    to be finite; how many seconds training takes to there; at which iteration. What was kept before it is there."""
+    to be finite; how many seconds training takes to there; at which iteration. What was kept before it is there.
+
+    phi: SHA-256 (hex) of phi, by iteration, where it was asked for and at the end. kinds: of arithmetic, on which it
+    was trained.
+    """
 
     status: str
     seconds: float
     iteration: int
+    phi: Mapping[int, str] = field(default_factory=dict, compare=False)
+    kinds: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def finished(self) -> bool:
@@ -71,7 +80,7 @@ class Outcome:
         """Return the outcome of the same run where it is to go to `end`, no further than this one."""
         if end >= self.iteration:
             return self
-        return Outcome("finished", self.seconds * end / self.iteration, end)
+        return replace(self, status="finished", seconds=self.seconds * end / self.iteration, iteration=end)
 
 
 def load(job: Job) -> Stored | None:
@@ -90,7 +99,8 @@ def load(job: Job) -> Stored | None:
     snapshots = {n: _state(tensors, n, record["inner"], f"at.{n}") for n in iterations if n}
     # Once phi alone was kept, which is not enough where the optimizers have states of their own.
     complete = {n: state for n, state in snapshots.items() if _parts(state).keys() == _parts(furthest).keys()}
-    return Stored(furthest, complete, record["seconds"], record["status"])
+    kinds = tuple(record.get("kinds", (NOT_RECORDED,)))
+    return Stored(furthest, complete, record["seconds"], record["status"], kinds)
 
 
 def save(job: Job, stored: Stored) -> None:
@@ -107,6 +117,7 @@ def save(job: Job, stored: Stored) -> None:
         "inner": None if state.inner is None else len(state.inner),
         "seconds": stored.seconds,
         "status": stored.status,
+        "kinds": stored.kinds,
     }
     save_checkpoint(job.path, tensors, record)
 
@@ -121,6 +132,11 @@ def state_at(job: Job, iteration: int) -> TrainingState:
     if state is None:
         raise CheckpointError(f"{job.path}: expected the state at iteration {iteration}, found none")
     return state
+
+
+def digest_of(phi: Phi) -> str:
+    """Return the SHA-256 (hex) of the numbers of phi, as they are in memory."""
+    return hashlib.sha256(phi.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
 
 
 def is_finite(phi: Phi) -> bool:

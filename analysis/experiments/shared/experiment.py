@@ -48,6 +48,8 @@ class Context:
     tf32: bool = False
     fresh: bool = False
     trained: set[str] = field(default_factory=set)  # keys of what this invocation has seen to
+    asked: dict[Job, Outcome] = field(default_factory=dict)  # every run of the experiment, and how it ended
+    measured: dict[Measured, Accuracies] = field(default_factory=dict)  # and every evaluation of them
     diverged: list[str] = field(default_factory=list)  # lines that name the runs that ended early
     found: dict[str, str] = field(default_factory=dict)  # content of other data than the script's own, by name
 
@@ -74,6 +76,11 @@ class Context:
         `until` and `keep` as in Job."""
         return Job(run, source or self.source, self.runs, name, self.device, self.tf32, until=until, keep=tuple(keep))
 
+    def begin(self) -> None:
+        """Forget what an experiment before this one asked for."""
+        for noted in (self.diverged, self.asked, self.measured):
+            noted.clear()
+
     def find(self, name: str) -> Source:
         """Return other data than these, by name, from where the user keeps these or wherever data are looked for.
         DataError, with the reason, where they are not to be had."""
@@ -96,6 +103,7 @@ class Context:
         self.trained.update(by_key)
         ended = {job: by_key[job.key].up_to(job.end) for job in jobs}
         self.diverged.extend(line for line in ended_early(ended) if line not in self.diverged)
+        self.asked.update(ended)
         return ended
 
     def evaluate(self, name: str, wanted: Sequence[Measured]) -> dict[Measured, Accuracies]:
@@ -110,7 +118,9 @@ class Context:
         sizes = [chunk.steps for chunk in due]
         found = dict(zip(once, self.workers.map(f"{name}, evaluation", evaluate, due, sizes=sizes), strict=True))
         self.trained.update(once)
-        return {item: joined([found[chunk.key] for chunk in chunk_list]) for item, chunk_list in parts.items()}
+        all_of = {item: joined([found[chunk.key] for chunk in chunk_list]) for item, chunk_list in parts.items()}
+        self.measured.update(all_of)
+        return all_of
 
 
 def scale_of(scales: Mapping[str, S], context: Context) -> S:

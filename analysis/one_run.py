@@ -1,0 +1,97 @@
+"""One training run of a manifest, done again and compared: `python reproduce.py --from MANIFEST --only RUN`."""
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from analysis.ending import FAILURE, UsageError
+from analysis.experiments.registry import EXPERIMENTS
+from analysis.experiments.shared.experiment import Context
+from analysis.results import checksums, folder, manifest
+from analysis.results.tables import ResultsError
+from analysis.runs import redo
+from analysis.runs.job import find
+from analysis.runs.redo import OtherRun, Restored
+from analysis.runs.workers import Workers, available_cores
+from reptile_core.datasets import DataError
+
+NAMED_AT_MOST = 5  # runs that an error names
+# Options that decide what is done, which the manifest says.
+REFUSED = (
+    "profile", "seeds", "epoch", "budget", "until_decided", "cells", "iterations", "tail_shots", "dataset", "split",
+    "device", "scheduler", "json", "strict",
+)  # fmt: skip
+
+
+def do_again(options: argparse.Namespace) -> int:
+    """Do the run that --only names, print how it compares, and return the exit code: 0 for the same bits or, on another
+    kind of machine, the same accuracy to a tolerance; 1 otherwise. UsageError or ManifestError before any work."""
+    rows = find_rows(options)
+    out = options.out or Path("results") / f"again-{manifest.digest(manifest.read(options.again))[:8]}"
+    if out.resolve() == options.again.parent.resolve():
+        raise UsageError(f"--out: expected another folder than the manifest's, found {out}")
+    runs = [restored(row, options, out.absolute() / "runs") for row in rows]
+    same = True
+    with folder.alone_in(out), Workers(options.workers or available_cores(), quiet=options.quiet) as workers:
+        for run in runs:
+            lines, this = _done_again(run, workers, fresh=options.fresh)
+            print("\n".join([f"{options.only}: {run.then['iterations']:,} iterations, key {run.then['key']}", *lines]))
+            same &= this
+    return 0 if same else FAILURE
+
+
+def find_rows(options: argparse.Namespace) -> list[dict[str, object]]:
+    """Return the rows of the tables next to the manifest that --only names; UsageError where there are none."""
+    if options.again is None:
+        raise UsageError("--only: expected --from MANIFEST with it, found none")
+    for name in REFUSED:
+        if getattr(options, name):
+            raise UsageError(
+                f"--only: expected no --{name.replace('_', '-')} with it, found {getattr(options, name)!r}"
+            )
+    experiment, _, rest = options.only.partition("/")
+    variant, _, seed = rest.rpartition("/")
+    if options.experiments or not variant or experiment not in EXPERIMENTS:
+        found = " ".join([*options.experiments, options.only])
+        raise UsageError(f'--only: expected EXPERIMENT/VARIANT/SEED, such as "ablation/g1+g2/2000", found {found!r}')
+    manifest.commands(manifest.read(options.again), [experiment])
+    path = options.again.parent / "tables" / f"{experiment}{redo.SUFFIX}.csv"
+    if not path.is_file():
+        raise UsageError(
+            f"--only: expected a table of runs at {path}, found none: {experiment} keeps no runs, or was run before "
+            "tables of runs were written"
+        )
+    try:
+        table = checksums.verify(path)
+    except ResultsError as error:
+        raise UsageError(f"--only: {error}") from error
+    rows = redo.named(table, variant, seed)
+    if not rows:
+        raise UsageError(f"--only: expected a run of {path} such as {_some(experiment, table)}, found {options.only!r}")
+    return [dict(row) for row in rows]
+
+
+def restored(row: dict[str, object], options: argparse.Namespace, runs: Path) -> Restored:
+    """Return the run of a row; UsageError where it cannot be the same here."""
+    device = "cuda" if str(row["device"]).startswith("cuda") and torch.cuda.is_available() else "cpu"
+    try:
+        source = find(str(row["data"]), options.data and options.data.absolute(), quiet=options.quiet)
+        return redo.restore(row, source, runs, device)
+    except (OtherRun, DataError) as error:
+        raise UsageError(f"--only {options.only}: {error}") from error
+
+
+def _done_again(run: Restored, workers: Workers, *, fresh: bool) -> tuple[list[str], bool]:
+    job = run.job
+    context = Context("", job.source, workers, job.folder, device=job.device, tf32=job.tf32, fresh=fresh)
+    outcome = context.train("the run", [job])[job]
+    there = [(n, evaluation) for n, evaluation in run.evaluations if outcome.finished or n < outcome.iteration]
+    found = context.evaluate("the run", [(job, *item) for item in there])
+    return redo.compare(run, outcome, {(n, evaluation): values for (_, n, evaluation), values in found.items()})
+
+
+def _some(experiment: str, table: pd.DataFrame) -> str:
+    names = [f"{experiment}/{row.variant}/{row.seed}" for row in table.itertuples()]
+    return ", ".join(names[:NAMED_AT_MOST]) + ", …" * (len(names) > NAMED_AT_MOST)

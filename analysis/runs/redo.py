@@ -1,0 +1,190 @@
+"""Runs as a table that is enough to do any one of them again, and to see whether the same bits come out.
+
+A row holds a run's configuration and evaluations, its key, and checksums of the parameters at its end and of the
+accuracies of all test tasks. `restore` makes a job of a row; its key shows that it is the same run.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from math import hypot, nan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from analysis.runs.arithmetic import kind
+from analysis.runs.evaluations import Accuracies, Evaluation
+from analysis.runs.job import KEY_PARTS_IN_WORDS, Job, Source, digest
+from analysis.runs.store import Outcome
+from reptile_core.evaluation import estimate
+from reptile_core.tasks import Sampling
+from reptile_core.training import Inner, Outer, Run
+
+SUFFIX = "_runs"  # of the tables' names
+COLUMNS = [
+    "variant", "seed", "iterations", "status", "device", "data", "split", "key", "parameters_sha256",
+    "accuracies_sha256", "accuracy", "standard_error", "arithmetic", "configuration", "evaluations",
+]  # fmt: skip
+ELSEWHERE = ("device", "native")  # parts of a key that tell machines apart, not work
+TOLERANCE = 4.0  # standard errors of a difference, where bits cannot be compared: chance exceeds it once in 16,000
+
+Measured = tuple[int, Evaluation]  # an iteration of a run, and how it is evaluated there
+
+
+class OtherRun(ValueError):
+    """A row that today's code, data or options make another run of; the message, one line, says in what."""
+
+
+def tabulate(asked: Mapping[Job, Outcome], measured: Mapping[tuple[Job, int, Evaluation], Accuracies]) -> pd.DataFrame:
+    """Return a row for each run, as far as it was asked for, with COLUMNS. arithmetic: the kinds of machine on which it
+    was trained. accuracy: the mean over test tasks at the last evaluation, in [0, 1]."""
+    furthest: dict[tuple[str, str], tuple[Job, Outcome]] = {}
+    for job, outcome in asked.items():
+        before = furthest.get((job.variant, job.key))
+        if before is None or before[0].end < job.end:
+            furthest[job.variant, job.key] = job, outcome
+    by_key: dict[str, dict[Measured, Accuracies]] = {}
+    for (job, iteration, evaluation), accuracies in measured.items():
+        by_key.setdefault(job.key, {})[iteration, evaluation] = accuracies
+    rows = [_row(job, outcome, by_key.get(job.key, {})) for job, outcome in furthest.values()]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _row(job: Job, outcome: Outcome, found: Mapping[Measured, Accuracies]) -> dict[str, Any]:
+    evaluations = sorted(found, key=_order)
+    return {
+        "variant": job.variant,
+        "seed": job.run.seed,
+        "iterations": outcome.iteration,
+        "status": outcome.status,
+        "device": job.decisive["device"],
+        "data": job.source.name,
+        "split": job.source.split,
+        "key": job.key,
+        "parameters_sha256": outcome.phi.get(outcome.iteration),
+        **summary(found),
+        "arithmetic": "; ".join(outcome.kinds),
+        "configuration": _text(job.decisive),
+        "evaluations": _text([[iteration, asdict(evaluation)] for iteration, evaluation in evaluations]),
+    }
+
+
+def summary(found: Mapping[Measured, Accuracies]) -> dict[str, Any]:
+    """Return the checksum of the accuracies of all tasks, and mean and standard error of the last evaluation's."""
+    evaluations = sorted(found, key=_order)
+    if not evaluations:
+        return {"accuracies_sha256": None, "accuracy": nan, "standard_error": nan}
+    digest_of_all = hashlib.sha256()
+    for item in evaluations:
+        for quantity, values in sorted(found[item].items()):
+            digest_of_all.update(quantity.encode() + np.ascontiguousarray(values, dtype=np.float64).tobytes())
+    last = estimate(torch.from_numpy(found[evaluations[-1]]["accuracy"]))
+    return {
+        "accuracies_sha256": digest_of_all.hexdigest(),
+        "accuracy": last.mean,
+        "standard_error": last.standard_error,
+    }
+
+
+@dataclass(frozen=True)
+class Restored:
+    """A run of a table: the job that does it again, its evaluations, what came out then, and whether the job's key is
+    still the same, which it is but for another device or other arithmetic."""
+
+    job: Job
+    evaluations: tuple[Measured, ...]
+    then: Mapping[str, Any]
+
+    @property
+    def same_key(self) -> bool:
+        return self.job.key == self.then["key"]
+
+
+def restore(row: Mapping[str, Any], source: Source, folder: Path, device: str) -> Restored:
+    """Return the run of a row, to be trained afresh in a folder. device: "cpu" or "cuda".
+
+    source: the data that the row names, as found here. OtherRun where these, the configuration as today's code has it
+    or the version of the numerics are not those of the row.
+    """
+    decisive = json.loads(row["configuration"])
+    evaluations = tuple((n, _evaluation(record)) for n, record in json.loads(row["evaluations"]))
+    end = int(row["iterations"])
+    keep = tuple(sorted({n for n, _ in evaluations if 0 < n < end}))
+    tf32 = device != "cpu" and decisive["device"].endswith("tf32")
+    try:
+        run = _run(decisive["run"])
+    except TypeError as error:
+        raise OtherRun(
+            f"expected the configuration of a run as this version has it, found another ({error})"
+        ) from error
+    diverged = row["status"] != "finished"
+    until = run.iterations if diverged else end
+    job = Job(run, replace(source, split=row["split"]), folder, row["variant"], device, tf32, until=until, keep=keep)
+    now = json.loads(_text(job.decisive))
+    others = [
+        words for name, words in KEY_PARTS_IN_WORDS.items() if name not in ELSEWHERE and now[name] != decisive[name]
+    ]
+    if others or digest(decisive) != row["key"]:
+        found = " and ".join(others) or "a key that is not its own"
+        raise OtherRun(f"expected the run {row['key']} of today's code and data, found {found}")
+    return Restored(job, evaluations, row)
+
+
+def compare(run: Restored, outcome: Outcome, found: Mapping[Measured, Accuracies]) -> tuple[list[str], bool]:
+    """Return lines that say how a run that was done again differs from then, and whether it is the same: bit for bit on
+    the same kind of machine, to TOLERANCE on another."""
+    then, now = run.then, summary(found)
+    parameters = outcome.phi.get(outcome.iteration) == then["parameters_sha256"]
+    pairs = [("parameters", parameters)]
+    if isinstance(then["accuracies_sha256"], str):
+        pairs.append(("accuracies", now["accuracies_sha256"] == then["accuracies_sha256"]))
+    lines = [f"{name}: {'the same, bit for bit' if same else 'other bits'}" for name, same in pairs]
+    if all(same for _, same in pairs):
+        return lines, True
+    here = kind(torch.device(run.job.device).type)
+    if run.same_key and then["arithmetic"] == here:
+        lines.append(f"this machine is of the kind that it was trained on, {here}: the same bits were expected")
+        return lines, False
+    lines.append(f"trained on {then['arithmetic']}, this machine is {here}: bits cannot be compared")
+    if len(pairs) == 1:
+        return [*lines, "it was not evaluated: there is nothing else to compare"], False
+    most = TOLERANCE * hypot(then["standard_error"], now["standard_error"])
+    within = bool(abs(now["accuracy"] - then["accuracy"]) <= most)
+    lines.append(
+        f"accuracy at the last evaluation: {then['accuracy']:.4f} then, {now['accuracy']:.4f} now, "
+        f"{'within' if within else 'not within'} {TOLERANCE:g} standard errors of the difference ({most:.4f})"
+    )
+    return lines, within
+
+
+def named(table: pd.DataFrame, variant: str, seed: str) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of a variant and a seed."""
+    rows = table[(table["variant"] == variant) & (table["seed"].astype(str) == seed)]
+    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+
+
+def _run(record: Mapping[str, Any]) -> Run:
+    weights = record["weights"] if isinstance(record["weights"], str) else tuple(record["weights"])
+    parts = {
+        "sampling": Sampling(**record["sampling"]),
+        "inner": Inner(**record["inner"]),
+        "outer": Outer(**record["outer"]),
+    }
+    return Run(**{**record, **parts, "weights": weights})
+
+
+def _evaluation(record: Mapping[str, Any]) -> Evaluation:
+    return Evaluation(**{**record, "sampling": Sampling(**record["sampling"])})
+
+
+def _order(item: Measured) -> tuple[int, str]:
+    iteration, evaluation = item
+    return iteration, _text(asdict(evaluation))
+
+
+def _text(record: Any) -> str:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"))
