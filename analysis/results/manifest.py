@@ -82,6 +82,7 @@ SHAPE: dict[str, Any] = {
         "native": bool,
     },
     "wall_seconds?": {str: (float, int)},
+    "worker_seconds?": {str: (float, int)},
     "tables?": {str: str},
 }
 
@@ -138,13 +139,15 @@ def complete(
     *,
     status: str,
     wall_seconds: dict[str, float],
+    worker_seconds: dict[str, float],
     tables: dict[str, str],
     other_data: dict[str, str],
 ) -> dict[str, Any]:
-    """The same manifest after work: how it ended, what each experiment took in this invocation, the digests of its
-    tables (`checksums.digest`), and the content of data other than the script's own, by name."""
-    ended = {"status": status, "finished": _now(), "wall_seconds": wall_seconds, "tables": tables}
-    return manifest | ended | {"other_data": other_data}
+    """Return the same manifest after work: how it ended, what each experiment took in this invocation, the processor
+    time of its workers, the digests of its tables (`checksums.digest`), and the content of data other than the
+    script's own, by name."""
+    took = {"wall_seconds": wall_seconds, "worker_seconds": worker_seconds}
+    return manifest | {"status": status, "finished": _now()} | took | {"tables": tables, "other_data": other_data}
 
 
 def write(manifest: dict[str, Any], path: Path) -> None:
