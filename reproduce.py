@@ -102,7 +102,14 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
             record |= {name: begin_manifest(plan)[name] for name in ("options", "experiments")}
         status = "finished"
     finally:
-        record = manifest.complete(record, status=status, wall_seconds=seconds, tables=tables, other_data=context.found)
+        record = manifest.complete(
+            record,
+            status=status,
+            wall_seconds=seconds,
+            worker_seconds=context.worked,
+            tables=tables,
+            other_data=context.found,
+        )
         manifest.write(record, path)
     verdicts = plan.verdicts(folder.judge_all(plan.out, CLAIMS))
     print("\n".join(["", *terminal.verdicts(verdicts, colour=terminal.in_colour(sys.stdout))]))
@@ -114,7 +121,7 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
 def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]]) -> float:
     """Run an experiment, write what it found, judge its claims, draw it, and print all that. Put the checksums of its
     tables into `tables`, under its name. Return how many seconds it took."""
-    began = time.perf_counter()
+    began, worked = time.perf_counter(), plan.context.workers.processor_seconds()
     plan.context.begin()
     result = experiment.run(plan.context_of(experiment))
     paths = write(experiment, result, plan, time.perf_counter() - began)
@@ -123,6 +130,7 @@ def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]
     written = [*paths, ledger.write(verdicts, plan.out), *draw(experiment, result, plan)]
     mine = [verdict for verdict in verdicts if verdict.claim in experiment.claims]
     seconds = round(time.perf_counter() - began, 2)
+    plan.context.add_work(experiment.name, plan.context.workers.processor_seconds() - worked)
     said = [f"\n{experiment.name}, {seconds:,.0f} s", *result.lines, *plan.context.diverged]
     said += terminal.verdicts(mine, colour=terminal.in_colour(sys.stdout))
     print("\n".join([*said, *(f"wrote {path}" for path in written)]))

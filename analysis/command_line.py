@@ -26,7 +26,7 @@ EXAMPLES = """\
 examples:
   python reproduce.py                           all experiments, quick profile, Omniglot if it can be had
   python reproduce.py --list                    what there is, what it shows and how long it takes
-  python reproduce.py theory --strict           the theorems alone: about a minute
+  python reproduce.py theory --strict           the theorems alone: about two minutes
   python reproduce.py --budget 30m              spend half an hour where it decides most
   python reproduce.py --until-decided           add seeds until every claim that can be decided here is
   python reproduce.py ablation --profile paper  the learning curves of figure 3 at the paper's own scale

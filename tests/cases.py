@@ -1,13 +1,37 @@
 """Made-up data that the tests share: small pools of learnable binary images, minibatches, and how to compare."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from reptile_core.losses import Minibatch
-from reptile_core.tasks import ImagePool
+from reptile_core.tasks import ImagePool, Sampling
+from reptile_core.training import Inner, Outer, Run
 from tests.oracles import Batch
 
 EPS32, EPS64 = 2.0**-23, 2.0**-52
+_SGD = Run(
+    network="omniglot",
+    sampling=Sampling(n_way=3, shots=4, batch=5, steps=2),
+    weights=(1.0, 1.0),
+    inner=Inner("sgd", 0.003),
+    outer=Outer(0.25),
+    iterations=3,
+    seed=0,
+    meta_batch=2,
+    activation="softplus",  # no kinks, which round-off could move
+    dtype="float64",
+)
+# One run of each kind that lanes tell apart.
+LANE_RUNS = {
+    "sgd": _SGD,
+    "adam": replace(_SGD, inner=Inner("adam", 1e-3)),
+    "adam, new for each task": replace(_SGD, inner=Inner("adam", 1e-3, moments="reset")),
+    "outer adam": replace(_SGD, outer=Outer(1e-3, optimizer="adam")),
+    "maml": replace(_SGD, weights="maml"),
+    "tail": replace(_SGD, sampling=replace(_SGD.sampling, tail_shots=1)),
+}
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -1,10 +1,13 @@
-"""The script run inside the test's own process, what it said, and a profile of seconds with nothing drawn."""
+"""The script run inside the test's own process, what it said, and a profile of a second with nothing drawn."""
 
+import atexit
 import io
+import shutil
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +15,15 @@ import pytest
 
 import reproduce
 from analysis.experiments import ablation
-from analysis.experiments.shared.curves import Scale
+from analysis.experiments.shared.curves import Scale, measure
 from analysis.runs.workers import Progress, Workers, silent
 from reptile_core import datasets
+from reptile_core.tasks import Sampling
 
 glyphs = cache(datasets._glyphs)
 TINY = Scale(looks=(1, 2), tasks=2, seeds=1, queries=1)
+# One step of five images: adapting to test tasks would take most of a run's time.
+measure_tiny = partial(measure, sampling=Sampling(n_way=5, shots=1, batch=5, steps=1))
 
 
 class InProcess(Workers):
@@ -50,12 +56,30 @@ def script(*arguments: object) -> Said:
         patch.setattr(reproduce, "draw", lambda *_: [])
         patch.setattr(datasets, "_glyphs", glyphs)
         patch.setitem(ablation.SCALES, "smoke", TINY)
+        patch.setattr(ablation, "measure", measure_tiny)
         code = reproduce.main([str(argument) for argument in arguments])
     return Said(code, out.getvalue(), err.getvalue())
 
 
 def ablation_in(folder: Path, *more: object) -> tuple[object, ...]:
     return "ablation", "--profile", "smoke", "--dataset", "glyphs", "--quiet", "--out", folder, *more
+
+
+@cache
+def _finished() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="finished-ablation-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    assert script(*ablation_in(folder)).code == 0
+    return folder
+
+
+def finished_in(folder: Path, *, only: str = "") -> Path:
+    """Copy the output of a finished ablation to a folder, or `only` a part such as its runs; one run serves all tests.
+
+    Its manifest names another folder in its command.
+    """
+    shutil.copytree(_finished() / only, folder / only, dirs_exist_ok=True)
+    return folder
 
 
 def tables_of(folder: Path) -> dict[str, bytes]:

@@ -8,11 +8,11 @@ from analysis.experiments.shared.experiment import Context
 from analysis.experiments.shared.points import points
 from analysis.paper import figure_3
 from analysis.runs.job import Source
-from analysis.runs.workers import Workers
 from reptile_core import datasets
 from reptile_core.meta_gradients import total
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
+from tests.in_process import InProcess
 from tests.made_up import FIRST_SEED
 
 SEEDS = [FIRST_SEED, FIRST_SEED + 1]
@@ -21,10 +21,9 @@ SEEDS = [FIRST_SEED, FIRST_SEED + 1]
 @pytest.fixture(scope="module")
 def every(tmp_path_factory):
     """Points of two variants and two seeds, trained for four iterations."""
-    with Workers(1, quiet=True) as workers:
-        source = Source("glyphs", None, datasets.load("glyphs").content)
-        context = Context("smoke", source, workers, tmp_path_factory.mktemp("runs"))
-        yield points(context, [total(1), total(4)], SEEDS, (0, 2, 4), schedule=figure_3.ITERATIONS)
+    source = Source("glyphs", None, datasets.load("glyphs").content)
+    context = Context("smoke", source, InProcess(1), tmp_path_factory.mktemp("runs"))
+    return points(context, [total(1), total(4)], SEEDS, (0, 2, 4), schedule=figure_3.ITERATIONS)
 
 
 def test_points_are_where_phi_was_kept(every):

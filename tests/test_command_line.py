@@ -14,15 +14,14 @@ import pytest
 import reproduce
 from analysis import ending
 from analysis.results import checksums, ledger, manifest, terminal
-from tests.in_process import ablation_in, script, tables_of
+from tests.in_process import ablation_in, finished_in, script, tables_of
 
 
 @pytest.fixture
-def done(finished_ablation: Path, tmp_path: Path) -> Path:
+def done(tmp_path: Path) -> Path:
     """The manifest of a finished run, and its runs where another will look for them."""
-    shutil.copytree(finished_ablation, tmp_path / "then")
-    shutil.copytree(finished_ablation / "runs", tmp_path / "now" / "runs")
-    return tmp_path / "then" / "manifest.json"
+    finished_in(tmp_path / "now", only="runs")
+    return finished_in(tmp_path / "then") / "manifest.json"
 
 
 def _changed(path: Path, change) -> Path:
@@ -61,9 +60,10 @@ def test_manifests_from_before_splits_could_be_chosen_are_of_the_only_one(done: 
 
 def test_it_goes_to_a_folder_of_its_own(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(done.parent)
+    folder = Path("results") / f"again-{manifest.digest(manifest.read(done))[:8]}"
+    finished_in(folder, only="runs")
     assert script("--from", done.name, "--quiet").code == 0
-    (folder,) = Path("results").iterdir()
-    assert folder.name == f"again-{manifest.digest(manifest.read(done))[:8]}"
+    assert list(Path("results").iterdir()) == [folder] and (folder / "manifest.json").exists()
 
 
 def test_a_table_that_differs_is_named_with_how_much(done: Path, tmp_path: Path) -> None:

@@ -14,11 +14,12 @@ from analysis.runs.advance import execute
 from analysis.runs.evaluations import Accuracies, Evaluation, EvaluationChunk, chunks, evaluate, joined
 from analysis.runs.job import Job, Source
 from analysis.runs.store import state_at
-from analysis.runs.workers import Workers, silent
+from analysis.runs.workers import silent
 from reptile_core import datasets, training
 from reptile_core.checkpoints import CheckpointError
 from reptile_core.tasks import Sampling
 from reptile_core.training import Inner, Outer
+from tests.in_process import InProcess
 from tests.test_runs import KINDS, RUN
 
 SAMPLING = Sampling(n_way=2, shots=1, batch=2, steps=2)
@@ -153,11 +154,10 @@ def test_runs_that_begin_alike_share_their_start(source: Source, tmp_path: Path)
 
 
 def test_a_context_measures_shared_starts_once(source: Source, tmp_path: Path) -> None:
-    with Workers(1, quiet=True) as workers:
-        context = Context("smoke", source, workers, tmp_path)
-        jobs = [context.job(dataclasses.replace(RUN, weights=w), str(w), until=1) for w in ((1.0, 1.0), (0.0, 1.0))]
-        context.train("runs", jobs)
-        found = context.evaluate("runs", [(job, n, EVALUATION) for job in jobs for n in (0, 1)])
+    context = Context("smoke", source, InProcess(1), tmp_path)
+    jobs = [context.job(dataclasses.replace(RUN, weights=w), str(w), until=1) for w in ((1.0, 1.0), (0.0, 1.0))]
+    context.train("runs", jobs)
+    found = context.evaluate("runs", [(job, n, EVALUATION) for job in jobs for n in (0, 1)])
     assert len(list((tmp_path / "evaluations").iterdir())) == 3
     assert_equal(found[jobs[0], 0, EVALUATION], found[jobs[1], 0, EVALUATION])
     for job in jobs:

@@ -32,7 +32,7 @@ from reptile_core import datasets
 from reptile_core.checkpoints import load_checkpoint
 from reptile_core.files import UNFINISHED, remove_unfinished, write_atomically
 from reptile_core.training import Inner
-from tests.in_process import ablation_in, script
+from tests.in_process import ablation_in, finished_in, script
 from tests.made_up import FIRST_SEED
 from tests.test_runs import RUN, assert_same_run
 
@@ -49,8 +49,9 @@ from analysis.experiments import ablation
 from analysis.results.claims import seeds
 from analysis.runs import job
 from reptile_core import datasets
-from tests.in_process import InProcess, glyphs
+from tests.in_process import InProcess, glyphs, measure_tiny
 torch.set_num_threads(1)
+ablation.measure = measure_tiny
 prepare.Workers = InProcess
 datasets._glyphs = glyphs
 until, tasks, count = map(int, sys.argv[1].split())
@@ -260,12 +261,15 @@ def test_a_full_disk_ends_in_one_line_and_the_rest_is_done_later(tmp_path: Path)
     assert "File too large" in said.error and "the same command goes on" in said.error
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "interrupted"
     assert list((tmp_path / "runs").iterdir()) == []
+    finished_in(tmp_path, only="runs")
     assert script(*ablation_in(tmp_path)).code == 0
 
 
 @pytest.mark.parametrize("name", ["tables", "runs", "claims.json", "tables/SHA256SUMS"])
 def test_something_else_in_the_place_of_an_output(tmp_path: Path, name: str) -> None:
     """A file where a folder should be, or a folder where a file should be."""
+    if name != "runs":
+        finished_in(tmp_path, only="runs")
     if "." in name or "SUMS" in name:
         (tmp_path / name / "x").mkdir(parents=True)
     else:
@@ -286,6 +290,7 @@ def test_a_failed_write_names_its_file(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_second_run_into_one_folder_says_who_is_there(tmp_path: Path) -> None:
+    finished_in(tmp_path, only="runs")
     assert script(*ablation_in(tmp_path)).code == 0
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"}
     with FileLock(tmp_path / ".lock"):
@@ -347,7 +352,7 @@ def test_a_checkpoint_of_something_else_is_told_by_what(tmp_path: Path, finished
 
 
 def test_a_table_that_changed_is_named_not_judged_and_kept(tmp_path: Path) -> None:
-    assert script(*ablation_in(tmp_path)).code == 0
+    finished_in(tmp_path)
     path = tmp_path / "tables" / "ablation_evidence.csv"
     whole = path.read_bytes()
     assert _why(ledger.read(tmp_path)) == "pilot"
@@ -375,14 +380,14 @@ def test_a_table_that_changed_is_named_not_judged_and_kept(tmp_path: Path) -> No
 
 
 def test_a_table_of_another_version_is_not_judged(tmp_path: Path, monkeypatch) -> None:
-    assert script(*ablation_in(tmp_path)).code == 0
+    finished_in(tmp_path)
     monkeypatch.setattr("analysis.results.checksums.NUMERICS_VERSION", 10**6)
     with pytest.warns(UserWarning, match="expected numbers of numerics version 1000000, found version 5"):
         assert _judged(tmp_path) == "not measured"
 
 
 def test_sums_are_as_sha256sum_has_them(tmp_path: Path) -> None:
-    assert script(*ablation_in(tmp_path)).code == 0
+    finished_in(tmp_path)
     check = ["sha256sum", "--check", "--strict", "--quiet", checksums.SUMS]
     try:
         subprocess.run(check, cwd=tmp_path / "tables", check=True)
@@ -414,6 +419,7 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(tmp_path: Path, monkeypa
         )
 
     monkeypatch.setattr(ablation, "configure", explosive)
+    finished_in(tmp_path, only="runs")
     said = script(*ablation_in(tmp_path, "--seeds", 2))
     line = f"g2, seed {FIRST_SEED + 1}: diverged at iteration 1 (inner sgd at 1e+30, outer plain at 0.25)"
     assert said.code == 0

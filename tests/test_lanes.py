@@ -11,32 +11,13 @@ import torch
 from reptile_core import native
 from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
 from reptile_core.losses import CrossEntropy
-from reptile_core.tasks import Sampling, training_stream
-from reptile_core.training import Inner, Outer, Run, build_network, start, train
-from tests.cases import assert_close, image_pool, minibatch
+from reptile_core.tasks import training_stream
+from reptile_core.training import Outer, build_network, start, train
+from tests.cases import LANE_RUNS, assert_close, image_pool, minibatch
 
 CLOSE = 1e-11
-SAMPLING = Sampling(n_way=3, shots=4, batch=5, steps=2)
-SGD_RUN = Run(
-    network="omniglot",
-    sampling=SAMPLING,
-    weights=(1.0, 1.0),
-    inner=Inner("sgd", 0.003),
-    outer=Outer(0.25),
-    iterations=3,
-    seed=0,
-    meta_batch=2,
-    activation="softplus",  # no kinks, which round-off could move
-    dtype="float64",
-)
-RUNS = {
-    "sgd": SGD_RUN,
-    "adam": replace(SGD_RUN, inner=Inner("adam", 1e-3)),
-    "adam, new for each task": replace(SGD_RUN, inner=Inner("adam", 1e-3, moments="reset")),
-    "outer adam": replace(SGD_RUN, outer=Outer(1e-3, optimizer="adam")),
-    "maml": replace(SGD_RUN, weights="maml"),
-    "tail": replace(SGD_RUN, sampling=replace(SAMPLING, tail_shots=1)),
-}
+SGD_RUN = LANE_RUNS["sgd"]
+SAMPLING = SGD_RUN.sampling
 
 
 def _lanes(run):
@@ -47,9 +28,9 @@ def _lanes(run):
     return runs, [first, first, second]
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", LANE_RUNS)
 def test_every_lane_is_its_run(name):
-    runs, pools = _lanes(RUNS[name])
+    runs, pools = _lanes(LANE_RUNS[name])
     together = list(train_lanes(runs, pools, [start(run) for run in runs]))
     for index, (run, pool) in enumerate(zip(runs, pools, strict=True)):
         for found, expected in zip(together, train(run, pool, start(run)), strict=True):
@@ -65,7 +46,7 @@ def test_every_lane_is_its_run(name):
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "outer adam"])
 def test_taken_up_again_gives_the_same_bits(name):
-    runs, pools = _lanes(RUNS[name])
+    runs, pools = _lanes(LANE_RUNS[name])
     whole = list(train_lanes(runs, pools, [start(run) for run in runs]))
     halfway = [lane(whole[0], index) for index in range(len(runs))]
     assert torch.equal(list(train_lanes(runs, pools, halfway))[-1].phi, whole[-1].phi)

@@ -12,6 +12,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
+from analysis.experiments import theory
 from analysis.experiments.theory import Check, run_check
 from analysis.experiments.theory_claims import CLAIMS
 from analysis.results.judge import SUPPORTED, judge
@@ -25,7 +26,8 @@ GRADIENTS, IDENTITIES, SGD, ANY_ORDER = (
 )
 # The control of the second order is among the gradients.
 UPDATES = {k: (*GRADIENTS, Check("updates", "tanh network", k)) for k in (2, 3, 4)}
-EXPECTATIONS, MANIFOLDS = (Check("expectations", "tanh network", 2),), (Check("solution manifolds"),)
+SUMS, MANIFOLDS = (Check("expected sums", "tanh network"),), (Check("solution manifolds"),)
+EXPECTATIONS = (*SUMS, Check("expected MAML", "tanh network", 2))
 
 
 @dataclass(frozen=True)
@@ -63,14 +65,16 @@ MUTATIONS = [
     Mutation(expectations, "derivative(loss, phi, whole - g)", "derivative(loss, phi, whole)", IDENTITIES),
     Mutation(expectations, "grad(mean_inner_product)(phi) / 2", "grad(mean_inner_product)(phi)", IDENTITIES),
     Mutation(expectations, "(gram.sum() - gram.diagonal().sum())", "gram.sum()", IDENTITIES),
-    Mutation(expectations, "return sum(weights), -sum(w", "return sum(weights), sum(w", EXPECTATIONS),
-    Mutation(expectations, "for i, w in enumerate(weights))", "for i, w in enumerate(weights, 1))", EXPECTATIONS),
+    Mutation(expectations, "return sum(weights), -sum(w", "return sum(weights), sum(w", SUMS),
+    Mutation(expectations, "for i, w in enumerate(weights))", "for i, w in enumerate(weights, 1))", SUMS),
     Mutation(expectations, "-2.0 * (k - 1)", "-2.0 * k", EXPECTATIONS),
-    Mutation(expectations, "_tree(pool, phi - alpha * g,", "_tree(pool, phi + alpha * g,", EXPECTATIONS),
-    Mutation(expectations, "/ perm(len(pool), depth + 1)", "/ perm(len(pool), k)", EXPECTATIONS),
+    Mutation(expectations, "rest - alpha * at.product(rest)", "rest + alpha * at.product(rest)", EXPECTATIONS),
+    Mutation(expectations, "phi - alpha * at.graph.detach()", "phi + alpha * at.graph.detach()", EXPECTATIONS),
+    Mutation(expectations, "_tree(pool, phi - alpha * g,", "_tree(pool, phi + alpha * g,", SUMS),
+    Mutation(expectations, "/ perm(len(pool), depth + 1)", "/ perm(len(pool), k)", SUMS),
     Mutation(expectations, '"disjoint": -1 / (len(pool) - 1)', '"disjoint": -1 / len(pool)', IDENTITIES),
-    Mutation(expectations, "(8 * (half_plus", "(4 * (half_plus", EXPECTATIONS),
-    Mutation(modified_loss, "eps / (2 * m)", "eps / m", SGD),
+    Mutation(expectations, "(8 * (half_plus", "(4 * (half_plus", SUMS),
+    Mutation(modified_loss, "g + eps / 2 * at", "g + eps * at", SGD),
     Mutation(modified_loss, "derivative(b, phi, derivative(a, phi))", "derivative(a, phi, derivative(a, phi))", SGD),
     Mutation(manifolds, "[inverse @ task.b", "[-inverse @ task.b", MANIFOLDS),
     Mutation(manifolds, "points = points - alpha", "points = points + alpha", MANIFOLDS),
@@ -78,6 +82,12 @@ MUTATIONS = [
     Mutation(derivatives, "return jvp(f, (x,), (direction,))[1]", "return -jvp(f, (x,), (direction,))[1]", ANY_ORDER),
     Mutation(derivatives, "f, phi, v, retain_graph", "f, phi, -v, retain_graph", GRADIENTS),
 ]
+
+
+@pytest.fixture(autouse=True)
+def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sums of two gradients show what sums of five do, in a tenth of the time."""
+    monkeypatch.setattr(theory, "K_MAX", 2)
 
 
 def verdicts(checks: Checks) -> set[str]:

@@ -8,14 +8,14 @@ import pytest
 
 import reproduce
 from figures.publish import PUBLISHED, without_paths
-from tests.in_process import ablation_in, script
+from tests.in_process import finished_in
 
 README = Path(__file__).parents[1] / "README.md"
 
 
 def test_a_finished_run_is_published_whole(tmp_path: Path) -> None:
     out, to = tmp_path / "run", tmp_path / "published"
-    assert script(*ablation_in(out)).code == 0
+    finished_in(out)
     assert reproduce.main(["publish", str(out), "--name", "x", "--to", str(to)]) == 0
     files = {path.relative_to(to / "x").as_posix() for path in (to / "x").rglob("*") if path.is_file()}
     assert {"README.md", "claims.json", "manifest.json", "tables/ablation.csv", "tables/SHA256SUMS"} <= files
@@ -36,7 +36,7 @@ def test_what_is_not_finished_is_not_published(tmp_path: Path, capsys: pytest.Ca
     assert reproduce.main(["publish", str(tmp_path), "--to", str(tmp_path / "to")]) == 1
     assert "expected a manifest, found none that can be read" in capsys.readouterr().err
     out = tmp_path / "run"
-    assert script(*ablation_in(out)).code == 0
+    finished_in(out)
     record = json.loads((out / "manifest.json").read_text())
     (out / "manifest.json").write_text(json.dumps(record | {"status": "interrupted"}))
     assert reproduce.main(["publish", str(out), "--to", str(tmp_path / "to")]) == 1

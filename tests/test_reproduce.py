@@ -12,7 +12,7 @@ from analysis.experiments.registry import EXPERIMENTS
 from analysis.paper import figure_3
 from analysis.plan import begin_manifest
 from analysis.results.manifest import read, work, write
-from tests.in_process import TINY
+from tests.in_process import TINY, ablation_in, finished_in, measure_tiny, script
 from tests.made_up import FIRST_SEED
 
 
@@ -20,6 +20,7 @@ from tests.made_up import FIRST_SEED
 def tiny(monkeypatch):
     """A smoke profile of seconds."""
     monkeypatch.setitem(ablation.SCALES, "smoke", TINY)
+    monkeypatch.setattr(ablation, "measure", measure_tiny)
 
 
 def _run(tmp_path, *arguments):
@@ -28,7 +29,7 @@ def _run(tmp_path, *arguments):
     )
 
 
-def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, capsys):
+def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, monkeypatch, capsys):
     assert _run(tmp_path) == 0
     table = pd.read_csv(tmp_path / "tables" / "ablation.csv")
     assert set(table.columns) >= {"experiment", "variant", "seed", "iteration", "quantity", "value"}
@@ -42,11 +43,12 @@ def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, capsys):
     assert manifest["status"] == "finished"
     assert manifest["data"]["real"] is False
     assert manifest["experiments"]["ablation"]["looks"] == [1, 2]
-    assert manifest["wall_seconds"].keys() == {"ablation"}
+    assert manifest["wall_seconds"].keys() == manifest["worker_seconds"].keys() == {"ablation"}
     assert "NOT OMNIGLOT" in capsys.readouterr().out
 
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     before = (tmp_path / "tables" / "ablation.csv").read_bytes()
+    monkeypatch.setattr(reproduce, "draw", lambda *_: [])
     assert _run(tmp_path, "--workers", "1") == 0  # all is reused
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == files
     assert (tmp_path / "tables" / "ablation.csv").read_bytes() == before
@@ -162,12 +164,12 @@ def test_list_names_what_it_shows_and_takes(capsys):
     assert "ablation" in out and "shows" in out and "takes" in out
 
 
-def test_damaged_run_file_ends_in_one_line_and_is_kept(tiny, tmp_path, capsys):
-    assert _run(tmp_path) == 0
+def test_damaged_run_file_ends_in_one_line_and_is_kept(tmp_path):
+    finished_in(tmp_path)
     victim = next((tmp_path / "runs").glob("*.safetensors"))
     victim.write_bytes(b"nonsense")
-    assert _run(tmp_path) == 1
-    assert str(victim) in capsys.readouterr().err
+    said = script(*ablation_in(tmp_path))
+    assert said.code == 1 and str(victim) in said.error
     assert victim.read_bytes() == b"nonsense"
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "interrupted"
 
@@ -183,12 +185,13 @@ def test_an_experiment_may_have_data_of_its_own(tmp_path):
     assert plan.data_line(plan.experiments[0], ("CIFAR-FS",)) == "Data: CIFAR-FS · profile: smoke"
 
 
-def test_seeds_are_added_until_it_is_decided(tiny, tmp_path, monkeypatch, capsys):
+def test_seeds_are_added_until_it_is_decided(tmp_path, monkeypatch):
     """A second round with one seed more is a second look, and the manifest says with how many seeds it ended."""
     rounds = iter([{"ablation": 2}, {}])
     monkeypatch.setattr(reproduce.budget, "more_seeds", lambda verdicts, claims: next(rounds))
-    assert _run(tmp_path, "--until-decided") == 0
-    assert "ablation: 2 seeds, to decide more" in capsys.readouterr().out
+    finished_in(tmp_path, only="runs")
+    said = script(*ablation_in(tmp_path, "--until-decided"))
+    assert said.code == 0 and "ablation: 2 seeds, to decide more" in said.out
     evidence = pd.read_csv(tmp_path / "tables" / "ablation_evidence.csv")
     assert evidence.groupby("seed")["look"].first().to_dict() == {FIRST_SEED: 1, FIRST_SEED + 1: 2}
     manifest = json.loads((tmp_path / "manifest.json").read_text())
@@ -196,8 +199,8 @@ def test_seeds_are_added_until_it_is_decided(tiny, tmp_path, monkeypatch, capsys
     assert manifest["experiments"]["ablation"]["seeds"] == 2
 
 
-def test_other_seeds_by_epoch(tiny, tmp_path):
-    assert _run(tmp_path, "--epoch", "7") == 0
+def test_other_seeds_by_epoch(tmp_path):
+    assert script(*ablation_in(tmp_path, "--epoch", "7")).code == 0
     assert set(pd.read_csv(tmp_path / "tables" / "ablation.csv").seed) == {7000}
     claims = json.loads((tmp_path / "claims.json").read_text())
     assert next(claim for claim in claims if claim["id"] == "ablation-g1")["epochs"] == [7]

@@ -23,6 +23,7 @@ from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_chec
 from reptile_core.lanes import lane_bytes
 from reptile_core.tasks import Sampling
 from reptile_core.training import Inner, Outer, Run, TrainingState
+from tests.in_process import InProcess
 
 RUN = Run(
     network="omniglot",
@@ -211,14 +212,14 @@ def test_fresh_does_it_again_and_gets_the_same_bits(source, tmp_path):
     assert_same_run(job.path, old)
 
 
-def test_one_or_two_workers_give_the_same_bits(source, tmp_path):
-    for workers in (1, 2):
-        jobs = [_job(source, tmp_path / str(workers), seed=seed, keep=(5,)) for seed in range(3)]
-        with Workers(workers, quiet=True) as pool:
+def test_two_workers_give_the_bits_of_this_process(source, tmp_path):
+    for name, workers in (("here", InProcess(1)), ("there", Workers(2, quiet=True))):
+        jobs = [_job(source, tmp_path / name, seed=seed, keep=(5,)) for seed in range(3)]
+        with workers as pool:
             assert all(outcome.finished for outcome in pool.map("runs", execute, jobs))
-    assert len(list((tmp_path / "1").iterdir())) == 3
-    for one in (tmp_path / "1").iterdir():
-        assert_same_run(one, tmp_path / "2" / one.name)
+    assert len(list((tmp_path / "here").iterdir())) == 3
+    for one in (tmp_path / "here").iterdir():
+        assert_same_run(one, tmp_path / "there" / one.name)
 
 
 class Killed(BaseException):
@@ -526,24 +527,23 @@ def test_a_file_of_before_that_was_altered_is_named(source, tmp_path):
 
 def test_fresh_means_once_in_an_invocation(source, tmp_path):
     """Experiments share runs: the second that asks for one finds it done."""
-    with Workers(1, quiet=True) as workers:
-        context = Context("smoke", source, workers, tmp_path, fresh=True)
-        job = context.job(dataclasses.replace(RUN, iterations=1), "g1+g2")
-        execute(job)
-        times = []
-        for _ in range(2):
-            context.train("runs", [job])
-            times.append(job.path.stat().st_mtime_ns)
+    context, again = (Context("smoke", source, InProcess(1), tmp_path, fresh=True) for _ in range(2))
+    job = context.job(dataclasses.replace(RUN, iterations=1), "g1+g2")
+    execute(job)
+    times = []
+    for _ in range(2):
+        context.train("runs", [job])
+        times.append(job.path.stat().st_mtime_ns)
     assert times[0] == times[1]
-    with Workers(1, quiet=True) as workers:
-        Context("smoke", source, workers, tmp_path, fresh=True).train("runs", [job])
+    again.train("runs", [job])
     assert job.path.stat().st_mtime_ns != times[1]
 
 
-def test_one_run_may_be_asked_for_at_two_ends_at_once(source, tmp_path):
-    with Workers(2, quiet=True) as workers:
-        context = Context("smoke", source, workers, tmp_path)
-        jobs = [context.job(RUN, "g1+g2", until=until, keep=keep) for until, keep in ((9, ()), (4, (2,)), (4, (3,)))]
-        outcomes = context.train("runs", jobs)
+def test_one_run_may_be_asked_for_at_two_ends_at_once(source, tmp_path, monkeypatch):
+    trained = counted(monkeypatch)
+    context = Context("smoke", source, InProcess(1), tmp_path)
+    jobs = [context.job(RUN, "g1+g2", until=until, keep=keep) for until, keep in ((9, ()), (4, (2,)), (4, (3,)))]
+    outcomes = context.train("runs", jobs)
+    assert trained == list(range(1, 10)), "nothing is trained twice"
     assert [outcomes[job].iteration for job in jobs] == [9, 4, 4]
     assert all(state_at(jobs[0], n).iteration == n for n in (2, 3, 4, 9))

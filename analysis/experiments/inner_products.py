@@ -216,7 +216,7 @@ def step_effects(losses: Sequence[Loss], phi: Vector, alpha: float) -> list[dict
     With all its minibatches in every order, E[g_1 + … + g_k] is exact; u is what it has "beyond" k AvgGrad, the
     "opposite" of that, or "AvgGrad".
     """
-    means = expected_inner_gradients(losses, phi, alpha, len(losses), gradient_of=gradient)
+    means = expected_inner_gradients(losses, phi, alpha, len(losses))
     update, avg_grad = means.sum(0), means[0]
     beyond = update - len(losses) * avg_grad
     length = STEP_SHARE * figure_3.OUTER_STEP * alpha * update.norm()

@@ -28,6 +28,7 @@ from analysis.runs.workers import Progress
 from analysis.theory import manifolds, modified_loss
 from analysis.theory.derivatives import derivative
 from analysis.theory.expectations import (
+    Coefficients,
     average_gradient,
     average_gradient_inner,
     expected_inner_gradients,
@@ -60,6 +61,8 @@ from reptile_core.tasks import ImagePool
 NAME = "theory"
 HALVINGS = 7
 OMNIGLOT, MANIFOLDS = "omniglot", "solution manifolds"
+TERMS = "AvgGrad", "AvgGradInner"
+Pair = tuple[float, float]  # the coefficients of the terms
 # What the losses of each pool are made of, in words; of those on images, see `data_of`.
 DATA = {
     "quadratic": "quadratic losses, float64",
@@ -87,11 +90,7 @@ def step_sizes(pool: Pool, *, order: int = 0) -> list[float]:
     From order 4 on they begin at 0.03: 0.01^5 is too near to round-off to be halved.
     """
     largest = 0.01 if order < 4 else 0.03
-    curvatures = []
-    for loss in pool.losses:
-        g = derivative(loss, pool.phi)
-        curvatures.append(float(derivative(loss, pool.phi, g).norm() / g.norm()))
-    return [largest / max(curvatures) * 2.0**-n for n in range(HALVINGS)]
+    return [largest / pool.curvature * 2.0**-n for n in range(HALVINGS)]
 
 
 def rate_rows(rate: Rate, pool: Pool) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -110,12 +109,13 @@ def gradient_rates(pool: Pool) -> Iterator[Rate]:
     """Yield the rates of taylor-gradient, and of g_i in taylor-second-order."""
     losses, phi = pool.losses, pool.phi
     series = inner_gradient_terms(losses, phi, 2)
+    inner = cache(lambda alpha: inner_gradients(losses, phi, alpha))
     s = torch.zeros_like(phi)
     for i, loss in enumerate(losses):
         terms, g_bar = series[i], series[i][0]
 
         def exact(alpha: float, i: int = i) -> Tensor:
-            return inner_gradients(losses[: i + 1], phi, alpha)[i]
+            return inner(alpha)[i]
 
         wrong_sum: Series = [terms[0], -derivative(loss, phi, s + g_bar)]
         no_third: Series = [*terms[:2], terms[2] - derivative(loss, phi, s, s) / 2]
@@ -133,9 +133,8 @@ def update_rates(pool: Pool, k: int) -> Iterator[Rate]:
     losses, phi = pool.losses[:k], pool.phi
     series = inner_gradient_terms(losses, phi, 2)
     maml = maml_terms(losses, phi, 2)
-
-    def exact(alpha: float) -> Tensor:
-        return maml_gradient(losses, phi, alpha)
+    inner = cache(lambda alpha: torch.stack(inner_gradients(losses, phi, alpha)))
+    exact = cache(lambda alpha: maml_gradient(losses, phi, alpha))
 
     if not _vanishes(maml[2]):
         yield Rate("taylor-maml", f"k = {k}", CHECK, 2, exact, _polynomial(maml, 1))
@@ -147,7 +146,7 @@ def update_rates(pool: Pool, k: int) -> Iterator[Rate]:
         terms = weighted_terms(series, variant.weights)
 
         def summed(alpha: float, weights: tuple[float, ...] = variant.weights) -> Tensor:
-            return sum(w * g for w, g in zip(weights, inner_gradients(losses, phi, alpha), strict=True))  # type: ignore[return-value]
+            return phi.new_tensor(weights) @ inner(alpha)
 
         yield Rate("taylor-second-order", f"{variant.name}, k = {k}", CHECK, 3, summed, _polynomial(terms, 2))
 
@@ -159,7 +158,8 @@ def any_order_rates(pool: Pool, k: int = 3) -> Iterator[Rate]:
         (f"g_{k}", lambda alpha: inner_gradients(losses, phi, alpha)[-1], inner_gradient_series(losses, phi, 4)[-1]),
         (f"MAML, k = {k}", lambda alpha: maml_gradient(losses, phi, alpha), maml_series(losses, phi, 4)),
     )
-    for name, exact, series in cases:
+    for name, gradient_at, series in cases:
+        exact = cache(gradient_at)
         for n in range(1, 5):
             wrong = [*series[:n], 1.01 * series[n]]
             yield Rate("taylor-any-order", f"{name}, n = {n}", CHECK, n + 1, exact, _polynomial(series, n))
@@ -170,8 +170,7 @@ def sgd_rates(pool: Pool, m: int = 4) -> Iterator[Rate]:
     """Yield the rates of implicit-sgd and minibatch-order."""
     losses, phi = pool.losses[:m], pool.phi
 
-    def epoch(eps: float) -> Tensor:
-        return modified_loss.shuffled_displacement(losses, phi, eps)
+    epoch = cache(lambda eps: modified_loss.shuffled_displacement(losses, phi, eps))
 
     def flow(eps: float, correction: float) -> Tensor:
         field = modified_loss.modified_gradient(losses, correction * eps)
@@ -231,49 +230,57 @@ def identities(pool: Pool) -> Iterator[dict[str, Any]]:
         yield row("overlap-covariance", f"{case} as {other}", CONTROL, found, pair_prediction(losses, phi, other))
 
 
-def expectations(pool: Pool, k: int, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the table of coefficients: each row also holds what was measured and what is predicted, for the figure."""
-    losses, phi = pool.losses, pool.phi
-    terms = average_gradient(losses, phi), average_gradient_inner(losses, phi)
-    alpha = step_sizes(pool)[0]
-    weights = torch.randn(k, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).tolist()
-    updates = {variant.name: variant.weights for variant in figure_3(K_MAX) if variant.k == k}
-    updates |= {"random weights": tuple(weights)}
-    matrix = torch.tensor(list(updates.values()), dtype=torch.float64)
-    sums = measure(lambda t: matrix @ expected_inner_gradients(losses, phi, t, k), *terms, alpha=alpha)
-    (maml,) = measure(lambda t: expected_maml(losses, phi, t, k).unsqueeze(0), *terms, alpha=alpha)
-
-    def rows(
-        claim: str, name: str, found: Any, right: tuple[float, float], wrong: tuple[float, float]
-    ) -> Iterator[dict]:
-        measured = (found.avg_grad, found.avg_grad_inner)
-        for role, truth in ((CHECK, right), (CONTROL, wrong)):
-            for term, value, prediction in zip(("AvgGrad", "AvgGradInner"), measured, truth, strict=True):
-                if role == CONTROL and right[term == "AvgGradInner"] == prediction:
-                    continue  # this coefficient is the same in the wrong formula
-                yield {
-                    "claim": claim, "case": f"{pool.name}: {name}, k = {k}, {term}", "role": role,
-                    "value": value - prediction, "update": name, "k": k, "term": term, "measured": value,
-                    "predicted": prediction,
-                }  # fmt: skip
-
-    fomaml = predicted(last(k).weights)
-    yield from rows("expectation-maml", "MAML", maml, predicted_maml(k), fomaml)
-    for (name, w), found in zip(updates.items(), sums, strict=True):
-        right = predicted(w)
-        shifted = (right[0], -sum(x * (i + 1) for i, x in enumerate(w)))
-        yield from rows("expectation-any-sum", name, found, right, shifted)
+def expected_sums(pool: Pool, *, seed: int = 0) -> Iterator[dict[str, Any]]:
+    """Yield the coefficients of E[sum_i w_i g_i], for figure 3's weights and random ones of k = 2 … K_MAX steps."""
+    generator = torch.Generator()
+    sums = [(variant.name, variant.weights) for variant in figure_3(K_MAX) if variant.k > 1]
+    for k in range(2, K_MAX + 1):
+        random = torch.randn(k, generator=generator.manual_seed(seed), dtype=torch.float64)
+        sums.append(("random weights", tuple(random.tolist())))
+    matrix = torch.tensor([w + (0.0,) * (K_MAX - len(w)) for _, w in sums], dtype=torch.float64)
+    found = _measured(pool, lambda alpha: matrix @ expected_inner_gradients(pool.losses, pool.phi, alpha, K_MAX))
+    for (name, w), coefficients in zip(sums, found, strict=True):
+        k, right = len(w), predicted(w)
+        row = partial(_coefficient_rows, pool, k=k, found=coefficients, right=right)
+        yield from row("expectation-any-sum", name, wrong=(right[0], -sum(x * (i + 1) for i, x in enumerate(w))))
         if name == last(k).name:
-            yield from rows("expectation-fomaml", "FOMAML", found, right, predicted_maml(k))
+            yield from row("expectation-fomaml", "FOMAML", wrong=predicted_maml(k))
         if name == total(k).name:
-            yield from rows("expectation-reptile", "Reptile", found, right, fomaml)
+            yield from row("expectation-reptile", "Reptile", wrong=predicted(last(k).weights))
+
+
+def expected_maml_gradient(pool: Pool, k: int) -> Iterator[dict[str, Any]]:
+    """Yield the coefficients of E[g_MAML] with k steps."""
+    (found,) = _measured(pool, lambda alpha: expected_maml(pool.losses, pool.phi, alpha, k).unsqueeze(0))
+    right, wrong = predicted_maml(k), predicted(last(k).weights)
+    yield from _coefficient_rows(pool, "expectation-maml", "MAML", k=k, found=found, right=right, wrong=wrong)
+
+
+def _measured(pool: Pool, updates: Callable[[float], Tensor]) -> list[Coefficients]:
+    terms = average_gradient(pool.losses, pool.phi), average_gradient_inner(pool.losses, pool.phi)
+    return measure(updates, *terms, alpha=step_sizes(pool)[0])
+
+
+def _coefficient_rows(
+    pool: Pool, claim: str, update: str, *, k: int, found: Coefficients, right: Pair, wrong: Pair
+) -> Iterator[dict[str, Any]]:
+    """Yield the errors of both coefficients by the right and by the wrong formula, and what the figure shows."""
+    for role, predictions in ((CHECK, right), (CONTROL, wrong)):
+        measured = (found.avg_grad, found.avg_grad_inner)
+        for term, value, prediction, truth in zip(TERMS, measured, predictions, right, strict=True):
+            if role == CONTROL and prediction == truth:
+                continue  # this coefficient is the same in the wrong formula
+            yield {
+                "claim": claim, "case": f"{pool.name}: {update}, k = {k}, {term}", "role": role,
+                "value": value - prediction, "update": update, "k": k, "term": term, "measured": value,
+                "predicted": prediction,
+            }  # fmt: skip
 
 
 def joint_training(pool: Pool) -> Iterator[dict[str, Any]]:
     """Yield k = 1: one step on a minibatch drawn from the mixture, and no AvgGradInner."""
     losses, phi = pool.losses, pool.phi
     alpha = step_sizes(pool)[0]
-    terms = average_gradient(losses, phi), average_gradient_inner(losses, phi)
     mixture = derivative(lambda point: torch.stack([loss(point) for loss in losses]).mean(), phi)
     for k, role in ((1, CHECK), (2, CONTROL)):
 
@@ -281,7 +288,7 @@ def joint_training(pool: Pool) -> Iterator[dict[str, Any]]:
             return expected_inner_gradients(losses, phi, t, k).mean(0)
 
         update = update_of(alpha)
-        (found,) = measure(lambda t, f=update_of: f(t).unsqueeze(0), *terms, alpha=alpha)  # type: ignore[misc]
+        (found,) = _measured(pool, lambda t, f=update_of: f(t).unsqueeze(0))  # type: ignore[misc]
         difference = float((update - mixture).norm() / mixture.norm())
         for case, value in (("update", difference), ("AvgGradInner", found.avg_grad_inner)):
             yield {"claim": "joint-training", "case": f"{pool.name}: {case}", "role": role, "value": value}
@@ -314,11 +321,13 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Return all pieces, longest first."""
-    ks = range(2, K_MAX + 1)
-    expectation_pools = ("tanh network", "cubic")
-    pieces = [Check("gradients", OMNIGLOT), *(Check("updates", OMNIGLOT, k) for k in (3, 2))]
-    pieces += [Check("expectations", pool, k) for k in reversed(ks) for pool in expectation_pools]
+    """Return all pieces, longest first: those on the paper's own network, then those on small losses."""
+    ks = range(K_MAX, 1, -1)
+    pieces = [Check("expected MAML", OMNIGLOT, k) for k in ks]
+    pieces += [Check(name, OMNIGLOT) for name in ("sgd", "any order", "expected sums", "gradients", "identities")]
+    pieces += [*(Check("updates", OMNIGLOT, k) for k in ks), Check("joint training", OMNIGLOT)]
+    for pool in ("tanh network", "cubic"):
+        pieces += [Check("expected sums", pool), *(Check("expected MAML", pool, k) for k in ks)]
     pieces += [Check("sgd", "tanh network"), Check("any order", "tanh network")]
     for pool in SMALL_POOLS:
         pieces += [Check(name, pool) for name in ("gradients", "identities", "joint training")]
@@ -359,7 +368,7 @@ def pool_of(check: Check, source: Source) -> Pool:
 
 
 def data_of(check: Check, source: Source) -> str:
-    """Return what a piece stands on, in words: few theorems are checked on the images that the script loads."""
+    """Return what a piece stands on, in words: the images that the script loads, or losses of its own."""
     if check.pool != OMNIGLOT:
         return DATA[check.pool]
     return f"Omniglot network with softplus, {'real minibatches' if source.real else f'minibatches of {source.name}'}"
@@ -405,7 +414,8 @@ def _read(path: Path) -> Found | None:
 
 IDENTITIES: dict[str, Callable[[Pool, int], Iterator[dict[str, Any]]]] = {
     "identities": lambda pool, _: identities(pool),
-    "expectations": lambda pool, k: expectations(pool, k),
+    "expected sums": lambda pool, _: expected_sums(pool),
+    "expected MAML": lambda pool, k: expected_maml_gradient(pool, k),
     "joint training": lambda pool, _: joint_training(pool),
 }
 RATES: dict[str, Callable[[Pool, int], Iterator[Rate]]] = {
@@ -429,7 +439,7 @@ def run(context: Context) -> Result:
 EXPERIMENT = Experiment(
     name=NAME,
     shows="section 5: every theorem judged by rate tests and exact enumeration, each beside a wrong formula",
-    takes=dict.fromkeys(PROFILES, "about a minute"),
+    takes=dict.fromkeys(PROFILES, "about a minute and a half"),
     claims=CLAIMS,
     settings=lambda _: {"checks": len(checks()), "steps_up_to": K_MAX, "dtype": "float64"},
     run=run,

@@ -92,6 +92,7 @@ COMMAND: dict[str, Any] = {
         "arithmetic?": {str: (str, None)},
     },
     "wall_seconds?": {str: (float, int)},
+    "worker_seconds?": {str: (float, int)},
     "tables?": {str: str},
     "tables_of?": {str: [str]},
 }
@@ -158,20 +159,23 @@ def complete(
     *,
     status: str,
     wall_seconds: dict[str, float],
+    worker_seconds: dict[str, float],
     tables: dict[str, dict[str, str]],
     other_data: dict[str, str],
 ) -> dict[str, Any]:
     """Return the same manifest after work.
 
-    status: how it ended. wall_seconds: of each experiment that came to its end in this invocation. tables: the digests
-    (`checksums.digest`) of each experiment's tables, by name. other_data: the content of data other than the script's
-    own, by name. What earlier commands wrote is dropped where an experiment has written it again.
+    status: how it ended. wall_seconds: of each experiment that came to its end in this invocation. worker_seconds: the
+    processor time of its workers. tables: the digests (`checksums.digest`) of each experiment's tables, by name.
+    other_data: the content of data other than the script's own, by name. What earlier commands wrote is dropped where
+    an experiment has written it again.
     """
     earlier = {name: record for name, record in manifest["earlier"].items() if name not in wall_seconds}
     return manifest | {
         "status": status,
         "finished": _now(),
         "wall_seconds": wall_seconds,
+        "worker_seconds": worker_seconds,
         "tables": {name: digest for group in tables.values() for name, digest in group.items()},
         "tables_of": {name: list(group) for name, group in tables.items()},
         "other_data": other_data,

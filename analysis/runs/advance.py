@@ -99,9 +99,23 @@ def execute(job: Job, progress: Progress = silent) -> Outcome:
 def execute_together(jobs: Sequence[Job], progress: Progress = silent) -> list[Outcome]:
     """Do the same for several runs at once, one lane each but for a single run on a CPU; see `lanes.shared`.
 
-    Those at the same iteration go on together. A lane that has diverged or ended is carried along, for nothing.
+    Those at the same iteration go on together. A lane that has diverged or ended is carried along, for nothing. Where
+    the device's memory does not suffice, each half goes on from its files by itself.
     """
     use_precision(jobs[0])
+    try:
+        return _execute(jobs, progress)
+    except torch.OutOfMemoryError:
+        if len(jobs) == 1:
+            raise
+    # Here the exception is gone, and with it the frames that held the device's memory.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    middle = len(jobs) // 2
+    return [outcome for half in (jobs[:middle], jobs[middle:]) for outcome in execute_together(half, progress)]
+
+
+def _execute(jobs: Sequence[Job], progress: Progress) -> list[Outcome]:
     runs = [RunInProgress(job, progress) for job in jobs]
     going = [run for run in runs if not run.done]
     for at in sorted({run.state.iteration for run in going}):

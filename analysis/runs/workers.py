@@ -5,6 +5,7 @@ Work is a function of (item, progress), handed to a `concurrent.futures.Executor
 workers there are, where they are and which of them die changes when an item is done, never its result.
 """
 
+import math
 import os
 import queue
 import signal
@@ -103,6 +104,14 @@ class Workers:
             if len(ended) == len(items):
                 return [ended[i].result() for i in range(len(items))]
         raise BrokenProcessPool(f"{name}: expected workers that live, found that some died at {ATTEMPTS} attempts")
+
+    def processor_seconds(self) -> float:
+        """Return the processor time of the processes that are at work, in seconds so far; nan where nobody tells."""
+        processes = getattr(self._executor, "_processes", None) or {}
+        try:
+            return sum(_processor_seconds(number) for number in processes)
+        except (OSError, ValueError):
+            return math.nan
 
     def _open(self) -> Executor:
         self._updates = get_context("spawn").Queue()  # a new one each time: who dies may take a queue's lock along
@@ -256,6 +265,12 @@ def _end_with_the_script() -> None:
 
 def _in_worker(function: Callable[[Item, Progress], Result], item: Item) -> Result:
     return function(item, lambda done, note="": _updates.put((done, note)))
+
+
+def _processor_seconds(process: int) -> float:
+    """Return a process's user and system time in seconds, as Linux tells it."""
+    user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def _lost(future: "Future[Any]") -> bool:

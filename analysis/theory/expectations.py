@@ -13,7 +13,6 @@ Where a pool is too large to enumerate, the same expectations are sampled, with 
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from math import perm, sqrt
 
 import torch
@@ -21,8 +20,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.func import grad
 
-from analysis.theory.derivatives import Loss, Vector, derivative
-from analysis.theory.taylor import inner_gradients, maml_product
+from analysis.theory.derivatives import At, Loss, Vector, derivative, gradient
+from analysis.theory.taylor import inner_gradients
 
 
 @dataclass(frozen=True)
@@ -79,30 +78,36 @@ def predicted_maml(k: int) -> tuple[float, float]:
     return 1.0, -2.0 * (k - 1)
 
 
-def expected_inner_gradients(
-    pool: Sequence[Loss],
-    phi: Vector,
-    alpha: float,
-    k: int,
-    *,
-    gradient_of: Callable[[Loss, Vector], Vector] = derivative,
-) -> Float[Tensor, "k P"]:
+def expected_inner_gradients(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Float[Tensor, "k P"]:
     """Return E[g_1] … E[g_k], exactly, over all ordered k-subsets of the pool; any E[sum_i w_i g_i] is a sum of these.
 
     Orders that begin alike share their first steps: a tree with perm(m, 1) + … + perm(m, k) gradients in all.
-    gradient_of: `derivatives.gradient` takes half the time on the core's networks in float32.
     """
     _check_steps(k, len(pool))
     means = phi.new_zeros(k, phi.numel())
-    for depth, g in _tree(pool, phi, alpha, k, (), gradient_of):
+    for depth, g in _tree(pool, phi, alpha, k):
         means[depth] += g / perm(len(pool), depth + 1)
     return means
 
 
 def expected_maml(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Vector:
-    """Return E[g_MAML] with k steps, exactly, over all ordered k-subsets of the pool."""
+    """Return E[g_MAML] with k steps, exactly, over all ordered k-subsets of the pool.
+
+    Orders that begin alike share their first Hessian, and products are linear. So by equation 21 this is the mean over
+    the first minibatch a of (I - alpha H_a) E[g_MAML of k - 1 steps on the others, from phi - alpha g_a]: a tree with
+    perm(m, 1) + … + perm(m, k - 1) products and perm(m, k) gradients at its ends.
+    """
     _check_steps(k, len(pool))
-    return torch.stack([maml_product(order, phi, alpha) for order in permutations(pool, k)]).mean(0)
+    updates = []
+    for index, loss in enumerate(pool):
+        if k == 1:
+            updates.append(gradient(loss, phi))
+            continue
+        at = At(loss, phi)
+        others = [*pool[:index], *pool[index + 1 :]]
+        rest = expected_maml(others, phi - alpha * at.graph.detach(), alpha, k - 1)
+        updates.append(rest - alpha * at.product(rest))
+    return torch.stack(updates).mean(0)
 
 
 def sampled_inner_gradients(
@@ -176,19 +181,14 @@ def _project(vector: Vector, first: Vector, second: Vector) -> tuple[float, floa
 
 
 def _tree(
-    pool: Sequence[Loss],
-    phi: Vector,
-    alpha: float,
-    k: int,
-    used: tuple[int, ...],
-    gradient_of: Callable[[Loss, Vector], Vector],
+    pool: Sequence[Loss], phi: Vector, alpha: float, k: int, used: tuple[int, ...] = ()
 ) -> Iterator[tuple[int, Vector]]:
     """Yield (i - 1, g_i) for the i-th step of every ordered choice, each prefix once."""
     for index in set(range(len(pool))) - set(used):
-        g = gradient_of(pool[index], phi)
+        g = gradient(pool[index], phi)
         yield len(used), g
         if len(used) + 1 < k:
-            yield from _tree(pool, phi - alpha * g, alpha, k, (*used, index), gradient_of)
+            yield from _tree(pool, phi - alpha * g, alpha, k, (*used, index))
 
 
 def _draw(pool: Sequence[Loss], k: int, generator: torch.Generator) -> list[Loss]:

@@ -5,12 +5,13 @@ All in float64, with mean losses and smooth activations: rates hold only where t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from analysis.theory.derivatives import Loss, Vector
+from analysis.theory.derivatives import At, Loss, Vector
 from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.networks import mlp, omniglot
 from reptile_core.philox import Purpose
@@ -30,6 +31,11 @@ class Pool:
     losses: tuple[Loss, ...]
     phi: Vector
     degree: int | None = None
+
+    @cached_property
+    def curvature(self) -> float:
+        """The largest |H g| / |g| of the losses at phi: what alpha is small against."""
+        return max(_along_gradient(At(loss, self.phi)) for loss in self.losses)
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,11 @@ def omniglot_softplus(images: ImagePool, m: int = 5, *, batch: int = 10, seed: i
 
     losses = tuple(on_minibatch(loss, images.minibatch(examples)) for examples in task.minibatches)
     return Pool("Omniglot network, softplus", losses, network.initialize(seed, dtype=FLOAT))
+
+
+def _along_gradient(at: At) -> float:
+    g = at.graph.detach()
+    return float(at.product(g).norm() / g.norm())
 
 
 SMALL_POOLS: dict[str, Callable[[], Pool]] = {"quadratic": quadratic, "cubic": cubic, "tanh network": tanh_network}

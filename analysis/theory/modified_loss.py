@@ -6,36 +6,35 @@ is AvgGradInner and the norm of the mean gradient: Reptile's 1/2 k (k - 1) once 
 """
 
 from collections.abc import Callable, Sequence
-from itertools import permutations
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.theory.derivatives import Loss, Vector, derivative
+from analysis.theory.derivatives import At, Loss, Vector, derivative, gradient
+from analysis.theory.expectations import expected_inner_gradients
 from analysis.theory.taylor import inner_gradients
 
 
 def shuffled_displacement(pool: Sequence[Loss], phi: Vector, eps: float) -> Vector:
-    """Return the mean over all m! orders of the displacement of one epoch of SGD with step eps."""
-    epochs = [torch.stack(inner_gradients(order, phi, eps)).sum(0) for order in permutations(pool)]
-    return -eps * torch.stack(epochs).mean(0)
+    """Return the mean over all m! orders of the displacement of one epoch of SGD with step eps: -eps sum_i E[g_i]."""
+    return -eps * expected_inner_gradients(pool, phi, eps, len(pool)).sum(0)
 
 
 def modified_gradient(pool: Sequence[Loss], eps: float) -> Callable[[Vector], Vector]:
-    """Return the gradient of L + eps / (4 m) sum_k |dL_k|^2, which is dL + eps / (2 m) sum_k H_k dL_k; eps = 0 gives
-    plain dL."""
-    m = len(pool)
+    """Return the gradient of L + eps / (4 m) sum_k |dL_k|^2 as a function of phi: the mean of dL_k + eps / 2 H_k dL_k.
 
-    def at(phi: Vector) -> Vector:
-        gradients = [derivative(loss, phi) for loss in pool]
-        flow = torch.stack(gradients).mean(0)
-        if eps:
-            products = [derivative(loss, phi, g) for loss, g in zip(pool, gradients, strict=True)]
-            flow = flow + eps / (2 * m) * torch.stack(products).sum(0)
-        return flow
+    eps = 0 gives plain dL. What is returned is not to be differentiated.
+    """
 
-    return at
+    def of(loss: Loss, phi: Vector) -> Vector:
+        if not eps:
+            return gradient(loss, phi)
+        at = At(loss, phi)
+        g = at.graph.detach()
+        return g + eps / 2 * at.product(g)
+
+    return lambda phi: torch.stack([of(loss, phi) for loss in pool]).mean(0)
 
 
 def flow_displacement(field: Callable[[Vector], Vector], phi: Vector, time: float) -> Vector:

@@ -52,6 +52,12 @@ class Context:
     measured: dict[Measured, Accuracies] = field(default_factory=dict)  # and every evaluation of them
     diverged: list[str] = field(default_factory=list)  # lines that name the runs that ended early
     found: dict[str, str] = field(default_factory=dict)  # content of other data than the script's own, by name
+    worked: dict[str, float] = field(default_factory=dict)  # processor seconds of the workers, by experiment
+
+    def add_work(self, name: str, seconds: float) -> None:
+        """Count the processor seconds of an experiment's workers, unless nobody told them (nan or 0)."""
+        if seconds > 0:
+            self.worked[name] = round(self.worked.get(name, 0.0) + seconds, 2)
 
     @property
     def device_name(self) -> str:
