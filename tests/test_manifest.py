@@ -28,7 +28,14 @@ def begun(*experiments: str, command: str = "a", before: dict[str, Any] | None =
 def ended(record: dict[str, Any], *experiments: str, status: str = "finished") -> dict[str, Any]:
     """The same after these experiments, each with a table."""
     tables = {name: {f"{name}.csv": f"{record['command'][0]} {name}"} for name in experiments}
-    return complete(record, status=status, wall_seconds=dict.fromkeys(experiments, 1.0), tables=tables, other_data={})
+    return complete(
+        record,
+        status=status,
+        wall_seconds=dict.fromkeys(experiments, 1.0),
+        worker_seconds={},
+        tables=tables,
+        other_data={},
+    )
 
 
 def test_every_experiment_of_a_folder_keeps_the_command_that_wrote_it() -> None:

@@ -14,8 +14,9 @@ from analysis.results.tables import write_csv
 from analysis.runs.redo import TOLERANCE
 from reptile_core.checkpoints import load_checkpoint
 from tests.in_process import script
+from tests.made_up import FIRST_SEED
 
-RUN = "ablation/g1+g2/2000"
+RUN = f"ablation/g1+g2/{FIRST_SEED}"
 
 
 @pytest.fixture
@@ -80,7 +81,7 @@ def test_on_another_kind_of_machine_it_is_compared_to_a_tolerance(then: Path, ap
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        ("ablation/g9/2000", "such as ablation/g1/2000, ablation/g1+g2/2000"),
+        (f"ablation/g9/{FIRST_SEED}", f"such as ablation/g1/{FIRST_SEED}, ablation/g1+g2/{FIRST_SEED}"),
         ("ablation/g1+g2/7", "found 'ablation/g1+g2/7'"),
         ("g1+g2", "expected EXPERIMENT/VARIANT/SEED"),
         ("sgd/x/1", "expected an experiment of the manifest (ablation), found 'sgd'"),

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from analysis.experiments import rho
-from analysis.experiments.shared.experiment import EPOCH
 from analysis.results.claims import seeds
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
 from analysis.theory.expectations import predicted
@@ -18,8 +17,9 @@ from tests.made_up import context, judged, verdicts
 
 matplotlib.use("Agg")
 
-SEED = seeds(EPOCH, 1)[0]
+SEED = seeds(rho.EPOCH, 1)[0]
 BY_NAME = {arm.name: arm for arm in rho.ARMS}
+NEAR = (rho.LOW, rho.HIGH, *rho.AS_FAR)
 
 
 def test_rho_of_the_papers_variants():
@@ -38,17 +38,24 @@ def test_rho_and_noise_are_what_the_design_asks_and_the_theorem_has(arm):
         weights = arm.weights(seed)
         avg_grad, avg_grad_inner = predicted(weights)
         assert avg_grad == pytest.approx(1.0, abs=1e-12)
-        assert -avg_grad_inner == pytest.approx({-1: 0.0, 0: 1.5, 1: 3.0}[arm.tilt], abs=1e-12)
-        assert sum(w * w for w in weights) == pytest.approx(0.25 if arm == rho.QUIET else 0.7, abs=1e-12)
+        assert -avg_grad_inner == pytest.approx({-1: 2 / 3, 0: 3 / 2, 1: 7 / 3}[arm.tilt], abs=1e-12)
+        noise = 0.25 if arm == rho.QUIET else 14 / 36 if arm in NEAR else 0.7
+        assert sum(w * w for w in weights) == pytest.approx(noise, abs=1e-12)
 
 
-def test_six_arms_are_opposite_pairs_on_orthogonal_axes():
+def test_rho_goes_to_the_last_weights_that_are_not_negative():
+    assert rho.HIGH.weights(SEED) == pytest.approx([0, 1 / 6, 2 / 6, 3 / 6], abs=1e-12)
+    assert rho.LOW.weights(SEED) == pytest.approx([3 / 6, 2 / 6, 1 / 6, 0], abs=1e-12)
+
+
+def test_the_others_are_opposite_pairs_on_orthogonal_axes():
     away = {name: np.array(arm.weights(SEED)) - 0.25 for name, arm in BY_NAME.items()}
     pairs = [("large rho", "small rho"), *[(f"{axis} axis, +", f"{axis} axis, -") for axis in ("first", "second")]]
-    for one, other in pairs:
+    for one, other in (*pairs, ("as far, +", "as far, -")):
         assert away[one] == pytest.approx(-away[other], abs=1e-12)
     gram = [[away[a] @ away[b] for b, _ in pairs] for a, _ in pairs]
-    assert np.allclose(gram, 0.45 * np.eye(3), atol=1e-12)
+    assert np.allclose(gram, np.diag([14 / 36 - 0.25, 0.45, 0.45]), atol=1e-12)
+    assert np.cross(away["as far, +"][:3], away["first axis, +"][:3]) == pytest.approx(np.zeros(3), abs=1e-12)
 
 
 def test_each_seed_draws_axes_of_its_own_and_both_directions_are_as_likely():
@@ -72,7 +79,7 @@ def test_every_scale_is_a_prefix_of_the_same_runs():
 
 @pytest.mark.parametrize(
     ("contrast", "of_rho", "of_noise"),
-    [(rho.QUIETER, 0, -0.45), (rho.LARGER, 3, 0), (rho.AXIS_LESS_AXIS, 0, 0), (rho.OPPOSITE, 0, 0)],
+    [(rho.QUIETER, 0, -0.45), (rho.LARGER, 5 / 3, 0), (rho.AXIS_LESS_AXIS, 0, 0), (rho.OPPOSITE, 0, 0)],
 )
 def test_contrasts_differ_in_one_thing(contrast, of_rho, of_noise):
     assert sum(contrast.values()) == pytest.approx(0)
@@ -148,7 +155,7 @@ def test_tables_and_figure_have_the_numbers():
     with style():
         figure = draw(result.tables, settings)["rho"]
     left, right = figure.axes
-    assert len([line for line in left.get_lines() if len(line.get_xdata()) == 2 and line.get_marker() == "o"]) == 7
+    assert len([line for line in left.get_lines() if len(line.get_xdata()) == 2 and line.get_marker() == "o"]) == 9
     heights = [float(line.get_ydata()[0]) for line in right.get_lines() if line.get_marker() == "o"]
     assert heights == pytest.approx(list(100 * result.tables["rho_pairs"]["mean"]))
     points = 100 * pairs["mean"]

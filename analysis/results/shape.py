@@ -12,8 +12,12 @@ def fault(value: Any, shape: Any, path: str = "") -> str | None:
     """Return the first place where a value is not of this shape, in words; None where there is none."""
     where = path or "the whole"
     if isinstance(shape, tuple):
-        if any(fault(value, one, path) is None for one in shape):
+        faults = [fault(value, one, path) for one in shape]
+        if None in faults:
             return None
+        inside = [words for words, one in zip(faults, shape, strict=True) if type(one) is type(value) is dict]
+        if inside:  # which says where in it
+            return inside[0]
         return f"{where}: expected {' or '.join(map(_words, shape))}, found {short(value)}"
     if isinstance(shape, type):
         right = isinstance(value, shape) and not (isinstance(value, bool) and shape in (int, float))
@@ -34,7 +38,7 @@ def fault(value: Any, shape: Any, path: str = "") -> str | None:
             found = f"none of the name {missing[0]!r}" if missing else f"the unknown {short(strange[0])}"
             return f"{where}: expected the entries of its schema, found {found}"
         parts = [(f"{path}.{name}".lstrip("."), entry, known[name]) for name, entry in value.items()]
-    return next((found for name, entry, one in parts if (found := fault(entry, one, name)) is not None), None)
+    return next((words for name, entry, one in parts if (words := fault(entry, one, name)) is not None), None)
 
 
 def short(value: Any) -> str:
