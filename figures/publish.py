@@ -59,8 +59,9 @@ def publish(folder: Path, where: Path) -> Path:
             target = where / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    record["command"] = without_paths(record["command"])
-    record["data"]["source"] = re.sub(r"\S*/", "", record["data"]["source"])  # names of files, not where they were
+    for command in (record, *record.get("earlier", {}).values()):
+        command["command"] = without_paths(command["command"])
+        command["data"]["source"] = re.sub(r"\S*/", "", command["data"]["source"])  # files, not where they were
     manifest.write(record, where / "manifest.json")
     for path in report.write(where):
         path.rename(where / "README.md") if path.suffix == ".md" else path.unlink()
