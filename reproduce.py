@@ -115,7 +115,8 @@ def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]
     plan.context.begin()
     result = experiment.run(plan.context_of(experiment))
     took = time.perf_counter() - began
-    paths = folder.write_tables(plan.out, {**result.tables, **runs_of(experiment, plan)})
+    tables_found = redo.with_devices(result.tables, plan.context.asked)
+    paths = folder.write_tables(plan.out, tables_found | runs_of(experiment, plan))
     if experiment.claims:
         paths += folder.write_evidence(plan.out, experiment.name, evidence(experiment, result, plan, took))
     tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
