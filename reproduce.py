@@ -62,6 +62,9 @@ def reproduce(arguments: Sequence[str]) -> int:
         todo = plans(options)
         for line in dict.fromkeys(line for plan in todo for line in plan.differences):
             print(f"not as in {options.again}: {line}")
+        if options.dry_run:
+            print("\n".join(import_module("analysis.dry_run").describe(todo)))
+            return 0
         verdicts: list[Verdict] = []
         record: dict[str, Any] = {}
         differences: list[str] | None = None if options.again is None else []
