@@ -63,6 +63,9 @@ def reproduce(arguments: Sequence[str]) -> int:
         todo = plans(options)
         for line in dict.fromkeys(line for plan in todo for line in plan.differences):
             print(f"not as in {options.again}: {line}")
+        if options.dry_run:
+            print("\n".join(import_module("analysis.dry_run").describe(todo)))
+            return 0
         verdicts: list[Verdict] = []
         record: dict[str, Any] = {}
         differences: list[str] | None = None if options.again is None else []
@@ -141,8 +144,8 @@ def write(experiment: Experiment, result: Result, plan: Plan, seconds: float) ->
     """Write an experiment's tables, that of its runs included, and, with data, profile and seconds, its evidence;
     return the files."""
     runs = redo.tabulate(plan.context.asked, plan.context.measured)
-    tables = {**result.tables, f"{experiment.name}{redo.SUFFIX}": runs} if len(runs) else result.tables
-    paths = folder.write_tables(plan.out, tables)
+    tables = redo.with_devices(result.tables, plan.context.asked)
+    paths = folder.write_tables(plan.out, tables | ({f"{experiment.name}{redo.SUFFIX}": runs} if len(runs) else {}))
     if not experiment.claims:
         return paths
     evidence = folder.complete(

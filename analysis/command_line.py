@@ -30,6 +30,7 @@ examples:
   python reproduce.py --budget 30m              spend half an hour where it decides most
   python reproduce.py --until-decided           add seeds until every claim that can be decided here is
   python reproduce.py ablation --profile paper  the learning curves of figure 3 at the paper's own scale
+  python reproduce.py few_shot --profile paper --dry-run       what that would train, what is there, hours for the rest
   python reproduce.py --from manifest.json      rerun a manifest and compare its tables bit by bit
   python reproduce.py sine --from manifest.json      one experiment of it alone
   python reproduce.py --from manifest.json --only "ablation/g1+g2/2000"      one run of it alone
@@ -112,6 +113,11 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="(with --from) redo one training run and compare its parameters and accuracies bit by bit, or to a "
         "tolerance on another kind of processor. RUN is EXPERIMENT/VARIANT/SEED, as the tables EXPERIMENT_runs.csv "
         "next to the manifest name it",
+    )
+    what.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="say what would be trained and evaluated, what of it is there, and hours for the rest; run nothing",
     )
     data = parser.add_argument_group("data")
     data.add_argument("--data", type=Path, metavar="DIR", help="directory that holds the data sets (see README)")

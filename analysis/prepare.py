@@ -38,6 +38,8 @@ def plans(options: argparse.Namespace) -> list[Plan]:
         records = manifest.commands(whole, options.experiments)
     except ManifestError as error:
         raise UsageError(f"--from {options.again}: {error}") from error
+    if not records:
+        raise UsageError(f"--from {options.again}: expected a manifest of at least one experiment, found none")
     options.out = options.out or Path("results") / f"again-{manifest.digest(whole)[:8]}"
     return [prepare(options, record) for record in records]
 

@@ -59,9 +59,10 @@ def publish(folder: Path, where: Path) -> Path:
             target = where / path.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-    record["command"] = without_paths(record["command"])
-    if images := record["data"]:
-        images["source"] = re.sub(r"\S*/", "", images["source"])  # names of files, not where they were
+    for command in (record, *record.get("earlier", {}).values()):
+        command["command"] = without_paths(command["command"])
+        if images := command["data"]:
+            images["source"] = re.sub(r"\S*/", "", images["source"])  # names of files, not where they were
     manifest.write(record, where / "manifest.json")
     for path in report.write(where):
         path.rename(where / "README.md") if path.suffix == ".md" else path.unlink()

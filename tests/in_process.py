@@ -53,6 +53,7 @@ def script(*arguments: object) -> Said:
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr("analysis.prepare.Workers", InProcess)
+        patch.setattr("analysis.one_run.Workers", InProcess)
         patch.setattr(reproduce, "draw", lambda *_: [])
         patch.setattr(datasets, "_glyphs", glyphs)
         patch.setitem(ablation.SCALES, "smoke", TINY)

@@ -2,13 +2,16 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 import reproduce
-from figures.publish import PUBLISHED, without_paths
+from analysis.results import manifest
+from figures.publish import PUBLISHED, publish, without_paths
 from tests.in_process import finished_in
+from tests.made_up import FIRST_SEED
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -25,6 +28,25 @@ def test_a_finished_run_is_published_whole(tmp_path: Path) -> None:
     (to / "x" / "stale").touch()
     assert reproduce.main(["publish", str(out), "--name", "x", "--to", str(to)]) == 0
     assert not (to / "x" / "stale").exists()
+    page = (to / "x" / "README.md").read_text()
+    record = json.loads((to / "x" / "manifest.json").read_text())
+    assert record["sources"] in page and record["machine"]["kind"] in page and "reproduce.py ablation" in page
+    assert "- runs: 10 on cpu (" in page and f"seeds {FIRST_SEED}; " in page
+    assert "[ablation_runs.csv](tables/ablation_runs.csv)" in page and "- looks: `[1, 2]`" in page
+
+
+def test_a_page_names_every_command_that_filled_the_folder(finished_ablation: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished_ablation, out, ignore=shutil.ignore_patterns("runs"))
+    record = json.loads((out / "manifest.json").read_text())
+    last = record | {"experiments": {"sgd": {"steps": 7}}, "tables": {}, "tables_of": {}, "wall_seconds": {"sgd": 5.0}}
+    earlier = manifest.by_experiment(manifest.read(out / "manifest.json"))
+    last |= {"command": ["/home/x/reproduce.py", "sgd", "--out", "/home/x/out"], "earlier": earlier}
+    manifest.write(last, out / "manifest.json")
+    page = (publish(out, tmp_path / "to") / "README.md").read_text()
+    assert page.index("Command: reproduce.py sgd") < page.rindex("Command: ")
+    assert "Seconds: sgd 5" in page and "Seconds: ablation " in page and "- steps: `7`" in page
+    assert str(tmp_path) not in page + (tmp_path / "to" / "manifest.json").read_text()
 
 
 def test_paths_are_left_out_of_a_command() -> None:

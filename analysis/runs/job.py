@@ -55,7 +55,8 @@ class Job:
     """One run, the data it is on, where its file is and what it is called in tables.
 
     until: the iteration to which it is to go, a prefix of its schedule; None for all of it. keep: further iterations
-    at which phi is kept.
+    at which phi is kept. trained_on: one of DEVICES, for a run that was trained on another device than this one, and is
+    only read here; None for this device's.
     """
 
     run: Run
@@ -67,6 +68,7 @@ class Job:
     fresh: bool = False
     until: int | None = None
     keep: tuple[int, ...] = ()
+    trained_on: str | None = None
 
     def __post_init__(self) -> None:
         for name, iterations in (("until", (self.end,)), ("keep", self.keep)):
@@ -90,7 +92,7 @@ class Job:
         return {
             "run": self.run.record(),
             "data": self.source.identity,
-            "device": torch.device(self.device).type + "-tf32" * self.tf32,
+            "device": self.trained_on or torch.device(self.device).type + "-tf32" * self.tf32,
             "numerics": NUMERICS_VERSION,
             "native": native.library() is not None,
         }

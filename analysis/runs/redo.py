@@ -6,7 +6,7 @@ accuracies of all test tasks. `restore` makes a job of a row; its key shows that
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import hypot, nan
 from pathlib import Path
@@ -27,7 +27,7 @@ from reptile_core.training import Inner, Outer, Run
 SUFFIX = "_runs"  # of the tables' names
 COLUMNS = [
     "variant", "seed", "iterations", "status", "device", "data", "split", "key", "parameters_sha256",
-    "accuracies_sha256", "accuracy", "standard_error", "arithmetic", "configuration", "evaluations",
+    "accuracies_sha256", "accuracy", "standard_error", "seconds", "arithmetic", "configuration", "evaluations",
 ]  # fmt: skip
 ELSEWHERE = ("device", "native")  # parts of a key that tell machines apart, not work
 TOLERANCE = 4.0  # standard errors of a difference, where bits cannot be compared: chance exceeds it once in 16,000
@@ -40,8 +40,11 @@ class OtherRun(ValueError):
 
 
 def tabulate(asked: Mapping[Job, Outcome], measured: Mapping[tuple[Job, int, Evaluation], Accuracies]) -> pd.DataFrame:
-    """Return a row for each run, as far as it was asked for, with COLUMNS. arithmetic: the kinds of machine on which it
-    was trained. accuracy: the mean over test tasks at the last evaluation, in [0, 1]."""
+    """Return a row for each run, as far as it was asked for, with COLUMNS.
+
+    accuracy: the mean over test tasks at the last evaluation, in [0, 1]. seconds: of training alone. arithmetic: the
+    kinds of machine on which it was trained.
+    """
     furthest: dict[tuple[str, str], tuple[Job, Outcome]] = {}
     for job, outcome in asked.items():
         before = furthest.get((job.variant, job.key))
@@ -52,6 +55,20 @@ def tabulate(asked: Mapping[Job, Outcome], measured: Mapping[tuple[Job, int, Eva
         by_key.setdefault(job.key, {})[iteration, evaluation] = accuracies
     rows = [_row(job, outcome, by_key.get(job.key, {})) for job, outcome in furthest.values()]
     return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def with_devices(tables: Mapping[str, pd.DataFrame], asked: Iterable[Job]) -> dict[str, pd.DataFrame]:
+    """Return the tables with a column `device` where they have seeds and the runs were trained on several devices."""
+    devices: dict[int, set[str]] = {}
+    for job in asked:
+        devices.setdefault(job.run.seed, set()).add(job.decisive["device"])
+    if len(set().union(*devices.values())) < 2:
+        return dict(tables)
+    words = {seed: ", ".join(sorted(some)) for seed, some in devices.items()}
+    return {
+        name: table.assign(device=table["seed"].map(words)) if "seed" in table else table
+        for name, table in tables.items()
+    }
 
 
 def _row(job: Job, outcome: Outcome, found: Mapping[Measured, Accuracies]) -> dict[str, Any]:
@@ -67,6 +84,7 @@ def _row(job: Job, outcome: Outcome, found: Mapping[Measured, Accuracies]) -> di
         "key": job.key,
         "parameters_sha256": outcome.phi.get(outcome.iteration),
         **summary(found),
+        "seconds": round(outcome.seconds, 2),
         "arithmetic": "; ".join(outcome.kinds),
         "configuration": _text(job.decisive),
         "evaluations": _text([[iteration, asdict(evaluation)] for iteration, evaluation in evaluations]),

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from analysis.runs.arithmetic import NOT_RECORDED
-from analysis.runs.job import KEY_PARTS_IN_WORDS, Job, digest
+from analysis.runs.job import DEVICES, KEY_PARTS_IN_WORDS, Job, digest
 from reptile_core import training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.inner_loop import Phi
@@ -120,6 +120,19 @@ def save(job: Job, stored: Stored) -> None:
         "kinds": stored.kinds,
     }
     save_checkpoint(job.path, tensors, record)
+
+
+def or_of_another_device(job: Job) -> Job:
+    """Return the job itself, or the same run as another device has trained it, where the folder holds that whole and
+    not this device's. So CPU and GPU runs can be different seeds of one table."""
+    there = [replace(job, trained_on=device) for device in DEVICES if device != job.decisive["device"]]
+    there = [other for other in there if other.path.exists()]
+    return next((one for one in (job, *there) if _is_whole(one)), job) if there else job
+
+
+def _is_whole(job: Job) -> bool:
+    stored = load(job)
+    return stored is not None and not stored.missing(job)
 
 
 def state_at(job: Job, iteration: int) -> TrainingState:

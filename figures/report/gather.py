@@ -22,6 +22,7 @@ from analysis.results import ledger
 from analysis.results.claims import Claim
 from analysis.results.judge import Decision, Verdict
 from analysis.results.tables import ResultsError, read_csv
+from figures.report import provenance
 
 MADE_UP = "NOT OMNIGLOT"  # begins the line that names data which only stand in for it
 COLOURS = 256  # of the palette that figures are embedded with: flat colours need no more, and a third of the bytes do
@@ -117,24 +118,28 @@ class Shown:
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment: what it shows, its claims, its figures and its tables."""
+    """An experiment: what it shows, its claims, its figures and its tables. settings: by name, as JSON; runs: lines on
+    what was trained where; files: names of its tables."""
 
     name: str
     shows: str
     judged: tuple[Judged, ...]
     pictures: tuple[Picture, ...]
     tables: tuple[Shown, ...]
+    settings: Mapping[str, str]
+    runs: tuple[str, ...]
+    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Report:
     """Everything that the templates print. data: the lines that name data and scale, those of most claims first;
-    made_up: those of them that only stand in for real data. provenance: of the last run, by name."""
+    made_up: those of them that only stand in for real data. provenance: of each command, by name, the last first."""
 
     sections: tuple[Section, ...]
     data: tuple[str, ...]
     status: str
-    provenance: Mapping[str, str]
+    provenance: tuple[Mapping[str, str], ...]
 
     @property
     def judged(self) -> list[Judged]:
@@ -154,14 +159,13 @@ def gather(out: Path) -> Report:
     """Read the output folder. ResultsError where it holds no ledger, or a file that is not as it was written."""
     verdicts = _ledger(out)
     manifest = _manifest(out / "manifest.json")
-    profile = manifest["profile"] if manifest else "quick"
     pictures = list(_pictures(out / "figures"))
     sections = tuple(
-        _section(experiment, verdicts, pictures, out / "tables", profile) for experiment in EXPERIMENTS.values()
+        _section(experiment, verdicts, pictures, out / "tables", manifest) for experiment in EXPERIMENTS.values()
     )
     lines = Counter(line for section in sections for judged in section.judged for line in judged.data)
     data = tuple(line for line, _ in lines.most_common())
-    return Report(sections, data, manifest["status"] if manifest else "unknown", _provenance(manifest, out))
+    return Report(sections, data, manifest["status"] if manifest else "unknown", provenance.commands(manifest, out))
 
 
 def _ledger(out: Path) -> dict[str, Verdict]:
@@ -181,14 +185,16 @@ def _section(
     verdicts: Mapping[str, Verdict],
     pictures: list[tuple[str, Picture]],
     tables: Path,
-    profile: str,
+    manifest: Mapping[str, Any] | None,
 ) -> Section:
     """An experiment with what the folder holds of it."""
-    name = experiment.name
+    name, profile = experiment.name, manifest["profile"] if manifest else "quick"
     judged = tuple(_judged(verdicts[claim.id], name, profile) for claim in experiment.claims)
     own = tuple(picture for source, picture in pictures if source == name)
     data = tuple(dict.fromkeys(line for one in judged for line in one.data))
-    return Section(name, experiment.shows, judged, own, tuple(_shown(tables, name, data)))
+    shown = tuple(_shown(tables, name, data))
+    runs, files = provenance.runs(tables, name), provenance.files(tables, name)
+    return Section(name, experiment.shows, judged, own, shown, provenance.settings(manifest, name), runs, files)
 
 
 def _judged(verdict: Verdict, experiment: str, profile: str) -> Judged:
@@ -242,27 +248,11 @@ def _manifest(path: Path) -> dict[str, Any] | None:
     for name in ("status", "profile"):
         if not isinstance(manifest.get(name), str):
             raise ResultsError(f"{path}: expected the run's {name}, found {manifest.get(name)!r}")
+    earlier = manifest.get("earlier", {})
+    for record in (manifest, *(earlier.values() if isinstance(earlier, dict) else [earlier])):
+        if not isinstance(record, dict) or not isinstance(record.get("experiments", {}), dict):
+            raise ResultsError(f"{path}: expected the records of commands with experiments, found {record!r:.60}")
     return manifest
-
-
-def _provenance(manifest: Mapping[str, Any] | None, out: Path) -> dict[str, str]:
-    """What the manifest says of the last run, in words."""
-    if manifest is None:
-        return {}
-    try:
-        commit, machine, took = manifest["commit"], manifest["machine"], manifest.get("wall_seconds", {})
-        changed = ", with changes that are not committed" if commit and commit["modified"] else ""
-        return {
-            "Command": " ".join(map(str, manifest["command"])),
-            "Begun and ended (UTC)": f"{manifest['started']}, {manifest.get('finished', 'not yet')}",
-            "Commit": f"{commit['sha']}{changed}" if commit else "not known",
-            "Machine": f"{machine['processor']}, {machine['cores']} cores, {machine['workers']} workers on "
-            f"{machine['device']}; {machine['platform']}",
-            "Versions": ", ".join(f"{name} {version}" for name, version in manifest["versions"].items()),
-            "Seconds": ", ".join(f"{name} {seconds:,.0f}" for name, seconds in took.items()) or "not known",
-        }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ResultsError(f"{out / 'manifest.json'}: expected what a run writes, found none of {error}") from error
 
 
 def _json(path: Path) -> Any:

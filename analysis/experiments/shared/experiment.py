@@ -15,7 +15,7 @@ from analysis.results.evidence import NO_EVIDENCE
 from analysis.runs.advance import execute_together, in_lanes, united
 from analysis.runs.evaluations import Accuracies, Evaluation, chunks, evaluate, joined
 from analysis.runs.job import Job, Source, find
-from analysis.runs.store import Outcome, ended_early
+from analysis.runs.store import Outcome, ended_early, or_of_another_device
 from analysis.runs.workers import Workers
 from reptile_core.training import Run
 
@@ -79,8 +79,9 @@ class Context:
         keep: Sequence[int] = (),
     ) -> Job:
         """Return a run on this device and these data, or others, kept with the others; `name` is what tables call it,
-        `until` and `keep` as in Job."""
-        return Job(run, source or self.source, self.runs, name, self.device, self.tf32, until=until, keep=tuple(keep))
+        `until` and `keep` as in Job. A run that the folder holds whole, trained on another device, stands for it."""
+        job = Job(run, source or self.source, self.runs, name, self.device, self.tf32, until=until, keep=tuple(keep))
+        return job if self.fresh else or_of_another_device(job)
 
     def begin(self) -> None:
         """Forget what an experiment before this one asked for."""

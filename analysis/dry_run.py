@@ -1,0 +1,140 @@
+"""What a command would do: its training runs and evaluations, which of them are there already, and hours for the rest.
+
+Experiments are asked what they want with accuracies that are made up, and nothing is trained or written. What the rest
+costs is counted as in `cost`, at the rate that one core of this machine has now.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import numpy as np
+
+from analysis import cost
+from analysis.experiments.shared.experiment import Context, Experiment, Measured
+from analysis.plan import Plan
+from analysis.runs import store
+from analysis.runs.evaluations import Accuracies, EvaluationChunk, chunks
+from analysis.runs.job import Job
+from analysis.runs.store import Outcome
+from analysis.runs.workers import Workers
+from reptile_core.training import Run
+
+RATE_SECONDS = 5.0  # for which the rate is measured
+MADE_UP = 0.5  # accuracy of all tasks
+
+
+class _OwnWork(Exception):
+    """An experiment has come to work of its own, which needs what is trained."""
+
+
+class _NoWorkers(Workers):
+    def map(self, *_: Any, **__: Any) -> list[Any]:
+        raise _OwnWork
+
+
+@dataclass(frozen=True)
+class _Asking(Context):
+    """A context that notes what an experiment asks for, and does nothing."""
+
+    jobs: dict[tuple[str, int], Job] = field(default_factory=dict)  # by key and end
+    pieces: dict[str, EvaluationChunk] = field(default_factory=dict)  # of evaluations, by key
+
+    def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
+        self.jobs.update({(job.key, job.end): job for job in jobs})
+        return {job: Outcome("finished", float(job.end), job.end) for job in jobs}
+
+    def evaluate(self, name: str, wanted: Sequence[Measured]) -> dict[Measured, Accuracies]:
+        self.pieces.update({chunk.key: chunk for item in wanted for chunk in chunks(*item)})
+        return {item: _made_up(item[2].tasks) for item in wanted}
+
+
+@dataclass(frozen=True)
+class Left:
+    """What an experiment has left to do. runs, evaluations: how many it wants, and how many of these are there; the
+    latter counts pieces of tasks. work: each with the flops it takes. own: whether it does work besides, not counted.
+    """
+
+    experiment: Experiment
+    runs: tuple[int, int]
+    evaluations: tuple[int, int]
+    iterations: int
+    work: tuple[tuple[Run, float], ...]
+    own: bool
+
+
+def left(experiment: Experiment, context: Context, known: dict[str, int]) -> Left:
+    """Return what an experiment has left to do. known: of runs and evaluations that experiments before it do, the end
+    by key; its own are added."""
+    values = {one.name: getattr(context, one.name) for one in fields(Context)}
+    asking = _Asking(**values | {"workers": _NoWorkers(context.workers.count, quiet=True)})
+    try:
+        experiment.run(asking)
+        own = not asking.jobs
+    except _OwnWork:
+        own = True
+    furthest = {job.key: job for job in sorted(asking.jobs.values(), key=lambda job: job.end)}
+    iterations = {key: job.end if context.fresh else _iterations_left(job) for key, job in furthest.items()}
+    pieces = {key: chunk for key, chunk in asking.pieces.items() if context.fresh or not chunk.path.exists()}
+    new = {key: min(n, max(0, furthest[key].end - known.get(key, 0))) for key, n in iterations.items()}
+    todo = {key: n for key, n in new.items() if n}
+    work = [(furthest[key].run, cost.whole(cost.Training(furthest[key].run, n)).flops) for key, n in todo.items()]
+    work += [(chunk.job.run, _flops(chunk)) for key, chunk in pieces.items() if key not in known]
+    known |= dict.fromkeys(asking.pieces, 0)
+    known |= {key: max(job.end, known.get(key, 0)) for key, job in furthest.items()}
+    there = sum(not n for n in iterations.values())
+    evaluations = len(asking.pieces), len(asking.pieces) - len(pieces)
+    return Left(experiment, (len(furthest), there), evaluations, sum(todo.values()), tuple(work), own)
+
+
+def describe(plans: Iterable[Plan], rate_of: Callable[[Run], float] | None = None) -> list[str]:
+    """Return lines that say what the plans would do, what of it is there, and how long the rest takes.
+
+    rate_of: flops a second of one core at a run's iterations; None measures it, in some seconds.
+    """
+    measure = rate_of or (lambda run: cost.measured_rate(run, RATE_SECONDS))
+    lines: list[str] = []
+    known: dict[str, int] = {}
+    for plan in plans:
+        found = [left(one, plan.context_of(one), known) for one in plan.experiments]
+        flops: dict[Run, float] = {}
+        for run, amount in (item for one in found for item in one.work):
+            flops[run] = flops.get(run, 0.0) + amount
+        rate = measure(max(flops, key=lambda run: flops[run])) if flops else 1.0
+        workers, profile = plan.context.workers.count, plan.context.profile
+        lines += [_line(one, rate, workers, profile) for one in found]
+        if flops:
+            whole = cost.makespan([amount / rate for one in found for _, amount in one.work], workers)
+            lines.append(
+                f"what is left: {cost.duration(whole)} on {workers} workers, at {rate / 1e9:.0f} GFLOP/s a core; "
+                f"results in {plan.out}/"
+            )
+    return lines
+
+
+def _line(one: Left, rate: float, workers: int, profile: str) -> str:
+    name = one.experiment.name
+    if not one.runs[0]:
+        return f"{name}: no runs that are kept; all of it takes {one.experiment.takes.get(profile, 'a time not known')}"
+    seconds = cost.makespan([flops / rate for _, flops in one.work], workers)
+    own = ", and measurements of its own, which are not counted" if one.own else ""
+    return (
+        f"{name}: {one.runs[0]} runs, {one.runs[1]} there; {one.iterations:,} iterations left; "
+        f"{one.evaluations[0]} evaluations, {one.evaluations[1]} there; {cost.duration(seconds)}{own}"
+    )
+
+
+def _iterations_left(job: Job) -> int:
+    """Iterations from where the job's file stands to its end."""
+    stored = store.load(job)
+    if stored is None:
+        return job.end
+    return max(0, job.end - stored.state.iteration) if stored.missing(job) else 0
+
+
+def _flops(chunk: EvaluationChunk) -> float:
+    return cost.look(chunk.job.run, chunk.evaluation.sampling, len(chunk.tasks), chunk.evaluation.queries).flops
+
+
+def _made_up(tasks: int) -> Accuracies:
+    return {quantity: np.full(tasks, MADE_UP) for quantity in ("accuracy", "accuracy_transductive")}
