@@ -73,7 +73,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def load(options: argparse.Namespace) -> weights.Weights:
-    """The user's runs where there are any, else this page's own, trained now if need be."""
+    """Load the weights of the user's runs where there are any, else of this page's own, trained now if need be."""
     try:
         data = datasets.load(options.dataset, data=options.data, quiet=options.quiet)
     except datasets.DataError as error:

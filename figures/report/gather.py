@@ -165,7 +165,7 @@ def gather(out: Path) -> Report:
 
 
 def _ledger(out: Path) -> dict[str, Verdict]:
-    """The verdicts by claim: those of this version's claims, no more and no fewer."""
+    """Return the verdicts by claim: those of this version's claims, no more and no fewer."""
     by_id = {verdict.claim.id: verdict for verdict in ledger.read(out)}
     known = {claim.id for experiment in EXPERIMENTS.values() for claim in experiment.claims}
     if odd := sorted(known ^ set(by_id)):
@@ -183,7 +183,7 @@ def _section(
     tables: Path,
     profile: str,
 ) -> Section:
-    """An experiment with what the folder holds of it."""
+    """Return an experiment with what the folder holds of it."""
     name = experiment.name
     judged = tuple(_judged(verdicts[claim.id], name, profile) for claim in experiment.claims)
     own = tuple(picture for source, picture in pictures if source == name)
@@ -192,7 +192,8 @@ def _section(
 
 
 def _judged(verdict: Verdict, experiment: str, profile: str) -> Judged:
-    """profile: that of the last run, for a claim of which nothing says at which it was measured."""
+    """Return a claim with its verdict and command. profile: that of the last run, for a claim of which nothing says at
+    which it was measured."""
     command = f"{program.command()} {experiment} --profile {verdict.profile or profile}"
     command += " --dataset glyphs" if any(MADE_UP in line for line in verdict.data) else ""
     return Judged(verdict, command)
@@ -203,7 +204,7 @@ def _data(line: str) -> str:
 
 
 def _pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
-    """The figures that say which experiment they are of, with that; in the order of their names."""
+    """Yield the figures that name their experiment, with its name, in the order of their file names."""
     for path in sorted(folder.glob("*.png")):
         try:
             with Image.open(path) as image:
@@ -218,7 +219,7 @@ def _pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
 
 
 def _shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Shown]:
-    """Those of SHOWN that the experiment has written, but for rows of which nothing was measured."""
+    """Yield those of SHOWN that the experiment has written, but for rows of which nothing was measured."""
     for layout in SHOWN:
         path = folder / f"{layout.name}.csv"
         if layout.experiment == experiment and path.exists():
@@ -233,7 +234,7 @@ def _shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Sho
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
-    """The last run's manifest; None where there is none."""
+    """Return the last run's manifest; None where there is none."""
     if not path.exists():
         return None
     manifest = _json(path)
@@ -246,7 +247,7 @@ def _manifest(path: Path) -> dict[str, Any] | None:
 
 
 def _provenance(manifest: Mapping[str, Any] | None, out: Path) -> dict[str, str]:
-    """What the manifest says of the last run, in words."""
+    """Return what the manifest says of the last run, in words."""
     if manifest is None:
         return {}
     try:
