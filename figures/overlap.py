@@ -21,7 +21,7 @@ LOOKS = {
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the table overlap_intervals: columns sweep, method, point, mean, low, high."""
+    """Draw the table overlap_intervals: columns sweep, method, point, mean, low, high."""
     intervals, fixed = tables["overlap_intervals"], settings["fixed"]
     samples = settings["n_way"] * settings["train_shots"]
     titles = {
@@ -51,7 +51,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(intervals: pd.DataFrame) -> str:
-    """The title: both tails of FOMAML at the most inner steps."""
+    """Return the title: both tails of FOMAML at the most inner steps."""
     steps = intervals[intervals.sweep == "steps"]
     most = steps[steps.point == steps.point.max()].set_index("method")["mean"]
     tails = ("FOMAML, separate tail", "FOMAML, shared tail, cycling")
@@ -60,7 +60,7 @@ def finding(intervals: pd.DataFrame) -> str:
 
 
 def caption(settings: Mapping[str, Any]) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
+    """Return what the figure shows, to be understood without the paper at hand."""
     n, inner = settings["n_way"] * settings["train_shots"], settings["inner"]
     full = (
         f"Full batch: all that a method may draw from, {n}, or {n - settings['fixed']['batch']} before a separate tail "

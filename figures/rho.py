@@ -10,12 +10,12 @@ from matplotlib.figure import Figure
 from figures.curves import draw_curve, evaluation_in_words, over_iterations, seeds_in_words
 from figures.style import finish
 
-BESIDE = 0.1  # of rho, between two variants that have the same
+APART = 0.1  # of rho, between two variants that have the same
 LINES = "-", "--", ":"  # of the quietest variant of a rho, and of the noisier ones
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables rho_intervals, rho_gains (columns variant, rho, noise, mean, low, high) and rho_pairs (differ,
+    """Draw the tables rho_intervals, rho_gains (columns variant, rho, noise, mean, low, high) and rho_pairs (differ,
     mean)."""
     gains = tables["rho_gains"].sort_values(["rho", "noise"])
     curves: Mapping[str, pd.DataFrame] = {str(name): part for name, part in tables["rho_intervals"].groupby("variant")}
@@ -29,7 +29,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
             left, curves[row.variant].assign(low=float("nan")), colour=colour, marker="", label=label,
             line=LINES[rank],
         )  # fmt: skip
-        x, face = row.rho + rank * BESIDE, "white" if rank else colour
+        x, face = row.rho + rank * APART, "white" if rank else colour
         right.vlines(x, 100 * row.low, 100 * row.high, color=colour, linewidth=1.2)
         right.plot(x, 100 * row.mean, "o", color=colour, markersize=7, markerfacecolor=face)
     over_iterations(left, 1 / settings["n_way"])
@@ -43,7 +43,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(pairs: pd.DataFrame) -> str:
-    """The title: what less noise gains at equal rho, and larger rho at equal noise; means over seeds."""
+    """Return the title: what less noise gains at equal rho, and larger rho at equal noise; means over seeds."""
     points = 100 * pairs.set_index("differ")["mean"]
     return (
         f"Less noise at equal ρ gains {_signed(points['noise'])} points of accuracy early in training, "
@@ -56,7 +56,7 @@ def _signed(points: float) -> str:
 
 
 def caption(settings: Mapping[str, Any]) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
+    """Return what the figure shows, to be understood without the paper at hand."""
     inner, seeds = settings["inner"], seeds_in_words(settings["seeds"]).replace("band", "bar")
     return (
         "Meta-gradients $w_1 g_1 + \\ldots + w_4 g_4$ of a task's inner SGD gradients, scaled so that the expected "

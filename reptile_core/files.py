@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside, synced, and renamed into place."""
+"""Files that are whole or absent: written under another name, synced, and renamed into place."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ UNFINISHED = ".part"  # ends the name of a file that is being written; a writer 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Put `content` at `path`: a reader, at any moment and after any crash, finds the old file or the new one.
 
-    OSError, which names the path, where that cannot be; the old file is then as it was and nothing is left beside it.
+    OSError, which names the path, where that cannot be; the old file is then as it was and no other file is left.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,7 +1,7 @@
 """The task stream: which images make up each minibatch of each task, as a pure function of (seed, iteration, task).
 
 A task is n_way classes with some shots of each, cut into k minibatches as in the authors' code. What comes out are
-indices, drawn for many tasks at once; the images they point at may lie on any device.
+indices, drawn for many tasks at once; the images they point at may be on any device.
 """
 
 from collections.abc import Iterator

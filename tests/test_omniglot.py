@@ -140,7 +140,7 @@ def test_named_but_not_there(tmp_path: Path, data: Path, monkeypatch: pytest.Mon
     with pytest.raises(DataError, match=r"^\$REPTILE_DATA: expected a directory"):
         datasets.load("auto", cache=tmp_path / "cache")
     (data / "images_evaluation.zip").unlink()
-    with pytest.raises(DataError, match=r"expected images_evaluation.zip or .* beside .*, found none"):
+    with pytest.raises(DataError, match=r"expected images_evaluation.zip or .* next to .*, found none"):
         datasets.load("auto", data=data)
 
 

@@ -52,8 +52,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(_without_history(path).to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
-def compare(then: Mapping[str, str], beside: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
-    """Return a line for each table that differs: which, and by how much where the old table is in the folder `beside`.
+def compare(then: Mapping[str, str], old: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
+    """Return a line for each table that differs: which, and by how much where the old table is in the folder `old`.
 
     then, now: digests by name. folder: where the new tables are.
     """
@@ -64,7 +64,7 @@ def compare(then: Mapping[str, str], beside: Path, folder: Path, now: Mapping[st
         elif name not in then:
             lines.append(f"{name}: was not written then")
         elif then[name] != now[name]:
-            lines.append(f"{name}: {_by_how_much(beside / name, then[name], folder / name)}")
+            lines.append(f"{name}: {_by_how_much(old / name, then[name], folder / name)}")
     return lines
 
 

@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bound before any work, so that what cannot be is said at once."""
+    """Bind the address before any work, so that a fault shows at once. UsageError if it cannot be bound."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UsageError(

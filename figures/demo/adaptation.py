@@ -1,6 +1,6 @@
-"""One example of each class, k steps of the inner loop from an initialization, and what is then thought of a query.
+"""One example of each class, k steps of the inner loop from an initialization, and the query's probabilities then.
 
-Batch norm uses the batch at hand. The query is classified beside the examples, in a batch of its own: evaluation
+Batch norm uses the batch at hand. The query is classified together with the examples, in a batch of its own: evaluation
 without transduction, as in the paper.
 """
 

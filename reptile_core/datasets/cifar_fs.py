@@ -43,7 +43,7 @@ SIZE = 32  # pixels across
 LISTS = "splits/bertinetto"  # where the authors' layout names the classes of each split
 MAX_LIST_BYTES = 2**13  # of such a list: 460 are published
 SHEET = re.compile(rf"(?:.*/)?images/({'|'.join(SPLITS)})/([^/]+)\.webp")
-WANTED = f"{NAME}.zip, or data/ (or images/) with a folder of PNG files for each class beside {LISTS}/"
+WANTED = f"{NAME}.zip, or data/ (or images/) with a folder of PNG files for each class next to {LISTS}/"
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def _images_beside(lists: Path) -> Path:
     for images in (root / "data", root / "images"):
         if images.is_dir():
             return images
-    raise DataError(f"{root}: expected data/ or images/ beside {LISTS}/, found neither")
+    raise DataError(f"{root}: expected data/ or images/ next to {LISTS}/, found neither")
 
 
 def _read(source: Path, edition: Edition, quiet: bool) -> Decoded:

@@ -30,7 +30,7 @@ class Characters:
     real: bool  # False for the stand-in: stamped on every output
 
     def __post_init__(self) -> None:
-        self.images.setflags(write=False)  # else `content` could come to lie
+        self.images.setflags(write=False)  # otherwise `content` might no longer match
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ColourImages:
 
     def __post_init__(self) -> None:
         for images in (self.train, self.validation, self.test):
-            images.setflags(write=False)  # else `content` could come to lie
+            images.setflags(write=False)  # otherwise `content` might no longer match
 
 
 @contextmanager

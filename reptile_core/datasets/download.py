@@ -1,7 +1,7 @@
 """Files fetched from upstream into memory: nothing is kept before it is verified.
 
 That there is no network is noticed in seconds. The time limits of an HTTP client do not give that: they
-count anew for the name's look-up and for each of the host's addresses.
+start again for the name's look-up and for each of the host's addresses.
 """
 
 import io

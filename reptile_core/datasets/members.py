@@ -1,4 +1,4 @@
-"""The pictures in a zip or a folder, read in memory and bounded, whoever packed it.
+"""The pictures in a zip or a folder, read in memory and bounded, however it was packed.
 
 Nothing is ever unpacked to disk. What no honest zip of small pictures holds is refused by the zip's
 directory alone, before a byte is decompressed.

@@ -5,8 +5,8 @@ this is never downloaded; and as the copies that go around differ in size and co
 the published one: names of classes and numbers of images are what tells the set from another. Three layouts are read:
 
 - folders: `train/`, `val/` and `test/`, in each a folder of images for every class, as the authors of Reptile have it;
-- tables: `train.csv`, `val.csv` and `test.csv`, each "filename,label" under a header, beside `images/`;
-- lists: `train.txt`, `val.txt` and `test.txt` beside folders of classes, as of ImageNet. A line names a class (all its
+- tables: `train.csv`, `val.csv` and `test.csv`, each "filename,label" under a header, next to `images/`;
+- lists: `train.txt`, `val.txt` and `test.txt` next to folders of classes, as of ImageNet. A line names a class (all its
   images) or one image as "class/file", which is how the authors' own lists (`metadata/imagenet_*.txt`) are written.
 """
 
@@ -42,7 +42,7 @@ IMAGES = 600  # of each class of the published set
 # SHA-256 of its classes: the sorted lines "<split>/<WordNet ID>" as the authors of Reptile list them.
 CLASSES = "ac58afdd80aa96ed946788ad3b93bfb641b6b962def8261f78cbe776963a518b"
 SUFFIXES = (".jpg", ".jpeg", ".png")  # in upper case too
-PLACES = (NAME, "miniimagenet", "mini-imagenet", "")  # where copies lie below a directory of data
+PLACES = (NAME, "miniimagenet", "mini-imagenet", "")  # where copies are, below a directory of data
 # Far above what photographs on the web take, and far below harm.
 MAX_PIXELS, MAX_FILE_BYTES, MAX_LIST_BYTES = 2**26, 2**25, 2**23
 WANTED = (
@@ -98,7 +98,7 @@ def _text(path: Path) -> str:
 
 def _inside(name: str, where: Path) -> str:
     if name in ("", ".", "..") or set(name) & set("/\\:\0"):
-        raise DataError(f"{where}: expected the names of files and folders beside it, found {name!r}")
+        raise DataError(f"{where}: expected the names of files and folders next to it, found {name!r}")
     return name
 
 
@@ -158,7 +158,7 @@ def _locate(directory: Path) -> tuple[Path, str] | None:
                 return directory / below, suffix
             if there:
                 missing = [mark.name for mark in marks if mark not in there]
-                part = part or f"expected {' and '.join(missing)} beside {' and '.join(map(str, there))}, found none"
+                part = part or f"expected {' and '.join(missing)} next to {' and '.join(map(str, there))}, found none"
     if part:
         raise DataError(f"{directory}: {part}")
     return None

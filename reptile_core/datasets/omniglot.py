@@ -158,7 +158,7 @@ def _locate(directory: Path, edition: Edition) -> dict[str, Path]:
     missing = [f"{part.name}.zip or {part.name}/" for part in edition.parts if part.name not in found]
     if found and missing:
         there = " and ".join(map(str, found.values()))
-        raise DataError(f"{directory}: expected {' and '.join(missing)} beside {there}, found none")
+        raise DataError(f"{directory}: expected {' and '.join(missing)} next to {there}, found none")
     return found
 
 
