@@ -222,8 +222,12 @@ def _fault(value: Any, shape: Any, path: str) -> str | None:
     """Return the first place where a value is not of this shape, in words."""
     where = path or "the whole"
     if isinstance(shape, tuple):
-        if any(_fault(value, one, path) is None for one in shape):
+        faults = [_fault(value, one, path) for one in shape]
+        if None in faults:
             return None
+        within = [fault for one, fault in zip(shape, faults, strict=True) if isinstance(one, dict)]
+        if isinstance(value, dict) and within:
+            return within[0]
         return f"{where}: expected {' or '.join(map(_words, shape))}, found {_short(value)}"
     if isinstance(shape, type):
         right = isinstance(value, shape) and not (isinstance(value, bool) and shape in (int, float))
