@@ -59,7 +59,7 @@ def _sources(path: Path) -> list[Path]:
 
 
 def _naming(path: Path, error: OSError) -> OSError:
-    """The same error with the path that was to be written, for a write that fails knows no name."""
+    """Return the same error with the path that was to be written, for a write that fails knows no name."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
@@ -74,7 +74,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
+    """Return the process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

@@ -98,7 +98,7 @@ class ImagePool:
         return self.images.shape[1]
 
     def minibatch(self, examples: Examples) -> Minibatch:
-        """Gather: index (*tasks, batch) -> x (*tasks, batch, *shape) in `dtype`, in [0, 1]."""
+        """Gather images: index (*tasks, batch) -> x (*tasks, batch, *shape) in `dtype`, in [0, 1]."""
         device = self.images.device
         x = self.images.flatten(0, 1)[examples.index.to(device)].to(self.dtype).div_(self.white)
         return Minibatch(x, examples.label.to(device))
@@ -113,7 +113,7 @@ class ImagePool:
         task: Int[Tensor, "*tasks"] | int,
         test_shots: int = 0,
     ) -> "Tasks":
-        """`sample_tasks` from these classes and drawings; ValueError where they do not suffice."""
+        """Draw `sample_tasks` from these classes and drawings; ValueError where they do not suffice."""
         self.check(sampling, test_shots)
         return sample_tasks(
             sampling,
@@ -127,7 +127,7 @@ class ImagePool:
         )
 
     def check(self, sampling: Sampling, test_shots: int = 0) -> None:
-        """Is there enough here for such tasks? ValueError if not."""
+        """Check that there is enough here for such tasks; ValueError if not."""
         if sampling.n_way > self.classes:
             raise ValueError(f"n_way: expected at most the {self.classes} classes there are, found {sampling.n_way}")
         if sampling.shots + test_shots > self.drawings:
@@ -149,7 +149,8 @@ def sample_tasks(
     task: Int[Tensor, "*tasks"] | int,
     test_shots: int = 0,
 ) -> Tasks:
-    """The tasks at the addresses (iteration, task): the same whatever else is asked for, in whatever order or place.
+    """Return the tasks at the addresses (iteration, task): the same whatever else is asked for, in whatever order or
+    place.
 
     Every number a task needs comes from one stretch of the counter-based stream: n_way keys for its classes, one per
     class and drawing for its examples, one per example and epoch (or minibatch) for their order.
@@ -191,7 +192,8 @@ def training_stream(
     meta_batch: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tasks]:
-    """For each iteration its meta-batch of tasks, shaped (meta_batch, …), or (meta_batch, lanes, …) of many seeds.
+    """Yield for each iteration its meta-batch of tasks, shaped (meta_batch, …), or (meta_batch, lanes, …) of many
+    seeds.
 
     Drawn in blocks, and on the device where they are wanted, which changes no bit.
     """

@@ -37,7 +37,7 @@ def _ask(url: str, answer: queue.Queue[OSError | None]) -> None:
 
 
 def download(url: str, *, limit: int, quiet: bool) -> IO[bytes]:
-    """The file at `url`, at most `limit` bytes of it; Unavailable if it is not to be had."""
+    """Download the file at `url`, at most `limit` bytes of it; Unavailable if it is not to be had."""
     import pooch
 
     answer: queue.Queue[OSError | None] = queue.Queue()

@@ -57,7 +57,7 @@ Listing = dict[str, list[str]]  # the paths of each class's images: as strings, 
 
 
 def _images(folder: str) -> list[str]:
-    """The image files of a class, whatever they are called."""
+    """Return the image files of a class, whatever they are called."""
     names = [name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES)]
     return [f"{folder}/{name}" for name in names if not name.startswith(".")]
 
@@ -103,7 +103,7 @@ def _inside(name: str, where: Path) -> str:
 
 
 def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
-    """The images of each class by (split, class), equally many of every one."""
+    """Return the images of each class by (split, class), equally many of every one."""
     found = {
         (split, name): paths for split in SPLITS for name, paths in LAYOUTS[suffix](root / f"{split}{suffix}").items()
     }
@@ -127,7 +127,7 @@ def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
 
 
 def _decode(path: str, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
-    """One image as the authors made it: resized first, whatever its shape, and then made RGB."""
+    """Decode one image as the authors made it: resized first, whatever its shape, and then made RGB."""
     from PIL import Image  # here, because a start from the cache decodes nothing
 
     with faults(path):
@@ -148,7 +148,7 @@ def _read(paths: list[str], resampling: Resampling) -> Images:
 
 
 def _locate(directory: Path) -> tuple[Path, str] | None:
-    """The folder that holds a layout and the layout's suffix; DataError where there is only a part of one."""
+    """Find the folder that holds a layout and the layout's suffix; DataError where there is only a part of one."""
     part = ""
     for below in PLACES:
         for suffix in LAYOUTS:
@@ -167,8 +167,8 @@ def _locate(directory: Path) -> tuple[Path, str] | None:
 def load(
     *, data: Path | None = None, cache: Path | None = None, quiet: bool = False, resampling: Resampling = "nearest"
 ) -> ColourImages:
-    """Mini-ImageNet from `data`, else from `$REPTILE_DATA`: a directory that holds a layout, or whose `mini_imagenet/`
-    does.
+    """Load Mini-ImageNet from `data`, else from `$REPTILE_DATA`: a directory that holds a layout, or whose
+    `mini_imagenet/` does.
 
     `resampling` is how images of another size come to 84×84: "nearest", PIL's default when the authors ran their code,
     or "bicubic", its default now. `cache` is a directory of this function's own, by default one of the user's; decoded
