@@ -222,7 +222,7 @@ def main() -> None:
         f"{sum(i.flops for i in others) / sum(i.flops for i in items):.0%} of them in {len(others)} evaluations\n"
         f"a meta-iteration of the longest: {one.flops / 1e9:.2f} GFLOP, {one.bytes / 1e6:,.0f} MB, "
         f"{one.launches:.0f} launches\n"
-        f"one core does {rate / 1e9:.0f} GFLOP/s of it ({'as told' if options.rate else 'measured now'})\n"
+        f"one core does {rate / 1e9:.0f} GFLOP/s of it ({'as given' if options.rate else 'measured now'})\n"
     )
     print("\n".join(table(items, rate)))
 

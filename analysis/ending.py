@@ -40,7 +40,7 @@ def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
         command = shlex.join([*program.command().split(), *arguments])
         print(f"\nInterrupted. What is done is kept; to go on: {command}", file=sys.stderr)
         return INTERRUPTED
-    except BrokenPipeError:  # whoever read the output has seen enough
+    except BrokenPipeError:  # the reader of the output has seen enough
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else the interpreter complains once more as it ends
         return FAILURE
     except Exception as error:

@@ -20,8 +20,8 @@ class Plan:
 
     data: the images that tasks are made of; None where no experiment needs any. options: those of OPTIONS that the user
     gave, by name. seeds: of some experiments, where a budget says how many. until_decided: whether seeds are added
-    after the first look. again, beside: the manifest that is rerun and the folder that holds it, if so; differences:
-    lines that say where the code, the libraries or the machine are not those of the manifest.
+    after the first look. again, again_from: the manifest that is rerun and its folder, if one is; differences: lines
+    that say where the code, the libraries or the machine are not those of the manifest.
     """
 
     experiments: tuple[Experiment, ...]
@@ -32,7 +32,7 @@ class Plan:
     seeds: dict[str, int] = field(default_factory=dict)
     until_decided: bool = False
     again: dict[str, Any] | None = None
-    beside: Path | None = None
+    again_from: Path | None = None
     differences: Sequence[str] = ()
 
     def context_of(self, experiment: Experiment) -> Context:

@@ -113,7 +113,7 @@ def _workers(options: argparse.Namespace, out: Path, *, cuda: bool) -> Workers:
     if options.scheduler is None:
         return Workers(options.workers or (1 if cuda else available_cores()), quiet=options.quiet)
     if options.workers is not None:
-        raise UsageError("--workers: expected none beside --scheduler, whose workers are taken as they are")
+        raise UsageError("--workers: expected none with --scheduler, whose workers are taken as they are")
     try:
         from analysis.runs.cluster import ClusterWorkers
     except ImportError as error:
@@ -205,7 +205,7 @@ def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
             f"--from {path}: expected the work of today's code (its commit: {commit}), found {work[0]}{more}"
         )
     around = manifest.differences(manifest.surroundings(again), manifest.surroundings(now))
-    return replace(plan, again=again, beside=path.parent, differences=(*settings, *around))
+    return replace(plan, again=again, again_from=path.parent, differences=(*settings, *around))
 
 
 def _check_writable(out: Path) -> None:

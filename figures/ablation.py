@@ -15,7 +15,7 @@ MARKERS = {"joint": "o", "sum": "s", "average": "D", "last": "^"}
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables ablation_intervals (columns variant, iteration, mean, low, high) and ablation_summary (variant,
+    """Draw the tables ablation_intervals (columns variant, iteration, mean, low, high) and ablation_summary (variant,
     iteration, mean)."""
     final = tables["ablation_summary"].set_index("variant")
     names = settings["variants"]
@@ -26,8 +26,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(final: pd.DataFrame, variants: Sequence[Variant]) -> str:
-    """The title: where g_1 ends, and where the longest sum does. final: iteration and mean, accuracy in [0, 1], by
-    variant."""
+    """Return the title: where g_1 ends, and where the longest sum does. final: iteration and mean, accuracy in
+    [0, 1], by variant."""
     first, longest = variants[0], max(variants, key=lambda variant: (variant.k, sum(variant.weights)))
     ends, when = final["mean"], final["iteration"]
     return (
@@ -37,7 +37,7 @@ def finding(final: pd.DataFrame, variants: Sequence[Variant]) -> str:
 
 
 def caption(settings: Mapping[str, Any]) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
+    """Return what the figure shows, to be understood without the paper at hand."""
     inner = settings["inner"]
     return (
         "Each curve uses one combination of a task's inner SGD gradients as the meta-gradient: $\\phi \\leftarrow "
@@ -50,7 +50,7 @@ def caption(settings: Mapping[str, Any]) -> str:
 
 
 def _further(settings: Mapping[str, Any]) -> str:
-    """Which curves are longer or shorter than the others."""
+    """Say which curves are longer or shorter than the others."""
     others = {name: looks[-1] for name, looks in settings["looks_of"].items() if looks[-1] != settings["looks"][-1]}
     return "".join(f" ({name}: {until:,})" for name, until in others.items())
 

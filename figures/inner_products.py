@@ -24,7 +24,7 @@ DIRECTIONS = {
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables inner_products_intervals, inner_products_gram and inner_products_changes."""
+    """Draw the tables inner_products_intervals, inner_products_gram and inner_products_changes."""
     return {
         "inner_products": _along_training(tables["inner_products_intervals"], settings),
         "inner_products_gram": _matrices(tables["inner_products_gram"], settings),
@@ -89,7 +89,7 @@ def _adaptation_in_words(settings: Mapping[str, Any]) -> str:
 
 
 def _line(ax: Axes, curve: pd.DataFrame, variant: Variant) -> None:
-    """Mean along training with its interval over seeds."""
+    """Draw a mean along training with its interval over seeds."""
     colour = COLOURS[variant.kind]
     ax.plot(curve.iteration, curve["mean"], LINES[variant.k], color=colour, marker=MARKERS[variant.kind],
             markersize=4, linewidth=1.5, label=f"${variant.label}$")  # fmt: skip
@@ -98,7 +98,7 @@ def _line(ax: Axes, curve: pd.DataFrame, variant: Variant) -> None:
 
 
 def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
-    """Gram matrices as heat maps: cosines above, inner products below, one column for each point."""
+    """Draw Gram matrices as heat maps: cosines above, inner products below, one column for each point."""
     by_point = list(table.groupby(["variant", "iteration"], sort=False))
     size, names = settings["minibatches"], settings["variants"]
     figure, axes = plt.subplots(2, len(by_point), figsize=(3.6 * len(by_point) + 0.4, 7.4), squeeze=False)
@@ -134,13 +134,14 @@ def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
 
 
 def _within_and_between(cells: pd.DataFrame, size: int) -> tuple[float, float]:
-    """Mean cosines over pairs of different gradients of one task, and of two tasks."""
+    """Return mean cosines over pairs of different gradients of one task, and of two tasks."""
     same = cells.row // size == cells.column // size
     return cells[same & (cells.row != cells.column)].cosine.mean(), cells[~same].cosine.mean()
 
 
 def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
-    """Change of inner product, cosine and squared norm after one step, by direction, at the start and at the end."""
+    """Draw the change of inner product, cosine and squared norm after one step, by direction, at the start and at the
+    end."""
     panels = (
         ("inner product", "inner product, bounded"), ("cosine", "cosine"), ("squared norm", "squared norm, bounded"),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Learning curves of Reptile beside MAML, and of the plain outer step beside Adam."""
+"""Learning curves of Reptile and MAML, and of the plain outer step and Adam."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +25,7 @@ PANELS = {
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables outer_intervals (columns variant, iteration, mean, low, high) and
+    """Draw the tables outer_intervals (columns variant, iteration, mean, low, high) and
     outer_validation."""
     curves: Mapping[str, pd.DataFrame] = {
         str(name): part for name, part in tables["outer_intervals"].groupby("variant")
@@ -44,7 +44,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(curves: Mapping[str, pd.DataFrame]) -> str:
-    """The title: where Reptile's sum and average, MAML and Adam outside end; means over seeds."""
+    """Return the title: where Reptile's sum and average, MAML and Adam outside end; means over seeds."""
     end = max(curve.iteration.max() for curve in curves.values())
     ends = {name: 100 * curve.sort_values("iteration")["mean"].iloc[-1] for name, curve in curves.items()}
     return (
@@ -54,7 +54,7 @@ def finding(curves: Mapping[str, pd.DataFrame]) -> str:
 
 
 def caption(settings: Mapping[str, Any], validation: pd.DataFrame) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
+    """Return what the figure shows, to be understood without the paper at hand."""
     inner, outer = settings["inner"], settings["outer_step"]["from"]
     chosen = validation.step[validation.accuracy.idxmax()]
     grid = ", ".join(f"{step:g}" for step in validation.step)

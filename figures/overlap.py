@@ -27,7 +27,7 @@ MOST = {
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the table overlap_intervals: columns sweep, method, point, mean, low, high."""
+    """Draw the table overlap_intervals: columns sweep, method, point, mean, low, high."""
     intervals, fixed = tables["overlap_intervals"], settings["fixed"]
     samples = settings["n_way"] * settings["train_shots"]
     titles = {
@@ -57,7 +57,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(intervals: pd.DataFrame) -> str:
-    """The title: both tails of FOMAML where they overlap most, at the last point of the first sweep that is there."""
+    """Return the title: both tails of FOMAML at the last point of the first sweep that is there."""
     sweep = next(sweep for sweep in MOST if (intervals.sweep == sweep).any())
     here = intervals[intervals.sweep == sweep]
     point = here.point.max()
@@ -69,7 +69,7 @@ def finding(intervals: pd.DataFrame) -> str:
 
 
 def caption(settings: Mapping[str, Any]) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
+    """Return what the figure shows, to be understood without the paper at hand."""
     n, inner = settings["n_way"] * settings["train_shots"], settings["inner"]
     full = (
         f"Full batch: all that a method may draw from, {n}, or {n - settings['fixed']['batch']} before a separate tail "

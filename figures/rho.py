@@ -15,7 +15,7 @@ LINES = ("-", "--", ":", "-.")  # of arms of the same rho, the quietest first
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables rho_intervals and rho_pairs (columns differ, mean, low, high)."""
+    """Draw the tables rho_intervals and rho_pairs (columns differ, mean, low, high)."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4.8), width_ratios=(1.25, 1))
     _curves(left, tables["rho_intervals"], settings)
     pairs = tables["rho_pairs"]
@@ -50,7 +50,7 @@ def _curves(ax: plt.Axes, intervals: pd.DataFrame, settings: Mapping[str, Any]) 
 
 
 def finding(pairs: pd.DataFrame) -> str:
-    """The title: what less noise gains at equal rho, and larger rho at equal noise; means over seeds."""
+    """Return the title: what less noise gains at equal rho, and larger rho at equal noise; means over seeds."""
     points = 100 * pairs.set_index("differ")["mean"]
     return (
         f"Less noise at equal ρ gains {_signed(points['noise'])} points of accuracy early in training, "
@@ -63,7 +63,7 @@ def _signed(points: float) -> str:
 
 
 def caption(settings: Mapping[str, Any]) -> str:
-    """What the figure shows, to be understood without the paper at hand."""
+    """Return what the figure shows, to be understood without the paper at hand."""
     inner, seeds = settings["inner"], seeds_in_words(settings["seeds"]).replace("band", "bar")
     return (
         "Meta-gradients $w_1 g_1 + \\ldots + w_4 g_4$ of a task's inner SGD gradients, $\\sum w_i = 1$, so that the "

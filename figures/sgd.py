@@ -18,7 +18,7 @@ PANELS = {
     "generalization gap": "test loss − training loss (nats)",
     "test accuracy": "test accuracy",
 }
-# colour, marker, place beside the minibatch's size, words
+# colour, marker, place next to the minibatch's size, words
 LOOKS = {
     "plain": (COLOURS["sum"], "s", 1.0, "minibatches of this size"),
     "another order": (COLOURS["last"], "o", 1.15, "the smallest in another order"),

@@ -34,7 +34,8 @@ CHARACTERS_AN_INCH = 17.5  # of captions, at 7.5 points in DejaVu Sans
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Settings for drawing, undone afterwards. Text stays text in SVG, with ids that do not change from run to run."""
+    """Apply settings for drawing, and undo them afterwards. Text stays text in SVG, with ids that do not change from
+    run to run."""
     settings: dict[Any, Any] = {
         "axes.spines.right": False,
         "axes.spines.top": False,
@@ -51,8 +52,8 @@ def style() -> Iterator[None]:
 
 
 def finish(figure: Figure, finding: str, caption: str, *, right: float = 1.0) -> Figure:
-    """Title with the finding; caption, wrapped, under the axes, with room for its lines and for the stamp. The axes end
-    at the share `right` of the width."""
+    """Add the finding as title and the caption, wrapped, under the axes, with room for its lines and for the stamp. The
+    axes end at the share `right` of the width."""
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11.5, weight="bold")
     inch = figure.get_figheight()
     lines = _wrapped(caption, round(CHARACTERS_AN_INCH * figure.get_figwidth()))
@@ -62,7 +63,8 @@ def finish(figure: Figure, finding: str, caption: str, *, right: float = 1.0) ->
 
 
 def _wrapped(caption: str, width: int) -> list[str]:
-    """Lines of at most so many characters. Formulas are not broken, and count by what is drawn of them, about."""
+    """Return lines of at most so many characters. Formulas are not broken, and count by what is drawn of them,
+    about."""
     formulas = re.findall(FORMULA, caption)
     held = re.sub(FORMULA, lambda formula: "\0" * _drawn(formula[0]), caption)
     lines = "\n".join(line for part in held.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False))
@@ -70,7 +72,7 @@ def _wrapped(caption: str, width: int) -> list[str]:
 
 
 def _drawn(formula: str) -> int:
-    """Characters that are seen of a formula: a command counts as one."""
+    """Return how many characters are seen of a formula: a command counts as one."""
     return max(1, len(re.sub(r"[{}$^_]|\\,", "", re.sub(r"\\[a-zA-Z]+ ?", "x", formula))))
 
 

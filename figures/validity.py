@@ -17,7 +17,7 @@ SMALLEST = 2.0**-6  # of the learning rates in the maps, as a multiple of the on
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the tables validity (seed, iteration, task, i, term, q, cosine) and validity_map (seed, iteration, task,
+    """Draw the tables validity (seed, iteration, task, i, term, q, cosine) and validity_map (seed, iteration, task,
     activation, alpha, i, order, explained, sharpness)."""
     table, used = tables["validity_map"], settings["learning_rate"]
     table = table.assign(explained=100 * table.explained.clip(lower=0), multiple=table.alpha / used)
@@ -74,7 +74,7 @@ def _draw_map(ax: Axes, rows: pd.DataFrame) -> None:
 
 
 def _draw_curves(ax: Axes, rows: pd.DataFrame, ends: list[int]) -> None:
-    """Mean share over steps and tasks against the median of alpha lambda_max."""
+    """Draw the mean share over steps and tasks against the median of alpha lambda_max."""
     for activation, colour in (("relu", COLOURS["last"]), ("softplus", COLOURS["sum"])):
         for iteration, line in zip(ends, ("-", "--"), strict=False):
             mine = rows[(rows.activation == activation) & (rows.iteration == iteration)]

@@ -16,7 +16,7 @@ FAMILIES = (("Reptile", COLOURS["sum"], "s"), ("FOMAML", COLOURS["last"], "^"), 
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the table variance_relative: columns update, iteration, mean, low, high, seeds."""
+    """Draw the table variance_relative: columns update, iteration, mean, low, high, seeds."""
     table = tables["variance_relative"]
     iterations = sorted(table.iteration.unique())
     steps = [k for k in range(2, 10) if total(k).name in settings["updates"]]
@@ -44,12 +44,12 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def _updates(k: int) -> tuple[str, str, str]:
-    """Names in the table, in the order of FAMILIES."""
+    """Return names in the table, in the order of FAMILIES."""
     return total(k).name, last(k).name, f"MAML, k = {k}"
 
 
 def _by_k(ax: Axes, rows: pd.DataFrame, steps: Sequence[int]) -> None:
-    """Each update with its interval; joint training at k = 1."""
+    """Draw each update with its interval; joint training at k = 1."""
     _points(ax, [1], rows.loc[["g1"]], "joint training, $g_1$", COLOURS["joint"], "o")
     for shift, (family, (label, colour, marker)) in zip((-0.12, 0, 0.12), enumerate(FAMILIES), strict=True):
         mine = rows.loc[[_updates(k)[family] for k in steps]]
@@ -62,7 +62,7 @@ def _by_k(ax: Axes, rows: pd.DataFrame, steps: Sequence[int]) -> None:
 
 
 def _along(ax: Axes, table: pd.DataFrame, k: int) -> None:
-    """Each update of k steps at each point, with intervals."""
+    """Draw each update of k steps at each point, with intervals."""
     for name, (_, colour, marker) in zip(_updates(k), FAMILIES, strict=True):
         mine = table[table["update"] == name].sort_values("iteration")
         _points(ax, mine.iteration.to_list(), mine, "", colour, marker)
@@ -75,7 +75,7 @@ def _along(ax: Axes, table: pd.DataFrame, k: int) -> None:
 
 
 def _logarithmic(ax: Axes) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    """Make the axis logarithmic, with plain numbers at 1, 2 and 5."""
     ax.set_yscale("log")
     ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     ax.yaxis.set_major_formatter("{x:g}")

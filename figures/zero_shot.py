@@ -17,7 +17,7 @@ LINES = {1: "-", 2: ":", 3: "--", 4: "-"}
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """From the table zero_shot: columns variant, seed, iteration, quantity, value."""
+    """Draw the table zero_shot: columns variant, seed, iteration, quantity, value."""
     table, n = tables["zero_shot"], settings["n_way"]
     means = table.groupby(["quantity", "variant", "iteration"]).value.mean()
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 5.2))

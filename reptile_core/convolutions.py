@@ -23,7 +23,8 @@ from reptile_core.sizes import KERNEL, same_padding, same_size
 
 @lru_cache
 def _taps(size: int, stride: int) -> tuple[tuple[int, slice, slice, bool], ...]:
-    """Where each of the three taps of a "same" convolution lands: (tap, inputs it meets, outputs it serves, first).
+    """Return where each of the three taps of a "same" convolution lands: (tap, inputs it meets, outputs it serves,
+    first).
 
     Inputs fall into `stride` classes by remainder. The taps that cover a whole class come first and are marked for the
     first of each class, so that `fold` can write there and add elsewhere, and nothing needs to be cleared before.
@@ -126,7 +127,7 @@ class Fold(Function):
 def convolution(
     x: Float[Tensor, "*lanes batch height width c_in"], weight: Float[Tensor, "*lanes 9*c_in c_out"], stride: int
 ) -> Float[Tensor, "*lanes batch out_height out_width c_out"]:
-    """x * w; lanes of the two may be broadcast."""
+    """Return x * w; lanes of the two may be broadcast."""
     if native.serves(x) and native.serves(weight) and native.takes(x.shape[-1], weight.shape[-1]):
         lanes = np.broadcast_shapes(x.shape[:-4], weight.shape[:-2])
         x, weight = x.expand(*lanes, *x.shape[-4:]), weight.expand(*lanes, *weight.shape[-2:])

@@ -32,7 +32,7 @@ class Estimate:
 def classify(
     network: Network, phi: Phi, test: Minibatch, support: Minibatch, *, transductive: bool
 ) -> Int[Tensor, "*lanes n_test"]:
-    """Predicted classes of the test examples. x of both: (*lanes, count, *shape)."""
+    """Return predicted classes of the test examples. x of both: (*lanes, count, *shape)."""
     if transductive:
         return network(phi, test.x).argmax(-1)
     # One more lane axis, over test examples: each is put in front of a copy of the support set, a batch of its own.
@@ -92,7 +92,7 @@ def evaluation_tasks(
 
 
 def estimate(per_task: Float[Tensor, " tasks"]) -> Estimate:
-    """The mean of one number a task."""
+    """Return the mean of one number a task."""
     n = per_task.numel()
     spread = per_task.std(correction=1).item() if n > 1 else 0.0
     return Estimate(per_task.mean().item(), spread / sqrt(n), n)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside, synced, and renamed into place."""
+"""Files that are whole or absent: written under another name, synced, and renamed into place."""
 
 import contextlib
 import hashlib
@@ -13,7 +13,7 @@ UNFINISHED = ".part"  # ends the name of a file that is being written; a writer 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Put `content` at `path`: a reader, at any moment and after any crash, finds the old file or the new one.
 
-    OSError, which names the path, where that cannot be; the old file is then as it was and nothing is left beside it.
+    OSError, which names the path, where that cannot be; the old file is then as it was and no other file is left.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def _sources(path: Path) -> list[Path]:
 
 
 def _naming(path: Path, error: OSError) -> OSError:
-    """The same error with the path that was to be written, for a write that fails knows no name."""
+    """Return the same error with the path that was to be written, for a write that fails knows no name."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
@@ -74,7 +74,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def _umask() -> int:
-    """The process's file mode mask, which can only be read by setting it."""
+    """Return the process's file mode mask, which can only be read by setting it."""
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

@@ -95,7 +95,7 @@ class Step:
 
 
 def gradient(loss: Loss, phi: Phi, batch: Minibatch, *, differentiable: bool = False) -> Phi:
-    """L'(phi), lane by lane. `differentiable` keeps the graph, so that the result can be differentiated in phi.
+    """Return L'(phi), lane by lane. `differentiable` keeps the graph, so that the result can be differentiated in phi.
 
     A loss may have a `gradient` of its own, which is faster; where it has none or that gives none, autograd does.
     """
@@ -141,7 +141,8 @@ def inner_loop(
 
 
 def _root(v: Tensor) -> Tensor:
-    """The square root, with derivative 0 at 0: the true one, infinite, would meet a gradient that is 0 throughout."""
+    """Return the square root, with derivative 0 at 0: the true one, infinite, would meet a gradient that is 0
+    throughout."""
     if not v.requires_grad:
         return v.sqrt()
     positive = v > 0

@@ -28,7 +28,8 @@ def convolution_batch_norm(
     stride: int,
     activation: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Float[Tensor, "*lanes batch out_height out_width c_out"]:
-    """3 x 3 "same" convolution, each channel normalized over the batch of its own lane, scaled, shifted and activated.
+    """Take a 3 x 3 "same" convolution, each channel normalized over the batch of its own lane, scaled, shifted and
+    activated.
 
     Rows of `weight` run over (tap row, tap column, input channel). No bias: batch norm would take it out again.
     Few input channels (an image): the output's statistics follow from the small covariance of the patches, wᵀ Cov w,
@@ -57,7 +58,7 @@ def convolution_batch_norm(
 
 
 def _product_relu(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
-    """max(0, x w + shift), the shift as one more row of w."""
+    """Return max(0, x w + shift), the shift as one more row of w."""
     lanes = np.broadcast_shapes(x.shape[:-2], weight.shape[:-2])
     with_one = torch.cat([x, x.new_ones(*x.shape[:-1], 1)], -1).expand(*lanes, -1, -1)
     with_shift = torch.cat([part.expand(*lanes, -1, -1) for part in (weight, shift)], -2)
@@ -65,12 +66,12 @@ def _product_relu(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
 
 
 def _per_lane(channelwise: Tensor, x: Tensor) -> Tensor:
-    """A (1, channels) row for every lane of x, as the C loops want it."""
+    """Return a (1, channels) row for every lane of x, as the C loops want it."""
     return channelwise.expand(*x.shape[:-2], 1, x.shape[-1]).contiguous()
 
 
 def max_pool(x: Float[Tensor, "*lanes batch height width channels"]) -> Tensor:
-    """2 x 2 maximum with stride 2 and "same" padding (one row or column of -inf after an odd size)."""
+    """Take the 2 x 2 maximum with stride 2 and "same" padding (one row or column of -inf after an odd size)."""
     height, width = x.shape[-3:-1]
     x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2), value=-torch.inf)
     return x.unflatten(-2, (-1, 2)).unflatten(-4, (-1, 2)).amax((-4, -2))

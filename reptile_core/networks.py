@@ -72,7 +72,7 @@ class Network:
         return self.function(self.unflatten(phi), x)
 
     def unflatten(self, phi: Float[Tensor, "*lanes P"]) -> Parameters:
-        """Views into phi by name. One split, whose derivative is one concatenation."""
+        """Return views into phi by name. One split, whose derivative is one concatenation."""
         if phi.shape[-1] != self.n_parameters:
             raise ValueError(f"phi: expected {self.n_parameters} parameters for {self.name}, found {phi.shape[-1]}")
         parts = phi.split([prod(shape) for shape in self.shapes.values()], -1)
@@ -82,7 +82,7 @@ class Network:
         }
 
     def initialize(self, seed: int, *, dtype: torch.dtype = torch.float32) -> Float[Tensor, " P"]:
-        """Glorot-uniform weights, zero shifts and unit scales (TensorFlow's defaults, which the authors used).
+        """Return Glorot-uniform weights, zero shifts and unit scales (TensorFlow's defaults, which the authors used).
 
         Drawn on the CPU from the counter-based generator, so that every device starts from the same bits.
         """
@@ -104,7 +104,8 @@ class Network:
 def _convolutional(
     name: str, *, n_way: int, size: int, channels: int, filters: int, activation: str, pool: bool
 ) -> Network:
-    """Four blocks of convolution and batch norm, then a linear layer; each halves the size, by stride or by pooling."""
+    """Return four blocks of convolution and batch norm, then a linear layer; each halves the size, by stride or by
+    pooling."""
     if n_way < 2:
         raise ValueError(f"n_way: expected at least 2 classes, found {n_way}")
     act, side = _activation(activation), size
@@ -134,19 +135,20 @@ def _convolutional(
 
 
 def omniglot(n_way: int, *, activation: str = "relu") -> Network:
-    """The paper's Omniglot network: x (*lanes, batch, 28, 28) in [0, 1] -> logits (*lanes, batch, n_way)."""
+    """Return the paper's Omniglot network: x (*lanes, batch, 28, 28) in [0, 1] -> logits (*lanes, batch, n_way)."""
     return _convolutional("omniglot", n_way=n_way, size=28, channels=1, filters=64, activation=activation, pool=False)
 
 
 def mini_imagenet(n_way: int, *, size: int = 84, filters: int = 32, activation: str = "relu") -> Network:
-    """The paper's Mini-ImageNet network: x (*lanes, batch, size, size, 3) -> logits (*lanes, batch, n_way)."""
+    """Return the paper's Mini-ImageNet network: x (*lanes, batch, size, size, 3) -> logits (*lanes, batch, n_way)."""
     return _convolutional(
         "mini_imagenet", n_way=n_way, size=size, channels=3, filters=filters, activation=activation, pool=True
     )
 
 
 def mlp(widths: tuple[int, ...] = (1, 64, 64, 1), *, activation: str = "tanh") -> Network:
-    """Fully connected network, by default the sine one: x (*lanes, batch, widths[0]) -> (*lanes, batch, widths[-1]).
+    """Return a fully connected network, by default the sine one: x (*lanes, batch, widths[0]) -> (*lanes, batch,
+    widths[-1]).
 
     The paper says ReLU for the sine waves, the authors' published script uses tanh; both are an option here.
     """

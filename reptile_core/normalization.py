@@ -14,7 +14,8 @@ BATCH_NORM_EPS = 1e-3  # TensorFlow's default, which the authors used; PyTorch's
 
 
 def project(u: Tensor, normalized: Tensor, rstd: Tensor) -> Tensor:
-    """J u for J = rstd (I - 1 1ᵀ/N - x̂ x̂ᵀ/N), the symmetric Jacobian of normalization over N samples (axis -2)."""
+    """Return J u for J = rstd (I - 1 1ᵀ/N - x̂ x̂ᵀ/N), the symmetric Jacobian of normalization over N samples (axis
+    -2)."""
     constant, along = u.mean(-2, keepdim=True), (u * normalized).mean(-2, keepdim=True)
     return torch.addcmul(torch.addcmul(-rstd * constant, u, rstd), normalized, -rstd * along)
 

@@ -28,7 +28,8 @@ class Purpose(IntEnum):
 
 
 def _multiply(a: int, b: Int[Tensor, "*n"]) -> tuple[Int[Tensor, "*n"], Int[Tensor, "*n"]]:
-    """High and low 32 bits of a·b, in 16-bit halves: the full product could overflow a signed 64-bit integer."""
+    """Return the high and low 32 bits of a·b, in 16-bit halves: the full product could overflow a signed 64-bit
+    integer."""
     low, high = a * (b & 0xFFFF), a * (b >> 16)
     return (high + (low >> 16)) >> 16, (low + ((high & 0xFFFF) << 16)) & MASK
 
@@ -53,7 +54,8 @@ def bits(
     iteration: Int[Tensor, "*n"] | int = 0,
     task: Int[Tensor, "*n"] | int = 0,
 ) -> Int[Tensor, "*n count"]:
-    """`count` random integers in [0, 2^32) at addresses (iteration, task), both in [0, 2^32), of a seed or of many."""
+    """Return `count` random integers in [0, 2^32) at addresses (iteration, task), both in [0, 2^32), of a seed or of
+    many."""
     address = torch.as_tensor(iteration), torch.as_tensor(task)
     if isinstance(seed, Tensor):
         iterations, tasks, seeds = torch.broadcast_tensors(*address, seed)
@@ -75,17 +77,18 @@ def uniform(
     iteration: Int[Tensor, "*n"] | int = 0,
     task: Int[Tensor, "*n"] | int = 0,
 ) -> Float[Tensor, "*n count"]:
-    """`count` float64 numbers in the open interval (0, 1) at each address: bin centres of width 2^-32."""
+    """Return `count` float64 numbers in the open interval (0, 1) at each address: bin centres of width 2^-32."""
     return (bits(seed, purpose, count, iteration=iteration, task=task).double() + 0.5) * 2.0**-32
 
 
 def permutations(keys: Int[Tensor, "*n m"]) -> Int[Tensor, "*n m"]:
-    """A uniformly random order of 0 … m-1 for each row of random bits (a tie, one in 2^32, keeps index order)."""
+    """Return a uniformly random order of 0 … m-1 for each row of random bits (a tie, one in 2^32, keeps index
+    order)."""
     return torch.sort(keys, dim=-1, stable=True).indices
 
 
 def distinct(keys: Int[Tensor, "*n m"], population: int) -> Int[Tensor, "*n m"]:
-    """m distinct integers of [0, population) for each row of random bits, every ordered choice equally likely.
+    """Return m distinct integers of [0, population) for each row of random bits, every ordered choice equally likely.
 
     Draw r_i from [0, population - i), then step over what was taken before: with the earlier picks in rising order,
     each pick at or below the value moves it up by one. O(m²) and independent of the population.

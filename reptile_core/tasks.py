@@ -1,7 +1,7 @@
 """The task stream: which images make up each minibatch of each task, as a pure function of (seed, iteration, task).
 
 A task is n_way classes with some shots of each, cut into k minibatches as in the authors' code. What comes out are
-indices, drawn for many tasks at once; the images they point at may lie on any device.
+indices, drawn for many tasks at once; the images they point at may be on any device.
 """
 
 from collections.abc import Iterator
@@ -117,7 +117,7 @@ class ImagePool:
         return self.images.shape[1]
 
     def minibatch(self, examples: Examples) -> Minibatch:
-        """Gather: index (*tasks, batch) -> x (*tasks, batch, *shape) in `dtype`, in [0, 1]."""
+        """Gather images: index (*tasks, batch) -> x (*tasks, batch, *shape) in `dtype`, in [0, 1]."""
         device = self.images.device
         x = self.images.flatten(0, 1)[examples.index.to(device)].to(self.dtype).div_(self.white)
         return Minibatch(x, examples.label.to(device))
@@ -132,7 +132,7 @@ class ImagePool:
         task: Int[Tensor, "*tasks"] | int,
         test_shots: int = 0,
     ) -> "Tasks":
-        """`sample_tasks` from these classes and drawings; ValueError where they do not suffice."""
+        """Draw `sample_tasks` from these classes and drawings; ValueError where they do not suffice."""
         self.check(sampling, test_shots)
         return sample_tasks(
             sampling,
@@ -146,7 +146,7 @@ class ImagePool:
         )
 
     def check(self, sampling: Sampling, test_shots: int = 0) -> None:
-        """Is there enough here for such tasks? ValueError if not."""
+        """Check that there is enough here for such tasks; ValueError if not."""
         if sampling.n_way > self.classes:
             raise ValueError(f"n_way: expected at most the {self.classes} classes there are, found {sampling.n_way}")
         if sampling.shots + test_shots > self.drawings:
@@ -174,7 +174,8 @@ def sample_tasks(
     task: Int[Tensor, "*tasks"] | int,
     test_shots: int = 0,
 ) -> Tasks:
-    """The tasks at the addresses (iteration, task): the same whatever else is asked for, in whatever order or place.
+    """Return the tasks at the addresses (iteration, task): the same whatever else is asked for, in whatever order or
+    place.
 
     Every number a task needs comes from one stretch of the counter-based stream: n_way keys for its classes, one per
     class and drawing for its examples, one per example and epoch (or minibatch) for their order.
@@ -216,7 +217,8 @@ def training_stream(
     meta_batch: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tasks]:
-    """For each iteration its meta-batch of tasks, shaped (meta_batch, …), or (meta_batch, lanes, …) of many seeds.
+    """Yield for each iteration its meta-batch of tasks, shaped (meta_batch, …), or (meta_batch, lanes, …) of many
+    seeds.
 
     Drawn in blocks, and on the device where they are wanted, which changes no bit.
     """

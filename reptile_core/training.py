@@ -73,7 +73,7 @@ class Outer:
         _choice("optimizer", self.optimizer, ("plain", *OUTER_OPTIMIZERS))
 
     def size(self, iteration: int, iterations: int) -> float:
-        """eps at an iteration, counted from 0."""
+        """Return eps at an iteration, counted from 0."""
         done = iteration / iterations
         return self.step * (1 - done) + self.final * done
 
@@ -178,7 +178,7 @@ def meta_direction(
     inner: State | None,
     weights: Sequence[float | Tensor] | Literal["maml"],
 ) -> tuple[Phi, State | None]:
-    """The direction averaged over a meta-batch, task after task, and Adam's moments for the next one.
+    """Return the direction averaged over a meta-batch, task after task, and Adam's moments for the next one.
 
     minibatches: of each step, those of all tasks, indices (meta_batch, *lanes, batch). phi may have lanes, and weights
     one number for each.
@@ -251,7 +251,7 @@ class OuterStep:
         return self.parameter.detach().clone()
 
     def state(self) -> dict[str, Tensor] | None:
-        """Tensors of the optimizer, copied: they must not change under a state that was yielded."""
+        """Return tensors of the optimizer, copied: they must not change under a state that was yielded."""
         if self.optimizer is None:
             return None
         state = self.optimizer.state[self.parameter]

@@ -198,7 +198,7 @@ FOLDER_FAULTS: dict[str, tuple[str, bytes | None, str]] = {  # a file, what it b
     "image heavy": ("data/ant/ant_s_000000.png", bytes(9000), "expected at most 8192 bytes, found more"),
     "image cut": ("data/ant/ant_s_000000.png", picture(BLANK[:32, :32], "png")[:60], "png: cannot be read: "),
     "class missing": ("data/ant", None, "ant: cannot be read: FileNotFoundError"),
-    "images missing": ("data", None, "expected data/ or images/ beside splits/bertinetto/, found neither"),
+    "images missing": ("data", None, "expected data/ or images/ next to splits/bertinetto/, found neither"),
     "list missing": (LISTED, None, "cannot be read: FileNotFoundError: .*val.txt"),
     "list climbs out": (LISTED, b"../dog", "val.txt: expected names of classes, one a line, found something else"),
     "list heavy": (LISTED, b"dog\n" * 9000, "val.txt: expected names of classes"),

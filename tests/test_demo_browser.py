@@ -66,7 +66,7 @@ def address():
     split = split_characters(characters.images, seed=0)
     run = weights.configure(total(weights.STEPS), ITERATIONS)
     trained = deque(train(run, ImagePool(split.train), start(run)), maxlen=1).pop()
-    initializations = [initialization(run, state) for state in (trained, start(run))]
+    initializations = [initialization(run, state, weights.EVALUATION) for state in (trained, start(run))]
     remarks = dict.fromkeys(weights.NAMES, "a test")
     named = dict(zip(weights.NAMES, initializations, strict=True))
     with serving(weights.Weights(named, remarks, "A test.", "", ImagePool(split.test))) as address:

@@ -181,7 +181,7 @@ def test_what_one_more_seed_of_a_claim_takes_is_all_that_it_compares():
 
 
 def test_cells_are_chosen_by_how_their_names_begin(context):
-    quick = replace(context, profile="quick", cells=("omniglot-5way-reptile", "cifar"))
+    quick = replace(context, profile="quick", options={"cells": ("omniglot-5way-reptile", "cifar")})
     trainings, others = few_shot.plan(quick)
     assert [t.name for t in trainings] == ["omniglot-5way-reptile"]
     assert others["omniglot-5way-maml"] == Unmeasured(few_shot.NOT_ASKED)

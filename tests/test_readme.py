@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from analysis.command_line import parse
-from analysis.experiments.registry import EXPERIMENTS
+from analysis.experiments.registry import EXPERIMENTS, takers
+from analysis.experiments.shared.experiment import OPTIONS
 from reproduce import COMMANDS
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +83,10 @@ def test_the_claim_on_the_first_page_is_decided(capsys):
 def test_commands_are_understood(arguments):
     if arguments and arguments[0] in COMMANDS:
         return
-    assert set(parse(arguments).experiments) <= set(EXPERIMENTS)
+    asked = parse(arguments)
+    assert set(asked.experiments) <= set(EXPERIMENTS)
+    given = [option for option in OPTIONS if getattr(asked, option) is not None]
+    assert all(set(takers(option)) & set(asked.experiments) for option in given)
 
 
 @pytest.mark.parametrize("path", READMES, ids=name_of)

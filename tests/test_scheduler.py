@@ -188,7 +188,7 @@ def test_a_killed_worker_costs_its_run_in_flight_and_no_bit(cluster: Cluster, tm
             ["--scheduler", "nonsense"],
             "--scheduler: expected the address of a Dask scheduler, tcp://HOST:PORT, found nons",
         ),
-        (["--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], "--workers: expected none beside --scheduler"),
+        (["--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], "--workers: expected none with --scheduler"),
     ],
 )
 def test_bad_arguments_are_told_before_work(

@@ -1,4 +1,4 @@
-"""Every theorem of the ledger, checked on smooth losses in float64, each beside a wrong formula that must fail.
+"""Every theorem of the ledger, checked on smooth losses in float64, each with a wrong formula that must fail.
 
 A check gives rows (claim, case, role, value, data) for the ledger; those of the rate tests also give the remainders
 behind their slopes. `checks` lists them as small independent pieces, which go to worker processes. What a piece has
@@ -438,7 +438,7 @@ def run(context: Context) -> Result:
 
 EXPERIMENT = Experiment(
     name=NAME,
-    shows="section 5: every theorem judged by rate tests and exact enumeration, each beside a wrong formula",
+    shows="section 5: every theorem judged by rate tests and exact enumeration, each with a wrong formula",
     takes=dict.fromkeys(PROFILES, "about a minute and a half"),
     claims=CLAIMS,
     settings=lambda _: {"checks": len(checks()), "steps_up_to": K_MAX, "dtype": "float64"},

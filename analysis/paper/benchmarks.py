@@ -1,4 +1,4 @@
-"""Section 6.1's benchmarks: the authors' settings for each, the methods set beside Reptile, and what was published.
+"""Section 6.1's benchmarks: the authors' settings for each, the methods compared with Reptile, and what was published.
 
 The paper takes the numbers of MAML and FOMAML from Finn et al. (2017). Here both run on Reptile's networks and
 settings, and their last minibatch is a separate tail of the task's examples. Their outer step is Adam's, 0.001 as in

@@ -53,8 +53,8 @@ def digest(path: Path) -> str:
     return hashlib.sha256(_without_history(path).to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
-def compare(then: Mapping[str, str], beside: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
-    """Return a line for each table of then that differs: which, and by how much where it is in the folder `beside`.
+def compare(then: Mapping[str, str], old: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
+    """Return a line for each table of then that differs: which, and by how much where it is in the folder `old`.
 
     then, now: digests by name. folder: where the new tables are. Later code may write more tables, which is no
     difference.
@@ -64,7 +64,7 @@ def compare(then: Mapping[str, str], beside: Path, folder: Path, now: Mapping[st
         if name not in now:
             lines.append(f"{name}: was written then, not now")
         elif then[name] != now[name]:
-            lines.append(f"{name}: {_by_how_much(beside / name, then[name], folder / name)}")
+            lines.append(f"{name}: {_by_how_much(old / name, then[name], folder / name)}")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""An output folder: tables and evidence with their checksums, the ledger, and the lock of whoever writes to it."""
+"""An output folder: tables and evidence with their checksums, the ledger, and a lock for one writer at a time."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence

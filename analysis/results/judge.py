@@ -1,10 +1,10 @@
 """The judge: claims and a table of evidence in, verdicts out. Its error rates are known by simulation.
 
-A theorem is supported where every check lies in the band and every wrong formula outside it, refuted where a check
-lies outside. An experiment is judged over seeds, by Student's t on one value a seed:
+A theorem is supported where every check is in the band and every wrong formula outside it, refuted where a check
+is outside. An experiment is judged over seeds, by Student's t on one value a seed:
 
-- refuted, by itself, where the mean of some case lies outside the band: one-sided, with Holm's correction over cases;
-- supported where the mean of every case lies inside (an intersection-union test; two one-sided tests where the band has
+- refuted, by itself, where the mean of some case is outside the band: one-sided, with Holm's correction over cases;
+- supported where the mean of every case is inside (an intersection-union test; two one-sided tests where the band has
   two ends) and the control fails; a control never hides a refutation;
 - undecided otherwise.
 
@@ -47,7 +47,7 @@ LEAST_SEEDS = 5
 SUPPORT_ERROR, REFUTE_ERROR, LATER_ERROR = 0.0185, 0.01, 0.003
 CONTROL_ERROR = 0.025
 POWER = 0.8  # of a plan
-MOST_SEEDS = 200  # of a plan: beyond, a claim lies too near to its band's end to be decided here
+MOST_SEEDS = 200  # of a plan: beyond, a claim is too near to its band's end to be decided here
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,7 @@ def whole(verdict: Verdict) -> str:
 def plan(found: Plan) -> str:
     """Return what would decide: "4 more seeds, about 3 minutes"."""
     if found.seeds is None:
-        return "no number of seeds would decide it at this scale: it lies too near to an end of its band"
+        return "no number of seeds would decide it at this scale: it is too near to an end of its band"
     words = f"{found.seeds} more seed{'s' * (found.seeds != 1)}"
     return words if isnan(found.seconds) else f"{words}, about {duration(found.seconds)}"
 

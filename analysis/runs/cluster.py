@@ -48,7 +48,7 @@ class Terms:
 
 
 class ClusterWorkers(Workers):
-    """The workers that a Dask scheduler has, or comes to have. They belong to whoever started them, and stay."""
+    """The workers that a Dask scheduler has, or comes to have. They belong to the user who started them, and stay."""
 
     def __init__(self, address: str, shared: Path, *, quiet: bool = False) -> None:
         """shared: a folder that holds all that is written. ClusterError where no scheduler answers, or a worker is not

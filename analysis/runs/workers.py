@@ -41,7 +41,7 @@ Result = TypeVar("Result")
 
 
 class Progress(Protocol):
-    """Told the units of work done since it was last called, and perhaps how it goes, in a few words for people."""
+    """A function that takes the units of work done since its last call and, perhaps, a few words on how it goes."""
 
     def __call__(self, done: int, note: str = "", /) -> None: ...
 

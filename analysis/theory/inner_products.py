@@ -2,7 +2,7 @@
 
 The Gram matrix of the gradients of n losses, all at one phi, and of the gradients of single examples; cosines, in
 which the gradients' norms do not count; and their means within a task against those between tasks. Where n gradients
-do not fit into memory, blocks of them are held, at most two at a time, and taken anew when they are met again.
+do not fit into memory, blocks of them are held, at most two at a time, and computed again when they are needed again.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def gradient_gram(losses: Sequence[Loss], phi: Vector, *, max_bytes: int = GIBIB
     """Return L_i'(phi) . L_j'(phi) for all pairs of losses.
 
     max_bytes: for the gradients that are held. With b of them in half of it, about n (1 + n / b) / 2 are computed in
-    all: one each where all fit, more where they are taken anew.
+    all: one each where all fit, more where they are computed again.
     """
     return _gram(lambda index: gradient(losses[index], phi), len(losses), phi, max_bytes)
 

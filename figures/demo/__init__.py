@@ -57,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bound before any work, so that what cannot be is said at once."""
+    """Bind the address before any work, so that a fault shows at once. UsageError if it cannot be bound."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -73,7 +73,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def load(options: argparse.Namespace) -> weights.Weights:
-    """The user's runs where there are any, else this page's own, trained now if need be."""
+    """Load the weights of the user's runs where there are any, else of this page's own, trained now if need be."""
     try:
         data = datasets.load(options.dataset, data=options.data, quiet=options.quiet)
     except datasets.DataError as error:

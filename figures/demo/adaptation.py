@@ -1,6 +1,6 @@
-"""One example of each class, k steps of the inner loop from an initialization, and what is then thought of a query.
+"""One example of each class, k steps of the inner loop from an initialization, and the query's probabilities then.
 
-Batch norm uses the batch at hand. The query is classified beside the examples, in a batch of its own: evaluation
+Batch norm uses the batch at hand. The query is classified together with the examples, in a batch of its own: evaluation
 without transduction, as in the paper.
 """
 
@@ -37,7 +37,7 @@ def initialization(run: Run, state: TrainingState, sampling: Sampling) -> "Initi
 
 
 def _cut(wide: Network, narrow: Network, vector: Float[Tensor, " P"]) -> Float[Tensor, " Q"]:
-    """Of parameters, or of moments shaped like them, those that a network with fewer outputs has too."""
+    """Cut parameters, or moments shaped like them, to those that a network with fewer outputs has too."""
     parts = wide.unflatten(vector)
     return torch.cat([parts[name][tuple(map(slice, shape))].flatten() for name, shape in narrow.shapes.items()])
 
@@ -45,7 +45,7 @@ def _cut(wide: Network, narrow: Network, vector: Float[Tensor, " P"]) -> Float[T
 def adapt(
     start: "Initialization", examples: Float[Tensor, "3 28 28"], query: Float[Tensor, "28 28"], *, steps: int
 ) -> "Adaptation":
-    """k = `steps` inner steps on an example of each class, 0, 1 and 2, and then the query's probabilities."""
+    """Take k = `steps` inner steps on an example of each class, 0, 1 and 2, and then the query's probabilities."""
     loss, mean = (CrossEntropy(start.network, kind) for kind in (start.inner.reduction, "mean"))
     batch = Minibatch(examples, torch.arange(N_WAY))
     phi, losses = start.phi, [mean(start.phi, batch).item()]

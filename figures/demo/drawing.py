@@ -20,7 +20,8 @@ Strokes = Sequence[Sequence[Point]]  # each from where the pen came down to wher
 
 
 def rasterize(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
-    """Ink (0) on paper (1), centred, and smaller where it was larger than Omniglot's. ValueError without a point."""
+    """Return a drawing as ink (0) on paper (1), centred, and smaller where it was larger than Omniglot's. ValueError
+    without a point."""
     image = Image.new("1", (ORIGINAL, ORIGINAL), 1)
     pen = ImageDraw.Draw(image)
     for stroke in place(strokes):
@@ -32,7 +33,7 @@ def rasterize(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
 
 
 def place(strokes: Strokes) -> Strokes:
-    """The strokes with the middle of what they cover in the middle of the paper, and no larger than LARGEST."""
+    """Return the strokes with the middle of what they cover in the middle of the paper, and no larger than LARGEST."""
     points = np.array([point for stroke in strokes for point in stroke], float)
     if not points.size:
         raise ValueError("strokes: expected at least one point, found none")

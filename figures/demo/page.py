@@ -30,7 +30,7 @@ MOST_SAMPLES = 1_000_000  # tasks are drawn by number
 
 
 def application(weights: Weights) -> Starlette:
-    """The page and its three answers."""
+    """Return the page and its three answers."""
 
     def about(request: Request) -> JSONResponse:
         return JSONResponse(
@@ -66,7 +66,7 @@ def application(weights: Weights) -> Starlette:
 
 
 def answer(weights: Weights, question: Question) -> dict[str, Any]:
-    """Losses and probabilities by initialization, and the four images as the networks saw them."""
+    """Return losses and probabilities by initialization, and the four images as the networks saw them."""
     x = torch.from_numpy(question.images).to(torch.float32)
     found = {
         name: asdict(adapt(start, x[:N_WAY], x[N_WAY], steps=question.steps))
@@ -76,8 +76,8 @@ def answer(weights: Weights, question: Question) -> dict[str, Any]:
 
 
 def sample_tasks(pool: ImagePool, first: int) -> list[dict[str, list[str]]]:
-    """Tasks first … first + SHOWN - 1 of characters that no training saw: an example of each class by one hand, and
-    another by another."""
+    """Return tasks first … first + SHOWN - 1 of characters that no training saw: an example of each class by one hand,
+    and another by another."""
     sampling = Sampling(n_way=N_WAY, shots=1, batch=N_WAY, steps=1)
     tasks = evaluation_tasks(sampling, pool, seed=0, count=SHOWN, first=first)
     parts = {"examples": tasks.support.index, "again": tasks.test.index}

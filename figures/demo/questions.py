@@ -26,8 +26,8 @@ class Question:
 
 
 def read(body: bytes) -> Question:
-    """{"drawings": [three examples, query], "steps": k}, each drawing as strokes (lists of [x, y] in [0, 1]) or as an
-    image's text."""
+    """Read a question {"drawings": [three examples, query], "steps": k}, each drawing as strokes (lists of [x, y] in
+    [0, 1]) or as an image's text."""
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -43,7 +43,7 @@ def read(body: bytes) -> Question:
 
 
 def text(image: Image) -> str:
-    """An image, row after row, with 1 for ink and 0 for paper."""
+    """Return an image, row after row, with 1 for ink and 0 for paper."""
     return "".join(np.where(image.ravel() == 0, "1", "0"))
 
 
@@ -72,6 +72,6 @@ def _in_unit_interval(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """What was found, short enough for one line."""
+    """Return what was found, short enough for one line."""
     found = repr(value)
     return found if len(found) <= 60 else f"{found[:60]}…"

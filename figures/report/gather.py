@@ -169,7 +169,7 @@ def gather(out: Path) -> Report:
 
 
 def _ledger(out: Path) -> dict[str, Verdict]:
-    """The verdicts by claim: those of this version's claims, no more and no fewer."""
+    """Return the verdicts by claim: those of this version's claims, no more and no fewer."""
     by_id = {verdict.claim.id: verdict for verdict in ledger.read(out)}
     known = {claim.id for experiment in EXPERIMENTS.values() for claim in experiment.claims}
     if odd := sorted(known ^ set(by_id)):
@@ -187,7 +187,7 @@ def _section(
     tables: Path,
     manifest: Mapping[str, Any] | None,
 ) -> Section:
-    """An experiment with what the folder holds of it."""
+    """Return an experiment with what the folder holds of it."""
     name, profile = experiment.name, manifest["profile"] if manifest else "quick"
     judged = tuple(_judged(verdicts[claim.id], name, profile) for claim in experiment.claims)
     own = tuple(picture for source, picture in pictures if source == name)
@@ -198,7 +198,8 @@ def _section(
 
 
 def _judged(verdict: Verdict, experiment: str, profile: str) -> Judged:
-    """profile: that of the last run, for a claim of which nothing says at which it was measured."""
+    """Return a claim with its verdict and command. profile: that of the last run, for a claim of which nothing says at
+    which it was measured."""
     command = f"{program.command()} {experiment} --profile {verdict.profile or profile}"
     command += " --dataset glyphs" if any(MADE_UP in line for line in verdict.data) else ""
     return Judged(verdict, command)
@@ -209,7 +210,7 @@ def _data(line: str) -> str:
 
 
 def _pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
-    """The figures that say which experiment they are of, with that; in the order of their names."""
+    """Yield the figures that name their experiment, with its name, in the order of their file names."""
     for path in sorted(folder.glob("*.png")):
         try:
             with Image.open(path) as image:
@@ -224,7 +225,7 @@ def _pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
 
 
 def _shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Shown]:
-    """Those of SHOWN that the experiment has written, but for rows of which nothing was measured."""
+    """Yield those of SHOWN that the experiment has written, but for rows of which nothing was measured."""
     for layout in SHOWN:
         path = folder / f"{layout.name}.csv"
         if layout.experiment == experiment and path.exists():
@@ -239,7 +240,7 @@ def _shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Sho
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:
-    """The last run's manifest; None where there is none."""
+    """Return the last run's manifest; None where there is none."""
     if not path.exists():
         return None
     manifest = _json(path)

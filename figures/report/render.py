@@ -74,33 +74,33 @@ def latex(report: Report) -> str:
 
 
 def math(text: str) -> Markup:
-    """HTML: text with its formulas as MathML; those that are none stay as they are written."""
+    """Return HTML: text with its formulas as MathML; those that are none stay as they are written."""
     return Markup("").join(
         _mathml(part) if formula else escape(part) for formula, part in _parts(text) if formula or part
     )
 
 
 def markdown_math(text: str) -> Markup:
-    """Markdown: text with its formulas as GitHub has them, dollar and backtick."""
+    """Return Markdown: text with its formulas as GitHub has them, dollar and backtick."""
     return Markup("").join(
         Markup(f"$`{part.replace('`', '')}`$") if formula else markdown_text(part) for formula, part in _parts(text)
     )
 
 
 def markdown_text(value: object) -> str:
-    """Markdown in which nothing is markup, in a line or a table's cell."""
+    """Return Markdown in which nothing is markup, in a line or a table's cell."""
     if isinstance(value, Markup):
         return value
     return Markup(re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", re.sub(r"\s+", " ", str(value))))
 
 
 def markdown_code(text: str) -> Markup:
-    """Markdown: text as it is, in the typewriter's type."""
+    """Return Markdown: text as it is, as code."""
     return Markup(f"`{text.replace('`', '')}`")
 
 
 def latex_text(value: object) -> str:
-    """LaTeX in which nothing is a command, for pdfLaTeX and the like."""
+    """Return LaTeX in which nothing is a command, for pdfLaTeX and the like."""
     parts = re.split(f"([{RAISED}]+)", str(value))
     return "".join(
         f"$^{{{part.translate(str.maketrans(RAISED, LEVEL))}}}$" if odd % 2 else "".join(TEX.get(c, c) for c in part)
@@ -109,13 +109,13 @@ def latex_text(value: object) -> str:
 
 
 def plain(text: str) -> str:
-    """Text with formulas in letters, for where there is no markup: alternative texts."""
+    """Return text with formulas in letters, for where there is no markup: alternative texts."""
     words = re.sub(r"\\bar\s*\{?(\w)\}?", r"\1_bar", text).replace(r"\ldots", "…")
     return re.sub(r"[$\\{}]", "", words)
 
 
 def sentence(text: str) -> str:
-    """The same with a capital."""
+    """Return the text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
@@ -228,7 +228,7 @@ def _words(report: Report) -> dict[str, Any]:
 
 
 def _parts(text: str) -> list[tuple[bool, str]]:
-    """Text and formulas in turn: whether it is a formula, and it without dollars."""
+    """Return text and formulas in turn: whether it is a formula, and it without dollars."""
     return [(bool(place % 2), part) for place, part in enumerate(FORMULA.split(text))]
 
 

@@ -43,7 +43,7 @@ SIZE = 32  # pixels across
 LISTS = "splits/bertinetto"  # where the authors' layout names the classes of each split
 MAX_LIST_BYTES = 2**13  # of such a list: 460 are published
 SHEET = re.compile(rf"(?:.*/)?images/({'|'.join(SPLITS)})/([^/]+)\.webp")
-WANTED = f"{NAME}.zip, or data/ (or images/) with a folder of PNG files for each class beside {LISTS}/"
+WANTED = f"{NAME}.zip, or data/ (or images/) with a folder of PNG files for each class next to {LISTS}/"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _pixels(
 
 
 def _sheet(read: Callable[[], bytes], edition: Edition, where: object) -> Images:
-    """A class from its sheet: images row by row."""
+    """Return a class from its sheet: images row by row."""
     with faults(where):
         sheet = _pixels(read(), "WEBP", edition.columns * SIZE, edition.rows * SIZE, SHEETS.file_bytes, where)
     tiles = sheet.reshape(edition.rows, SIZE, edition.columns, SIZE, 3).swapaxes(1, 2)
@@ -104,7 +104,7 @@ def _sheet(read: Callable[[], bytes], edition: Edition, where: object) -> Images
 
 
 def _folder(folder: Path, edition: Edition) -> Images:
-    """A class from its folder of PNG files, whatever they are called."""
+    """Return a class from its folder of PNG files, whatever they are called."""
     with faults(folder):
         paths = [entry.path for entry in files(folder, limit=edition.limit) if entry.path in PNGS]
         if len(paths) != edition.images:
@@ -118,7 +118,7 @@ def _folder(folder: Path, edition: Edition) -> Images:
 
 @contextmanager
 def _classes(source: Path, edition: Edition) -> Iterator[list[Class]]:
-    """The classes of a zip, which stays open, or of the lists in a folder."""
+    """Yield the classes of a zip, which stays open, or of the lists in a folder."""
     if source.is_file():
         with members(source, SHEETS, limit=edition.limit, where=source) as listing:
             yield [_of_sheet(name, read, edition, source) for name, read in listing]
@@ -151,11 +151,11 @@ def _images_beside(lists: Path) -> Path:
     for images in (root / "data", root / "images"):
         if images.is_dir():
             return images
-    raise DataError(f"{root}: expected data/ or images/ beside {LISTS}/, found neither")
+    raise DataError(f"{root}: expected data/ or images/ next to {LISTS}/, found neither")
 
 
 def _read(source: Path, edition: Edition, quiet: bool) -> Decoded:
-    """The whole set from the zip or the folder of lists, verified."""
+    """Read the whole set from the zip or the folder of lists, verified."""
     with faults(source), _classes(source, edition) as found:
         classes, counts = arranged(found, source)
         if counts != edition.counts:
@@ -175,7 +175,7 @@ def _numbers(counts: tuple[int, ...]) -> str:
 
 
 def _locate(directory: Path) -> Path | None:
-    """The zip, or else the folder of lists, in a directory; under its own name or that of the authors' archive."""
+    """Find the zip, or else the folder of lists, in a directory; under its own name or that of the authors' archive."""
     for below in (NAME, "cifar100", ""):
         for source in (directory / below / f"{NAME}.zip", directory / below / LISTS):
             if source.exists():
@@ -184,7 +184,7 @@ def _locate(directory: Path) -> Path | None:
 
 
 def _files(source: Path, edition: Edition) -> list[str]:
-    """All that what is read may depend on."""
+    """Return all files that the images may depend on."""
     if source.is_file():
         return [str(source)]
     return [entry.path for folder in (source, _images_beside(source)) for entry in files(folder, limit=edition.limit)]
@@ -193,7 +193,7 @@ def _files(source: Path, edition: Edition) -> list[str]:
 def load(
     *, data: Path | None = None, cache: Path | None = None, quiet: bool = False, edition: Edition = PUBLISHED
 ) -> ColourImages:
-    """CIFAR-FS from `data`, else from `$REPTILE_DATA`, else from the user's cache; it is never downloaded.
+    """Load CIFAR-FS from `data`, else from `$REPTILE_DATA`, else from the user's cache; it is never downloaded.
 
     `data` or `$REPTILE_DATA` is a directory that holds, or whose `cifar_fs/` holds, the zip or the folders. `cache` is
     a directory of this function's own, by default one of the user's. `quiet` hides progress bars. Classes are in order
@@ -217,7 +217,7 @@ def load(
 
 
 def _kept(cache: Path, edition: Edition) -> ColourImages:
-    """What an earlier start left in the cache."""
+    """Return what an earlier start left in the cache."""
     images = mapped(cache, NAME, (sum(edition.counts), *edition.shape), edition.counts, edition.content)
     if images is None:
         raise Unavailable(

@@ -48,7 +48,7 @@ class Decoded:
 
 
 def arranged(classes: Iterable[Class], where: object) -> tuple[list[Class], tuple[int, ...]]:
-    """Classes in order of split and name, and how many each split has; DataError if one is there twice."""
+    """Return classes in order of split and name, and how many each split has; DataError if one is there twice."""
     ordered = sorted(classes, key=lambda c: (SPLITS.index(c.split), c.name))
     (name, times), *_ = Counter(c.name for c in ordered).most_common(1) or [("", 0)]
     if times > 1:
@@ -70,7 +70,7 @@ def in_order(images: Images) -> Images:
 
 
 def identity(pixels: UInt8[np.ndarray, "classes images height width 3"], counts: tuple[int, ...]) -> str:
-    """SHA-256 (hex) of the shape, the number of classes in each split, and the bytes in C order."""
+    """Return the SHA-256 (hex) of the shape, the number of classes in each split, and the bytes in C order."""
     hasher = hashlib.sha256(json.dumps([pixels.shape, counts]).encode())
     hasher.update(pixels.data)
     return hasher.hexdigest()

@@ -30,7 +30,7 @@ class Characters:
     real: bool  # False for the stand-in: stamped on every output
 
     def __post_init__(self) -> None:
-        self.images.setflags(write=False)  # else `content` could come to lie
+        self.images.setflags(write=False)  # otherwise `content` might no longer match
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ColourImages:
 
     def __post_init__(self) -> None:
         for images in (self.train, self.validation, self.test):
-            images.setflags(write=False)  # else `content` could come to lie
+            images.setflags(write=False)  # otherwise `content` might no longer match
 
 
 @contextmanager
@@ -63,7 +63,7 @@ def faults(where: object) -> Iterator[None]:
 
 
 def named_directory(data: Path | None) -> Path | None:
-    """The directory that the caller or else $REPTILE_DATA names, which must exist; None if neither does."""
+    """Return the directory that the caller or else $REPTILE_DATA names, which must exist; None if neither does."""
     name, value = "data", data
     if data is None:
         name, variable = "$REPTILE_DATA", os.environ.get("REPTILE_DATA")
@@ -78,5 +78,5 @@ def named_directory(data: Path | None) -> Path | None:
 
 
 def digest(images: np.ndarray) -> str:
-    """SHA-256 (hex) of an array's bytes in C order."""
+    """Return the SHA-256 (hex) of an array's bytes in C order."""
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()

@@ -1,7 +1,7 @@
 """Files fetched from upstream into memory: nothing is kept before it is verified.
 
 That there is no network is noticed in seconds. The time limits of an HTTP client do not give that: they
-count anew for the name's look-up and for each of the host's addresses.
+start again for the name's look-up and for each of the host's addresses.
 """
 
 import io
@@ -37,7 +37,7 @@ def _ask(url: str, answer: queue.Queue[OSError | None]) -> None:
 
 
 def download(url: str, *, limit: int, quiet: bool) -> IO[bytes]:
-    """The file at `url`, at most `limit` bytes of it; Unavailable if it is not to be had."""
+    """Download the file at `url`, at most `limit` bytes of it; Unavailable if it is not to be had."""
     import pooch
 
     answer: queue.Queue[OSError | None] = queue.Queue()

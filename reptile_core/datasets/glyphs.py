@@ -50,12 +50,12 @@ class Hand:
 
 
 def _stream(seed: int, character: int, purpose: int) -> np.random.Generator:
-    """The random numbers at one address: the key says whose they are, the counter's top word what for."""
+    """Return the random numbers at one address: the key says whose they are, the counter's top word what for."""
     return np.random.Generator(np.random.Philox(key=[seed, character], counter=[0, 0, 0, purpose]))
 
 
 def _strokes(rng: np.random.Generator, extent: float) -> Strokes:
-    """One character, centred on 0, its curves within [-extent, extent].
+    """Return one character, centred on 0, its curves within [-extent, extent].
 
     Strokes run between the points of a coarse grid, so that level, upright and parallel ones are common; the
     middle control points bend them to a line, an arc, a wave or a hook.
@@ -75,7 +75,7 @@ def _strokes(rng: np.random.Generator, extent: float) -> Strokes:
 
 
 def _drawings(rng: np.random.Generator, strokes: Strokes, drawings: int, hand: Hand) -> Points:
-    """The character in several hands; each takes its row of random numbers, so more change none before."""
+    """Return the character in several hands; each takes its row of random numbers, so more change none before."""
     noise = rng.standard_normal((drawings, 6 + strokes.size))
     turn, shear = hand.turn * noise[:, 0], hand.shear * noise[:, 1]
     scale, shift = np.exp(hand.stretch * noise[:, None, 2:4]), hand.shift * noise[:, None, 4:6]
@@ -87,7 +87,8 @@ def _drawings(rng: np.random.Generator, strokes: Strokes, drawings: int, hand: H
 
 
 def _render(points: Points, size: int, pen: float) -> Drawings:
-    """Ink on the pixel under each point and on those whose centre the pen covers; none beyond the edge."""
+    """Return drawings with ink on the pixel under each point and on those whose centre the pen covers; none beyond the
+    edge."""
     images = np.ones((len(points), size, size), np.uint8)
     places = np.clip((points + 1) * (size / 2), 0, size - 1e-3).astype(np.float32)  # so none is left empty
     under = places.astype(np.int16)
@@ -115,8 +116,7 @@ def _integer(name: str, value: int, low: int, high: int) -> int:
 def generate(
     *, characters: int = 800, drawings: int = 20, seed: int = 0, size: int = 28, hand: Hand | None = None
 ) -> UInt8[np.ndarray, "characters drawings size size"]:
-    """Binary images (0 = ink, 1 = paper) of made-up characters, about half a second for the default of
-    16,000.
+    """Return binary images (0 = ink, 1 = paper) of made-up characters, about half a second for the default of 16,000.
 
     `seed` is in [0, 2^64); `size` is in pixels, from 14 (in fewer, strokes run together) to 256. Raises
     ValueError for anything else.

@@ -1,4 +1,4 @@
-"""The pictures in a zip or a folder, read in memory and bounded, whoever packed it.
+"""The pictures in a zip or a folder, read in memory and bounded, however it was packed.
 
 Nothing is ever unpacked to disk. What no honest zip of small pictures holds is refused by the zip's
 directory alone, before a byte is decompressed.
@@ -29,7 +29,8 @@ class Kind:
     zip_bytes: int
 
     def __contains__(self, path: str) -> bool:
-        """macOS adds `__MACOSX/` and `._NAME.png`, which are no pictures."""
+        """Return whether a name is that of a picture: macOS adds `__MACOSX/` and `._NAME.png`, which are no
+        pictures."""
         folder, _, name = path.rpartition("/")
         return name.endswith(self.suffix) and not name.startswith(".") and "__MACOSX" not in folder.split("/")
 
@@ -65,7 +66,7 @@ def _check_count(count: int, limit: int, where: object) -> None:
 
 
 def files(folder: Path, *, limit: int) -> Iterator[os.DirEntry[str]]:
-    """Every regular file below a folder, in no order; links to folders are not followed."""
+    """Yield every regular file below a folder, in no order; links to folders are not followed."""
 
     def walk(path: str) -> Iterator[os.DirEntry[str]]:
         with os.scandir(path) as entries:
@@ -81,7 +82,7 @@ def files(folder: Path, *, limit: int) -> Iterator[os.DirEntry[str]]:
 
 
 def read_file(path: Path | str, limit: int) -> bytes:
-    """The file's bytes, at most `limit` + 1 of them: one more shows that there are too many."""
+    """Read the file's bytes, at most `limit` + 1 of them: one more shows that there are too many."""
     with open(path, "rb") as file:
         return file.read(limit + 1)
 
@@ -93,7 +94,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) ->
 
 @contextmanager
 def members(source: Source, kind: Kind, *, limit: int, where: object) -> Iterator[Members]:
-    """The pictures of a zip, or of a folder whose name begins their paths: at most `limit` files are looked at.
+    """Yield the pictures of a zip, or of a folder whose name begins their paths: at most `limit` files are looked at.
 
     A reader returns at most `kind.file_bytes` + 1 bytes. Raises DataError for what `_check_member` refuses; a
     damaged zip may also lead zipfile to exceptions of its own.

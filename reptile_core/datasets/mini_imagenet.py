@@ -5,8 +5,8 @@ this is never downloaded; and as the copies that go around differ in size and co
 the published one: names of classes and numbers of images are what tells the set from another. Three layouts are read:
 
 - folders: `train/`, `val/` and `test/`, in each a folder of images for every class, as the authors of Reptile have it;
-- tables: `train.csv`, `val.csv` and `test.csv`, each "filename,label" under a header, beside `images/`;
-- lists: `train.txt`, `val.txt` and `test.txt` beside folders of classes, as of ImageNet. A line names a class (all its
+- tables: `train.csv`, `val.csv` and `test.csv`, each "filename,label" under a header, next to `images/`;
+- lists: `train.txt`, `val.txt` and `test.txt` next to folders of classes, as of ImageNet. A line names a class (all its
   images) or one image as "class/file", which is how the authors' own lists (`metadata/imagenet_*.txt`) are written.
 """
 
@@ -45,7 +45,7 @@ IMAGES = 600  # of each class of the published set
 # SHA-256 of its classes: the sorted lines "<split>/<WordNet ID>" as the authors of Reptile list them.
 CLASSES = "ac58afdd80aa96ed946788ad3b93bfb641b6b962def8261f78cbe776963a518b"
 SUFFIXES = (".jpg", ".jpeg", ".png")  # in upper case too
-PLACES = (NAME, "miniimagenet", "mini-imagenet", "")  # where copies lie below a directory of data
+PLACES = (NAME, "miniimagenet", "mini-imagenet", "")  # where copies are, below a directory of data
 # Far above what photographs on the web take, and far below harm.
 MAX_PIXELS, MAX_FILE_BYTES, MAX_LIST_BYTES = 2**26, 2**25, 2**23
 WANTED = (
@@ -60,7 +60,7 @@ Listing = dict[str, list[str]]  # the paths of each class's images: as strings, 
 
 
 def _images(folder: str) -> list[str]:
-    """The image files of a class, whatever they are called."""
+    """Return the image files of a class, whatever they are called."""
     names = [name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES)]
     return [f"{folder}/{name}" for name in names if not name.startswith(".")]
 
@@ -107,12 +107,12 @@ def _text(path: Path) -> str:
 
 def _inside(name: str, where: Path) -> str:
     if name in ("", ".", "..") or set(name) & set("/\\:\0"):
-        raise DataError(f"{where}: expected the names of files and folders beside it, found {name!r}")
+        raise DataError(f"{where}: expected the names of files and folders next to it, found {name!r}")
     return name
 
 
 def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
-    """The images of each class by (split, class), equally many of every one."""
+    """Return the images of each class by (split, class), equally many of every one."""
     found = {
         (split, name): paths for split in SPLITS for name, paths in LAYOUTS[suffix](root / f"{split}{suffix}").items()
     }
@@ -136,7 +136,7 @@ def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
 
 
 def _decode(path: str, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
-    """One image as the authors made it: resized first, whatever its shape, and then made RGB."""
+    """Decode one image as the authors made it: resized first, whatever its shape, and then made RGB."""
     from PIL import Image  # here, because a start from the cache decodes nothing
 
     with faults(path):
@@ -170,7 +170,7 @@ def _read(paths: list[str], resampling: Resampling) -> Images:
 
 
 def _locate(directory: Path) -> tuple[Path, str] | None:
-    """The folder that holds a layout and the layout's suffix; DataError where there is only a part of one."""
+    """Find the folder that holds a layout and the layout's suffix; DataError where there is only a part of one."""
     part = ""
     for below in PLACES:
         for suffix in LAYOUTS:
@@ -180,7 +180,7 @@ def _locate(directory: Path) -> tuple[Path, str] | None:
                 return directory / below, suffix
             if there:
                 missing = [mark.name for mark in marks if mark not in there]
-                part = part or f"expected {' and '.join(missing)} beside {' and '.join(map(str, there))}, found none"
+                part = part or f"expected {' and '.join(missing)} next to {' and '.join(map(str, there))}, found none"
     if part:
         raise DataError(f"{directory}: {part}")
     return None
@@ -189,8 +189,8 @@ def _locate(directory: Path) -> tuple[Path, str] | None:
 def load(
     *, data: Path | None = None, cache: Path | None = None, quiet: bool = False, resampling: Resampling = "nearest"
 ) -> ColourImages:
-    """Mini-ImageNet from `data`, else from `$REPTILE_DATA`: a directory that holds a layout, or whose `mini_imagenet/`
-    does.
+    """Load Mini-ImageNet from `data`, else from `$REPTILE_DATA`: a directory that holds a layout, or whose
+    `mini_imagenet/` does.
 
     `resampling` is how images of another size come to 84×84: "nearest", PIL's default when the authors ran their code,
     or "bicubic", its default now. `cache` is a directory of this function's own, by default one of the user's; decoded

@@ -82,7 +82,7 @@ def _some(names: list[str]) -> str:
 
 
 def _in_order(names: list[str], part: Part, first: int, where: object) -> list[str]:
-    """The paths in order of character and drawing, or an error that names what is missing or too many."""
+    """Return the paths in order of character and drawing. DataError names what is missing or too many."""
     pattern = re.compile(rf"{re.escape(part.name)}/[^/]+/character[0-9]+/([0-9]{{4}}_[0-9]{{2}})\.png")
     numbers = range(first, first + part.characters)
     found = dict.fromkeys(f"{c:04}_{d:02}" for c, d in product(numbers, range(1, DRAWINGS + 1)))
@@ -103,7 +103,7 @@ def _in_order(names: list[str], part: Part, first: int, where: object) -> list[s
 
 
 def _decode(png: bytes, name: str) -> UInt8[np.ndarray, "28 28"]:
-    """One drawing as the authors of Reptile resized it."""
+    """Decode one drawing as the authors of Reptile resized it."""
     from PIL import Image  # here, because a start from the cache decodes nothing
 
     if len(png) > PNGS.file_bytes:
@@ -134,7 +134,7 @@ def _read_part(source: Source, part: Part, first: int, advance: Callable[[], obj
 
 
 def _read(sources: Mapping[str, Source], edition: Edition, quiet: bool) -> Images:
-    """The whole set from its sources by part, verified."""
+    """Read the whole set from its sources by part, verified."""
     total = edition.shape[0] * DRAWINGS
     firsts = accumulate((part.characters for part in edition.parts[:-1]), initial=1)
     with tqdm(total=total, desc="verifying Omniglot", disable=quiet or None, delay=1, leave=False) as bar:
@@ -149,7 +149,7 @@ def _read(sources: Mapping[str, Source], edition: Edition, quiet: bool) -> Image
 
 
 def _locate(directory: Path, edition: Edition) -> dict[str, Path]:
-    """Each part's zip or folder below a directory; empty where it holds no part at all."""
+    """Find each part's zip or folder below a directory; empty where it holds no part at all."""
     found: dict[str, Path] = {}
     for part, below in product(edition.parts, ("omniglot", "omniglot/python", "", "python")):
         zipped, folder = directory / below / f"{part.name}.zip", directory / below / part.name
@@ -158,12 +158,12 @@ def _locate(directory: Path, edition: Edition) -> dict[str, Path]:
     missing = [f"{part.name}.zip or {part.name}/" for part in edition.parts if part.name not in found]
     if found and missing:
         there = " and ".join(map(str, found.values()))
-        raise DataError(f"{directory}: expected {' and '.join(missing)} beside {there}, found none")
+        raise DataError(f"{directory}: expected {' and '.join(missing)} next to {there}, found none")
     return found
 
 
 def _named(data: Path | None, edition: Edition) -> dict[str, Path]:
-    """The sources that the caller or else the environment names, which must exist; empty if neither does."""
+    """Return the sources that the caller or else the environment names, which must exist; empty if neither does."""
     directory = named_directory(data)
     if directory is None:
         return {}
@@ -207,7 +207,7 @@ def _paths(sources: Mapping[str, Path], edition: Edition) -> Iterator[str]:
 
 
 def _record(cache: Path, sources: Mapping[str, Path]) -> Path:
-    """The file that says which state of these sources was verified: one per place, so none collide."""
+    """Return the file that says which state of these sources was verified: one per place, so none collide."""
     places = json.dumps([str(path.resolve()) for path in sources.values()])
     return cache / f"verified-{hashlib.sha256(places.encode()).hexdigest()[:16]}.json"
 
@@ -246,7 +246,7 @@ def load(
 def _from_named(
     named: Mapping[str, Path], cache: Path, decoded: Path, edition: Edition, quiet: bool
 ) -> tuple[Images, str]:
-    """From what was named: verified in full, unless just this state of it was before."""
+    """Read the sources that were named: verified in full, unless just this state of it was before."""
     source = " and ".join(map(str, named.values()))
     with faults(source):
         record, key = _record(cache, named), fingerprint((edition,), _paths(named, edition))

@@ -56,8 +56,8 @@ def split_characters(
 
 
 def authors_order(characters: int) -> Sequence[int]:
-    """Omniglot's characters, counted from 0, as the authors' code has them: by alphabet, then shuffled by Python's own
-    generator. It trains on the first 1,200 and tests on the others."""
+    """Return Omniglot's characters, counted from 0, as the authors' code has them: by alphabet, then shuffled by
+    Python's own generator. It trains on the first 1,200 and tests on the others."""
     order = [first - 1 + i for first, count in ALPHABETS for i in range(count)]
     if characters != len(order):
         raise ValueError(f"split: expected Omniglot's {len(order)} characters for the authors', found {characters}")
@@ -70,7 +70,8 @@ def _order_by_seed(characters: int, seed: int) -> Sequence[int]:
 
 
 def split_images(images: ColourImages) -> Split:
-    """The published division: the classes of validation are in neither part. Not a copy, and not to be written to."""
+    """Return the published division: the classes of validation are in neither part. Not a copy, and not to be written
+    to."""
     with warnings.catch_warnings():
         # torch has no tensors that are read-only, and a copy for every process would take a gigabyte.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")

@@ -114,8 +114,8 @@ class Context:
         return ended
 
     def evaluate(self, name: str, wanted: Sequence[Measured]) -> dict[Measured, Accuracies]:
-        """Return the accuracies of every task, measured by whatever worker is free. Each is measured once, whoever asks
-        for it; runs that begin alike share what is measured at iteration 0."""
+        """Return the accuracies of every task, measured by whatever worker is free. Each is measured once, however
+        often it is asked for; runs that begin alike share what is measured at iteration 0."""
         parts = {item: chunks(*item) for item in dict.fromkeys(wanted)}
         once = {chunk.key: chunk for chunk_list in parts.values() for chunk in chunk_list}
         due = [
