@@ -20,3 +20,12 @@ def finished_ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     assert script(*ablation_in(folder)).code == 0
     return folder
+
+
+@pytest.fixture
+def no_search_for_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For models of one's own that have none: what looks for it takes half of an analysis."""
+    from analysis.theory.own_model import analysing, distrust
+
+    monkeypatch.setattr(analysing, "evaluations_against_noise", lambda minibatches: 2)
+    monkeypatch.setattr(distrust, "MORE_EVALUATIONS", 2)

@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from analysis.theory.own_model import analyse, losses
 from tests.cases import assert_close, generator, normal
 
+pytestmark = pytest.mark.usefixtures("no_search_for_noise")
+
 ROUND_OFF = 1e-10  # float64; MAML's remainders and third derivatives are differences of larger numbers
 SMALL = 1e-3  # a rate at which the series' next term is a hundredth or less of the one before
 

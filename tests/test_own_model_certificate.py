@@ -8,17 +8,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.theory.own_model import analyse, analysing, distrust
+from analysis.theory.own_model import analyse
 from tests.cases import generator, normal
 
+pytestmark = pytest.mark.usefixtures("no_search_for_noise")
 RANDOM_MODELS = 200
-
-
-@pytest.fixture(autouse=True)
-def no_search_for_noise(monkeypatch):
-    """These models have none, and what looks for it takes half of the time."""
-    monkeypatch.setattr(analysing, "evaluations_against_noise", lambda minibatches: 2)
-    monkeypatch.setattr(distrust, "MORE_EVALUATIONS", 2)
 
 
 class Sine(torch.autograd.Function):

@@ -14,18 +14,12 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from analysis.theory.own_model import analyse, analysing, distrust
+from analysis.theory.own_model import analyse
 from tests.cases import generator, normal
 from tests.plain_differences import STEPS, by_differences
 
+pytestmark = pytest.mark.usefixtures("no_search_for_noise")
 ALPHA = 0.01
-
-
-@pytest.fixture(autouse=True)
-def no_search_for_noise(monkeypatch):
-    """These models have none, and what looks for it takes half of the time."""
-    monkeypatch.setattr(analysing, "evaluations_against_noise", lambda minibatches: 2)
-    monkeypatch.setattr(distrust, "MORE_EVALUATIONS", 2)
 
 
 class Around(nn.Module):
