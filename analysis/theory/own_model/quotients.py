@@ -158,7 +158,9 @@ def compare(channel: str, found: Tensor, other: Differences, n: int = 1, *, size
         verdict, here, best = _on_all_steps(at, sharpest)
         error, explained = at.error(best), at.explained(best)
     elif size and blunt > 0.1 * size and blunt > 1e-3 * other.natural(n):
+        least = max(0.1 * size, 1e-3 * other.natural(n))
         verdict = KINK if other.jump(n, sharpest) > 0.1 * size else UNDECIDED
+        here = verdict == KINK and other.jump(n, HALVINGS[-1]) > least  # a jump of f only grows as steps get shorter
     return Agreement(channel, error / size if size else 0.0, explained / size if size else 0.0, verdict, here=here)
 
 
@@ -199,7 +201,9 @@ def _on_all_steps(at: _Apart, sharpest: int) -> tuple[str, bool, int]:
     showing = [i for i in HALVINGS if at.explained(i) <= error / CLEAR]
     apart = any(abs(i - sharpest) > 1 for i in showing) and sharpest in showing
     if any(at.by_kinks(i) for i in showing or [sharpest]):
-        return KINK, apart and at.by_kinks(showing[-1]), sharpest
+        last = HALVINGS[-1]  # a jump of f spoils the shortest step most
+        jumps = at.error(last) > at.explained(last) and at.by_kinks(last)
+        return KINK, jumps or (apart and at.by_kinks(showing[-1])), sharpest
     same = all(float((at.quotient(i) - at.quotient(sharpest)).norm()) <= error / CLEAR for i in showing)
     return DIFFERS if apart and same else UNDECIDED, False, sharpest
 
