@@ -61,10 +61,10 @@ def _checks(device: str, out: Path) -> int:
         limits = sorted({one.limit for one in found})
         bad = [one for one in found if not one.passed]
         failed += len(bad)
-        largest = max((one.value for one in found), default=float("nan"))
+        largest = f"{max(one.value for one in found):.2g}" if found else ""
         verdict = "not measured" if not found else f"FAILED: {bad[0].what}" if bad else "passed"
         limit = " or ".join(f"{x:g}" for x in limits)
-        print(f"| {name} | {len(found)} | {largest:.2g} | {limit} | {verdict} |", flush=True)
+        print(f"| {name} | {len(found)} | {largest} | {limit} | {verdict} |", flush=True)
     return min(failed, 1)
 
 
