@@ -4,7 +4,9 @@ Figure 3's schedule is trained in prefixes, each of which leaves a whole set of 
 what the time left allows: the script says so in its tables and shows them without judging them.
 """
 
+import contextlib
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -73,9 +75,10 @@ def _seconds_an_iteration(name: str, device: str) -> float:
 
 
 def _script(*arguments: str) -> float:
-    """Run the script, and return the seconds that it took. RuntimeError where it failed."""
+    """Run the script, whose words go to standard error, and return its seconds. RuntimeError where it failed."""
     began = time.perf_counter()
-    code = reproduce.main([*arguments, "--profile", "paper", "--quiet"])
+    with contextlib.redirect_stdout(sys.stderr):
+        code = reproduce.main([*arguments, "--profile", "paper", "--quiet"])
     if code:
         raise RuntimeError(f"reproduce.py {' '.join(arguments)}: expected exit code 0, found {code}")
     return time.perf_counter() - began
