@@ -59,7 +59,7 @@ def test_looks_of_some_variants_and_no_start():
 
 def test_every_look_is_of_its_own_tasks_and_no_run_goes_further_than_its_last():
     asked = []
-    made = AsksFor(**vars(context(lambda job, i: 0.5)), asked=asked)
+    made = AsksFor(**vars(context(lambda job, i: 0.5)), looked_at=asked)
     measure(made, "made up", RUNS, SCALE, looks={"g2": (2, 8)})
     assert {job.variant: job.end for job, _, _ in asked} == {"g2": 8, "g1+g2": 4}
     assert {(i, what.look, what.tasks, what.queries) for _, i, what in asked} == {(i, i, 3, 5) for i in (0, 2, 4, 8)}
@@ -69,10 +69,10 @@ def test_every_look_is_of_its_own_tasks_and_no_run_goes_further_than_its_last():
 class AsksFor(MadeUp):
     """Writes down what is measured."""
 
-    asked: list[Measured] = field(default_factory=list)
+    looked_at: list[Measured] = field(default_factory=list)
 
     def evaluate(self, name, wanted):
-        self.asked.extend(wanted)
+        self.looked_at.extend(wanted)
         return super().evaluate(name, wanted)
 
 

@@ -9,7 +9,7 @@ from analysis import cost, dry_run
 from analysis.command_line import parse
 from analysis.experiments import ablation
 from analysis.paper.figure_3 import EVALUATION, configure
-from analysis.plan import plans
+from analysis.prepare import plans
 from reptile_core import datasets
 from reptile_core.meta_gradients import figure_3
 from tests.in_process import TINY, glyphs

@@ -18,6 +18,7 @@ FLOORS = (
     ("analysis.budget", "analysis.cost", "analysis.command_line"),
     ("analysis.plan",),
     ("analysis.prepare", "analysis.again"),
+    ("analysis.one_run", "analysis.dry_run", "analysis.plugins"),
     ("figures",),
     ("reproduce",),
 )

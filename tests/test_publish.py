@@ -10,15 +10,14 @@ import pytest
 import reproduce
 from analysis.results import manifest
 from figures.publish import PUBLISHED, publish, without_paths
-from tests.in_process import finished_in
 from tests.made_up import FIRST_SEED
 
 README = Path(__file__).parents[1] / "README.md"
 
 
-def test_a_finished_run_is_published_whole(tmp_path: Path) -> None:
+def test_a_finished_run_is_published_whole(finished_ablation: Path, tmp_path: Path) -> None:
     out, to = tmp_path / "run", tmp_path / "published"
-    finished_in(out)
+    shutil.copytree(finished_ablation, out)
     assert reproduce.main(["publish", str(out), "--name", "x", "--to", str(to)]) == 0
     files = {path.relative_to(to / "x").as_posix() for path in (to / "x").rglob("*") if path.is_file()}
     assert {"README.md", "claims.json", "manifest.json", "tables/ablation.csv", "tables/SHA256SUMS"} <= files
@@ -32,7 +31,7 @@ def test_a_finished_run_is_published_whole(tmp_path: Path) -> None:
     record = json.loads((to / "x" / "manifest.json").read_text())
     assert record["sources"] in page and record["machine"]["kind"] in page and "reproduce.py ablation" in page
     assert "- runs: 10 on cpu (" in page and f"seeds {FIRST_SEED}; " in page
-    assert "[ablation_runs.csv](tables/ablation_runs.csv)" in page and "- looks: `[1, 2]`" in page
+    assert "](tables/ablation_runs.csv)" in page and "- looks: `[1, 2]`" in page
 
 
 def test_a_page_names_every_command_that_filled_the_folder(finished_ablation: Path, tmp_path: Path) -> None:
@@ -54,11 +53,13 @@ def test_paths_are_left_out_of_a_command() -> None:
     assert without_paths(command) == ["reproduce.py", "theory", "--seeds", "3"]
 
 
-def test_what_is_not_finished_is_not_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_finished_is_not_published(
+    finished_ablation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert reproduce.main(["publish", str(tmp_path), "--to", str(tmp_path / "to")]) == 1
     assert "expected a manifest, found none that can be read" in capsys.readouterr().err
     out = tmp_path / "run"
-    finished_in(out)
+    shutil.copytree(finished_ablation, out)
     record = json.loads((out / "manifest.json").read_text())
     (out / "manifest.json").write_text(json.dumps(record | {"status": "interrupted"}))
     assert reproduce.main(["publish", str(out), "--to", str(tmp_path / "to")]) == 1

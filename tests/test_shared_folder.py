@@ -12,6 +12,7 @@ from analysis.results import manifest
 from analysis.runs import redo, store
 from analysis.runs.job import find
 from tests.in_process import ablation_in, script
+from tests.made_up import FIRST_SEED
 
 FEW_SHOT = ("few_shot", "--profile", "smoke", "--dataset", "glyphs", "--cells", "omniglot-5way-reptile", "--quiet")
 
@@ -44,8 +45,8 @@ def test_commands_share_a_folder_and_more_seeds_reuse_all(
     third = written(out)
     assert second.items() < third.items(), "one more seed, and nothing of the others is written again"
     both = pd.read_csv(out / "tables" / "ablation.csv")
-    pd.testing.assert_frame_equal(both[both.seed == 2000].reset_index(drop=True), table)
-    assert set(both.seed) == {2000, 2001}
+    pd.testing.assert_frame_equal(both[both.seed == FIRST_SEED].reset_index(drop=True), table)
+    assert set(both.seed) == {FIRST_SEED, FIRST_SEED + 1}
 
     (out / "manifest.json").unlink()  # a kill may come before it is written; runs do not need it
     assert script(*FEW_SHOT, "--out", out).code == 0
@@ -60,7 +61,7 @@ def test_commands_share_a_folder_and_more_seeds_reuse_all(
 
 
 def test_runs_of_a_gpu_are_other_seeds_of_the_same_table(finished_ablation: Path, tmp_path: Path) -> None:
-    """Runs of seed 2000 are stored as a GPU's would be; seed 2001 is trained here."""
+    """Runs of the first seed are stored as a GPU's would be; the second is trained here."""
     out = tmp_path / "out"
     before = pd.read_csv(finished_ablation / "tables" / "ablation.csv")
     source = find("glyphs", None, quiet=True)
@@ -73,8 +74,8 @@ def test_runs_of_a_gpu_are_other_seeds_of_the_same_table(finished_ablation: Path
     assert script(*ablation_in(out, "--seeds", 2)).code == 0
     assert theirs.items() < written(out).items()
     runs = pd.read_csv(out / "tables" / "ablation_runs.csv")
-    assert runs.groupby("seed").device.unique().map(list).to_dict() == {2000: ["cuda"], 2001: ["cpu"]}
+    assert runs.groupby("seed").device.unique().map(list).to_dict() == {FIRST_SEED: ["cuda"], FIRST_SEED + 1: ["cpu"]}
     table = pd.read_csv(out / "tables" / "ablation.csv")
-    assert table.groupby("seed").device.unique().map(list).to_dict() == {2000: ["cuda"], 2001: ["cpu"]}
-    same = table[table.seed == 2000].drop(columns="device").reset_index(drop=True)
+    assert table.groupby("seed").device.unique().map(list).to_dict() == {FIRST_SEED: ["cuda"], FIRST_SEED + 1: ["cpu"]}
+    same = table[table.seed == FIRST_SEED].drop(columns="device").reset_index(drop=True)
     pd.testing.assert_frame_equal(same, before)
