@@ -16,6 +16,7 @@ if (
 ):
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once while libraries load, which takes seconds
 
+import argparse
 import contextlib
 import json
 import threading
@@ -26,7 +27,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from analysis import budget, one_run
+from analysis import budget, one_run, plugins
 from analysis.again import compare
 from analysis.command_line import listing, parse
 from analysis.ending import FAILURE, guarded
@@ -35,13 +36,18 @@ from analysis.experiments.shared.experiment import Experiment, Result
 from analysis.plan import Plan, begin_manifest
 from analysis.prepare import plans
 from analysis.results import checksums, folder, ledger, manifest, terminal
+from analysis.results.claims import Claim
 from analysis.results.judge import SUPPORTED, Verdict
 from analysis.runs import redo
 
 # Modules with a main(arguments) of their own.
 COMMANDS = {"report": "figures.report", "demo": "figures.demo", "publish": "figures.publish"}
 COME_LAST = ("scipy.special", "figures.drawing", COMMANDS["report"])  # needed at the end, loaded while others work
-CLAIMS = {name: experiment.claims for name, experiment in EXPERIMENTS.items()}
+
+
+def claims() -> dict[str, tuple[Claim, ...]]:
+    """Return the claims of every experiment, plugins' included."""
+    return {name: experiment.claims for name, experiment in EXPERIMENTS.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,10 +56,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def reproduce(arguments: Sequence[str]) -> int:
-    """Parse, plan, run, and compare with the manifest that is rerun, if one is; return the exit code."""
+    """Parse the arguments and do what they say, with the user's plugins; return the exit code."""
     if arguments and arguments[0] in COMMANDS:
         return int(import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
     options = parse(arguments)
+    with plugins.loaded(options.plugins or ()):
+        return do(options)
+
+
+def do(options: argparse.Namespace) -> int:
+    """Plan, run, and compare with the manifest that is rerun, if one is; return the exit code."""
     if options.list:
         print(listing())
         return 0
@@ -77,8 +89,8 @@ def reproduce(arguments: Sequence[str]) -> int:
                 if differences is not None:
                     differences += compare(plan, record)
     if options.json:
-        claims = [ledger.as_record(verdict) for verdict in verdicts]
-        summary = {"out": str(todo[-1].out), "manifest": record, "claims": claims, "differences": differences}
+        records = [ledger.as_record(verdict) for verdict in verdicts]
+        summary = {"out": str(todo[-1].out), "manifest": record, "claims": records, "differences": differences}
         print(json.dumps(summary, indent=2, ensure_ascii=False))
     theorems = [verdict for verdict in verdicts if verdict.claim.kind == "theorem"]
     fell = options.strict and not all(verdict.decision == SUPPORTED for verdict in theorems)
@@ -114,7 +126,7 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
             other_data=context.found,
         )
         manifest.write(record, path)
-    verdicts = plan.verdicts(folder.judge_all(plan.out, CLAIMS))
+    verdicts = plan.verdicts(folder.judge_all(plan.out, claims()))
     print("\n".join(["", *terminal.verdicts(verdicts, colour=terminal.in_colour(sys.stdout))]))
     reports = import_module(COMMANDS["report"]).write(plan.out)
     print("\n".join(["", terminal.tally(verdicts), *(f"wrote {path}" for path in (path, *reports)), *sources]))
@@ -129,7 +141,7 @@ def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]
     result = experiment.run(plan.context_of(experiment))
     paths = write(experiment, result, plan, time.perf_counter() - began)
     tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
-    verdicts = folder.judge_all(plan.out, CLAIMS)
+    verdicts = folder.judge_all(plan.out, claims())
     written = [*paths, ledger.write(verdicts, plan.out), *draw(experiment, result, plan)]
     mine = [verdict for verdict in verdicts if verdict.claim in experiment.claims]
     seconds = round(time.perf_counter() - began, 2)
@@ -174,7 +186,7 @@ def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
 def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, dict[str, str]]) -> Plan:
     """Rerun experiments with more seeds until every claim of theirs that can be decided here is. Return the plan with
     the numbers of seeds at the end."""
-    while more := budget.more_seeds(plan.verdicts(folder.judge_all(plan.out, CLAIMS)), CLAIMS):
+    while more := budget.more_seeds(plan.verdicts(folder.judge_all(plan.out, claims())), claims()):
         print("\n" + "\n".join(f"{name}: {count} seeds, to decide more" for name, count in more.items()))
         plan = replace(plan, seeds=plan.seeds | more)
         for experiment in plan.experiments:

@@ -9,6 +9,7 @@ from typing import NoReturn
 from analysis import program
 from analysis.ending import USAGE_ERROR
 from analysis.experiments.registry import EXPERIMENTS, takers
+from analysis.experiments.shared import own_variants
 from analysis.results.claims import PROFILES
 from analysis.runs.job import DEVICES
 from reptile_core.datasets.split import SPLITS
@@ -98,6 +99,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help=f"{_only('tail_shots')} examples a class in the last minibatch of FOMAML and MAML "
         "(default: as many as in the other minibatches)",
     )
+    add_own(what)
     what.add_argument("--fresh", action="store_true", help="redo finished runs")
     what.add_argument(
         "--from",
@@ -164,7 +166,28 @@ def listing() -> str:
 
 def _only(option: str) -> str:
     """Return which experiments take an option, for its help."""
-    return f"({', '.join(takers(option))} only)"
+    return f"({', '.join(f'{name}{EXPERIMENTS[name].beside(option)}' for name in takers(option))} only)"
+
+
+def add_own(group: argparse._ArgumentGroup) -> None:
+    """Add the options that bring something of the user's own."""
+    group.add_argument(
+        "--plugin",
+        dest="plugins",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="a Python file with an experiment and claims of your own (see analysis/README.md); may be given again",
+    )
+    group.add_argument(
+        "--variant",
+        dest="variants",
+        action="append",
+        type=own_variants.parse,
+        metavar="NAME=W1,…,WK",
+        help=f"{_only('variants')} a sum of inner gradients of your own, by its weights, beside figure 3's: a curve "
+        'without a verdict, such as "mine=0,0,1,1"; may be given again',
+    )
 
 
 def seconds(text: str) -> float:

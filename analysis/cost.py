@@ -232,7 +232,8 @@ def _start(run: Run) -> TrainingState:
 
 
 def _pool(run: Run, device: str) -> ImagePool:
-    shape = CLASSES, DRAWINGS, *IMAGES[run.network]
+    takes = IMAGES[run.network] if isinstance(run.network, str) else run.network.takes or ()
+    shape = CLASSES, DRAWINGS, *takes
     return ImagePool(torch.zeros(shape, dtype=torch.uint8, device=device), run.torch_dtype)
 
 

@@ -20,8 +20,8 @@ from reptile_core.datasets import DataError
 NAMED_AT_MOST = 5  # runs that an error names
 # Options that decide what is done, which the manifest says.
 REFUSED = (
-    "profile", "seeds", "epoch", "budget", "until_decided", "cells", "iterations", "tail_shots", "dataset", "split",
-    "device", "scheduler", "json", "strict", "dry_run",
+    "profile", "seeds", "epoch", "budget", "until_decided", "cells", "iterations", "tail_shots", "variants", "dataset",
+    "split", "device", "scheduler", "json", "strict", "dry_run",
 )  # fmt: skip
 
 

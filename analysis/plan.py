@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from analysis.experiments.shared import own_variants
 from analysis.experiments.shared.experiment import Context, Experiment
 from analysis.results import manifest
 from analysis.results.judge import Verdict
@@ -38,8 +39,8 @@ class Plan:
     def context_of(self, experiment: Experiment) -> Context:
         """Return the context of an experiment, with the options that it takes, and its number of seeds where it has one
         of its own."""
-        options = {name: value for name, value in self.options.items() if name in experiment.options}
-        return replace(self.context, options=options, seeds=self.seeds.get(experiment.name, self.context.seeds))
+        seeds = self.seeds.get(experiment.name, self.context.seeds)
+        return replace(self.context, options=experiment.taken(self.options), seeds=seeds)
 
     def verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Return those on the claims of the plan's experiments."""
@@ -76,6 +77,7 @@ def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str
     """Return the manifest of a plan before work. before: that of its folder, as an earlier command left it."""
     context = plan.context
     settings = {experiment.name: experiment.settings(plan.context_of(experiment)) for experiment in plan.experiments}
+    variants = [own_variants.as_text(variant) for variant in plan.options.get("variants", ())]
     return manifest.begin(
         command=sys.argv,
         profile=context.profile,
@@ -87,7 +89,8 @@ def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str
             "tail_shots": plan.options.get("tail_shots"),
             "device": context.device_name,
             "split": context.source.split,
-        },
+        }
+        | ({"variants": variants} if variants else {}),
         experiments=settings,
         data=plan.data,
         device=context.device,

@@ -11,9 +11,11 @@ import torch
 
 from analysis import budget
 from analysis.ending import UsageError
-from analysis.experiments.registry import EXPERIMENTS, takers
+from analysis.experiments.registry import EXPERIMENTS
+from analysis.experiments.shared import own_variants
 from analysis.experiments.shared.experiment import OPTIONS, Context, Experiment
 from analysis.paper.benchmarks import CELLS
+from analysis.paper.figure_3 import ITERATIONS
 from analysis.plan import NO_IMAGES, Plan, begin_manifest
 from analysis.results import manifest
 from analysis.results.manifest import ManifestError
@@ -52,7 +54,7 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
     names = _chosen(asked, everything=options.budget is not None)
     given = {name: asked[name] for name in OPTIONS if asked[name]}
     _check_taken(options, given, [EXPERIMENTS[name] for name in names])
-    out = options.out or Path("results") / asked["profile"]
+    out = options.out or _default_folder(asked)
     _check_writable(out)
     data = _images(options, asked, [EXPERIMENTS[name] for name in names])
     cuda = asked["device"].startswith("cuda") or (asked["device"] == "auto" and torch.cuda.is_available())
@@ -74,6 +76,11 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
     chosen = tuple(EXPERIMENTS[name] for name in names)
     plan = Plan(chosen, out, data, context, given, seeds, until_decided=options.until_decided)
     return plan if again is None else _rerun(plan, again, options.again)
+
+
+def _default_folder(asked: dict[str, Any]) -> Path:
+    """Return where results go: with variants of the user's own to a folder of theirs, as they change the tables."""
+    return Path("results") / "-".join([asked["profile"], *(variant.name for variant in asked["variants"])])
 
 
 def _chosen(asked: dict[str, Any], *, everything: bool) -> list[str]:
@@ -134,19 +141,25 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         "cells": options.cells,
         "iterations": options.iterations,
         "tail_shots": options.tail_shots,
+        "variants": options.variants,
         "dataset": options.dataset,
         "device": options.device,
         "split": options.split,
     }
     if again is None:
         defaults: dict[str, Any] = {"profile": "quick", "dataset": "auto", "split": SPLITS[0], "device": "auto"}
-        defaults |= {"experiments": [], "cells": []}
+        defaults |= {"experiments": [], "cells": [], "variants": []}
         return {name: defaults.get(name) if value is None else value for name, value in given.items()}
     given |= {"budget": options.budget, "until-decided": options.until_decided or None}
     for name, value in given.items():
         if value is not None and name != "experiments":
             raise UsageError(f"--from: expected no {name} with it, since the manifest says which, found {value!r}")
+    try:
+        variants = [own_variants.parse(text) for text in again["options"].get("variants", [])]
+    except argparse.ArgumentTypeError as error:
+        raise UsageError(f"--from {options.again}: options.variants: {error}") from error
     return again["options"] | {
+        "variants": variants,
         "profile": again["profile"],
         "experiments": list(again["experiments"]),
         "dataset": again["data"] and again["data"]["name"],
@@ -169,6 +182,10 @@ def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
     for cell in asked["cells"]:
         if not cell or not any(name.startswith(cell) for name in CELLS):
             raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")
+    try:
+        own_variants.check(asked["variants"], asked["iterations"], ITERATIONS)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
     if asked["device"].startswith("cuda") and not torch.cuda.is_available():
         raise UsageError(f"--device: expected a CUDA device for {asked['device']}, found none that torch can use")
 
@@ -177,11 +194,9 @@ def _check_taken(options: argparse.Namespace, given: dict[str, Any], experiments
     """Refuse options that would decide nothing."""
     found = ", ".join(experiment.name for experiment in experiments)
     for name in given:
-        if not any(name in experiment.options for experiment in experiments):
-            takes = ", ".join(takers(name))
-            raise UsageError(
-                f"--{name.replace('_', '-')}: expected an experiment that takes it ({takes}), found {found}"
-            )
+        if not any(name in experiment.taken(given) for experiment in experiments):
+            takes = ", ".join(one.name for one in EXPERIMENTS.values() if name in one.taken(given))
+            raise UsageError(f"{OPTIONS[name]}: expected an experiment that takes it ({takes}), found {found}")
     if all(experiment.data is not None for experiment in experiments):
         for name in ("dataset", "split"):
             if getattr(options, name) is not None:

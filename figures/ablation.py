@@ -1,6 +1,7 @@
 """Figure 3: accuracy over meta-iterations for the sums of inner gradients, a panel for each number of minibatches."""
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -9,9 +10,10 @@ from matplotlib.figure import Figure
 
 from figures.curves import draw_curve, evaluation_in_words, over_iterations, schedule_in_words, seeds_in_words
 from figures.style import COLOURS, finish
-from reptile_core.meta_gradients import Variant, figure_3
+from reptile_core.meta_gradients import Variant, figure_3, own
 
 MARKERS = {"joint": "o", "sum": "s", "average": "D", "last": "^"}
+OWN = [(COLOURS[colour], marker) for colour, marker in zip(("other", "another") * 2, "vPX*", strict=True)]
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
@@ -20,9 +22,12 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     final = tables["ablation_summary"].set_index("variant")
     names = settings["variants"]
     variants = [variant for variant in figure_3(max(map(len, names.values()))) if variant.name in names]
+    of_paper = {variant.name for variant in variants}
+    others = [own(name, weights) for name, weights in names.items() if name not in of_paper]
     curves = tables["ablation_intervals"]
     by_name: Mapping[str, pd.DataFrame] = {str(name): part for name, part in curves.groupby("variant")}
-    return {"ablation": _draw(by_name, variants, finding(final, variants), caption(settings), 1 / settings["n_way"])}
+    words = caption(settings) + "".join(f" Not of the paper: {one.name}, weights {_numbers(one)}." for one in others)
+    return {"ablation": _draw(by_name, variants, others, finding(final, variants), words, 1 / settings["n_way"])}
 
 
 def finding(final: pd.DataFrame, variants: Sequence[Variant]) -> str:
@@ -49,6 +54,10 @@ def caption(settings: Mapping[str, Any]) -> str:
     )
 
 
+def _numbers(variant: Variant) -> str:
+    return ", ".join(f"{weight:g}" for weight in variant.weights)
+
+
 def _further(settings: Mapping[str, Any]) -> str:
     """Say which curves are longer or shorter than the others."""
     others = {name: looks[-1] for name, looks in settings["looks_of"].items() if looks[-1] != settings["looks"][-1]}
@@ -56,19 +65,23 @@ def _further(settings: Mapping[str, Any]) -> str:
 
 
 def _draw(
-    by_name: Mapping[str, pd.DataFrame], variants: Sequence[Variant], finding: str, caption: str, chance: float
+    by_name: Mapping[str, pd.DataFrame],
+    variants: Sequence[Variant],
+    others: Sequence[Variant],
+    finding: str,
+    caption: str,
+    chance: float,
 ) -> Figure:
-    sizes = sorted({variant.k for variant in variants if variant.k > 1}) or [1]
+    sizes = sorted({variant.k for variant in (*variants, *others) if variant.k > 1}) or [1]
+    looks = {variant: (COLOURS[variant.kind], MARKERS[variant.kind]) for variant in variants}
+    looks |= dict(zip(others, cycle(OWN), strict=False))
     figure, axes = plt.subplots(
         1, len(sizes), figsize=(max(3.5 * len(sizes), 8.4) + 0.6, 5.2), sharey=True, squeeze=False
     )
     for ax, k in zip(axes[0], sizes, strict=True):
-        for variant in variants:
+        for variant, (colour, marker) in looks.items():
             if variant.k in (1, k) and variant.name in by_name:
-                kind = variant.kind
-                draw_curve(
-                    ax, by_name[variant.name], colour=COLOURS[kind], marker=MARKERS[kind], label=f"${variant.label}$"
-                )
+                draw_curve(ax, by_name[variant.name], colour=colour, marker=marker, label=f"${variant.label}$")
         ax.set_title(f"k = {k} inner steps", fontsize=10)
         over_iterations(ax, chance)
         ax.set_ylim(0, 101)

@@ -1,4 +1,4 @@
-"""An experiment's figures: drawn by its namesake in this folder, stamped with the data they come from, and saved."""
+"""An experiment's figures: drawn by its namesake in this folder or its plugin, stamped with their data, and saved."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.experiments.registry import DRAWN, Draw
 from figures.style import save, stamp, style
 
 
@@ -25,8 +26,13 @@ def draw(
     """
     paths = []
     with style():
-        figures = import_module(f"figures.{experiment}").draw(tables, settings)
-        for name, figure in figures.items():
+        drawn = DRAWN[experiment] if experiment in DRAWN else _namesake(experiment)
+        for name, figure in (drawn(tables, settings) if drawn else {}).items():
             stamp(figure, data, real=real)
             paths += save(figure, folder, name, experiment=experiment)
     return paths
+
+
+def _namesake(experiment: str) -> Draw:
+    drawn: Draw = import_module(f"figures.{experiment}").draw
+    return drawn

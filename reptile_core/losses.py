@@ -81,9 +81,11 @@ class CrossEntropy:
 
     def _check(self, batch: Minibatch) -> None:
         """Raise ValueError where the inputs of a minibatch are not shaped as the network takes them."""
-        takes = self.network.takes
-        if takes is not None and batch.x.shape[-len(takes) :] != takes:
-            check_shape(takes, tuple(batch.x.shape[-len(takes) :]), self.network.name)
+        takes, lanes = self.network.takes, batch.y.ndim - 1
+        if takes is None:
+            return
+        without = batch.x.ndim == 1 + len(takes)  # lanes may share their inputs
+        check_shape(takes, tuple(batch.x.shape[1 + (0 if without else lanes) :]), self.network.name)
 
     def _key(self, phi: Tensor, batch: Minibatch) -> tuple:
         """Name what has buffers of its own: a thread too, as they are written into."""

@@ -52,6 +52,11 @@ def last(k: int) -> Variant:
     return Variant(f"g{k}", (0.0,) * (k - 1) + (1.0,), f"g_{k}")
 
 
+def own(name: str, weights: Sequence[float]) -> Variant:
+    """Return a sum of one's own, w_1 g_1 + … + w_k g_k, by its name."""
+    return Variant(name, tuple(map(float, weights)), rf"\mathrm{{{name.replace(' ', '~')}}}")
+
+
 def figure_3(k_max: int = 4) -> tuple[Variant, ...]:
     """The paper's ten variants for k_max = 4: g_1, and for each further k the sum, its average, the last gradient."""
     if k_max < 1:

@@ -8,6 +8,7 @@ import copy
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from threading import get_ident
 from typing import Any
 
@@ -16,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
 
 from reptile_core.networks import Network
 
@@ -99,7 +101,7 @@ def of_module(module: nn.Module, takes: tuple[int, ...], name: str | None = None
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, found {type(module).__name__}")
     takes = tuple(takes)
-    if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in [*module.parameters(), *module.buffers()]):
+    if any(map(is_lazy, [*module.parameters(), *module.buffers()])):
         raise ValueError("module: expected parameters with shapes, found lazy layers; call the module once on inputs")
     shapes = {key: tuple(p.shape) for key, p in module.named_parameters() if p.requires_grad}
     if not shapes:
@@ -116,7 +118,7 @@ def of_module(module: nn.Module, takes: tuple[int, ...], name: str | None = None
     network = OwnNetwork(
         name=name or type(module).__name__,
         shapes=shapes,
-        function=lambda p, x: functional_call(module, p, (x,)),
+        function=partial(functional_call, module),  # which goes to worker processes, as a closure does not
         takes=takes,
         module=module,
         outputs=outputs,

@@ -1,10 +1,13 @@
 """Figure 3's settings against the paper's numbers; its table, words and verdicts from made-up curves."""
 
 import json
+from argparse import ArgumentTypeError
+from dataclasses import replace
 
 import pytest
 
 from analysis.experiments import ablation
+from analysis.experiments.shared.own_variants import as_text, parse
 from analysis.paper.figure_3 import EVALUATION, configure
 from analysis.results.claims import PROFILES
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
@@ -140,3 +143,27 @@ def test_a_run_that_diverged_counts_as_chance():
     result, _ = _run(lambda variant, i: None if variant == "g2" and i == 4 else 0.9)
     assert result.tables["ablation_summary"].set_index("variant")["mean"]["g2"] == pytest.approx(0.2)
     assert verdicts(ablation.EXPERIMENT, result)["ablation-g2-beats-sum"] == REFUTED
+
+
+def test_a_variant_of_ones_own_is_shown_and_not_judged():
+    mine = parse("mine=0,0,1,1")
+    made = replace(context(lambda job, n: 0.2 + 0.1 * (n > 0)), options={"variants": (mine,), "iterations": 3})
+    result, settings = ablation.EXPERIMENT.run(made), ablation.EXPERIMENT.settings(made)
+    table = result.tables["ablation"]
+    assert sorted(set(table[table.variant == "mine"].iteration)) == [0, 2, 3] == sorted(set(table.iteration))
+    assert settings["variants"]["mine"] == (0.0, 0.0, 1.0, 1.0) and settings["looks"] == (2, 3)
+    assert result.evidence.empty and any("not judged" in line for line in result.lines)
+    assert parse(as_text(mine)) == mine
+    judged = ablation.EXPERIMENT.run(
+        replace(made, options={"variants": (mine,)})
+    )  # at the profile's looks the claims are judged
+    assert len(judged.evidence) and "mine" in set(judged.tables["ablation"].variant)
+
+
+WRONG = "mine", "mine=", "=1", "mine=1,x", "mine=0,0", "mine=1,1,1,1,1", "g4=1", "a_b=1", "a=nan"
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_no_variant_is_named(text):
+    with pytest.raises(ArgumentTypeError, match=r"expected .*found"):
+        parse(text)

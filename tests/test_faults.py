@@ -399,7 +399,7 @@ def test_sums_are_as_sha256sum_has_them(tmp_path: Path) -> None:
 
 def _judged(out: Path) -> str:
     """Why ablation-g1 is undecided."""
-    return _why(folder.judge_all(out, reproduce.CLAIMS))
+    return _why(folder.judge_all(out, reproduce.claims()))
 
 
 def _why(verdicts: Sequence[Verdict]) -> str:

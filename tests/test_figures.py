@@ -68,6 +68,22 @@ def test_methods_that_were_not_trained_have_no_panel(tables):
     assert _fits(figure)
 
 
+def test_a_variant_of_ones_own_has_a_curve_and_is_named_in_the_caption(tables):
+    """Its kind is "other", which no colour had; its name may hold a space."""
+    mine = SETTINGS | {"variants": SETTINGS["variants"] | {"my sum": (0.0, 0.0, 1.0, 1.0)}}
+    shown = {
+        name: pd.concat([table, table[table.variant == "g4"].assign(variant="my sum", mean=0.5)])
+        for name, table in tables.items()
+    }
+    with style():
+        figure = draw(shown, mine)["ablation"]
+        figure.canvas.draw()  # the legend's formula can be read
+    curves = [{line.get_label() for line in ax.get_lines()} for ax in figure.axes]
+    assert [r"$\mathrm{my~sum}$" in labels for labels in curves] == [False, False, True]
+    words = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+    assert "Not of the paper: my sum, weights 0, 0, 1, 1." in words and _fits(figure)
+
+
 def test_titles_fit(tables):
     with style():
         assert _fits(_draw(tables))

@@ -322,7 +322,7 @@ def test_tables(home: Path, tables: dict[str, bytes], name: str, cuts, end: floa
         (home / "tables" / other).write_bytes(content)
     with contained(home), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
-        verdicts = folder.judge_all(home, reproduce.CLAIMS)
+        verdicts = folder.judge_all(home, reproduce.claims())
     (why,) = (verdict.why for verdict in verdicts if verdict.claim.id == "ablation-g1")
     if warned:
         assert why == "not measured"

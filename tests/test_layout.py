@@ -15,7 +15,7 @@ FLOORS = (
     ("analysis.results",),
     ("analysis.ending",),
     ("analysis.experiments",),
-    ("analysis.budget", "analysis.cost", "analysis.command_line"),
+    ("analysis.budget", "analysis.cost", "analysis.command_line", "analysis.plugins"),
     ("analysis.plan",),
     ("analysis.prepare", "analysis.again"),
     ("analysis.one_run", "analysis.dry_run", "analysis.plugins"),

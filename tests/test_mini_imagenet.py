@@ -186,6 +186,40 @@ def test_photographs_of_any_mode_come_out_as_the_authors_code_has_them(tmp_path:
     assert any(np.array_equal(image, expected) for image in get(tmp_path, tmp_path).validation[0])
 
 
+@pytest.mark.parametrize("kind", ["mark", "semicolons", "tabs", "capitals", "blank lines"])
+def test_tables_as_other_programs_leave_them(tmp_path: Path, kind: str) -> None:
+    tables(tmp_path)
+    for split in CLASSES:
+        path = tmp_path / f"{split}.csv"
+        text = path.read_text()
+        changed = {
+            "mark": "\ufeff" + text,
+            "semicolons": text.replace(",", ";"),
+            "tabs": text.replace(",", "\t"),
+            "capitals": text.replace("filename,label", "Filename, Label"),
+            "blank lines": text.replace("label\n", "label\n\n") + "\n\n,\n",
+        }
+        path.write_bytes(changed[kind].encode())
+    np.testing.assert_array_equal(get(tmp_path, tmp_path).train, EXPECTED["train"])
+
+
+def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
+    """Pillow clips them at 255: all but the darkest pixels became white."""
+    folders(tmp_path)
+    grey = np.random.default_rng(0).integers(0, 256, (84, 84), np.uint8)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "val" / "n05" / "n05_0.JPEG", "png")
+    expected = np.repeat(grey[..., None], 3, -1)
+    assert any(np.array_equal(image, expected) for image in get(tmp_path, tmp_path).validation[0])
+
+
+def test_palettes_are_interpolated_between_their_colours(tmp_path: Path) -> None:
+    folders(tmp_path)
+    odd = Image.open(io.BytesIO(PHOTOGRAPHS["n05"][0])).quantize(256)
+    odd.save(tmp_path / "val" / "n05" / "n05_0.JPEG", "png")
+    expected = np.asarray(odd.convert("RGB").resize((84, 84), Image.Resampling.BICUBIC))
+    assert any(np.array_equal(image, expected) for image in get(tmp_path, tmp_path, "bicubic").validation[0])
+
+
 # ---- faults
 
 

@@ -1,6 +1,7 @@
 """Modules of one's own in the core, against loops of plain torch; images of other shapes are named."""
 
 import copy
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -126,7 +127,8 @@ def test_a_run_of_it_is_a_file_that_resumes_to_the_same_bits(tmp_path, monkeypat
     jobs = {name: Job(run, source, tmp_path / name, "mine") for name in ("whole", "cut")}
     execute(jobs["whole"])
     execute(replace(jobs["cut"], until=1))
-    resumed = replace(jobs["cut"], run=run_of(Network.of(module(), SHAPE)))  # made in another process
+    resumed = replace(jobs["cut"], run=pickle.loads(pickle.dumps(run)))  # as in a worker process
+    assert resumed.key == replace(jobs["cut"], run=run_of(Network.of(module(), SHAPE))).key  # made once more
     execute_together([resumed])
     found = [load(job).state for job in (jobs["whole"], resumed)]
     assert found[0].iteration == ITERATIONS and torch.equal(found[0].phi, found[1].phi)

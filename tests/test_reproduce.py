@@ -82,6 +82,7 @@ def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys)
         (["ablation"], "--iterations", "1000"),
         (["theory", "sine"], "--cells", "cifar-fs"),
         (["splits"], "--tail-shots", "2"),
+        (["theory"], "--variant", "mine=0,0,1,1"),
         (["sine", "sgd"], "--dataset", "glyphs"),
         (["sgd"], "--split", "authors"),
     ],
@@ -89,6 +90,7 @@ def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys)
 def test_an_option_that_decides_nothing_is_refused(experiments, option, value, tmp_path, capsys):
     assert reproduce.main([*experiments, option, value, "--out", str(tmp_path / "x")]) == 2
     takes = "on images of characters" if option in ("--dataset", "--split") else "that takes it (few_shot)"
+    takes = takes.replace("few_shot", "ablation") if option == "--variant" else takes
     expected = f"{option}: expected an experiment {takes}, found {', '.join(experiments)}"
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
@@ -100,6 +102,18 @@ def test_each_experiment_is_given_the_options_that_it_takes(tmp_path):
     few_shot, sgd = (plan.context_of(experiment) for experiment in plan.experiments)
     assert (few_shot.options, sgd.options) == ({"iterations": 3}, {})
     assert begin_manifest(plan)["options"]["iterations"] == 3
+
+
+def test_the_ablation_takes_iterations_with_a_variant_and_has_a_folder_for_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["ablation", "few_shot", "--profile", "smoke", "--dataset", "glyphs", "--iterations", "3"]
+    (plan,) = reproduce.plans(reproduce.parse([*options, "--variant", "mine=0,0,1,1"]))
+    ablation, few_shot = (plan.context_of(experiment).options for experiment in plan.experiments)
+    assert ablation == {"iterations": 3, "variants": plan.options["variants"]} and few_shot == {"iterations": 3}
+    assert str(plan.out) == "results/smoke-mine"
+    assert begin_manifest(plan)["options"]["variants"] == ["mine=0.0,0.0,1.0,1.0"]
+    (plan,) = reproduce.plans(reproduce.parse(options))
+    assert plan.context_of(plan.experiments[0]).options == {} and str(plan.out) == "results/smoke"
 
 
 @pytest.mark.parametrize("experiments", [["theory"], ["sine", "sgd"], ["theory", "sine", "sgd"]])

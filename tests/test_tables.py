@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from analysis.results.tables import COLUMNS, over_seeds, spearman, tidy, write_csv
+from analysis.results.tables import COLUMNS, ResultsError, over_seeds, read_csv, spearman, tidy, write_csv
 
 
 def _table(values):
@@ -43,3 +43,15 @@ def test_rank_correlation_is_scipys():
     a, b = [3.0, 1.0, 1.0, 5.0, 2.0], [0.2, 0.1, 0.4, 0.9, 0.1]
     assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
     assert np.isnan(spearman(a, [1.0] * 5))
+
+
+def test_a_table_that_another_program_saved_is_read_or_named(tmp_path):
+    path, table = tmp_path / "a.csv", _table([0.5, 0.25])
+    write_csv(table, path)
+    text = path.read_text()
+    for saved in ("\ufeff" + text, text + "\n", text.replace("\n", "\r\n")):
+        path.write_bytes(saved.encode())
+        pd.testing.assert_frame_equal(read_csv(path), table)
+    path.write_text(text.replace(",", ";").replace(".", ","))
+    with pytest.raises(ResultsError, match="expected columns that are separated by commas, found 'variant;seed;value'"):
+        read_csv(path)

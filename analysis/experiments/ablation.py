@@ -12,10 +12,11 @@ import pandas as pd
 
 from analysis.experiments.shared.curves import Curves, Scale, measure
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
+from analysis.experiments.shared.own_variants import shortened
 from analysis.paper import quotes
 from analysis.paper.figure_3 import ITERATIONS, SETTINGS, configure
 from analysis.results.claims import Claim, Control
-from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
+from analysis.results.evidence import CHECK, CONTROL, NO_EVIDENCE, rows, tabulate
 from analysis.results.tables import over_seeds
 from reptile_core.meta_gradients import Variant, average, figure_3, last, total
 
@@ -129,10 +130,20 @@ def variants(profile: str) -> tuple[Variant, ...]:
     return tuple(variant for variant in figure_3() if variant.k not in LEFT_OUT.get(profile, ()))
 
 
+def scale(context: Context) -> Scale:
+    """Return the profile's scale, or with variants of the user's that up to the iterations that were asked for."""
+    return shortened(scale_of(SCALES, context), context.options.get("iterations"))
+
+
 def looks(context: Context) -> dict[str, Sequence[int]]:
-    """Return where those of LATE are measured."""
-    common = SCALES[context.profile].looks
-    return {name: (*common, *LATE_LOOKS.get(context.profile, ())) for name in LATE}
+    """Return where those of LATE are measured: no further than the others where the user says how far."""
+    common, judged = scale(context).looks, is_judged(context)
+    return {name: (*common, *(LATE_LOOKS.get(context.profile, ()) if judged else ())) for name in LATE}
+
+
+def is_judged(context: Context) -> bool:
+    """Return whether the claims are judged: at the profile's own looks."""
+    return scale(context).looks == SCALES[context.profile].looks
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -193,21 +204,26 @@ def _longer_or_shorter(curves: Curves, looks: Sequence[int]) -> list[dict[str, A
 
 def run(context: Context) -> Result:
     """Train the variants over seeds."""
-    scale, chosen = scale_of(SCALES, context), variants(context.profile)
-    seeds = context.seeds_of(scale.seeds)
+    chosen = (*variants(context.profile), *context.options.get("variants", ()))
+    seeds = context.seeds_of(scale(context).seeds)
     runs = [(variant.name, configure(variant, seed)) for seed in seeds for variant in chosen]
-    curves = measure(context, NAME, runs, scale, looks=looks(context))
+    curves = measure(context, NAME, runs, scale(context), looks=looks(context))
     table = curves.table(NAME)
     final = summary(table)
     tables = {NAME: table, f"{NAME}_intervals": over_seeds(table, ["variant", "iteration"]), f"{NAME}_summary": final}
-    return Result(tables, tabulate(evidence(curves, scale.looks)), report(final))
+    if not is_judged(context):
+        return Result(
+            tables, NO_EVIDENCE.copy(), [*report(final), "  not judged: the claims are of the profile's looks"]
+        )
+    return Result(tables, tabulate(evidence(curves, scale(context).looks)), report(final))
 
 
 def settings(context: Context) -> dict[str, Any]:
     """Return what decides the outcome."""
-    chosen = {variant.name: variant.weights for variant in variants(context.profile)}
+    every = (*variants(context.profile), *context.options.get("variants", ()))
+    chosen = {variant.name: variant.weights for variant in every}
     further = {name: list(iterations) for name, iterations in looks(context).items()}
-    return asdict(scale_of(SCALES, context)) | SETTINGS | {"variants": chosen, "looks_of": further}
+    return asdict(scale(context)) | SETTINGS | {"variants": chosen, "looks_of": further}
 
 
 EXPERIMENT = Experiment(
@@ -217,4 +233,6 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    options=("variants", "iterations"),
+    needs={"iterations": "variants"},
 )

@@ -1,8 +1,14 @@
-"""All experiments, by name, in the order in which the script runs them."""
+"""All experiments, by name, in the order in which the script runs them; `analysis.plugins` adds the user's own."""
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
+from typing import Any
+
+import pandas as pd
 
 from analysis.experiments.shared.experiment import Experiment
+
+Draw = Callable[[Mapping[str, pd.DataFrame], Mapping[str, Any]], Mapping[str, Any]]  # tables, settings -> figures
 
 NAMES = (
     "theory",
@@ -20,6 +26,7 @@ NAMES = (
     "zero_shot",
 )
 EXPERIMENTS: dict[str, Experiment] = {name: import_module(f"analysis.experiments.{name}").EXPERIMENT for name in NAMES}
+DRAWN: dict[str, Draw | None] = {}  # how the experiments of plugins are drawn: None where they have no figure
 
 
 def takers(option: str) -> list[str]:

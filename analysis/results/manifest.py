@@ -61,6 +61,7 @@ COMMAND: dict[str, Any] = {
         "cells": [str],
         "iterations?": (int, None),
         "tail_shots?": (int, None),
+        "variants?": [str],
         "device": DEVICES,
         "split?": SPLITS,
     },

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from analysis import program
+from analysis import plugins, program
 from analysis.ending import FAILURE
 from analysis.results.claims import PROFILES
 from analysis.results.tables import ResultsError
@@ -22,9 +22,11 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="whose results (default: quick)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results are (default: results/PROFILE)")
+    parser.add_argument("--plugin", type=Path, action="append", metavar="FILE", help="as of the run that wrote them")
     options = parser.parse_args(arguments)
     try:
-        paths = write(options.out or Path("results") / options.profile)
+        with plugins.loaded(options.plugin or ()):
+            paths = write(options.out or Path("results") / options.profile)
     except (ResultsError, OSError) as error:
         print(f"{program.name()}: error: {program.as_called(str(error))}", file=sys.stderr)
         return FAILURE

@@ -175,7 +175,8 @@ def _ledger(out: Path) -> dict[str, Verdict]:
     if odd := sorted(known ^ set(by_id)):
         found = f"found {odd[0]!r}" if odd[0] in by_id else f"found no {odd[0]!r}"
         raise ResultsError(
-            f"{out / ledger.NAME}: expected this version's claims, {found}; python reproduce.py theory writes all of it"
+            f"{out / ledger.NAME}: expected this version's claims, {found}; python reproduce.py theory writes all of "
+            "it, and --plugin FILE names a claim of your own"
         )
     return by_id
 

@@ -78,7 +78,7 @@ def _from_table(path: Path) -> Listing:
     if header != ["filename", "label"]:
         raise DataError(f"{path}: expected the columns filename and label, found {', '.join(header) or 'none'}")
     if odd := next((row for row in rows if len(row) != 2), None):
-        raise DataError(f"{path}: expected two columns, filename and label, in each line, found {odd}")
+        raise DataError(f"{path}: expected the columns filename and label in each line, found {odd}")
     listing: Listing = {}
     for name, label in rows[1:]:
         listing.setdefault(label, []).append(f"{path.parent}/images/{_inside(name, path)}")

@@ -23,7 +23,8 @@ from reptile_core.training import Run
 # in two, and scales were cut to the time that a default run may take. After one on epoch 2 tasks and seeds went to
 # where claims had stayed undecided, and three experiments changed their treatment. All are judged from epoch 3 on.
 EPOCH = 3
-OPTIONS = ("cells", "iterations", "tail_shots")  # of the command line, for experiments that declare them
+# Options of the command line for experiments that declare them, and what the user calls each.
+OPTIONS = {"cells": "--cells", "iterations": "--iterations", "tail_shots": "--tail-shots", "variants": "--variant"}
 S = TypeVar("S")  # an experiment's own kind of scale
 Measured = tuple[Job, int, Evaluation]  # a run, an iteration of it, and how it is evaluated there
 
@@ -157,7 +158,8 @@ class Experiment:
     outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work. data: the words that
     name its data where it needs none of the images that the script loads. fetches: whether these are fetched over the
     network for it; False where it takes the stand-in as well. options: the options of the command line that it takes,
-    of OPTIONS. profiles: where it is run unless it is named; elsewhere it can give no verdict.
+    of OPTIONS; needs: those that it takes only together with another, and which. profiles: where it is run unless it is
+    named; elsewhere it can give no verdict.
     """
 
     name: str
@@ -169,8 +171,19 @@ class Experiment:
     data: str | None = None
     fetches: bool = True
     options: tuple[str, ...] = ()
+    needs: Mapping[str, str] = field(default_factory=dict)
     profiles: tuple[str, ...] = PROFILES
 
     def __post_init__(self) -> None:
         if unknown := set(self.options) - set(OPTIONS):
             raise ValueError(f"options: expected some of {', '.join(OPTIONS)}, found {min(unknown)!r}")
+
+    def taken(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return those of the user's options that decide something here."""
+        return {
+            name: value for name, value in given.items() if name in self.options and self.needs.get(name, name) in given
+        }
+
+    def beside(self, option: str) -> str:
+        """Return which other option this one is taken with, in words; nothing where it stands alone."""
+        return f" with {OPTIONS[self.needs[option]]}" if option in self.needs else ""

@@ -45,7 +45,7 @@ class Analysis:
             holds              the difference is explained
             stopped gradient   the model stops gradients: this one is what SGD meets, not the slope of the loss
             undecided          step and round-off hide the quantity
-            kink               a slope jumps at this very point, or in float32 near it: the gradient is one of several
+            kink               kinks at this point, where a gradient is one of several, or so near that they hide it
             differs            a derivative is wrong: the quantity is nan where differences say so (`withheld`)
             not held           no channel was tried (certify=False)
     distrust: what is wrong or has another meaning, a sentence each, with the layer or function and the way out.

@@ -1,0 +1,54 @@
+"""Variants of one's own beside those of figure 3: `--variant "mine=0,0,1,1"`, weights of g_1 … g_k."""
+
+import re
+from argparse import ArgumentTypeError
+from collections.abc import Sequence
+from dataclasses import replace
+from math import isfinite
+
+from analysis.experiments.shared.curves import Scale
+from reptile_core.meta_gradients import Variant, figure_3, own
+
+LONGEST = 4  # steps: a character has 20 drawings, and figure 3's k disjoint minibatches take five a class each
+NAME = r"[A-Za-z][A-Za-z0-9 -]*"  # what a figure's legend and a folder's name can hold
+
+
+def parse(text: str) -> Variant:
+    """Return the variant "NAME=w_1,…,w_k". ArgumentTypeError where it is none."""
+    name, equals, numbers = text.partition("=")
+    name = name.strip()
+    try:
+        weights = tuple(float(number) for number in numbers.split(","))
+    except ValueError:
+        weights = ()
+    if not equals or not re.fullmatch(NAME, name) or not weights or not all(map(isfinite, weights)):
+        raise ArgumentTypeError(f"expected NAME=w_1,…,w_k, such as mine=0,0,1,1, found {text!r}")
+    if len(weights) > LONGEST or not any(weights):
+        raise ArgumentTypeError(f"expected 1 to {LONGEST} weights, not all of them 0, found {text!r}")
+    if name in {variant.name for variant in figure_3(LONGEST)}:
+        raise ArgumentTypeError(f"expected a name that figure 3 does not have, found {name!r}")
+    return own(name, weights)
+
+
+def as_text(variant: Variant) -> str:
+    """Return what `parse` reads, for the manifest."""
+    return f"{variant.name}={','.join(f'{weight!r}' for weight in variant.weights)}"
+
+
+def check(variants: Sequence[Variant], iterations: int | None, schedule: int) -> None:
+    """Raise ValueError where variants have one name twice, or are to go beyond the schedule."""
+    if not variants:
+        return
+    names = [variant.name for variant in variants]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--variant: expected names that differ, found {', '.join(names)}")
+    if iterations is not None and iterations > schedule:
+        raise ValueError(f"--iterations: expected at most the {schedule:,} of figure 3's schedule, found {iterations}")
+
+
+def shortened(scale: Scale, iterations: int | None) -> Scale:
+    """Return the scale with another last look: curves up to there, in place of the profile's."""
+    if iterations is None:
+        return scale
+    looks = tuple(n for n in scale.looks if n < iterations) or ((iterations // 2,) if iterations > 1 else ())
+    return replace(scale, looks=(*looks, iterations))

@@ -1,0 +1,27 @@
+"""The script where it is called from: a stream of another encoding, a thread."""
+
+import io
+import sys
+import threading
+
+import pytest
+
+import reproduce
+from analysis.ending import guarded
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_characters_that_a_stream_cannot_encode_end_no_run(monkeypatch, encoding):
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert guarded(lambda _: print("1 → 2 … ≤ 3") or 0, []) == 0
+    stream.flush()
+    assert stream.buffer.getvalue().decode(encoding).startswith("1 ? 2") and stream.errors == "strict"
+
+
+def test_main_runs_in_a_thread(capsys):
+    found = []
+    thread = threading.Thread(target=lambda: found.append(reproduce.main(["--list"])))
+    thread.start()
+    thread.join()
+    assert found == [0] and "ablation" in capsys.readouterr().out
