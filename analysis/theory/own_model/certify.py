@@ -186,7 +186,10 @@ class Probe:
         loop = cache(lambda t: whole(at.steps, at.phi, t))
         size = float(self.g_bar[: max(at.k - 1, 1)].sum(0).norm())
         unit = self._length / size if size else 1.0
-        rows = [lambda t: self.g_bar[0], *(partial(_row, loop, row) for row in range(1, at.k + 1))]  # g_1 is constant
+        rows: list[Callable[[float], Tensor]] = [
+            lambda t: self.g_bar[0],
+            *(partial(_row, loop, row) for row in range(1, at.k + 1)),
+        ]  # g_1 is constant
         starts = [*self.g_bar[: at.k], self.g_bar[at.k - 1]]
         return [Differences(row, unit, start.dtype, at.order, start) for row, start in zip(rows, starts, strict=True)]
 

@@ -104,8 +104,7 @@ class Differences:
         two steps tell a h.
         """
         step = self._step(i)
-        even = [self._even(h) for h in (step, step / 2)]
-        jump = _jump(*even, step, n)
+        jump = _jump(self._even(step), self._even(step / 2), step, n)
         if n == 1 or i == HALVINGS[-1]:
             return jump
         bend = 4 * self.at(i + 1).bends - self.at(i).bends
