@@ -8,18 +8,16 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.in_process import ablation_in, script
+from tests.in_process import finished
 
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
 
 
 @pytest.fixture(scope="session")
-def finished_ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of an ablation of ten runs of two iterations, on glyphs."""
-    folder = tmp_path_factory.mktemp("finished")
-    assert script(*ablation_in(folder)).code == 0
-    return folder
+def finished_ablation() -> Path:
+    """Return the output folder of a finished ablation, which one run makes for all tests."""
+    return finished()
 
 
 @pytest.fixture

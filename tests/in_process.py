@@ -23,7 +23,8 @@ from reptile_core.tasks import Sampling
 glyphs = cache(datasets._glyphs)
 TINY = Scale(looks=(1, 2), tasks=2, seeds=1, queries=1)
 # One step of five images: adapting to test tasks would take most of a run's time.
-measure_tiny = partial(measure, sampling=Sampling(n_way=5, shots=1, batch=5, steps=1))
+TINY_EVALUATION = Sampling(n_way=5, shots=1, batch=5, steps=1)
+measure_tiny = partial(measure, sampling=TINY_EVALUATION)
 
 
 class InProcess(Workers):
@@ -67,7 +68,8 @@ def ablation_in(folder: Path, *more: object) -> tuple[object, ...]:
 
 
 @cache
-def _finished() -> Path:
+def finished() -> Path:
+    """Return the output folder of an ablation of ten runs of two iterations, on glyphs: to be read and copied."""
     folder = Path(tempfile.mkdtemp(prefix="finished-ablation-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     assert script(*ablation_in(folder)).code == 0
@@ -79,7 +81,7 @@ def finished_in(folder: Path, *, only: str = "") -> Path:
 
     Its manifest names another folder in its command.
     """
-    shutil.copytree(_finished() / only, folder / only, dirs_exist_ok=True)
+    shutil.copytree(finished() / only, folder / only, dirs_exist_ok=True)
     return folder
 
 

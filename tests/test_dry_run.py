@@ -8,18 +8,20 @@ import pytest
 from analysis import cost, dry_run
 from analysis.command_line import parse
 from analysis.experiments import ablation
-from analysis.paper.figure_3 import EVALUATION, configure
+from analysis.paper.figure_3 import configure
 from analysis.prepare import plans
 from reptile_core import datasets
 from reptile_core.meta_gradients import figure_3
-from tests.in_process import TINY, glyphs
+from tests.in_process import TINY, TINY_EVALUATION, glyphs, measure_tiny
 
 
 def said(out: Path, *more: str, rate: float = 1e9) -> list[str]:
-    options = ["--profile", "smoke", "--dataset", "glyphs", "--workers", "1", "--out", str(out), *more]
+    options = ["--profile", "smoke", "--workers", "1", "--out", str(out), *more]
+    options += ["--dataset", "glyphs"] if "ablation" in more else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "_glyphs", glyphs)
         patch.setitem(ablation.SCALES, "smoke", TINY)
+        patch.setattr(ablation, "measure", measure_tiny)
         return dry_run.describe(plans(parse(options)), lambda run: rate)
 
 
@@ -39,7 +41,7 @@ def test_what_is_there_is_not_done_again(finished_ablation: Path, tmp_path: Path
 def test_hours_are_flops_over_the_rate(tmp_path: Path) -> None:
     variants = [variant for variant in figure_3()]
     training = sum(2 * cost.iteration(configure(variant, 0)).flops for variant in variants)
-    one = cost.look(configure(variants[0], 0), EVALUATION, TINY.tasks, TINY.queries).flops
+    one = cost.look(configure(variants[0], 0), TINY_EVALUATION, TINY.tasks, TINY.queries).flops
     seconds = 3.5 * 3600
     *_, whole = said(tmp_path, "ablation", rate=(training + 21 * one) / seconds)
     assert whole.startswith("what is left: 3.5 hours on 1 workers")
