@@ -61,7 +61,10 @@ def _numbers(variant: Variant) -> str:
 def _further(settings: Mapping[str, Any]) -> str:
     """Say which curves are longer or shorter than the others."""
     others = {name: looks[-1] for name, looks in settings["looks_of"].items() if looks[-1] != settings["looks"][-1]}
-    return "".join(f" ({name}: {until:,})" for name, until in others.items())
+    by_end: dict[int, list[str]] = {}
+    for name, until in others.items():
+        by_end.setdefault(until, []).append(name)
+    return "".join(f" ({until:,} of {', '.join(names)})" for until, names in by_end.items())
 
 
 def _draw(

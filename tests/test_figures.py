@@ -52,7 +52,7 @@ def test_curves_are_the_numbers(tables):
 def test_captions_say_what_is_trained_and_measured(tables):
     with style():
         caption = _draw(tables).texts[-1].get_text().replace("\n", " ")
-    assert "over 40,000 iterations, of which the first 20 are trained (g1: 30)" in caption
+    assert "over 40,000 iterations, of which the first 20 are trained (30 of g1)" in caption
     assert "4 test tasks at every point of a curve, 5 test examples a class" in caption
     assert "others at every point" in caption
     assert schedule_in_words({"looks": [1, 10], "iterations": 10}) == "annealed linearly to 0 over 10 iterations"
