@@ -75,18 +75,21 @@ def _described(error: Exception) -> tuple[int, str]:
 
 @contextmanager
 def _printable() -> Iterator[None]:
-    """Replace characters that stdout or stderr cannot encode (cp1252, ascii), so that no work is lost for a word."""
-    streams = [stream for stream in (sys.stdout, sys.stderr) if isinstance(stream, TextIOWrapper)]
-    before = [stream.errors for stream in streams]
-    for stream in streams:
-        if stream.errors == "strict":
-            stream.reconfigure(errors="replace")
+    """Replace characters that stdout cannot encode (cp1252, ascii), so that no work is lost for a word.
+
+    stderr escapes them by itself.
+    """
+    stream = sys.stdout
+    if not isinstance(stream, TextIOWrapper):
+        yield
+        return
+    before = stream.errors
+    stream.reconfigure(errors="replace")
     try:
         yield
     finally:
-        for stream, errors in zip(streams, before, strict=True):
-            with suppress(OSError, ValueError):  # closed, or a pipe that nobody reads
-                stream.reconfigure(errors=errors)
+        with suppress(OSError, ValueError):  # closed, or a pipe that nobody reads
+            stream.reconfigure(errors=before)
 
 
 @contextmanager

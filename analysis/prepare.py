@@ -197,10 +197,8 @@ def _check_taken(options: argparse.Namespace, given: dict[str, Any], experiments
         if not any(name in experiment.taken(given) for experiment in experiments):
             takes = ", ".join(one.name for one in EXPERIMENTS.values() if name in one.taken(given))
             raise UsageError(f"{OPTIONS[name]}: expected an experiment that takes it ({takes}), found {found}")
-    if all(experiment.data is not None for experiment in experiments):
-        for name in ("dataset", "split"):
-            if getattr(options, name) is not None:
-                raise UsageError(f"--{name}: expected an experiment on images of characters, found {found}")
+    if options.split is not None and all(experiment.data is not None for experiment in experiments):
+        raise UsageError(f"--split: expected an experiment on images of characters, found {found}")
 
 
 def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:

@@ -206,3 +206,16 @@ def test_bad_arguments_are_named(known):
     for function in (trace, lambda *a, **k: spectral_density(*a, steps=2, **k)):
         with pytest.raises(ValueError, match="samples: expected at least 2, for a standard error, found 1"):
             function(loss, phi, samples=1, generator=generator())
+
+
+def test_a_flat_loss_has_eigenvalues_of_0_and_one_without_derivatives_is_named():
+    phi = torch.ones(6, dtype=torch.float64)
+    found = extreme_eigenvalues(lambda p: p.sum(), phi, count=2, generator=torch.Generator().manual_seed(0))
+    assert found.values.tolist() == found.residuals.tolist() == [0.0, 0.0]
+    assert torch.equal(found.vectors @ found.vectors.T, torch.eye(2, dtype=torch.float64))
+    for loss, message in (
+        (lambda p: (p * float("nan")).sum() ** 2, "loss: expected finite derivatives"),
+        (lambda p: p.detach().sum(), "loss: expected a function of phi, found one that does not depend on it"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            extreme_eigenvalues(loss, phi, count=2, generator=torch.Generator().manual_seed(0))

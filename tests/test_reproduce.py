@@ -83,13 +83,12 @@ def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys)
         (["theory", "sine"], "--cells", "cifar-fs"),
         (["splits"], "--tail-shots", "2"),
         (["theory"], "--variant", "mine=0,0,1,1"),
-        (["sine", "sgd"], "--dataset", "glyphs"),
         (["sgd"], "--split", "authors"),
     ],
 )
 def test_an_option_that_decides_nothing_is_refused(experiments, option, value, tmp_path, capsys):
     assert reproduce.main([*experiments, option, value, "--out", str(tmp_path / "x")]) == 2
-    takes = "on images of characters" if option in ("--dataset", "--split") else "that takes it (few_shot)"
+    takes = "on images of characters" if option == "--split" else "that takes it (few_shot)"
     takes = takes.replace("few_shot", "ablation") if option == "--variant" else takes
     expected = f"{option}: expected an experiment {takes}, found {', '.join(experiments)}"
     assert expected in capsys.readouterr().err

@@ -52,7 +52,7 @@ class SpectralDensity:
 
 def trace(loss: Loss, phi: Vector, *, samples: int, generator: torch.Generator) -> Estimate:
     """Return tr L''(phi) by Hutchinson's estimator, the mean of z . L'' z: one product a sample."""
-    product = hessian_at(loss, phi)
+    product = _products(loss, phi)
 
     def one() -> Tensor:
         z = _signs(phi, generator)
@@ -76,8 +76,12 @@ def extreme_eigenvalues(
         raise ValueError(f'which: expected "LA", "SA" or "LM", found {which!r}')
     from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import, as is scipy.linalg below
 
-    product = hessian_at(loss, phi)
-    start = _signs(phi, generator).cpu().numpy()
+    product = _products(loss, phi)
+    signs = _signs(phi, generator)
+    if not product(signs).any():  # as of a linear loss
+        vectors = torch.eye(count, len(phi), dtype=phi.dtype, device=phi.device)
+        return Eigenpairs(phi.new_zeros(count), vectors, phi.new_zeros(count))
+    start = signs.cpu().numpy()
     operator = LinearOperator(
         2 * (len(phi),), matvec=lambda v: product(torch.from_numpy(v).to(phi)).cpu().numpy(), dtype=start.dtype
     )
@@ -103,7 +107,7 @@ def spectral_density(
         raise ValueError(f"samples: expected at least 2, for a standard error, found {samples}")
     from scipy.linalg import eigh_tridiagonal
 
-    product = hessian_at(loss, phi)
+    product = _products(loss, phi)
     points, weights = torch.zeros(2, samples, steps, dtype=torch.float64)
     for row in range(samples):
         values, vectors = eigh_tridiagonal(*_lanczos(product, _signs(phi, generator), steps))
@@ -137,6 +141,19 @@ def _lanczos(product: Callable[[Vector], Vector], start: Vector, steps: int) -> 
         off_diagonal.append(rest)
         basis[n + 1] = w / rest
     return diagonal, off_diagonal
+
+
+def _products(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
+    """Return v -> L''(phi) v, which raises ValueError where it gives numbers that are not finite."""
+    product = hessian_at(loss, phi)
+
+    def finite(v: Vector) -> Vector:
+        found = product(v)
+        if not found.isfinite().all():
+            raise ValueError("loss: expected finite derivatives at phi, found a Hessian-vector product with nan or inf")
+        return found
+
+    return finite
 
 
 def _signs(like: Vector, generator: torch.Generator) -> Vector:
