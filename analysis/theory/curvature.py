@@ -144,7 +144,13 @@ def _lanczos(product: Callable[[Vector], Vector], start: Vector, steps: int) -> 
 
 
 def _products(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
-    """Return v -> L''(phi) v, which raises ValueError where it gives numbers that are not finite."""
+    """Return v -> L''(phi) v; ValueError where the loss does not depend on phi, or a product is not finite."""
+    with torch.enable_grad():
+        depends = loss(phi.detach().requires_grad_()).requires_grad
+    if not depends:
+        raise ValueError(
+            "loss: expected a function of phi, found one that does not depend on it (constant or detached)"
+        )
     product = hessian_at(loss, phi)
 
     def finite(v: Vector) -> Vector:

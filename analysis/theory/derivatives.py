@@ -40,7 +40,7 @@ def gradient(loss: Loss, phi: Vector) -> Vector:
     """Return L'(phi), as the core takes it; not to be differentiated again."""
     point = phi.detach().requires_grad_()
     with torch.enable_grad():
-        return torch.autograd.grad(_value(loss, point), point)[0]
+        return torch.autograd.grad(loss(point), point)[0]
 
 
 class Products(Protocol):
@@ -69,7 +69,7 @@ class At:
     def graph(self) -> Vector:
         """Return the gradient, with its graph."""
         with torch.enable_grad():
-            return torch.autograd.grad(_value(self.loss, self.phi), self.phi, create_graph=True)[0]
+            return torch.autograd.grad(self.loss(self.phi), self.phi, create_graph=True)[0]
 
     @property
     def gradient(self) -> Vector:
@@ -132,16 +132,6 @@ def _back(f: Vector, phi: Vector, v: Vector, *, graph: bool = False) -> Vector:
     return torch.autograd.grad(
         f, phi, v, retain_graph=True, create_graph=graph, allow_unused=True, materialize_grads=True
     )[0]
-
-
-def _value(loss: Loss, phi: Vector) -> Tensor:
-    """Return L(phi), with its graph; ValueError where it has none."""
-    value = loss(phi)
-    if not value.requires_grad:
-        raise ValueError(
-            "loss: expected a function of phi, found one that does not depend on it (constant or detached)"
-        )
-    return value
 
 
 def _constant(x: Tensor) -> bool:
