@@ -102,7 +102,7 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
 
 
 def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
-    """Takes what is written into `out` by a copy: torch.func knows no argument of that name."""
+    """Take what is written into `out` by a copy: torch.func knows no argument of that name."""
     normalized = F.normalize(input, p, dim, eps)
     return normalized if out is None else out.copy_(normalized)
 
@@ -116,7 +116,7 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """Looks words up. Padding is a stopped gradient; gradients are dense, as a vector of all parameters is."""
+    """Look words up. Padding is a stopped gradient; gradients are dense, as a vector of all parameters is."""
     _refuse_for_embeddings(max_norm, scale_grad_by_freq)
     words = F.embedding(input, weight)
     if padding_idx is None:
@@ -138,7 +138,7 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Asks for dense gradients; what is padded is in no bag, so that nothing is stopped."""
+    """Ask for dense gradients; what is padded is in no bag, so that nothing is stopped."""
     _refuse_for_embeddings(max_norm, scale_grad_by_freq)
     rest = per_sample_weights, include_last_offset, padding_idx
     return F.embedding_bag(input, weight, offsets, None, 2, False, mode, False, *rest)
@@ -246,13 +246,13 @@ def _weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, 
 
 
 def stopped(x: Tensor) -> Tensor:
-    """Gives x as a constant of every backward pass around it: a copy, as a view would keep its part in them."""
+    """Give x as a constant of every backward pass around it: a copy, as a view would keep its part in them."""
     with torch.no_grad():
         return x.clone()
 
 
 def _without_fast_libraries(recurrent: Callable[..., Any]) -> Callable[..., Any]:
-    """Computes the recurrent layer in torch's own operations: oneDNN and cuDNN have first derivatives alone."""
+    """Compute the recurrent layer in torch's own operations: oneDNN and cuDNN have first derivatives alone."""
 
     def slowly(*args: Any, **kwargs: Any) -> Any:
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
@@ -262,7 +262,7 @@ def _without_fast_libraries(recurrent: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _names(operation: Any) -> list[Any]:
-    """Lists what torch.ops.aten calls one operation: itself, and its overloads."""
+    """List what torch.ops.aten calls one operation: itself, and its overloads."""
     return [operation, operation._op, *(getattr(operation, overload) for overload in operation.overloads())]
 
 

@@ -134,7 +134,7 @@ def _analysis(setting: Setting, unflatten: Callable[[Vector], Tree], most_orders
 
 
 def _made_on(device: torch.device) -> AbstractContextManager:
-    """Lets the constants of the formulas be made where phi is, which costs time in every call."""
+    """Let the constants of the formulas be made where phi is, which costs time in every call."""
     return nullcontext() if device == torch.get_default_device() else device
 
 
@@ -146,11 +146,11 @@ def _why_left_out(m: int, k: int, most_orders: int) -> str:
 def _coefficients(
     setting: Setting, way: Way, avg_grad: Vector, avg_grad_inner: Vector
 ) -> list[tuple[str, str, float, float]]:
-    """The rows of `Analysis.coefficients`."""
+    """Return the rows of `Analysis.coefficients`."""
     k = setting.k
 
     def updates(t: float) -> Float[Tensor, "3 P"]:
-        """The expectations, over all ordered choices, of MAML, FOMAML and Reptile."""
+        """Return the expectations, over all ordered choices, of MAML, FOMAML and Reptile."""
         total = torch.zeros(k + 1, len(setting.phi), dtype=setting.phi.dtype)
         for losses in permutations(setting.pool, k):
             total += by_products(losses, setting.phi, t, way)
@@ -192,7 +192,7 @@ def _as_function(model: Any, parameters: Tree) -> tuple[Callable[[Tree, Tree], T
 
 
 def _check(model: Any, pool: Sequence[OwnLoss], phi: Vector) -> tuple[str, ...]:
-    """Refuses what cannot be analysed; names stopped gradients."""
+    """Refuse what cannot be analysed, and name stopped gradients."""
     evaluations = evaluations_against_noise(len(pool))
     stops: dict[str, None] = {}
     for i, on_minibatch in enumerate(pool):

@@ -70,7 +70,7 @@ class Analysis:
     notes: tuple[str, ...]
 
     def verdict(self, quantity: str) -> str:
-        """The worst verdict of a quantity, such as "terms", in all its rows."""
+        """Return the worst verdict of a quantity, such as "terms", in all its rows."""
         rows = self.certificate[(self.certificate.quantity == quantity) & self.certificate.decides]
         return max(rows.verdict, key=VERDICTS.index) if len(rows) else "not held"
 
@@ -80,7 +80,7 @@ class Analysis:
         return tuple(q for q in self.certificate.quantity.unique() if self.verdict(q) == DIFFERS)
 
     def summary(self) -> str:
-        """Says in five lines what holds on this model, how far alpha can go, and what to distrust."""
+        """Say in five lines what holds on this model, how far alpha can go, and what to distrust."""
         return "\n".join([self._checked(), self._slopes(), self._reach(), self._theorem(), self._distrusted()])
 
     def _checked(self) -> str:
@@ -112,7 +112,7 @@ class Analysis:
         )
 
     def reach(self) -> tuple[str, float] | None:
-        """The gradient that first order ceases to explain first, and the alpha up to which it does so to nine tenths.
+        """Return the gradient that first order ceases to explain first, and the alpha up to which nine tenths are.
 
         The share that first order leaves is about |term of order 2|^2 / |term of order 1|^2, in proportion to alpha^2.
         """
@@ -147,7 +147,7 @@ def expansion(
     terms: Float[Tensor, "u orders P"],
     at_half: Float[Tensor, "u P"],
 ) -> pd.DataFrame:
-    """The rows of `Analysis.expansion`; at_half are the gradients at alpha / 2, whose terms are 2^-n of those here."""
+    """Return the rows of `Analysis.expansion`. at_half: the gradients at alpha / 2, whose terms are 2^-n of these."""
     halves = 0.5 ** torch.arange(terms.shape[1], dtype=terms.dtype, device=terms.device)
     remainder = (exact[:, None] - terms.cumsum(1)).norm(dim=-1)
     half = (at_half[:, None] - (terms * halves[:, None]).cumsum(1)).norm(dim=-1)
@@ -165,7 +165,7 @@ def expansion(
 
 
 def inner_products(gram: Float[Tensor, "m m"]) -> pd.DataFrame:
-    """The rows of `Analysis.inner_products`."""
+    """Return the rows of `Analysis.inner_products`."""
     length = gram.diagonal().sqrt()
     i, j = torch.triu_indices(*gram.shape, device=gram.device)
     columns = {"i": i + 1, "j": j + 1, "inner_product": gram[i, j], "cosine": gram[i, j] / (length[i] * length[j])}

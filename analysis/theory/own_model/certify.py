@@ -74,7 +74,7 @@ class Certificate(dict[Key, list[Agreement]]):
         self.setdefault(key, []).extend(agreements)
 
     def verdict(self, *keys: Key) -> str:
-        """The worst of some quantities, as the channels see it that decide."""
+        """Return the worst of some quantities, as the channels see it that decide."""
         deciding = [a for key in keys for a in self.get(key, []) if a.decides]
         return worst(deciding).verdict if deciding else HOLDS
 
@@ -85,7 +85,7 @@ class Certificate(dict[Key, list[Agreement]]):
         return sum(self.differs(key) for key in self)
 
     def table(self) -> pd.DataFrame:
-        """The rows of `Analysis.certificate`: the worst of each quantity and channel, and what is derived of them."""
+        """Return the rows of `Analysis.certificate`: the worst of each quantity and channel, and what follows."""
         rows = [
             (*key, a.channel, a.error, a.explained, a.verdict, a.decides)
             for key, agreements in {**self, **self._derived()}.items()
@@ -133,7 +133,7 @@ class Probe:
         return [self._of_slopes[0], *map(self._gradient, at.steps[1:], points, met[1:])]
 
     def maml(self, found: Vector) -> list[Agreement]:
-        """Holds MAML's gradient."""
+        """Hold MAML's gradient."""
         at = self.setting
         value = adapted_loss(at.steps, at.alpha)
         by_loop = attempt(lambda: through_the_loop(at.steps, at.phi, at.alpha)[-1])
@@ -146,7 +146,7 @@ class Probe:
         return agreements
 
     def products(self, way: Way, products: Sequence[Vector]) -> list[Agreement]:
-        """Holds products with the pairings, taken in some way, to differences and to the other way."""
+        """Hold products with the pairings, taken in some way, to differences and to the other way."""
         at = self.setting
         found = [compare("differences of gradients", p, q) for p, q in zip(products, self.by_gradients, strict=True)]
         other = reverse if way is forward else forward
@@ -227,7 +227,7 @@ class Probe:
 
 
 def attempt(call: Callable[[], Tensor]) -> Tensor | None:
-    """Asks a channel; None where torch has no rule for it."""
+    """Ask a channel; None where torch has no rule for it."""
     try:
         return call()
     except Exception:

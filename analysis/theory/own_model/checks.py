@@ -63,7 +63,7 @@ def check_minibatches(minibatches: Iterable[tuple[Tree, Tree]], phi: Vector) -> 
 
 
 def check_module(model: nn.Module) -> None:
-    """Refuses layers of which no analysis can be made, before anything is evaluated."""
+    """Refuse layers of which no analysis can be made, before anything is evaluated."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError("model: expected a module in Python, found one compiled by torch.jit; give its original")
     layers = list(model.named_modules())
@@ -83,7 +83,7 @@ def check_module(model: nn.Module) -> None:
 
 
 def check_loss(on_minibatch: OwnLoss, phi: Vector, i: int, evaluations: int) -> None:
-    """Refuses what is no finite scalar function of phi, the same each time."""
+    """Refuse what is no finite scalar function of phi, the same each time."""
     with torch.enable_grad():
         value = on_minibatch(phi.clone().requires_grad_())
     if not isinstance(value, Tensor):
@@ -139,7 +139,7 @@ def warn_of_minibatch_statistics(model: nn.Module, stacklevel: int) -> None:
 
 
 def _again(on_minibatch: OwnLoss, phi: Vector, evaluations: int) -> Iterable[Tensor]:
-    """The loss as derivatives see it, by torch.func where that can and in plain torch, and once without any.
+    """Return the loss as derivatives see it, by torch.func where that can and in plain torch, and once without any.
 
     Random generators run on from one evaluation to the next.
     """

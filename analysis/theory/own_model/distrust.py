@@ -19,7 +19,7 @@ MORE_EVALUATIONS = 300  # to find noise where channels differ: that of one call 
 def judge(
     setting: Setting, certificate: Certificate, found: Quantities, expansion: pd.DataFrame
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns sentences on what to distrust, and notes on what is right but not as one may expect."""
+    """Return sentences on what to distrust, and notes on what is right but not as one may expect."""
     verdicts = {a.verdict for agreements in certificate.values() for a in agreements}
     if DIFFERS in verdicts:
         for i, on_minibatch in enumerate(setting.pool):
@@ -108,14 +108,14 @@ def _jumps_here(setting: Setting, certificate: Certificate) -> bool:
 
 
 def _kinks_on_the_way(setting: Setting) -> list[str]:
-    """The functions with kinks, those with one at 0 only if a number crosses it in the last minibatch of the loop."""
+    """Return the functions with kinks; with one at 0 only if a number crosses it in the loop's last minibatch."""
     points, _ = gradients_met(setting.steps, setting.phi, setting.alpha)
     first, last = (heard(setting.model, setting.steps[-1], point) for point in (setting.phi, points[setting.k - 1]))
     return list(dict.fromkeys(kinks(first, last)))
 
 
 def _spoiled(expansion: pd.DataFrame) -> list[str]:
-    """The gradients of which a remainder falls by half a power of alpha less than it should, or more."""
+    """Return the gradients of which a remainder falls by half a power of alpha less than it should, or more."""
     short = expansion[(expansion.gradient != "g_1") & (expansion.slope < expansion.order + 0.5)]
     return list(dict.fromkeys(short.gradient))
 
@@ -134,7 +134,7 @@ def _nowhere(certificate: Certificate) -> str:
 
 
 def _list(keys: Sequence[Key]) -> str:
-    """Lists quantities, each with the gradients that are meant: "g_bar, terms of order 2 (g_2, MAML)"."""
+    """List quantities, each with the gradients that are meant: "g_bar, terms of order 2 (g_2, MAML)"."""
     gradients: dict[str, list[str]] = {}
     for quantity, gradient, order in keys:
         name = f"terms of order {order}" if quantity == "terms" else quantity

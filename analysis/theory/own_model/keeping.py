@@ -39,7 +39,7 @@ class Keeper:
         self._dicts = [(held, copy) for held, copy in self._dicts if copy]
 
     def put_back(self, *, everything: bool = False) -> None:
-        """Puts back what differs; in containers of many entries, and random generators, only with `everything`."""
+        """Put back what differs; in containers of many entries, and random generators, only with `everything`."""
         if any(self._empty):
             for held in self._empty:
                 held.clear()
@@ -58,7 +58,7 @@ class Keeper:
                 restore()
 
     def _look_at(self, thing: Any, depth: int, *, inside: bool) -> None:
-        """Notes a thing and what it holds; `inside` a module, where the values of tensors are state too."""
+        """Note a thing and what it holds; `inside` a module, where the values of tensors are state too."""
         if depth < 0 or id(thing) in self._seen or thing is None or isinstance(thing, _PLAIN):
             return
         self._seen.add(id(thing))
@@ -114,7 +114,7 @@ class _Held:
 
 @contextmanager
 def same_randomness(device: torch.device) -> Iterator[None]:
-    """Leaves the global generators of torch, Python and NumPy as they were."""
+    """Leave the global generators of torch, Python and NumPy as they were."""
     python, numpy = random.getstate(), np.random.get_state()
     devices = [device] if device.type == "cuda" else []
     try:
@@ -130,7 +130,7 @@ _PLAIN = str, bytes, int, float, complex, bool, type, type(torch), torch.dtype, 
 
 
 def _behind(thing: Any) -> list[Any]:
-    """Lists what a function can reach: defaults, what it closes over, and containers and modules that it names."""
+    """List what a function can reach: defaults, what it closes over, and containers and modules that it names."""
     if isinstance(thing, partial):
         return [thing.func, thing.args, thing.keywords]
     if isinstance(thing, MethodType):
@@ -150,7 +150,7 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _restoring(thing: Any) -> Callable[[], Any] | None:
-    """Returns what takes a random generator back to its present state; None of what is no generator."""
+    """Return what takes a random generator back to its present state; None of what is no generator."""
     if isinstance(thing, torch.Generator):
         return partial(thing.set_state, thing.get_state())
     if isinstance(thing, random.Random):

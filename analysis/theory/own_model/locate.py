@@ -27,7 +27,7 @@ ORDERS = "gradient", "second derivative", "third derivative"
 
 
 def culprits(model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: bool = False) -> list[str]:
-    """Names the layers, and in them the functions, whose derivatives up to `order` differ from differences, or fail.
+    """Name the layers, and in them the functions, whose derivatives up to `order` differ from differences, or fail.
 
     failing: only those that fail.
     """
@@ -53,7 +53,7 @@ def culprits(model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: boo
 
 
 def heard(model: Any, loss: OwnLoss, phi: Vector) -> list[Call]:
-    """Lists the functions that a model and a loss call, in their order."""
+    """List the functions that a model and a loss call, in their order."""
     calls: list[Call] = []
     with torch.enable_grad():
         loss.watched(phi.clone().requires_grad_(), Watcher(layer_names(model), calls.append))
@@ -95,7 +95,7 @@ def _layer_calls(model: nn.Module, loss: OwnLoss, phi: Vector) -> _Calls:
 
 
 def _in_layers(module: nn.Module, path: str, calls: tuple[_Calls, _Calls], order: int) -> list[tuple[str, str]]:
-    """The innermost layers inside a module that are at fault, with their faults."""
+    """Return the innermost layers inside a module that are at fault, with their faults."""
     found = []
     for name, child in module.named_children():
         full = f"{path}.{name}" if path else name
@@ -147,7 +147,7 @@ def _fault_of_call(call: Call, beyond: Call, order: int) -> str:
 
 
 def _fault(f: Loss, x: Vector, step: Vector, order: int) -> str:
-    """Tells in which order, and by which mode, the derivative of f along a step is another than by differences."""
+    """Tell in which order, and by which mode, the derivative of f along a step is another than by differences."""
     length, size = float(x.norm()) + 0.01 * len(x) ** 0.5, float(step.norm())
     if not size:
         return ""
@@ -198,7 +198,7 @@ def _along(way: Way, f: Loss, v: Vector, point: Vector) -> Vector:
 
 
 def _weighted(results: Any, _: Any = None) -> Tensor:
-    """The sum of all numbers with weights that repeat nowhere, and some of their squares: not linear in any."""
+    """Return the sum of all numbers with weights that repeat nowhere, and some of their squares: not linear in any."""
     numbers = [leaf for _, leaf in leaves(results) if _is_number(leaf)]
     weights = [torch.arange(1, n.numel() + 1).to(n).sin().view(n.shape) for n in numbers]
     sums = [(n * w + n * n / 4).sum() for n, w in zip(numbers, weights, strict=True)]

@@ -20,12 +20,12 @@ Way = Callable[..., Vector]  # of (loss, phi, *directions), as `derivative`
 
 
 def forward(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
-    """Takes L' (), L'' v (v), L'''[u, v] (u, v) by forward over reverse mode."""
+    """Take L' (), L'' v (v), L'''[u, v] (u, v) by forward over reverse mode."""
     return derivative(loss, phi, *directions) if directions else gradient(loss, phi)
 
 
 def reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
-    """Takes the same by reverse over reverse mode."""
+    """Take the same by reverse over reverse mode."""
     point = phi.detach().requires_grad_()
     with torch.enable_grad():
         field = torch.autograd.grad(loss(point), point, create_graph=bool(directions))[0]
@@ -62,7 +62,7 @@ class Along:
 
 
 def gradients_met(losses: Sequence[Loss], phi: Vector, alpha: float) -> tuple[list[Vector], list[Vector]]:
-    """Runs SGD, and returns phi_1 … phi_{k+1} and g_1 … g_k."""
+    """Run SGD, and return phi_1 … phi_{k+1} and g_1 … g_k."""
     points, gradients = [phi], []
     for loss in losses:
         gradients.append(gradient(loss, points[-1]))
@@ -71,7 +71,7 @@ def gradients_met(losses: Sequence[Loss], phi: Vector, alpha: float) -> tuple[li
 
 
 def by_products(losses: Sequence[Loss], phi: Vector, alpha: float, way: Way) -> Float[Tensor, "u P"]:
-    """Returns g_1 … g_k, and MAML's gradient as the product of equation 21."""
+    """Return g_1 … g_k, and MAML's gradient as the product of equation 21."""
     points, gradients = gradients_met(losses, phi, alpha)
     v = gradients[-1]
     for loss, point in reversed(list(zip(losses[:-1], points, strict=False))):
@@ -80,7 +80,7 @@ def by_products(losses: Sequence[Loss], phi: Vector, alpha: float, way: Way) -> 
 
 
 def through_the_loop(losses: Sequence[Loss], phi: Vector, alpha: float) -> Float[Tensor, "u P"]:
-    """Returns the same, MAML's gradient by one backward pass through all steps."""
+    """Return the same, MAML's gradient by one backward pass through all steps."""
     start = phi.detach().requires_grad_()
     point, gradients = start, []
     with torch.enable_grad():
@@ -92,7 +92,7 @@ def through_the_loop(losses: Sequence[Loss], phi: Vector, alpha: float) -> Float
 
 
 def adapted_loss(losses: Sequence[Loss], alpha: float) -> Callable[[Vector], Tensor]:
-    """Returns L_k(phi_k) as a function of phi_1: what MAML differentiates."""
+    """Return L_k(phi_k) as a function of phi_1: what MAML differentiates."""
 
     def value(phi: Vector) -> Tensor:
         points, _ = gradients_met(losses[:-1], phi, alpha)

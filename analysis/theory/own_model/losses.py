@@ -42,7 +42,7 @@ class OwnLoss:
         return self.watched(phi, nullcontext())
 
     def watched(self, phi: Vector, watcher: AbstractContextManager) -> Tensor:
-        """Evaluates the loss, each function that the model or the loss calls going through a torch function mode."""
+        """Evaluate the loss, each function that the model or the loss calls going through a torch function mode."""
         inputs, targets = copies = fresh(self._minibatch)
         versions = _versions(copies)
         try:
@@ -53,7 +53,7 @@ class OwnLoss:
             self.alters_its_data |= versions != _versions(copies)
 
     def gradient_of_the_module_itself(self) -> Vector:
-        """Takes the gradient as any training loop does, of the caller's parameters in plain torch."""
+        """Take the gradient as any training loop does, of the caller's parameters in plain torch."""
         assert isinstance(self.function, ModuleFunction)
         inputs, targets = fresh(self._minibatch)
         try:
@@ -99,7 +99,7 @@ class ModuleFunction:
         return self.model(*args, **kwargs)
 
     def exchange(self, values: Mapping[str, Tensor], *, like: Sequence[Tensor] = ()) -> None:
-        """Puts these in the parameters' places, and copies of frozen ones and of buffers, which may be written to.
+        """Put these in the parameters' places, and copies of frozen ones and of buffers, which may be written to.
 
         A buffer is on the levels of torch.func on which the parameters are, so that what is computed from them can be
         written into it.
@@ -118,7 +118,7 @@ class ModuleFunction:
             slots[name] = [others.get(id(entry), entry) for entry in entries]
 
     def arguments(self, inputs: Tree) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Tells how the module takes its inputs: a tuple as several arguments, a mapping as keywords where they fit."""
+        """Tell how the module takes its inputs: a tuple as several arguments, a mapping as keywords where they fit."""
         if isinstance(inputs, Mapping):
             return ((), dict(inputs)) if self._takes(**inputs) else ((inputs,), {})
         if isinstance(inputs, PackedSequence) or is_record(inputs) or not isinstance(inputs, tuple):
@@ -142,7 +142,7 @@ class ModuleFunction:
 
 
 def flatten(parameters: Tree) -> tuple[Vector, Callable[[Vector], Tree]]:
-    """Makes one vector of all parameters, in the order of their tree, and the way back."""
+    """Make one vector of all parameters, in the order of their tree, and the way back."""
     found = list(leaves(parameters))
     if not found:
         raise ValueError("parameters: expected at least one that requires a gradient, found none")

@@ -35,7 +35,7 @@ class Quantities:
 
 
 def quantities(setting: Setting, *, certify: bool) -> tuple[Quantities, Certificate]:
-    """Takes every quantity and, if it is to be certified, holds it to its channels and withholds what differs."""
+    """Take every quantity and, if it is to be certified, hold it to its channels and withhold what differs."""
     at, certificate = setting, Certificate()
     try:
         g_bar = torch.stack([gradient(loss, at.phi) for loss in at.pool])
@@ -73,7 +73,7 @@ def _best(
     hold: Callable[[Any, Way], Certificate] | None,
     certificate: Certificate,
 ) -> tuple[Any, Way]:
-    """Takes something in the first way that torch has and no channel differs from, or else in that with the fewest
+    """Take something in the first way that torch has and no channel differs from, or else in that with the fewest
     differences. What a way that is not taken differs in is noted, but decides nothing."""
     tried: list[tuple[int, int, Any, Way, Certificate]] = []
     errors: list[Exception] = []
@@ -101,11 +101,11 @@ def _best(
 def _higher(
     at: Setting, probe: Probe, maml_way: Way, certificate: Certificate, certify: bool
 ) -> tuple[tuple[Float[Tensor, "u orders P"], Float[Tensor, "m P"]], Way | None]:
-    """The terms of the series, and the products of which AvgGradInner is the mean."""
+    """Return the terms of the series, and the products of which AvgGradInner is the mean."""
 
     @cache
     def series() -> list[Differences]:
-        """The coefficients by differences in alpha: of one step, or of order 0 alone, there are none."""
+        """Return the coefficients by differences in alpha: of one step, or of order 0 alone, there are none."""
         return probe.series(maml_way) if at.order and at.k > 1 else []
 
     def take(way: Way) -> tuple[Tensor, Tensor]:
@@ -141,7 +141,7 @@ Series = Callable[[], list[Differences]]
 
 
 def _by_differences(at: Setting, probe: Probe, series: Series) -> tuple[Tensor, Tensor]:
-    """The same where torch has no derivative of a field that is no gradient: as the quotients say."""
+    """Return the same where torch has no derivative of a field that is no gradient: as the quotients say."""
     terms = torch.zeros(at.k + 1, at.order + 1, len(at.phi), dtype=at.phi.dtype)
     terms[:-1, 0], terms[-1, 0] = probe.g_bar[: at.k], probe.g_bar[at.k - 1]
     _put_differences(at, series, terms, rows=list(range(at.k + 1)))
@@ -156,7 +156,7 @@ def _put_differences(at: Setting, series: Series, terms: Tensor, rows: Sequence[
 
 
 def _withheld(at: Setting, found: Quantities, certificate: Certificate) -> Quantities:
-    """Puts nan in place of what differs, of a gradient also in place of its terms."""
+    """Put nan in place of what differs, of a gradient also in place of its terms."""
     nan = float("nan")
     exact, at_half, terms = found.exact.clone(), found.at_half.clone(), found.terms.clone()
     g_bar, products = found.g_bar, found.products

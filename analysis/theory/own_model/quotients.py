@@ -216,12 +216,12 @@ def compare_rules(channel: str, found: Tensor, other: Tensor, *, decides: bool, 
 
 
 def worst(agreements: list[Agreement]) -> Agreement:
-    """The one with the worst verdict; of several such, that which leaves most of what is explained behind."""
+    """Return the one with the worst verdict; of several such, that which leaves most of what is explained behind."""
     return max(agreements, key=lambda a: (VERDICTS.index(a.verdict), a.error / a.explained if a.explained else 0.0))
 
 
 def _floor(like: Tensor) -> float:
-    """The relative difference that counts as none: the root of eps, and in float64 1e-7, as there are kernels of torch
+    """Return the relative difference that counts as none: the root of eps; in float64 1e-7, as some kernels of torch
     with constants in float32 (that of hardsigmoid's backward pass is off by 2e-8)."""
     return max(torch.finfo(like.dtype).eps ** 0.5, 1e-7)
 

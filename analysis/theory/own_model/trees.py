@@ -12,7 +12,7 @@ Tree = Any  # a tensor, or what holds tensors
 
 
 def map_leaves(f: Callable[[Any], Any], tree: Tree) -> Tree:
-    """Makes the same tree with f of every leaf. Mappings other than dicts become dicts."""
+    """Make the same tree with f of every leaf. Mappings other than dicts become dicts."""
     if isinstance(tree, Tensor):
         return f(tree)
     if isinstance(tree, PackedSequence):
@@ -34,7 +34,7 @@ def map_leaves(f: Callable[[Any], Any], tree: Tree) -> Tree:
 
 
 def leaves(tree: Tree) -> Iterator[tuple[str, Any]]:
-    """Yields every leaf after the path that leads to it: ['key'], [0] or .field."""
+    """Yield every leaf after the path that leads to it: ['key'], [0] or .field."""
     if isinstance(tree, Tensor):
         yield "", tree
     elif isinstance(tree, PackedSequence):
@@ -52,12 +52,12 @@ def leaves(tree: Tree) -> Iterator[tuple[str, Any]]:
 
 
 def fresh(tree: Tree) -> Tree:
-    """Copies the tensors of a tree, so that what alters them alters no data of the caller's."""
+    """Copy the tensors of a tree, so that what alters them alters no data of the caller's."""
     return map_leaves(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
 
 
 def outline(tree: Tree) -> str:
-    """Describes what minibatches have in common: structure, dtypes, and shapes but for the first dimension."""
+    """Describe what minibatches have in common: structure, dtypes, and shapes but for the first dimension."""
 
     def describe(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

@@ -47,7 +47,7 @@ class Watcher(TorchFunctionMode):
 
 
 def layer_names(model: Any) -> dict[int, str]:
-    """Names the modules of a model by their identity."""
+    """Name the modules of a model by their identity."""
     return {id(m): named(name, m) for name, m in model.named_modules()} if isinstance(model, nn.Module) else {}
 
 
@@ -56,7 +56,7 @@ def named(name: str, layer: nn.Module) -> str:
 
 
 def calling_layer(frame: FrameType | None, layers: dict[int, str]) -> str:
-    """Names the innermost layer that is at work in a frame, or else the innermost function that is the caller's."""
+    """Name the innermost layer that is at work in a frame, or else the innermost function that is the caller's."""
     function = ""
     while frame is not None:
         if layer := _layer_of(frame, layers):
@@ -71,7 +71,7 @@ def calling_layer(frame: FrameType | None, layers: dict[int, str]) -> str:
 
 
 def failing_layer(traceback: TracebackType | None, layers: dict[int, str]) -> str:
-    """Names the innermost layer that an error passed through."""
+    """Name the innermost layer that an error passed through."""
     found = ""
     while traceback is not None:
         found = _layer_of(traceback.tb_frame, layers) or found
@@ -80,7 +80,7 @@ def failing_layer(traceback: TracebackType | None, layers: dict[int, str]) -> st
 
 
 def stopped_gradients(calls: list[Call]) -> Iterator[str]:
-    """Names the calls that cut a float off from the parameters that it depends on."""
+    """Name the calls that cut a float off from the parameters that it depends on."""
     for call in calls:
         if call.in_rule or not _varies((call.args, call.kwargs)) or call.name in NEW or call.name.startswith("__set"):
             continue
@@ -93,7 +93,7 @@ def stopped_gradients(calls: list[Call]) -> Iterator[str]:
 
 
 def kinks(calls: list[Call], beyond: list[Call] | None = None) -> Iterator[str]:
-    """Names the calls of functions that have a kink or a jump somewhere.
+    """Name the calls of functions that have a kink or a jump somewhere.
 
     beyond: the same calls at another point. Of functions with a kink at 0 those are named in which some number crosses
     it between the points.
@@ -117,7 +117,7 @@ NEW = {
 
 
 def at_zero(calls: list[Call]) -> bool:
-    """Tells whether some number is 0 at which a function has a kink there."""
+    """Tell whether some number is 0 at which a function has a kink there."""
     return any(call.name.removesuffix("_") in AT_ZERO and bool((call.args[0] == 0).any()) for call in calls)
 
 
