@@ -18,26 +18,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from analysis.theory.own_model import analyse
 from tests.cases import assert_close, generator, normal
+from tests.own_models import quick, seeded, task
 
 pytestmark = pytest.mark.usefixtures("no_search_for_noise")
 
 ROUND_OFF = 1e-11
-
-
-def task(m=3, batch=6, width=3, seed=0):
-    x = normal(m, batch, width, seed=seed)
-    return list(zip(x, torch.randint(4, (m, batch), generator=generator(seed)), strict=True))
-
-
-def quick(model, loss=F.cross_entropy, minibatches=None, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return analyse(model, loss, minibatches or task(), 1e-3, **{"most_orders": 0, **options})
-
-
-def seeded(make):
-    torch.manual_seed(0)
-    return make().double()
 
 
 # What a module holds, and whether it is as it was.

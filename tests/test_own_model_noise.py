@@ -1,7 +1,6 @@
 """What an analysis costs in evaluations, and how surely it finds that a loss is random."""
 
 import random
-import warnings
 
 import numpy as np
 import pytest
@@ -9,25 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.theory.own_model import analyse
 from analysis.theory.own_model.checks import evaluations_against_noise
-from tests.cases import generator, normal
-
-
-def task(m=3, batch=6, width=3, seed=0):
-    x = normal(m, batch, width, seed=seed)
-    return list(zip(x, torch.randint(4, (m, batch), generator=generator(seed)), strict=True))
-
-
-def quick(model, loss=F.cross_entropy, minibatches=None, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return analyse(model, loss, minibatches or task(), 1e-3, **{"most_orders": 0, **options})
-
-
-def seeded(make):
-    torch.manual_seed(0)
-    return make().double()
+from tests.own_models import quick, seeded, task
 
 
 class Skipping(nn.Module):
