@@ -21,7 +21,7 @@ from torch.func import grad
 from analysis.theory.derivatives import At, Loss, Products, Vector, coefficients_in, derivative
 
 Series = list[Vector]
-Way = Callable[[Loss, Vector], Products]  # how products with a loss's derivatives at a point are taken
+ProductsAt = Callable[[Loss, Vector], Products]  # takes the derivatives of a loss at a point: `At`, or one's own
 HIGHEST_FORMULA = 2  # beyond it the terms have no short formula; `inner_gradient_series` goes to any order
 
 
@@ -58,16 +58,18 @@ def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
     return v
 
 
-def inner_gradient_terms(losses: Sequence[Loss], phi: Vector, order: int, *, way: Way = At) -> list[Series]:
+def inner_gradient_terms(
+    losses: Sequence[Loss], phi: Vector, order: int, *, products_at: ProductsAt = At
+) -> list[Series]:
     """Return the series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above; differentiate it no further.
 
-    way: takes the gradient and the products L'' v and L'''[u, v]; `At` goes by reverse mode.
+    products_at: takes the gradient and the products L'' v and L'''[u, v]; `At` goes by reverse mode.
     """
     _check_order(order)
     s, firsts = torch.zeros_like(phi), torch.zeros_like(phi)
     series = []
     for loss in losses:
-        terms = _terms(way(loss, phi), s, firsts, order)
+        terms = _terms(products_at(loss, phi), s, firsts, order)
         series.append(terms)
         s = s + terms[0]
         firsts = firsts + (terms[1] if order >= 1 else 0)
@@ -89,7 +91,7 @@ def _terms(at: Products, s: Vector, firsts: Vector, order: int) -> Series:
     return [at.gradient, -product, at.product(-firsts) + bend / 2]
 
 
-def maml_terms(losses: Sequence[Loss], phi: Vector, order: int, *, way: Way = At) -> Series:
+def maml_terms(losses: Sequence[Loss], phi: Vector, order: int, *, products_at: ProductsAt = At) -> Series:
     """Return the series of MAML's gradient to `order` 0, 1 or 2 in alpha; not to be differentiated again.
 
     Order 1 (equation 24) is -H_k s_k - sum_{j<k} H_j g_bar_k. Order 2 is the gradient in phi_1 of the order-2 term of
@@ -97,19 +99,19 @@ def maml_terms(losses: Sequence[Loss], phi: Vector, order: int, *, way: Way = At
 
         (order 2 of g_k) + sum_{j<k} ( T_j[g_bar_k, s_j] + H_j (H_k s_k + sum_{j<l<k} H_l g_bar_k) )
 
-    way: as of `inner_gradient_terms`.
+    products_at: as in `inner_gradient_terms`.
     """
     _check_order(order)
-    before = inner_gradient_terms(losses[:-1], phi, max(order - 1, 0), way=way)
+    before = inner_gradient_terms(losses[:-1], phi, max(order - 1, 0), products_at=products_at)
     partial_sums = _partial_sums([terms[0] for terms in before], phi)
     firsts = _partial_sums([terms[1] for terms in before], phi)[-1] if order >= 2 else torch.zeros_like(phi)
-    terms = _terms(way(losses[-1], phi), partial_sums[-1], firsts, order)
+    terms = _terms(products_at(losses[-1], phi), partial_sums[-1], firsts, order)
     if order == 0:
         return terms
     g_bar_k, minus_h_k_s_k = terms[0], terms[1]
     later = torch.zeros_like(phi)  # sum over j < l < k of H_l g_bar_k
     for loss, s_j in reversed(list(zip(losses[:-1], partial_sums[:-1], strict=True))):
-        at = way(loss, phi)
+        at = products_at(loss, phi)
         if order == 1:
             product = at.product(g_bar_k)
         else:

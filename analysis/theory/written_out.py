@@ -202,19 +202,6 @@ def _native_batch_norm(
     return _batch_norm(input, None, None, weight, bias, True, momentum, eps), mean, (variance + eps).rsqrt()
 
 
-def _legit_batch_norm(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor,
-    running_var: Tensor,
-    training: bool,
-    momentum: float,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _native_batch_norm(input, weight, bias, running_mean, running_var, training, momentum, eps)
-
-
 def _legit_batch_norm_without_statistics(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -280,7 +267,7 @@ _WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     torch.native_layer_norm: _native_layer_norm,
     torch.batch_norm: _torch_batch_norm,
     torch.native_batch_norm: _native_batch_norm,
-    torch._native_batch_norm_legit: _legit_batch_norm,
+    torch._native_batch_norm_legit: _native_batch_norm,
     torch.instance_norm: _torch_instance_norm,
     torch._weight_norm: _weight_norm,
     torch._weight_norm_interface: _weight_norm_interface,
@@ -291,7 +278,7 @@ _WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
     **{name: _native_layer_norm for name in _names(_ATEN.native_layer_norm)},
     **{name: _torch_batch_norm for name in _names(_ATEN.batch_norm)},
     **{name: _native_batch_norm for name in _names(_ATEN.native_batch_norm)},
-    **{name: _legit_batch_norm for name in _names(_ATEN._native_batch_norm_legit)},
+    **{name: _native_batch_norm for name in _names(_ATEN._native_batch_norm_legit)},
     _ATEN._native_batch_norm_legit.no_stats: _legit_batch_norm_without_statistics,
     **{name: _torch_instance_norm for name in _names(_ATEN.instance_norm)},
     **{name: stopped for name in _names(_ATEN.detach)},

@@ -40,7 +40,7 @@ def reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
 
 @dataclass(frozen=True)
 class Along:
-    """A loss at phi, differentiated in a way of one's own: see `taylor.Way`. Products with 0 are free."""
+    """A loss at phi, differentiated in one of these ways: a `taylor.ProductsAt`. Products with 0 are free."""
 
     way: Way
     loss: Loss

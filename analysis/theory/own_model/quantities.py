@@ -110,9 +110,9 @@ def _higher(
 
     def take(way: Way) -> tuple[Tensor, Tensor]:
         products = [way(loss, at.phi, v) for loss, v in zip(at.pool, probe.pairings, strict=True)]
-        products_by = partial(Along, way)
-        formulas = inner_gradient_terms(at.steps, at.phi, at.order, way=products_by)
-        formulas.append(maml_terms(at.steps, at.phi, at.order, way=products_by))
+        products_at = partial(Along, way)
+        formulas = inner_gradient_terms(at.steps, at.phi, at.order, products_at=products_at)
+        formulas.append(maml_terms(at.steps, at.phi, at.order, products_at=products_at))
         powers = at.alpha ** torch.arange(at.order + 1, dtype=at.phi.dtype)
         terms = torch.stack([torch.stack(coefficients) for coefficients in formulas]) * powers[:, None]
         if at.stops:

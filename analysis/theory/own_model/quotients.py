@@ -222,7 +222,7 @@ def worst(agreements: list[Agreement]) -> Agreement:
 
 def _floor(like: Tensor) -> float:
     """Return the relative difference that counts as none: the root of eps; in float64 1e-7, as some kernels of torch
-    with constants in float32 (that of hardsigmoid's backward pass is off by 2e-8)."""
+    have constants in float32 (that of hardsigmoid's backward pass is off by 2e-8)."""
     return max(torch.finfo(like.dtype).eps ** 0.5, 1e-7)
 
 
