@@ -64,7 +64,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     what.add_argument(
         "--profile",
         choices=PROFILES,
-        help="scale: smoke checks the installation, in two minutes; quick decides most claims, in seven to twenty; "
+        help="scale: smoke checks the installation, in two minutes; quick decides most claims, in 20 to 25; "
         "paper is the paper's scale, in hours to days (default: quick)",
     )
     what.add_argument("--seeds", type=int, metavar="N", help="how many; finished ones are reused (default: profile's)")
