@@ -217,3 +217,17 @@ def test_other_seeds_by_epoch(tmp_path):
     assert set(pd.read_csv(tmp_path / "tables" / "ablation.csv").seed) == {7000}
     claims = json.loads((tmp_path / "claims.json").read_text())
     assert next(claim for claim in claims if claim["id"] == "ablation-g1")["epochs"] == [7]
+
+
+def test_a_budget_may_pay_for_what_its_profile_leaves_out(monkeypatch, tmp_path):
+    asked: list[str] = []
+
+    def choose(names, seconds, *, workers):
+        asked.extend(names)
+        return {"sgd": 5}
+
+    monkeypatch.setattr("analysis.budget.choose", choose)
+    options = ["--budget", "5m", "--dataset", "glyphs", "--out", str(tmp_path)]
+    (plan,) = reproduce.plans(reproduce.parse(options))
+    assert set(asked) == set(EXPERIMENTS) and "quick" not in EXPERIMENTS["rho"].profiles
+    assert [experiment.name for experiment in plan.experiments] == ["sgd"]
