@@ -5,13 +5,13 @@ the step (an experiment's next number of seeds) with the largest gain in the exp
 second is taken, until the time is spent. Runs that experiments share are paid once. Then everything is run, and judged
 once, on seeds of another epoch than the pilot's.
 
-    python -m analysis.budget results/quick    make the pilot from an output folder
+    python -m analysis.budget results/quick    make the pilot from output folders
 """
 
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from math import isfinite
+from dataclasses import dataclass, replace
+from math import hypot, isfinite, prod
 from pathlib import Path
 
 import pandas as pd
@@ -20,13 +20,23 @@ from analysis.ending import UsageError
 from analysis.paper.figure_3 import ITERATIONS
 from analysis.results import ledger, manifest, statistics
 from analysis.results.claims import Claim
-from analysis.results.judge import LEAST_SEEDS, MOST_SEEDS, REFUTE_ERROR, SUPPORT_ERROR, UNDECIDED, Case, Verdict
+from analysis.results.folder import judge_all
+from analysis.results.judge import (
+    CONTROL_ERROR,
+    LEAST_SEEDS,
+    MOST_SEEDS,
+    REFUTE_ERROR,
+    SUPPORT_ERROR,
+    UNDECIDED,
+    Case,
+    Verdict,
+)
 from analysis.results.tables import write_csv
 from reptile_core.checkpoints import load_checkpoint
 from reptile_core.meta_gradients import average, figure_3, last, total
 
 PILOT = Path(__file__).parent / "pilot"  # claims.json and costs.csv of an earlier run
-EPOCH = 5  # of the seeds that a budget is spent on, unless the user names another: the pilot is of the one before
+EPOCH = 8  # of the seeds that a budget is spent on, unless the user names another: the pilot's and all before are seen
 # Which of figure 3's runs an experiment shares with others.
 SUM, AVERAGE, JOINT = total(4).name, average(4).name, last(1).name
 SHARED = {
@@ -88,12 +98,10 @@ def power(verdict: Verdict, seeds: int) -> float:
     verdict."""
     if seeds < LEAST_SEEDS or not verdict.cases:
         return 0.0
-    depths = [_depth(verdict.claim, case) for case in verdict.cases]
-    support = 1.0
-    for depth in depths:
-        support *= statistics.power(depth, SUPPORT_ERROR, seeds)
+    depths = [_depth(verdict.claim.band, case) for case in verdict.cases]
+    support = prod(statistics.power(depth, SUPPORT_ERROR, seeds) for depth in depths)
     refute = max(statistics.power(-depth, REFUTE_ERROR / len(depths), seeds) for depth in depths)
-    return max(support if verdict.control == "failed" else 0.0, refute)
+    return max(support * _power_of_control(verdict, seeds), refute)
 
 
 def measure_costs(folder: Path) -> pd.DataFrame:
@@ -185,22 +193,62 @@ def _price(chosen: Mapping[str, int], name: str, count: int, costs: Mapping[str,
     return price
 
 
-def _depth(claim: Claim, case: Case) -> float:
-    """Return how far a case's mean is inside the band, in standard deviations over seeds; 0 where that is not known."""
-    floor = case.task_error if isfinite(case.task_error) else 0.0
-    deviation = max(case.sd if isfinite(case.sd) else 0.0, floor)
-    depth = min(case.mean - claim.band[0], claim.band[1] - case.mean)
-    return depth / deviation if deviation > 0 else 0.0
+def _power_of_control(verdict: Verdict, seeds: int) -> float:
+    """Return the probability that every control fails, as it must: 1 where they did in the pilot, 0 where there are
+    none."""
+    if verdict.control == "failed":
+        return 1.0
+    depths = [_depth_of_control(verdict, control) for control in verdict.controls] or [0.0]
+    return prod(statistics.power(depth, CONTROL_ERROR, seeds) if depth > 0 else 0.0 for depth in depths)
+
+
+def _depth_of_control(verdict: Verdict, control: Case) -> float:
+    """Return how clearly a control fails, in standard deviations over seeds. A pilot holds no paired differences, so
+    a foil's is taken as one of independent values."""
+    claim = verdict.claim
+    if claim.control.band is not None:
+        return _depth(claim.control.band, control)
+    if claim.direction == 0:
+        return -_depth(claim.band, control)
+    rivals = [case for case in verdict.cases if case.name == control.name] or verdict.cases
+    return min(
+        _ratio(claim.direction * (rival.mean - control.mean), hypot(_deviation(rival), _deviation(control)))
+        for rival in rivals
+    )
+
+
+def _depth(band: tuple[float, float], case: Case) -> float:
+    """Return how far a case's mean is inside a band, in standard deviations over seeds; 0 where that is not known."""
+    return _ratio(min(case.mean - band[0], band[1] - case.mean), _deviation(case))
+
+
+def _deviation(case: Case) -> float:
+    """Return the standard deviation over seeds, which counts as no smaller than the error over tasks; 0 where neither
+    is known."""
+    return max((value for value in (case.sd, case.task_error) if isfinite(value)), default=0.0)
+
+
+def _ratio(effect: float, deviation: float) -> float:
+    return effect / deviation if deviation > 0 else 0.0
+
+
+def measure_effects(folder: Path) -> list[Verdict]:
+    """Return the verdicts of a finished run on the claims of its experiments, whatever the epoch of its seeds: a pilot
+    judges nothing, so seeds that shaped a criterion count in it."""
+    from analysis.experiments.registry import EXPERIMENTS
+
+    names = manifest.read(folder / "manifest.json")["experiments"]
+    return judge_all(folder, {name: [replace(c, epoch=0) for c in EXPERIMENTS[name].claims] for name in names})
 
 
 def main() -> None:
-    """Make the pilot from an output folder."""
+    """Make the pilot from output folders, each with experiments of its own."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    folders = parser.parse_args().folders
     PILOT.mkdir(exist_ok=True)
-    ledger.write(ledger.read(folder), PILOT)
-    write_csv(measure_costs(folder), PILOT / "costs.csv")
+    ledger.write([verdict for folder in folders for verdict in measure_effects(folder)], PILOT)
+    write_csv(pd.concat([measure_costs(folder) for folder in folders]), PILOT / "costs.csv")
 
 
 if __name__ == "__main__":

@@ -1,16 +1,20 @@
 """What a budget buys: the seeds that decide most per second, shared runs paid once; and how seeds are added."""
 
+from dataclasses import replace
 from math import inf
 from pathlib import Path
+from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from analysis import budget
 from analysis.ending import UsageError
 from analysis.experiments.registry import EXPERIMENTS
-from analysis.results import ledger
+from analysis.results import folder, ledger, manifest
 from analysis.results.claims import Claim, Control
-from analysis.results.judge import Case, Plan, Verdict
+from analysis.results.judge import CONTROL_ERROR, Case, Plan, Verdict
+from analysis.results.statistics import power
 
 FOIL = Control(kind="foil", words="w")
 NAMES = [name for name, one in EXPERIMENTS.items() if any(claim.kind == "experiment" for claim in one.claims)][:3]
@@ -45,6 +49,35 @@ def test_power_grows_with_seeds_and_needs_a_control() -> None:
     assert budget.power(far, 4) == 0.0
     assert budget.power(verdict("c", 2.0, control="passed"), 20) == 0.0
     assert budget.power(verdict("c", -3.0, control="passed"), 10) > 0.9  # a refutation needs none
+
+
+def test_a_control_that_said_nothing_in_the_pilot_may_fail_with_more_seeds() -> None:
+    pilot = verdict("c", 2.0, control="uninformative")
+    near, far = (Case("a", "control", "undecided", mean, mean - 1, mean + 1, sd=1.0) for mean in (1.0, 5.0))
+    assert budget.power(pilot, 20) == 0.0  # there is none
+    # A difference of 1, whose standard deviation is sqrt(2): what statistics.power says of 0.71.
+    assert 0.1 < budget.power(replace(pilot, controls=(near,)), 5) < 0.3
+    assert budget.power(replace(pilot, controls=(near,)), 20) == pytest.approx(power(0.5**0.5, CONTROL_ERROR, 20))
+    assert budget.power(replace(pilot, controls=(far,)), 20) == 0.0  # it does better than the check
+    sham = replace(pilot.claim, control=Control(kind="sham", words="w", band=(-3.0, 3.0)))
+    assert budget.power(replace(pilot, claim=sham, controls=(near,)), 10) > 0.95
+
+
+def test_a_pilot_counts_seeds_that_shaped_a_criterion(monkeypatch, tmp_path: Path) -> None:
+    claim = verdict("c", 1.0).claim
+    monkeypatch.setitem(EXPERIMENTS, "mine", SimpleNamespace(claims=(replace(claim, epoch=7),)))
+    monkeypatch.setattr(manifest, "read", lambda path: {"experiments": {"mine": {}}})
+    table = pd.DataFrame(
+        [{"claim": "c", "case": "a", "role": "check", "seed": 6000 + i, "value": 1 + 0.1 * i} for i in range(5)]
+    )
+    folder.write_evidence(
+        tmp_path,
+        "mine",
+        folder.complete(table, data="d", profile="quick", diverged=(), seconds=1.0, workers=1),
+    )
+    (found,) = budget.measure_effects(tmp_path)
+    assert [len(case.seeds) for case in found.cases] == [5]
+    assert found.decision == "undecided"  # without a control
 
 
 def test_what_decides_most_per_second_comes_first(pilot) -> None:
