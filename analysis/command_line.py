@@ -166,7 +166,7 @@ def listing() -> str:
 
 def _only(option: str) -> str:
     """Return which experiments take an option, for its help."""
-    return f"({', '.join(f'{name}{EXPERIMENTS[name].beside(option)}' for name in takers(option))} only)"
+    return f"({', '.join(takers(option))} only)"
 
 
 def add_own(group: argparse._ArgumentGroup) -> None:

@@ -15,7 +15,6 @@ from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared import own_variants
 from analysis.experiments.shared.experiment import OPTIONS, Context, Experiment
 from analysis.paper.benchmarks import CELLS
-from analysis.paper.figure_3 import ITERATIONS
 from analysis.plan import NO_IMAGES, Plan, begin_manifest
 from analysis.results import manifest
 from analysis.results.manifest import ManifestError
@@ -183,7 +182,7 @@ def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
         if not cell or not any(name.startswith(cell) for name in CELLS):
             raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")
     try:
-        own_variants.check(asked["variants"], asked["iterations"], ITERATIONS)
+        own_variants.check(asked["variants"])
     except ValueError as error:
         raise UsageError(str(error)) from error
     if asked["device"].startswith("cuda") and not torch.cuda.is_available():
@@ -191,12 +190,16 @@ def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
 
 
 def _check_taken(options: argparse.Namespace, given: dict[str, Any], experiments: Sequence[Experiment]) -> None:
-    """Refuse options that would decide nothing."""
+    """Refuse options that would decide nothing, and more iterations than an experiment has."""
     found = ", ".join(experiment.name for experiment in experiments)
     for name in given:
         if not any(name in experiment.taken(given) for experiment in experiments):
             takes = ", ".join(one.name for one in EXPERIMENTS.values() if name in one.taken(given))
             raise UsageError(f"{OPTIONS[name]}: expected an experiment that takes it ({takes}), found {found}")
+    for experiment in experiments:
+        iterations, most = given.get("iterations", 0), experiment.most_iterations
+        if most is not None and iterations > most:
+            raise UsageError(f"--iterations: expected at most the {most:,} of {experiment.name}, found {iterations}")
     if options.split is not None and all(experiment.data is not None for experiment in experiments):
         raise UsageError(f"--split: expected an experiment on images of characters, found {found}")
 

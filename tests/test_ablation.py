@@ -160,6 +160,18 @@ def test_a_variant_of_ones_own_is_shown_and_not_judged():
     assert len(judged.evidence) and "mine" in set(judged.tables["ablation"].variant)
 
 
+@pytest.mark.parametrize(("iterations", "judges"), [(3_000, False), (4_500, False), (5_000, True), (10_000, True)])
+def test_a_prefix_of_the_papers_schedule_judges_from_where_its_early_part_ends(iterations, judges):
+    made = context(lambda job, n: _paper(job.variant, n), seeds=5, profile="paper")
+    result = ablation.EXPERIMENT.run(replace(made, options={"iterations": iterations}))
+    assert result.tables["ablation"].iteration.max() == iterations
+    found = verdicts(ablation.EXPERIMENT, result) if len(result.evidence) else {}
+    assert bool(found) == judges
+    if judges:
+        assert set(result.evidence[result.evidence.claim == "ablation-g2-beats-sum"].case) == {"early"}
+        assert set(result.evidence[result.evidence.claim == "ablation-g1"].case) == {f"after {iterations:,} iterations"}
+
+
 WRONG = "mine", "mine=", "=1", "mine=1,x", "mine=0,0", "mine=1,1,1,1,1", "g4=1", "a_b=1", "a=nan"
 
 

@@ -131,7 +131,7 @@ def variants(profile: str) -> tuple[Variant, ...]:
 
 
 def scale(context: Context) -> Scale:
-    """Return the profile's scale, or with variants of the user's that up to the iterations that were asked for."""
+    """Return the profile's scale, or that up to the iterations that the user asks for."""
     return shortened(scale_of(SCALES, context), context.options.get("iterations"))
 
 
@@ -142,8 +142,10 @@ def looks(context: Context) -> dict[str, Sequence[int]]:
 
 
 def is_judged(context: Context) -> bool:
-    """Return whether the claims are judged: at the profile's own looks."""
-    return scale(context).looks == SCALES[context.profile].looks
+    """Return whether the claims are judged: at the profile's own looks, or those up to one that ends EARLY or comes
+    after it."""
+    looks, every = scale(context).looks, SCALES[context.profile].looks
+    return looks == every or (looks == every[: len(looks)] and looks[-1] >= EARLY[1])
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -234,5 +236,5 @@ EXPERIMENT = Experiment(
     settings=settings,
     run=run,
     options=("variants", "iterations"),
-    needs={"iterations": "variants"},
+    most_iterations=ITERATIONS,
 )

@@ -158,8 +158,8 @@ class Experiment:
     outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work. data: the words that
     name its data where it needs none of the images that the script loads. fetches: whether these are fetched over the
     network for it; False where it takes the stand-in as well. options: the options of the command line that it takes,
-    of OPTIONS; needs: those that it takes only together with another, and which. profiles: where it is run unless it is
-    named; elsewhere it can give no verdict.
+    of OPTIONS; most_iterations: what --iterations may be at most, where it has an end. profiles: where it is run unless
+    it is named; elsewhere it can give no verdict.
     """
 
     name: str
@@ -171,7 +171,7 @@ class Experiment:
     data: str | None = None
     fetches: bool = True
     options: tuple[str, ...] = ()
-    needs: Mapping[str, str] = field(default_factory=dict)
+    most_iterations: int | None = None
     profiles: tuple[str, ...] = PROFILES
 
     def __post_init__(self) -> None:
@@ -180,10 +180,4 @@ class Experiment:
 
     def taken(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the user's options that decide something here."""
-        return {
-            name: value for name, value in given.items() if name in self.options and self.needs.get(name, name) in given
-        }
-
-    def beside(self, option: str) -> str:
-        """Return which other option this one is taken with, in words; nothing where it stands alone."""
-        return f" with {OPTIONS[self.needs[option]]}" if option in self.needs else ""
+        return {name: value for name, value in given.items() if name in self.options}
