@@ -13,13 +13,12 @@ from analysis.experiments import few_shot, splits
 from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.paper import benchmarks
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
-from analysis.runs import evaluations
 from analysis.runs.job import Source
 from analysis.runs.store import Outcome
 from figures.splits import draw
 from figures.style import style
 from reptile_core import datasets
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 

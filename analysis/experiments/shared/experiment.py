@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.results.claims import PROFILES, Claim, seeds
 from analysis.results.evidence import NO_EVIDENCE
 from analysis.runs.advance import execute_together, in_lanes, united
-from analysis.runs.evaluations import Accuracies, Evaluation, chunks, evaluate, joined
+from analysis.runs.evaluation_chunks import Accuracies, Evaluation, chunks, joined
 from analysis.runs.job import Job, Source, find
 from analysis.runs.store import Outcome, ended_early, or_of_another_device
 from analysis.runs.workers import Workers

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 from analysis.experiments.shared.experiment import Context
-from analysis.runs import evaluations
 from analysis.runs.advance import execute
-from analysis.runs.evaluations import Accuracies, Evaluation, EvaluationChunk, chunks, evaluate, joined
+from analysis.runs.evaluation_chunks import Accuracies, Evaluation, EvaluationChunk, chunks, evaluate_chunk, joined
 from analysis.runs.job import Job, Source
 from analysis.runs.store import state_at
 from analysis.runs.workers import silent
@@ -19,7 +18,7 @@ from reptile_core import datasets, training
 from reptile_core.checkpoints import CheckpointError
 from reptile_core.tasks import Sampling
 from reptile_core.training import Inner, Outer
-from tests.in_process import InProcess
+from tests.helpers.script import InProcess
 from tests.test_runs import KINDS, RUN
 
 SAMPLING = Sampling(n_way=2, shots=1, batch=2, steps=2)
@@ -40,7 +39,7 @@ def job(source: Source, tmp_path: Path) -> Job:
 
 
 def measured(job: Job, iteration: int, evaluation: Evaluation) -> Accuracies:
-    return joined([evaluate(chunk, silent) for chunk in chunks(job, iteration, evaluation)])
+    return joined([evaluate_chunk(chunk, silent) for chunk in chunks(job, iteration, evaluation)])
 
 
 def assert_equal(found: Accuracies, expected: Accuracies) -> None:
@@ -54,7 +53,7 @@ def test_accuracies_are_those_of_the_core(iteration: int, evaluation: Evaluation
     """At the state after that iteration, moments included."""
     found = measured(job, iteration, evaluation)
     state = ([training.start(RUN), *training.train(RUN, job.pool("train"), training.start(RUN))])[iteration]
-    expected = training.evaluate(
+    expected = training.evaluate_chunk(
         RUN, job.pool("test"), state, SAMPLING, range(10), queries=evaluation.queries, look=evaluation.look
     )
     assert_equal(found, {name: values.numpy() for name, values in expected.items()})
@@ -67,7 +66,7 @@ def test_a_run_of_any_optimizer_is_evaluated_where_it_was_kept(kind: str, source
     job = Job(run, source, tmp_path, kind, until=4, keep=(2,))
     execute(job)
     state = list(training.train(run, job.pool("train"), training.start(run)))[1]
-    expected = training.evaluate(run, job.pool("test"), state, SAMPLING, range(10))
+    expected = training.evaluate_chunk(run, job.pool("test"), state, SAMPLING, range(10))
     assert_equal(measured(job, 2, EVALUATION), {name: values.numpy() for name, values in expected.items()})
 
 
@@ -99,11 +98,11 @@ def test_nothing_is_trained_for_more_queries_or_tasks(job: Job, monkeypatch: pyt
 
 def test_each_is_measured_once_unless_it_is_to_be_fresh(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     (chunk,) = chunks(job, 6, EVALUATION)
-    found, before = evaluate(chunk, silent), chunk.path.stat().st_mtime_ns
-    assert_equal(evaluate(chunk, silent), found)
+    found, before = evaluate_chunk(chunk, silent), chunk.path.stat().st_mtime_ns
+    assert_equal(evaluate_chunk(chunk, silent), found)
     assert chunk.path.stat().st_mtime_ns == before
     fresh = dataclasses.replace(chunk, job=dataclasses.replace(job, fresh=True))
-    assert_equal(evaluate(fresh, silent), found)
+    assert_equal(evaluate_chunk(fresh, silent), found)
     assert chunk.path.stat().st_mtime_ns != before
 
 
@@ -144,12 +143,12 @@ def test_runs_that_begin_alike_share_their_start(source: Source, tmp_path: Path)
         return chunk
 
     first = start_of({})
-    expected = evaluate(first, silent)
+    expected = evaluate_chunk(first, silent)
     for changes in alike:
         chunk = start_of(changes)
         assert chunk.key == first.key
         fresh = dataclasses.replace(chunk, job=dataclasses.replace(chunk.job, folder=tmp_path / "own", fresh=True))
-        assert_equal(evaluate(fresh, silent), expected)
+        assert_equal(evaluate_chunk(fresh, silent), expected)
     assert len({first.key} | {start_of(changes).key for changes in others}) == 1 + len(others)
 
 
@@ -157,24 +156,24 @@ def test_a_context_measures_shared_starts_once(source: Source, tmp_path: Path) -
     context = Context("smoke", source, InProcess(1), tmp_path)
     jobs = [context.job(dataclasses.replace(RUN, weights=w), str(w), until=1) for w in ((1.0, 1.0), (0.0, 1.0))]
     context.train("runs", jobs)
-    found = context.evaluate("runs", [(job, n, EVALUATION) for job in jobs for n in (0, 1)])
+    found = context.evaluate_chunk("runs", [(job, n, EVALUATION) for job in jobs for n in (0, 1)])
     assert len(list((tmp_path / "evaluations").iterdir())) == 3
     assert_equal(found[jobs[0], 0, EVALUATION], found[jobs[1], 0, EVALUATION])
     for job in jobs:
         state = state_at(job, 1)
-        expected = training.evaluate(job.run, job.pool("test"), state, SAMPLING, range(10))["accuracy"]
+        expected = training.evaluate_chunk(job.run, job.pool("test"), state, SAMPLING, range(10))["accuracy"]
         assert found[job, 1, EVALUATION]["accuracy"] == pytest.approx(expected.numpy())
 
 
 def test_what_was_not_kept_or_is_another_is_named(job: Job) -> None:
     (chunk,) = chunks(job, 4, EVALUATION)
     with pytest.raises(CheckpointError, match=f"{job.path.name}: expected the state at iteration 4, found none"):
-        evaluate(chunk, silent)
+        evaluate_chunk(chunk, silent)
     (one,), (other,) = chunks(job, 3, EVALUATION), chunks(job, 6, EVALUATION)
-    evaluate(one, silent)
+    evaluate_chunk(one, silent)
     other.path.write_bytes(one.path.read_bytes())
     with pytest.raises(CheckpointError, match=f"expected the evaluation {other.key}, found the evaluation {one.key}"):
-        evaluate(other, silent)
+        evaluate_chunk(other, silent)
 
 
 @pytest.mark.parametrize("name", ["tasks", "queries"])
@@ -187,5 +186,5 @@ def test_progress_counts_steps(job: Job) -> None:
     """Two steps of two examples a task; both queries, each with a support set of two, take half a step more."""
     reported: list[int] = []
     (chunk,) = chunks(job, 6, EVALUATION)
-    evaluate(chunk, lambda done, note="": reported.append(done))
+    evaluate_chunk(chunk, lambda done, note="": reported.append(done))
     assert reported == [chunk.steps] == [round(10 * (2 + 2 * 3 / (3 * 2)))]
