@@ -19,7 +19,7 @@ from analysis.experiments.shared.curves import Scale
 from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.paper import figure_3
 from analysis.runs.advance import execute
-from analysis.runs.evaluation_chunks import chunks, joined
+from analysis.runs.evaluation_chunks import chunks, evaluate_chunk, joined
 from analysis.runs.job import Source
 from analysis.runs.store import state_at
 from analysis.runs.workers import Workers, silent
@@ -60,7 +60,9 @@ def brief(monkeypatch):
     monkeypatch.setattr(
         Context,
         "evaluate",
-        lambda self, name, wanted: {item: joined([evaluate(c, silent) for c in chunks(*item)]) for item in wanted},
+        lambda self, name, wanted: {
+            item: joined([evaluate_chunk(c, silent) for c in chunks(*item)]) for item in wanted
+        },
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from analysis.experiments.shared.experiment import Context
+from analysis.runs import evaluation_chunks
 from analysis.runs.advance import execute
 from analysis.runs.evaluation_chunks import Accuracies, Evaluation, EvaluationChunk, chunks, evaluate_chunk, joined
 from analysis.runs.job import Job, Source
@@ -53,7 +54,7 @@ def test_accuracies_are_those_of_the_core(iteration: int, evaluation: Evaluation
     """At the state after that iteration, moments included."""
     found = measured(job, iteration, evaluation)
     state = ([training.start(RUN), *training.train(RUN, job.pool("train"), training.start(RUN))])[iteration]
-    expected = training.evaluate_chunk(
+    expected = training.evaluate(
         RUN, job.pool("test"), state, SAMPLING, range(10), queries=evaluation.queries, look=evaluation.look
     )
     assert_equal(found, {name: values.numpy() for name, values in expected.items()})
@@ -66,7 +67,7 @@ def test_a_run_of_any_optimizer_is_evaluated_where_it_was_kept(kind: str, source
     job = Job(run, source, tmp_path, kind, until=4, keep=(2,))
     execute(job)
     state = list(training.train(run, job.pool("train"), training.start(run)))[1]
-    expected = training.evaluate_chunk(run, job.pool("test"), state, SAMPLING, range(10))
+    expected = training.evaluate(run, job.pool("test"), state, SAMPLING, range(10))
     assert_equal(measured(job, 2, EVALUATION), {name: values.numpy() for name, values in expected.items()})
 
 
@@ -74,7 +75,7 @@ def test_a_run_of_any_optimizer_is_evaluated_where_it_was_kept(kind: str, source
 def test_how_tasks_are_cut_changes_no_number(queries: int, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation = dataclasses.replace(EVALUATION, queries=queries)
     whole = measured(job, 6, evaluation)
-    monkeypatch.setattr(evaluations, "CHUNK", 4)
+    monkeypatch.setattr(evaluation_chunks, "CHUNK", 4)
     parts = chunks(job, 6, evaluation)
     assert [chunk.tasks for chunk in parts] == [range(0, 4), range(4, 8), range(8, 10)]
     assert_equal(measured(job, 6, evaluation), whole)
@@ -82,7 +83,7 @@ def test_how_tasks_are_cut_changes_no_number(queries: int, job: Job, monkeypatch
 
 def test_more_tasks_begin_with_the_same(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """And whole chunks of them are not measured a second time."""
-    monkeypatch.setattr(evaluations, "CHUNK", 5)
+    monkeypatch.setattr(evaluation_chunks, "CHUNK", 5)
     more = dataclasses.replace(EVALUATION, tasks=15)
     assert [chunk.key for chunk in chunks(job, 6, more)[:2]] == [chunk.key for chunk in chunks(job, 6, EVALUATION)]
     assert np.array_equal(measured(job, 6, more)["accuracy"][:10], measured(job, 6, EVALUATION)["accuracy"])
@@ -156,12 +157,12 @@ def test_a_context_measures_shared_starts_once(source: Source, tmp_path: Path) -
     context = Context("smoke", source, InProcess(1), tmp_path)
     jobs = [context.job(dataclasses.replace(RUN, weights=w), str(w), until=1) for w in ((1.0, 1.0), (0.0, 1.0))]
     context.train("runs", jobs)
-    found = context.evaluate_chunk("runs", [(job, n, EVALUATION) for job in jobs for n in (0, 1)])
+    found = context.evaluate("runs", [(job, n, EVALUATION) for job in jobs for n in (0, 1)])
     assert len(list((tmp_path / "evaluations").iterdir())) == 3
     assert_equal(found[jobs[0], 0, EVALUATION], found[jobs[1], 0, EVALUATION])
     for job in jobs:
         state = state_at(job, 1)
-        expected = training.evaluate_chunk(job.run, job.pool("test"), state, SAMPLING, range(10))["accuracy"]
+        expected = training.evaluate(job.run, job.pool("test"), state, SAMPLING, range(10))["accuracy"]
         assert found[job, 1, EVALUATION]["accuracy"] == pytest.approx(expected.numpy())
 
 

@@ -16,6 +16,7 @@ from analysis.experiments.few_shot import BENCHMARKS, METHODS, PUBLISHED, SCALES
 from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.paper import benchmarks
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
+from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
 from analysis.runs.store import Outcome
 from figures.few_shot import MEASURED, NOT_ASKED, ROWS, draw

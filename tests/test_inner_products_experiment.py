@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch.func import grad
 
 from analysis.experiments import inner_products
+from analysis.experiments.shared.trained_points import TrainedPoint
 from analysis.paper import figure_3
 from analysis.results.judge import judge
 from analysis.results.tables import over_seeds
@@ -159,7 +160,7 @@ class _Job:
 
 
 def _named(variant, seed, iteration):
-    return TrainedTrainedPoint(_Job(variant, _Run(seed)), iteration)
+    return TrainedPoint(_Job(variant, _Run(seed)), iteration)
 
 
 def test_a_step_is_along_what_the_expected_update_has_beyond_avg_grad():
