@@ -24,7 +24,7 @@ from analysis.results.folder import judge_all
 from analysis.results.judge import (
     CONTROL_ERROR,
     LEAST_SEEDS,
-    MOST_SEEDS,
+    MAX_SEEDS,
     REFUTE_ERROR,
     SUPPORT_ERROR,
     UNDECIDED,
@@ -33,21 +33,21 @@ from analysis.results.judge import (
 )
 from analysis.results.tables import write_csv
 from reptile_core.checkpoints import load_checkpoint
-from reptile_core.meta_gradients import average, figure_3, last, total
+from reptile_core.meta_gradients import average, figure_3, last, sum_of
 
 PILOT = Path(__file__).parent / "pilot"  # claims.json and costs.csv of an earlier run
 EPOCH = 8  # of the seeds that a budget is spent on, unless the user names another: the pilot's and all before are seen
 # Which of figure 3's runs an experiment shares with others.
-SUM, AVERAGE, JOINT = total(4).name, average(4).name, last(1).name
+SUM, AVERAGE, JOINT = sum_of(4).name, average(4).name, last(1).name
 SHARED = {
-    "ablation": (JOINT, *(make(k).name for k in (2, 4) for make in (total, average, last))),
-    "inner_products": (JOINT, *(make(k).name for k in (2, 4) for make in (total, last))),
+    "ablation": (JOINT, *(make(k).name for k in (2, 4) for make in (sum_of, average, last))),
+    "inner_products": (JOINT, *(make(k).name for k in (2, 4) for make in (sum_of, last))),
     "outer": (JOINT, SUM, AVERAGE),
     "validity": (SUM,),
     "variance": (SUM,),
 }
 STEPS = (5, 6, 8, 10, 12, 16, 20, 24, 32, 48)  # numbers of seeds that are considered
-MOST_AT_ONCE = 20  # seeds that are added in one round of --until-decided
+MAX_AT_ONCE = 20  # seeds that are added in one round of --until-decided
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def more_seeds(verdicts: Iterable[Verdict], claims: Mapping[str, Sequence[Claim]
         if verdict.decision != UNDECIDED or verdict.plan is None or not verdict.plan.seeds:
             continue
         have = min(len(case.seeds) for case in verdict.cases)
-        if have >= MOST_SEEDS:
+        if have >= MAX_SEEDS:
             continue
         name = owner[verdict.claim.id]
-        wanted[name] = max(wanted.get(name, 0), have + min(verdict.plan.seeds, MOST_AT_ONCE))
+        wanted[name] = max(wanted.get(name, 0), have + min(verdict.plan.seeds, MAX_AT_ONCE))
     return wanted
 
 

@@ -12,7 +12,7 @@ from analysis.experiments.registry import EXPERIMENTS, takers
 from analysis.experiments.shared import own_variants
 from analysis.results.claims import PROFILES
 from analysis.runs.job import DEVICES
-from reptile_core.datasets.split import SPLITS
+from reptile_core.datasets.split import SPLIT_KINDS
 
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -130,7 +130,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     data.add_argument(
         "--split",
-        choices=SPLITS,
+        choices=SPLIT_KINDS,
         help="which of Omniglot's characters train: drawn by each seed, or those of the authors' code (default: seed)",
     )
     where = parser.add_argument_group("where and how")

@@ -29,7 +29,7 @@ from torch.utils.flop_counter import flop_registry
 from analysis.experiments import ablation
 from analysis.paper import benchmarks, figure_3
 from analysis.results.claims import PROFILES
-from analysis.runs.evaluations import LANES
+from analysis.runs.evaluation_chunks import LANES
 from analysis.runs.workers import available_cores, local_executor
 from reptile_core import training
 from reptile_core.tasks import ImagePool, Sampling
@@ -57,7 +57,7 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Training:
+class PartOfRun:
     """A run, and the iteration to which it is trained."""
 
     run: Run
@@ -111,7 +111,7 @@ def evaluation(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Wo
     return one + (sampling.steps - 1) * (two + -1 * one)
 
 
-def whole(item: Training) -> Work:
+def whole(item: PartOfRun) -> Work:
     """Return the work of a run from its start to where it is trained to."""
     same = replace(item.run, seed=0)  # as to cost
     return item.until * iteration(same)
@@ -157,7 +157,7 @@ def iterations_in(run: Run, seconds: float) -> float:
     return done * seconds / elapsed
 
 
-def ablation_runs(profile: str, seeds: int | None) -> tuple[list[Training], list[Work]]:
+def ablation_runs(profile: str, seeds: int | None) -> tuple[list[PartOfRun], list[Work]]:
     """Return the runs of figure 3, and an evaluation of each at every look and at the start."""
     scale, trainings, evaluations = ablation.SCALES[profile], [], 0
     for variant in ablation.variants(profile):
@@ -165,13 +165,13 @@ def ablation_runs(profile: str, seeds: int | None) -> tuple[list[Training], list
         looks = (*scale.looks, *late)
         for seed in range(seeds or scale.seeds):
             run = figure_3.configure(variant, seed, iterations=scale.iterations)
-            trainings.append(Training(run, looks[-1]))
+            trainings.append(PartOfRun(run, looks[-1]))
             evaluations += 1 + len(looks)
     one = look(trainings[0].run, figure_3.EVALUATION, scale.tasks, scale.queries)  # the same of all
     return trainings, [one] * evaluations
 
 
-def few_shot_runs(profile: str, seeds: int | None) -> tuple[list[Training], list[Work]]:
+def few_shot_runs(profile: str, seeds: int | None) -> tuple[list[PartOfRun], list[Work]]:
     """Return the runs of section 6.1's tables, and the evaluations of their cells."""
     trainings, others = [], []
     for benchmark in benchmarks.BENCHMARKS:
@@ -181,7 +181,7 @@ def few_shot_runs(profile: str, seeds: int | None) -> tuple[list[Training], list
         methods = [method for method in benchmarks.METHODS if method.name in scale.methods]
         for seed in range(seeds or benchmarks.SEEDS[profile]):
             mine = [benchmarks.configure(benchmark, method, scale, seed) for method in methods]
-            trainings += [Training(run, run.iterations) for run in mine]
+            trainings += [PartOfRun(run, run.iterations) for run in mine]
             cells = [look(mine[0], benchmarks.evaluated(benchmark, n), scale.tasks) for n in benchmark.shots]
             others += cells * len(mine)
     return trainings, others

@@ -14,7 +14,7 @@ from analysis import cost
 from analysis.experiments.shared.experiment import Context, Experiment, Measured
 from analysis.plan import Plan
 from analysis.runs import store
-from analysis.runs.evaluations import Accuracies, EvaluationChunk, chunks
+from analysis.runs.evaluation_chunks import Accuracies, EvaluationChunk, chunks
 from analysis.runs.job import Job
 from analysis.runs.store import Outcome
 from analysis.runs.workers import Workers
@@ -78,7 +78,7 @@ def left(experiment: Experiment, context: Context, known: dict[str, int]) -> Lef
     pieces = {key: chunk for key, chunk in asking.pieces.items() if context.fresh or not chunk.path.exists()}
     new = {key: min(n, max(0, furthest[key].end - known.get(key, 0))) for key, n in iterations.items()}
     todo = {key: n for key, n in new.items() if n}
-    work = [(furthest[key].run, cost.whole(cost.Training(furthest[key].run, n)).flops) for key, n in todo.items()]
+    work = [(furthest[key].run, cost.whole(cost.PartOfRun(furthest[key].run, n)).flops) for key, n in todo.items()]
     work += [(chunk.job.run, _flops(chunk)) for key, chunk in pieces.items() if key not in known]
     known |= dict.fromkeys(asking.pieces, 0)
     known |= {key: max(job.end, known.get(key, 0)) for key, job in furthest.items()}

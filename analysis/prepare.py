@@ -21,7 +21,7 @@ from analysis.results.manifest import ManifestError
 from analysis.runs.job import Source
 from analysis.runs.workers import ClusterError, Workers, available_cores
 from reptile_core import datasets
-from reptile_core.datasets.split import SPLITS, Kind
+from reptile_core.datasets.split import SPLIT_KINDS, SplitKind
 
 # (lowest, highest): far above any use, far below what would fill a memory.
 LIMITS = {
@@ -106,7 +106,7 @@ def _images(
     return data
 
 
-def _source(data: datasets.Characters | None, directory: Path | None, split: Kind) -> Source:
+def _source(data: datasets.Characters | None, directory: Path | None, split: SplitKind) -> Source:
     """Return how workers find the images. Where there are none, nothing can be found by it but other data."""
     if data is None:
         return Source(NO_IMAGES, directory, content="")
@@ -146,7 +146,7 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         "split": options.split,
     }
     if again is None:
-        defaults: dict[str, Any] = {"profile": "quick", "dataset": "auto", "split": SPLITS[0], "device": "auto"}
+        defaults: dict[str, Any] = {"profile": "quick", "dataset": "auto", "split": SPLIT_KINDS[0], "device": "auto"}
         defaults |= {"experiments": [], "cells": [], "variants": []}
         return {name: defaults.get(name) if value is None else value for name, value in given.items()}
     given |= {"budget": options.budget, "until-decided": options.until_decided or None}

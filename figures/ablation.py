@@ -76,13 +76,13 @@ def _draw(
     chance: float,
 ) -> Figure:
     sizes = sorted({variant.k for variant in (*variants, *others) if variant.k > 1}) or [1]
-    looks = {variant: (COLOURS[variant.kind], MARKERS[variant.kind]) for variant in variants}
-    looks |= dict(zip(others, cycle(OWN), strict=False))
+    styles = {variant: (COLOURS[variant.kind], MARKERS[variant.kind]) for variant in variants}
+    styles |= dict(zip(others, cycle(OWN), strict=False))
     figure, axes = plt.subplots(
         1, len(sizes), figsize=(max(3.5 * len(sizes), 8.4) + 0.6, 5.2), sharey=True, squeeze=False
     )
     for ax, k in zip(axes[0], sizes, strict=True):
-        for variant, (colour, marker) in looks.items():
+        for variant, (colour, marker) in styles.items():
             if variant.k in (1, k) and variant.name in by_name:
                 draw_curve(ax, by_name[variant.name], colour=colour, marker=marker, label=f"${variant.label}$")
         ax.set_title(f"k = {k} inner steps", fontsize=10)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from figures.curves import draw_curve, evaluation_in_words, over_iterations, schedule_in_words, seeds_in_words
 from figures.style import COLOURS, finish
 
-LOOKS = {
+STYLES = {
     "Reptile": (COLOURS["sum"], "s"),
     "Reptile, average": (COLOURS["average"], "D"),
     "FOMAML": (COLOURS["last"], "^"),
@@ -33,7 +33,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     figure, axes = plt.subplots(1, len(PANELS), figsize=(10.5, 5.8), sharey=True)
     for ax, (title, methods) in zip(axes, PANELS.items(), strict=True):
         for method in (method for method in methods if method in curves):
-            colour, marker = LOOKS[method]
+            colour, marker = STYLES[method]
             draw_curve(ax, curves[method], colour=colour, marker=marker, label=method)
         over_iterations(ax, 1 / settings["n_way"])
         ax.set_title(title, fontsize=10)

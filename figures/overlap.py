@@ -12,14 +12,14 @@ from matplotlib.ticker import NullLocator
 from figures.curves import draw_curve, schedule_in_words, seeds_in_words
 from figures.style import COLOURS, finish
 
-LOOKS = {
+STYLES = {
     "Reptile, cycling": (COLOURS["sum"], "s", "-"),
     "FOMAML, separate tail": (COLOURS["last"], "^", "-"),
     "FOMAML, shared tail, cycling": (COLOURS["other"], "o", "--"),
     "FOMAML, shared tail, replacement": (COLOURS["another"], "D", ":"),
 }
 
-MOST = {
+AT_THE_END_OF = {
     "steps": "After {:g} inner steps",
     "batch": "With minibatches of {:g}",
     "outer_step": "With an outer step of {:g}",
@@ -38,7 +38,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     shown = [sweep for sweep in titles if settings["grid"][sweep]]
     figure, axes = plt.subplots(1, len(shown), figsize=(10.5, 5.2), sharey=True, squeeze=False)
     for ax, sweep in zip(axes[0], shown, strict=True):
-        for method, (colour, marker, line) in LOOKS.items():
+        for method, (colour, marker, line) in STYLES.items():
             mine = intervals[(intervals.sweep == sweep) & (intervals.method == method)].sort_values("point")
             if not mine.empty:
                 draw_curve(ax, mine, "point", colour=colour, marker=marker, line=line, label=method)
@@ -58,14 +58,14 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 def finding(intervals: pd.DataFrame) -> str:
     """Return the title: both tails of FOMAML at the last point of the first sweep that is there."""
-    sweep = next(sweep for sweep in MOST if (intervals.sweep == sweep).any())
+    sweep = next(sweep for sweep in AT_THE_END_OF if (intervals.sweep == sweep).any())
     here = intervals[intervals.sweep == sweep]
     point = here.point.max()
     most = here[here.point == point].set_index("method")["mean"]
     separate, shared = (
         f"{100 * most[tail]:.0f} %" for tail in ("FOMAML, separate tail", "FOMAML, shared tail, cycling")
     )
-    return f"{MOST[sweep].format(point)} FOMAML ends at {separate} with a tail of its own, {shared} without"
+    return f"{AT_THE_END_OF[sweep].format(point)} FOMAML ends at {separate} with a tail of its own, {shared} without"
 
 
 def caption(settings: Mapping[str, Any]) -> str:

@@ -19,7 +19,7 @@ PANELS = {
     "test accuracy": "test accuracy",
 }
 # colour, marker, place next to the minibatch's size, words
-LOOKS = {
+STYLES = {
     "plain": (COLOURS["sum"], "s", 1.0, "minibatches of this size"),
     "another order": (COLOURS["last"], "o", 1.15, "the smallest in another order"),
     "settled": (COLOURS["other"], "D", 1.32, "the smallest, settled by full batch"),
@@ -73,7 +73,7 @@ def caption(summary: pd.DataFrame, settings: Mapping[str, Any]) -> str:
 
 
 def _draw_panel(ax: Axes, rows: pd.DataFrame, summary: pd.DataFrame) -> None:
-    for variant, (colour, marker, shift, words) in LOOKS.items():
+    for variant, (colour, marker, shift, words) in STYLES.items():
         mine, points = (table[table.variant == variant] for table in (summary, rows))
         ax.scatter(points.batch * shift, points.value, s=9, color=colour, alpha=0.25, linewidths=0)
         reach = [mine["mean"] - mine.low, mine.high - mine["mean"]]

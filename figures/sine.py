@@ -13,7 +13,7 @@ from figures.style import COLOURS, finish
 
 WORDS = {"untrained": "untrained", "joint": "joint training", "reptile": "Reptile"}
 FIRST_WEIGHTS = {"pytorch": "and biases within ±1/√(fan-in)", "glorot": "Glorot's, biases 0"}
-LOOKS = {"untrained": (COLOURS["untrained"], "D"), "joint": (COLOURS["joint"], "o"), "reptile": (COLOURS["sum"], "s")}
+STYLES = {"untrained": (COLOURS["untrained"], "D"), "joint": (COLOURS["joint"], "o"), "reptile": (COLOURS["sum"], "s")}
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
@@ -66,7 +66,7 @@ def _draw(waves: pd.DataFrame, losses: pd.DataFrame, network: str, settings: Map
     panels = dict(zip(WORDS, axes.flat, strict=False))
     top = 1.15 * max(waves.y.abs().max(), waves.prediction.abs().max())
     for name, ax in panels.items():
-        _draw_wave(ax, waves[waves.initialization == name], LOOKS[name][0], settings)
+        _draw_wave(ax, waves[waves.initialization == name], STYLES[name][0], settings)
         ax.set(title=f"start: {WORDS[name]}", xlabel="x", ylabel="f(x)", ylim=(-top, 1.25 * top))
     axes[0, 0].legend(loc="upper center", ncol=4, fontsize=7.5, columnspacing=1.0, handlelength=1.6)
     _draw_losses(axes[1, 1], losses, settings)
@@ -93,7 +93,7 @@ def _draw_wave(ax: Axes, curves: pd.DataFrame, colour: str, settings: Mapping[st
 
 
 def _draw_losses(ax: Axes, losses: pd.DataFrame, settings: Mapping[str, Any]) -> None:
-    for name, (colour, marker) in LOOKS.items():
+    for name, (colour, marker) in STYLES.items():
         curve = losses[losses.initialization == name]
         ax.plot(curve.step, curve["mean"], color=colour, marker=marker, markevery=8, markersize=4, linewidth=1.6,
                 label=WORDS[name])  # fmt: skip

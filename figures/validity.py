@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from figures.style import COLOURS, finish
 
 ORDERS = {1: "first order", 2: "first and second order"}
-MOST = 2 / 3  # of q: more than half is explained
+MOSTLY = 2 / 3  # of q: more than half is explained
 SMALLEST = 2.0**-6  # of the learning rates in the maps, as a multiple of the one used; the curves show them all
 
 
@@ -39,7 +39,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     axes[-1][-1].set_xlabel("$\\alpha\\,\\lambda_{max}$ of a minibatch's Hessian", fontsize=9)
     own = tables["validity"][tables["validity"].term == "own"]
     cosine = own.groupby("iteration").cosine.mean()
-    most = 100 * (own.q > MOST).groupby(own.iteration).mean()
+    most = 100 * (own.q > MOSTLY).groupby(own.iteration).mean()
     finding = (
         f"First-order term and $g_i - \\bar g_i$: cosine {cosine.iloc[0]:.2f} at the start, {cosine.iloc[-1]:.2f} at "
         f"the end of training; most of it explained in {most.iloc[0]:.0f} %, {most.iloc[-1]:.0f} % of cases"

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from figures.style import COLOURS, finish
-from reptile_core.meta_gradients import last, total
+from reptile_core.meta_gradients import last, sum_of
 
 FAMILIES = (("Reptile", COLOURS["sum"], "s"), ("FOMAML", COLOURS["last"], "^"), ("MAML", COLOURS["maml"], "v"))
 
@@ -19,7 +19,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     """Draw the table variance_relative: columns update, iteration, mean, low, high, seeds."""
     table = tables["variance_relative"]
     iterations = sorted(table.iteration.unique())
-    steps = [k for k in range(2, 10) if total(k).name in settings["updates"]]
+    steps = [k for k in range(2, 10) if sum_of(k).name in settings["updates"]]
     ends = table[table.iteration == iterations[-1]].set_index("update")
     panels = 1 + (len(iterations) > 1)
     figure, axes = plt.subplots(1, panels, figsize=(3.2 + 4.8 * panels, 4.9), squeeze=False)
@@ -45,7 +45,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 def _updates(k: int) -> tuple[str, str, str]:
     """Return names in the table, in the order of FAMILIES."""
-    return total(k).name, last(k).name, f"MAML, k = {k}"
+    return sum_of(k).name, last(k).name, f"MAML, k = {k}"
 
 
 def _by_k(ax: Axes, rows: pd.DataFrame, steps: Sequence[int]) -> None:

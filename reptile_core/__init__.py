@@ -19,7 +19,7 @@ Reptile in plain torch, where `model` is a `torch.nn.Module` and `tasks` holds k
     run = Run(
         network="omniglot",
         sampling=Sampling(n_way=5, shots=10, batch=10, steps=5),
-        weights=total(5).weights,  # of g_1 + … + g_5
+        weights=sum_of(5).weights,  # of g_1 + … + g_5
         inner=Inner("sgd", alpha),
         outer=Outer(step),
         iterations=iterations,
@@ -35,7 +35,7 @@ one vector. `evaluate` gives the accuracy of a state on each of many test tasks,
 """
 
 from reptile_core.evaluation import estimate
-from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, total, weighted_sum
+from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, sum_of, weighted_sum
 from reptile_core.networks import Network, mini_imagenet, omniglot
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import Inner, Outer, Run, evaluate, start, train
@@ -57,7 +57,7 @@ __all__ = [
     "mini_imagenet",
     "omniglot",
     "start",
-    "total",
+    "sum_of",
     "train",
     "weighted_sum",
 ]

@@ -48,7 +48,7 @@ def _taps(size: int, stride: int) -> tuple[tuple[int, slice, slice, bool], ...]:
 def _patches(x: Tensor, stride: int) -> Tensor:
     *lead, height, width, channels = x.shape
     out_height, out_width = same_size(height, stride), same_size(width, stride)
-    if native.serves(x):
+    if native.supports_tensor(x):
         out = x.new_empty(*lead, out_height, out_width, KERNEL**2 * channels)
         native.call("patches", x.contiguous(), out, extent_of(x, stride))
         return out
@@ -128,7 +128,8 @@ def convolution(
     x: Float[Tensor, "*lanes batch height width c_in"], weight: Float[Tensor, "*lanes 9*c_in c_out"], stride: int
 ) -> Float[Tensor, "*lanes batch out_height out_width c_out"]:
     """Return x * w; lanes of the two may be broadcast."""
-    if native.serves(x) and native.serves(weight) and native.takes(x.shape[-1], weight.shape[-1]):
+    served = native.supports_tensor(x) and native.supports_tensor(weight)
+    if served and native.supports_channels(x.shape[-1], weight.shape[-1]):
         lanes = np.broadcast_shapes(x.shape[:-4], weight.shape[:-2])
         x, weight = x.expand(*lanes, *x.shape[-4:]), weight.expand(*lanes, *weight.shape[-2:])
         return Convolution.apply(x.contiguous(), weight.contiguous(), stride)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from reptile_core.convolutions import extent_of, same_size
 from reptile_core.layers import BATCH_NORM_EPS
-from reptile_core.native import ACTIVATIONS, Call, meetings, packing, prepare
+from reptile_core.native import ACTIVATIONS, NativeCall, meetings, packing, prepare
 
 Parameters = dict[str, Tensor]
 ORDERS = 3  # as in taylor.c
@@ -55,7 +55,7 @@ class GradientByHand:
             self.stack.append(InnerBlock(self.stack[-1], p, v, blocks, index))
         self.top = Top(self.stack[-1], self.y, p, v, weight)
         self.g: list[Tensor] = []
-        self.calls: list[list[Call]] = []
+        self.calls: list[list[NativeCall]] = []
         self.holder: ref | None = None  # the point that these buffers are about, if one needs them
         self.along_v = False  # are coefficients of order 1 there?
         self.prepared = False
@@ -136,7 +136,7 @@ class Block:
         self.g_out: list[Tensor] = []
         self.g_scale: list[Tensor] = []
         self.g_shift: list[Tensor] = []
-        self.first: Call | None = None
+        self.first: NativeCall | None = None
         self._allocate()
 
     def prepare(self) -> None:
@@ -145,13 +145,13 @@ class Block:
             self.first = self.first or self._through_activation(0)
             self.first()
 
-    def forward(self, order: int) -> list[Call]:
+    def forward(self, order: int) -> list[NativeCall]:
         """Write down what fills the output's coefficients of this order."""
         if order:
             self._allocate()
         return self.linear(order) + self._activation(order) + self._pooling(order)
 
-    def backward(self, order: int, g: Parameters) -> list[Call]:
+    def backward(self, order: int, g: Parameters) -> list[NativeCall]:
         """Write down what takes the gradients of this order from that in the output."""
         g_w, g_scale, g_shift = (g[name] for name in self.names)
         self.g_scale.append(g_scale)
@@ -168,21 +168,21 @@ class Block:
         """Say whether what is below the activation takes the gradient back through it in passing."""
         raise NotImplementedError
 
-    def linear(self, order: int) -> list[Call]:
+    def linear(self, order: int) -> list[NativeCall]:
         """Write down what is below the activation: where that is a ReLU, it is part of order 0."""
         raise NotImplementedError
 
-    def linear_backward(self, order: int, g_w: Tensor) -> list[Call]:
+    def linear_backward(self, order: int, g_w: Tensor) -> list[NativeCall]:
         """Write down what takes the gradients below the activation."""
         raise NotImplementedError
 
-    def _activation(self, order: int) -> list[Call]:
+    def _activation(self, order: int) -> list[NativeCall]:
         known, count = (self.full[0], self.slope), self.full[0].numel()
         if order:
             return [prepare("activate_taylor", self.inputs, *known, self.full[order], count, self.kind, order)]
         return [prepare("activate", self.inputs[0], *known, count, self.kind)] if self.kind else []
 
-    def _pooling(self, order: int) -> list[Call]:
+    def _pooling(self, order: int) -> list[NativeCall]:
         tensors, extents = (self.full[0], self.out[0]), (*self.sides, self.filters)
         if not self.pool:
             return []
@@ -202,7 +202,7 @@ class Block:
         for parts, part in zip(lists, (inputs, full, out, g_full, g_out), strict=True):
             parts.append(part)
 
-    def _through_activation(self, order: int) -> Call:
+    def _through_activation(self, order: int) -> NativeCall:
         kept = self.g_full, self.inputs, self.full[0], self.slope
         return prepare("activate_backward", *kept, self.full[0].numel(), self.kind, order)
 
@@ -221,7 +221,7 @@ class FirstBlock(Block):
     def in_passing(self, order: int) -> bool:
         return not self.kind
 
-    def linear(self, order: int) -> list[Call]:
+    def linear(self, order: int) -> list[NativeCall]:
         normalizing, extents = self.normalizing[order], self.extents
         multiply = "product" if order or self.kind else "product_relu"
         product = prepare(multiply, self.centred, normalizing, self.inputs[order], 1, self.rows, *extents)
@@ -238,7 +238,7 @@ class FirstBlock(Block):
             product,
         ]
 
-    def linear_backward(self, order: int, g_w: Tensor) -> list[Call]:
+    def linear_backward(self, order: int, g_w: Tensor) -> list[NativeCall]:
         g, g_normalizing, extents = self.g_full[order], self.g_normalizing[order], self.extents
         found = g_w, self.g_scale[order], self.g_shift[order]
         if self.in_passing(order):
@@ -269,7 +269,7 @@ class InnerBlock(Block):
     def in_passing(self, order: int) -> bool:
         return not self.kind and order == 0
 
-    def linear(self, order: int) -> list[Call]:
+    def linear(self, order: int) -> list[NativeCall]:
         self.normalized.append(torch.zeros_like(self.product))
         product = self.normalized[order] if order else self.product
         calls = [
@@ -284,7 +284,7 @@ class InnerBlock(Block):
         normalize = "normalize" if self.kind else "normalize_relu"
         return [*calls, prepare(normalize, *known, *found, BATCH_NORM_EPS, 1, *extents)]
 
-    def linear_backward(self, order: int, g_w: Tensor) -> list[Call]:
+    def linear_backward(self, order: int, g_w: Tensor) -> list[NativeCall]:
         self.g_product.append(torch.zeros_like(self.product))
         into_below = self.below.g_out[order], self.turned, self.places, self.extent
         weights = [
@@ -297,7 +297,7 @@ class InnerBlock(Block):
         ]
         return [self._through_normalization(order), *weights, *images]
 
-    def _through_normalization(self, order: int) -> Call:
+    def _through_normalization(self, order: int) -> NativeCall:
         g_product, extents = self.g_product[order], (self.rows, self.filters)
         if order:
             along = self.g_full, self.normalized, self.rstd, self.root, self.factor, self.along
@@ -322,7 +322,7 @@ class Top:
         self.p, self.exponent = torch.zeros(2, len(y), len(self.bias[0]), dtype=self.w[0].dtype)
         self.g: list[Tensor] = []  # in the logits
 
-    def calls(self, order: int, g: Parameters) -> list[Call]:
+    def calls(self, order: int, g: Parameters) -> list[NativeCall]:
         found = g["linear.weight"], g["linear.bias"]
         if order:
             return [partial(self._coefficient, order, *found)]

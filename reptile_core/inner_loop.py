@@ -71,7 +71,7 @@ class Adam:
     def step(self, phi: Phi, g: Phi, state: State) -> tuple[Phi, State]:
         v, t = state
         parts = phi, g, v
-        plain = all(native.serves(p) and p.is_contiguous() and not p.requires_grad for p in parts)
+        plain = all(native.supports_tensor(p) and p.is_contiguous() and not p.requires_grad for p in parts)
         if plain and phi.numel() == g.numel() == v.numel():  # lanes may share the moments that they start from
             correction = 1 - self.beta2 ** (t.item() + 1)
             after, v = native.adam(

@@ -43,14 +43,14 @@ def convolution_batch_norm(
         covariance = centred.mT @ centred / centred.shape[-2]
         variance = (weight * (covariance @ weight)).sum(-2, keepdim=True)
         normalizing = weight * (scale * (variance + BATCH_NORM_EPS).rsqrt())
-        if activation is F.relu and native.serves(centred) and native.takes(weight.shape[-1]):
+        if activation is F.relu and native.supports_tensor(centred) and native.supports_channels(weight.shape[-1]):
             out = _product_relu(centred, normalizing, shift)
         else:
             out = activation(centred @ normalizing + shift)
     else:
         product = convolution(x, weight, stride)
         extent, product = product.shape[-4:-1], product.flatten(-4, -2)
-        if activation is F.relu and native.serves(product):
+        if activation is F.relu and native.supports_tensor(product):
             out = NormalizeReLU.apply(product, _per_lane(scale, product), _per_lane(shift, product))
         else:
             out = activation(_normalize_affine(product, scale, shift))

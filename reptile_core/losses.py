@@ -72,7 +72,9 @@ class CrossEntropy:
         self._check(batch)
         blocks, count = self.network.blocks, batch.y.shape[-1]
         one_lane = phi.numel() == self.network.n_parameters and batch.y.numel() == count
-        if not (blocks and one_lane and native.serves(phi) and native.serves(batch.x) and phi.dtype == batch.x.dtype):
+        if not (blocks and one_lane and phi.dtype == batch.x.dtype):
+            return None
+        if not (native.supports_tensor(phi) and native.supports_tensor(batch.x)):
             return None
         if blocks.activation != "relu" and phi.dtype == torch.float32:  # training keeps the bits that it had before
             return None

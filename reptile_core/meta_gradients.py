@@ -33,18 +33,18 @@ class Variant:
         """What it is among its fellows of the same k: "joint" (k = 1), "sum", "average", "last", or "other"."""
         if self.k == 1:
             return "joint"
-        kinds = {"sum": total(self.k), "average": average(self.k), "last": last(self.k)}
+        kinds = {"sum": sum_of(self.k), "average": average(self.k), "last": last(self.k)}
         return next((kind for kind, variant in kinds.items() if variant.weights == self.weights), "other")
 
 
-def total(k: int) -> Variant:
+def sum_of(k: int) -> Variant:
     """g_1 + … + g_k: Reptile with k steps."""
     return Variant("+".join(f"g{i}" for i in range(1, k + 1)), (1.0,) * k, _sum_label(k))
 
 
 def average(k: int) -> Variant:
     """(g_1 + … + g_k) / k."""
-    return Variant(f"({total(k).name})/{k}", (1.0 / k,) * k, rf"\frac{{1}}{{{k}}}({_sum_label(k)})")
+    return Variant(f"({sum_of(k).name})/{k}", (1.0 / k,) * k, rf"\frac{{1}}{{{k}}}({_sum_label(k)})")
 
 
 def last(k: int) -> Variant:
@@ -61,7 +61,7 @@ def figure_3(k_max: int = 4) -> tuple[Variant, ...]:
     """The paper's ten variants for k_max = 4: g_1, and for each further k the sum, its average, the last gradient."""
     if k_max < 1:
         raise ValueError(f"k_max: expected at least 1 inner step, found {k_max}")
-    return (last(1), *(make(k) for k in range(2, k_max + 1) for make in (total, average, last)))
+    return (last(1), *(make(k) for k in range(2, k_max + 1) for make in (sum_of, average, last)))
 
 
 def weighted_sum(

@@ -129,7 +129,7 @@ def _convolutional(
         return x.flatten(-3) @ p["linear.weight"] + p["linear.bias"].unsqueeze(-2)
 
     # Pooled after the activation, a smooth one could round different inputs to equal maxima
-    by_hand = (act is F.relu or not pool) and native.takes(filters) and KERNEL**2 * channels < filters
+    by_hand = (act is F.relu or not pool) and native.supports_channels(filters) and KERNEL**2 * channels < filters
     takes = (side, side) if channels == 1 else (side, side, channels)
     return Network(name, shapes, function, Blocks(side, channels, pool, activation) if by_hand else None, takes)
 

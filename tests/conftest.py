@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.in_process import finished
+from tests.helpers.script import finished
 
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")

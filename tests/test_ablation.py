@@ -12,7 +12,7 @@ from analysis.paper.figure_3 import EVALUATION, configure
 from analysis.results.claims import PROFILES
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
 from reptile_core.meta_gradients import figure_3
-from tests.made_up import context, judged, verdicts
+from tests.helpers.runs import context, judged, verdicts
 
 NAMES = [variant.name for variant in figure_3()]
 

@@ -8,7 +8,7 @@ import torch
 
 from reptile_core.checkpoints import load_checkpoint, save_checkpoint
 from tests.benchmarks import default_run, gpu, gpu_pack
-from tests.made_up_folder import MANIFEST, write
+from tests.helpers.folder import MANIFEST, write
 
 
 def test_the_default_runs_time_is_shared_out(tmp_path):
@@ -33,7 +33,7 @@ def test_a_gpu_runs_files_are_few_and_say_what_they_leave_out(tmp_path, monkeypa
     work = tmp_path / gpu_pack.WORK
     (work / "figure_3-10" / "tables").mkdir(parents=True)
     (work / "figure_3-10" / "tables" / "ablation.csv").write_text("variant\ng1\n")
-    monkeypatch.setattr(gpu_pack, "MOST_BYTES", 2**21)
+    monkeypatch.setattr(gpu_pack, "MAX_BYTES", 2**21)
     for number in range(8):
         phi = torch.full((200_000,), float(number))
         path = work / "figure_3" / "runs" / f"{number}.safetensors"

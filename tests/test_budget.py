@@ -13,7 +13,7 @@ from analysis.ending import UsageError
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.results import folder, ledger, manifest
 from analysis.results.claims import Claim, Control
-from analysis.results.judge import CONTROL_ERROR, Case, Plan, Verdict
+from analysis.results.judge import CONTROL_ERROR, Case, SeedPlan, Verdict
 from analysis.results.statistics import power
 
 FOIL = Control(kind="foil", words="w")
@@ -108,9 +108,9 @@ def test_seeds_are_added_where_a_plan_says_so() -> None:
     first, second = (EXPERIMENTS[name].claims[0].id for name in NAMES[:2])
     claims = {name: EXPERIMENTS[name].claims for name in NAMES}
     found = [
-        verdict(first, 1.0, plan=Plan(3)),
+        verdict(first, 1.0, plan=SeedPlan(3)),
         verdict(second, 1.0, decision="supported"),
     ]
     assert budget.more_seeds(found, claims) == {NAMES[0]: 8}
-    assert budget.more_seeds([verdict(first, 0.0, plan=Plan(None))], claims) == {}
-    assert budget.more_seeds([verdict(first, 0.1, plan=Plan(100))], claims) == {NAMES[0]: 5 + budget.MOST_AT_ONCE}
+    assert budget.more_seeds([verdict(first, 0.0, plan=SeedPlan(None))], claims) == {}
+    assert budget.more_seeds([verdict(first, 0.1, plan=SeedPlan(100))], claims) == {NAMES[0]: 5 + budget.MAX_AT_ONCE}

@@ -14,7 +14,7 @@ import pytest
 import reproduce
 from analysis import ending
 from analysis.results import checksums, ledger, manifest, terminal
-from tests.in_process import ablation_in, finished_in, script, tables_of
+from tests.helpers.script import ablation_in, finished_in, script, tables_of
 
 
 @pytest.fixture

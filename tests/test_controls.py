@@ -41,7 +41,7 @@ from analysis.paper.benchmarks import PUBLISHED
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, seeds
 from analysis.results.evidence import CHECK, CONTROL, tabulate
 from analysis.results.judge import CONTROL_ERROR, LEAST_SEEDS, SUPPORTED, Sample, decide, paired
-from reptile_core.meta_gradients import average, last, total
+from reptile_core.meta_gradients import average, last, sum_of
 
 Arm = tuple[Any, ...]
 Levels = Mapping[Arm, float]
@@ -51,7 +51,7 @@ TASKS = 4
 POPULATIONS, FEW, MANY, DRAWS = 60, LEAST_SEEDS, 20, 6
 SIMULATIONS, IN_A_TABLE = 300, 150  # a table has the seeds of so many simulations: an epoch has a thousand
 # A judge that lets 2.5 % of sham foils through, and four standard errors of a rate of 3 %.
-MOST_SUPPORTED = 0.03 + 4 * (0.03 * 0.97 / SIMULATIONS) ** 0.5
+MAX_SUPPORTED = 0.03 + 4 * (0.03 * 0.97 / SIMULATIONS) ** 0.5
 # Of the variance between populations over that within them, with 59 and 60 degrees of freedom: 0.001 % lie above
 LEAST_ANSWER = 3.1
 FIRST_SEEDS = seeds(EPOCH, FEW)
@@ -157,7 +157,7 @@ def _levels(arms: Sequence[Arm], level: float, others: Mapping[Any, float] | Non
 def _ablation() -> Simulation:
     looks = (5_000, 40_000)
     names = [variant.name for variant in ablation.variants("quick")]
-    g1, g2, g4, sum_2, sum_4 = (v.name for v in (last(1), last(2), last(4), total(2), total(4)))
+    g1, g2, g4, sum_2, sum_4 = (v.name for v in (last(1), last(2), last(4), sum_of(2), sum_of(4)))
     arms = [*((name, n) for name in names for n in looks), (g1, 0), (g2, 0)]
     return Simulation(
         lambda world: tabulate(ablation.evidence(world.curves(), looks)),
@@ -317,7 +317,7 @@ def _splits() -> Simulation:
     arms = [
         (name, kind, shots, transductive)
         for name in ("share", "shuffled")
-        for kind in splits.SPLITS
+        for kind in splits.SPLIT_KINDS
         for shots in splits.BENCHMARK.shots
         for transductive in (False, True)
     ]
@@ -580,7 +580,7 @@ def test_hardly_ever_supported_where_the_treatment_is_the_controls(name: str) ->
     _, claim = EXPERIMENTAL[name]
     draws = alike(name)
     assert len(draws) == SIMULATIONS
-    assert share_supported(claim, draws) <= MOST_SUPPORTED
+    assert share_supported(claim, draws) <= MAX_SUPPORTED
 
 
 @pytest.mark.parametrize("name", EXPERIMENTAL)
@@ -599,7 +599,7 @@ def test_a_control_that_always_fails_is_found(name: str) -> None:
 
 
 def test_the_judge_lets_a_sham_foil_through_as_rarely_as_is_tested() -> None:
-    assert CONTROL_ERROR <= 0.03 < MOST_SUPPORTED < 0.07
+    assert CONTROL_ERROR <= 0.03 < MAX_SUPPORTED < 0.07
 
 
 def test_a_claim_without_a_simulation_is_named() -> None:

@@ -3,15 +3,15 @@
 import pytest
 
 from analysis import cost
-from analysis.cost import GPU, Training, Work
+from analysis.cost import GPU, PartOfRun, Work
 from analysis.experiments import ablation
 from analysis.experiments.shared.curves import Scale
 from analysis.paper.figure_3 import EVALUATION, configure
-from analysis.runs.evaluations import LANES
-from reptile_core.meta_gradients import total
+from analysis.runs.evaluation_chunks import LANES
+from reptile_core.meta_gradients import sum_of
 from reptile_core.tasks import Sampling
 
-RUN = configure(total(2), seed=0)
+RUN = configure(sum_of(2), seed=0)
 # Multiply-adds of one example: positions x 9 c_in c_out of each convolution, then the linear layer.
 FIRST = 14 * 14 * 9 * 64
 ALL = FIRST + (7 * 7 + 4 * 4 + 2 * 2) * 9 * 64 * 64 + 256 * 5
@@ -43,12 +43,12 @@ def test_steps_counted_once_are_as_steps_traced() -> None:
 
 def test_cost_is_linear_in_k_iterations_and_tasks() -> None:
     """And a lane costs bytes and flops, but no launch."""
-    one, two, three = (cost.iteration(configure(total(k), seed=0)) for k in (1, 2, 3))
+    one, two, three = (cost.iteration(configure(sum_of(k), seed=0)) for k in (1, 2, 3))
     assert three.flops - two.flops == two.flops - one.flops > 0
     assert three.launches - two.launches == two.launches - one.launches > 0
     few, many = (cost.evaluation(RUN, EVALUATION, tasks) for tasks in (2, 8))
     assert (many.flops, many.launches) == (4 * few.flops, few.launches)
-    assert cost.whole(Training(RUN, 20)) == 20 * cost.iteration(RUN)
+    assert cost.whole(PartOfRun(RUN, 20)) == 20 * cost.iteration(RUN)
     assert cost.look(RUN, EVALUATION, 3 * LANES) == 3 * cost.evaluation(RUN, EVALUATION, LANES)
 
 

@@ -15,7 +15,7 @@ from analysis.theory.derivatives import derivative, gradient, hessian_at
 from analysis.theory.losses import cubic, quadratic, tanh_network
 from reptile_core.losses import CrossEntropy
 from reptile_core.networks import omniglot
-from tests.cases import assert_close, generator, minibatch, normal
+from tests.helpers.data import assert_close, generator, minibatch, normal
 
 ROUND_OFF = 1e-12
 EIGENVALUES = torch.tensor([-2.0, -0.5, 0.0, 0.0, 0.25, 1.0, 1.0, 4.0], dtype=torch.float64)

@@ -9,11 +9,11 @@ import pytest
 from analysis.experiments.shared.curves import Curves, Scale, kept, measure
 from analysis.experiments.shared.experiment import Measured, scale_of
 from analysis.paper.figure_3 import CHANCE, configure
-from reptile_core.meta_gradients import last, total
-from tests.made_up import FIRST_SEED, SECONDS, MadeUp, context
+from reptile_core.meta_gradients import last, sum_of
+from tests.helpers.runs import FIRST_SEED, SECONDS, MadeUp, context
 
 SCALE = Scale(looks=(2, 4), tasks=3, seeds=2)
-RUNS = [(v.name, configure(v, seed)) for v in (total(2), last(2)) for seed in (FIRST_SEED, FIRST_SEED + 1)]
+RUNS = [(v.name, configure(v, seed)) for v in (sum_of(2), last(2)) for seed in (FIRST_SEED, FIRST_SEED + 1)]
 
 
 def _curves():

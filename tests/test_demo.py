@@ -19,7 +19,7 @@ from analysis.experiments.shared.curves import Scale
 from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.paper import figure_3
 from analysis.runs.advance import execute
-from analysis.runs.evaluations import chunks, evaluate, joined
+from analysis.runs.evaluation_chunks import chunks, evaluate_chunk, joined
 from analysis.runs.job import Source
 from analysis.runs.store import state_at
 from analysis.runs.workers import Workers, silent
@@ -27,15 +27,15 @@ from figures import demo
 from figures.demo import weights
 from figures.demo.adaptation import N_WAY, adapt, initialization
 from figures.demo.drawing import LARGEST, place, rasterize
-from figures.demo.questions import MOST_POINTS, MOST_STEPS, read, text
+from figures.demo.questions import MAX_POINTS, MAX_STEPS, read, text
 from reptile_core import datasets
 from reptile_core.evaluation import classify, evaluation_tasks
 from reptile_core.inner_loop import inner_loop
 from reptile_core.losses import Minibatch
-from reptile_core.meta_gradients import total
+from reptile_core.meta_gradients import sum_of
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import Inner, build_network, start
-from tests.serving import serving
+from tests.helpers.server import serving
 
 needs_extra = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in demo.PACKAGES),
@@ -60,7 +60,9 @@ def brief(monkeypatch):
     monkeypatch.setattr(
         Context,
         "evaluate",
-        lambda self, name, wanted: {item: joined([evaluate(c, silent) for c in chunks(*item)]) for item in wanted},
+        lambda self, name, wanted: {
+            item: joined([evaluate_chunk(c, silent) for c in chunks(*item)]) for item in wanted
+        },
     )
 
 
@@ -72,7 +74,7 @@ def context(glyphs, tmp_path):
 
 @pytest.fixture(scope="module")
 def untrained(glyphs):
-    run = weights.configure(total(2), 1)
+    run = weights.configure(sum_of(2), 1)
     pool = ImagePool(torch.from_numpy(glyphs.images[:20].copy()))
     return weights.Weights(
         {name: initialization(run, start(run), weights.EVALUATION) for name in weights.NAMES}, {}, "", "", pool
@@ -131,8 +133,8 @@ def test_strokes_and_images_are_read():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": float("nan")}, f"steps: expected a whole number from 0 to {MOST_STEPS}, found nan"),
-        ({"steps": MOST_STEPS + 1}, "steps: expected"),
+        ({"steps": float("nan")}, f"steps: expected a whole number from 0 to {MAX_STEPS}, found nan"),
+        ({"steps": MAX_STEPS + 1}, "steps: expected"),
         ({"steps": True}, "steps: expected"),
         ({"steps": 2.0}, "steps: expected"),
         ({"steps": None}, "steps: expected"),
@@ -147,7 +149,7 @@ def test_strokes_and_images_are_read():
         ({"drawings": [[[[0.5, 10**400]]], LINE, LINE, LINE]}, "expected points"),
         ({"drawings": [[[["0.5", 0]]], LINE, LINE, LINE]}, "expected points"),
         ({"drawings": [[[[0.5]]], LINE, LINE, LINE]}, "expected points"),
-        ({"drawings": [[[[0, 0]] * (MOST_POINTS + 1)], LINE, LINE, LINE]}, "expected at most 5000 points, found 5001"),
+        ({"drawings": [[[[0, 0]] * (MAX_POINTS + 1)], LINE, LINE, LINE]}, "expected at most 5000 points, found 5001"),
         ({"more": 1}, "body: expected an object of drawings and steps"),
     ],
 )
@@ -172,7 +174,7 @@ def test_what_is_no_json_is_told_in_a_line(body):
 def test_adaptation_is_the_cores_inner_loop_and_evaluation(glyphs, inner, repeats, n_way):
     """Of a 3-way run; a 5-way run's first three outputs, with batches of many copies as in its own evaluation."""
     sampling = Sampling(n_way=n_way, shots=1, batch=N_WAY * repeats, steps=4)
-    run = weights.configure(total(2), 1)
+    run = weights.configure(sum_of(2), 1)
     run = replace(run, sampling=replace(run.sampling, n_way=n_way), inner=inner)
     state = start(run)
     pool = ImagePool(torch.from_numpy(glyphs.images.copy()))
@@ -241,7 +243,7 @@ def test_a_finished_pair_of_figure_3_is_taken_and_half_a_pair_is_not(context, mo
     scale = Scale(looks=(1,), tasks=1, seeds=2, iterations=3)
     monkeypatch.setitem(ablation.SCALES, "paper", scale)
     pairs = [
-        [context.job(figure_3.configure(v, seed, iterations=3), v.name, until=1) for v in (total(4), weights.last(1))]
+        [context.job(figure_3.configure(v, seed, iterations=3), v.name, until=1) for v in (sum_of(4), weights.last(1))]
         for seed in context.seeds_of(2, epoch)
     ]
     context.train("test", [pairs[0][0], *pairs[1]])
@@ -253,7 +255,7 @@ def test_a_finished_pair_of_figure_3_is_taken_and_half_a_pair_is_not(context, mo
 
 
 def test_remark_tells_how_long_and_how_accurate(context):
-    job = context.job(weights.configure(total(6), 2500), "demo")
+    job = context.job(weights.configure(sum_of(6), 2500), "demo")
     said = weights.remark(job, weights.EVALUATION, 0.8)
     assert said == "2,500 meta-iterations of 6 steps; 80\N{NO-BREAK SPACE}% right on 3-way 1-shot test tasks"
 

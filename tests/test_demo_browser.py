@@ -10,11 +10,11 @@ from figures.demo import weights
 from figures.demo.adaptation import initialization
 from reptile_core import datasets
 from reptile_core.datasets.split import split_characters
-from reptile_core.meta_gradients import total
+from reptile_core.meta_gradients import sum_of
 from reptile_core.tasks import ImagePool
 from reptile_core.training import start, train
-from tests.browser import axe, chromium
-from tests.serving import serving
+from tests.helpers.browser import axe, chromium
+from tests.helpers.server import serving
 
 pytest.importorskip("uvicorn", reason="needs the extra demo: pip install -e '.[demo]'")
 pytest.importorskip("starlette", reason="needs the extra demo: pip install -e '.[demo]'")
@@ -64,7 +64,7 @@ def address():
     """Of a page with a briefly trained Reptile, and its own start in the place of joint training."""
     characters = datasets.load("omniglot" if os.environ.get("REPTILE_DATA") else "glyphs", quiet=True)
     split = split_characters(characters.images, seed=0)
-    run = weights.configure(total(weights.STEPS), ITERATIONS)
+    run = weights.configure(sum_of(weights.STEPS), ITERATIONS)
     trained = deque(train(run, ImagePool(split.train), start(run)), maxlen=1).pop()
     initializations = [initialization(run, state, weights.EVALUATION) for state in (trained, start(run))]
     remarks = dict.fromkeys(weights.NAMES, "a test")

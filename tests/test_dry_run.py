@@ -12,7 +12,7 @@ from analysis.paper.figure_3 import configure
 from analysis.prepare import plans
 from reptile_core import datasets
 from reptile_core.meta_gradients import figure_3
-from tests.in_process import TINY, TINY_EVALUATION, glyphs, measure_tiny
+from tests.helpers.script import TINY, TINY_EVALUATION, glyphs, measure_tiny
 
 
 def said(out: Path, *more: str, rate: float = 1e9) -> list[str]:

@@ -18,8 +18,8 @@ from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.networks import omniglot
 from reptile_core.philox import Purpose
 from reptile_core.tasks import Sampling, Tasks, sample_tasks
-from tests import oracles
-from tests.cases import image_pool, minibatches, pairs
+from tests.helpers import oracles
+from tests.helpers.data import image_pool, minibatches, pairs
 
 NETWORK = omniglot(5)
 LOSS = CrossEntropy(NETWORK, reduction="sum")

@@ -23,8 +23,8 @@ from analysis.theory.expectations import (
 )
 from analysis.theory.losses import cubic, tanh_network
 from analysis.theory.taylor import inner_gradients, maml_gradient
-from reptile_core.meta_gradients import average, last, total
-from tests.cases import generator
+from reptile_core.meta_gradients import average, last, sum_of
+from tests.helpers.data import generator
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_expected_gradients_are_means_over_all_orders(pool):
 def test_coefficients_meet_the_theorem_and_miss_each_others(k):
     pool = cubic(4)
     terms = average_gradient(pool.losses, pool.phi), average_gradient_inner(pool.losses, pool.phi)
-    weights = torch.tensor([total(k).weights, last(k).weights, average(k).weights], dtype=torch.float64)
+    weights = torch.tensor([sum_of(k).weights, last(k).weights, average(k).weights], dtype=torch.float64)
     found = measure(lambda t: weights @ expected_inner_gradients(pool.losses, pool.phi, t, k), *terms, alpha=1e-3)
     found += measure(lambda t: expected_maml(pool.losses, pool.phi, t, k).unsqueeze(0), *terms, alpha=1e-3)
     expected = [*(predicted(w) for w in weights.tolist()), predicted_maml(k)]
@@ -77,7 +77,7 @@ def test_coefficients_meet_the_theorem_and_miss_each_others(k):
 
 def test_the_papers_table():
     for k in range(1, 6):
-        assert predicted(total(k).weights) == (k, -k * (k - 1) / 2)
+        assert predicted(sum_of(k).weights) == (k, -k * (k - 1) / 2)
         assert predicted(last(k).weights) == (1, -(k - 1))
         assert predicted_maml(k) == (1, -2 * (k - 1))
 

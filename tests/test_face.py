@@ -19,8 +19,8 @@ import torch.nn.functional as F
 import reptile_core
 from reptile_core import Run
 from reptile_core.philox import Purpose
-from tests import oracles
-from tests.cases import image_pool
+from tests.helpers import oracles
+from tests.helpers.data import image_pool
 
 ROOT = Path(__file__).parents[1]
 POOL = image_pool()

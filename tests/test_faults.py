@@ -32,8 +32,8 @@ from reptile_core import datasets
 from reptile_core.checkpoints import load_checkpoint
 from reptile_core.files import UNFINISHED, remove_unfinished, write_atomically
 from reptile_core.training import Inner
-from tests.in_process import ablation_in, finished_in, script
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
+from tests.helpers.script import ablation_in, finished_in, script
 from tests.test_runs import RUN, assert_same_run
 
 FULL = bool(os.environ.get("REPTILE_FULL"))
@@ -49,7 +49,7 @@ from analysis.experiments import ablation
 from analysis.results.claims import seeds
 from analysis.runs import job
 from reptile_core import datasets
-from tests.in_process import InProcess, glyphs, measure_tiny
+from tests.helpers.script import InProcess, glyphs, measure_tiny
 torch.set_num_threads(1)
 ablation.measure = measure_tiny
 prepare.Workers = InProcess

@@ -16,7 +16,7 @@ from analysis.experiments.few_shot import BENCHMARKS, METHODS, PUBLISHED, SCALES
 from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.paper import benchmarks
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
-from analysis.runs import evaluations
+from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
 from analysis.runs.store import Outcome
 from figures.few_shot import MEASURED, NOT_ASKED, ROWS, draw
@@ -25,7 +25,7 @@ from reptile_core import datasets, training
 from reptile_core.checkpoints import CheckpointError
 from reptile_core.evaluation import estimate
 from reptile_core.training import build_network
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 
@@ -118,7 +118,7 @@ def _small(monkeypatch, name, scale, **changes):
     monkeypatch.setattr(benchmarks, "META_BATCH", 1)
     monkeypatch.setattr(benchmarks, "EVALUATION_STEPS", 2)
     monkeypatch.setattr(few_shot, "CHUNK", 2)
-    monkeypatch.setattr(evaluations, "CHUNK", 2)
+    monkeypatch.setattr(evaluation_chunks, "CHUNK", 2)
     return small
 
 
@@ -142,7 +142,7 @@ def test_chunks_give_what_the_whole_gives_and_are_kept(context, monkeypatch):
     pd.testing.assert_frame_equal(few_shot.run(context).tables["few_shot"], result.tables["few_shot"])
     assert {path: path.stat().st_mtime_ns for path in files} == files
     (cell,) = [c for c in few_shot.cells([training_], context) if c.trained and c.shots == 1]
-    chunk, _ = evaluations.chunks(*cell.measured)
+    chunk, _ = evaluation_chunks.chunks(*cell.measured)
     other = next(path for path in files if path.parent.name == "evaluations" and path != chunk.path)
     chunk.path.write_bytes(other.read_bytes())
     with pytest.raises(CheckpointError, match="expected the evaluation"):
@@ -169,7 +169,7 @@ def test_what_a_training_takes_is_its_evaluations_too(context, monkeypatch):
     training_ = few_shot.Training(benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source)
     measured = [cell for cell in few_shot.cells([training_], context) if cell.trained]
     job = measured[0].job
-    steps = sum(chunk.steps for cell in measured for chunk in evaluations.chunks(*cell.measured))
+    steps = sum(chunk.steps for cell in measured for chunk in evaluation_chunks.chunks(*cell.measured))
     found = few_shot.seconds_of(measured, {job: Outcome("finished", 8.0, 2)})
     assert found == {"omniglot-5way-reptile": pytest.approx(8.0 * (1 + steps / job.training_steps))}
 

@@ -35,7 +35,7 @@ from analysis.runs.job import NUMERICS_VERSION, Job
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.datasets import omniglot
 from reptile_core.datasets.common import Unavailable
-from tests.in_process import script
+from tests.helpers.script import script
 from tests.test_faults import _job as small_job
 from tests.test_omniglot import ZIPS
 

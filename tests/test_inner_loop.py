@@ -16,8 +16,8 @@ from torch import Tensor
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, Step, gradient, inner_loop
 from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.networks import omniglot
-from tests import oracles
-from tests.cases import assert_close, minibatches, normal, pairs
+from tests.helpers import oracles
+from tests.helpers.data import assert_close, minibatches, normal, pairs
 
 NETWORK = omniglot(5)
 LOSS = CrossEntropy(NETWORK, reduction="sum")

@@ -16,7 +16,7 @@ from analysis.theory.losses import tanh_network
 from reptile_core.inner_loop import gradient
 from reptile_core.losses import CrossEntropy
 from reptile_core.networks import omniglot
-from tests.cases import assert_close, generator, minibatch, normal
+from tests.helpers.data import assert_close, generator, minibatch, normal
 
 ROUND_OFF = 1e-12
 N = 7

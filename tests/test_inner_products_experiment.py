@@ -16,22 +16,22 @@ import torch.nn.functional as F
 from torch.func import grad
 
 from analysis.experiments import inner_products
-from analysis.experiments.shared.points import Point
+from analysis.experiments.shared.trained_points import TrainedPoint
 from analysis.paper import figure_3
 from analysis.results.judge import judge
 from analysis.results.tables import over_seeds
 from analysis.theory.losses import quadratic, tanh_network
 from figures import inner_products as figure
-from reptile_core.meta_gradients import total
+from reptile_core.meta_gradients import sum_of
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
-from tests.cases import assert_close, image_pool
-from tests.made_up import FIRST_SEED
+from tests.helpers.data import assert_close, image_pool
+from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 
 ROUND_OFF = 1e-12
-RUN = figure_3.configure(total(4), 3)
+RUN = figure_3.configure(sum_of(4), 3)
 SCALE = inner_products.SCALES["smoke"]
 SEEDS = range(FIRST_SEED, FIRST_SEED + 5)
 
@@ -160,7 +160,7 @@ class _Job:
 
 
 def _named(variant, seed, iteration):
-    return Point(_Job(variant, _Run(seed)), iteration)
+    return TrainedPoint(_Job(variant, _Run(seed)), iteration)
 
 
 def test_a_step_is_along_what_the_expected_update_has_beyond_avg_grad():

@@ -13,8 +13,8 @@ from analysis.results.judge import (
     LEAST_SEEDS,
     REFUTE_ERROR,
     SUPPORT_ERROR,
-    Plan,
     Sample,
+    SeedPlan,
     decide,
     judge,
     spent,
@@ -143,7 +143,7 @@ def test_holm_divides_the_error_among_cases():
 def test_fewer_than_five_seeds_are_a_pilot_that_plans():
     found = verdict({"a": CLEAR[:3]})
     assert (found.decision, found.why) == ("undecided", "pilot")
-    assert found.plan == Plan(LEAST_SEEDS - 3, pytest.approx(nan, nan_ok=True))
+    assert found.plan == SeedPlan(LEAST_SEEDS - 3, pytest.approx(nan, nan_ok=True))
     assert verdict({"a": [-100.0, -100.1, -100.2]}).decision == "undecided"
 
 

@@ -13,7 +13,7 @@ from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
 from reptile_core.losses import CrossEntropy
 from reptile_core.tasks import training_stream
 from reptile_core.training import Outer, build_network, start, train
-from tests.cases import LANE_RUNS, assert_close, image_pool, minibatch
+from tests.helpers.data import LANE_RUNS, assert_close, image_pool, minibatch
 
 CLOSE = 1e-11
 SGD_RUN = LANE_RUNS["sgd"]
@@ -91,7 +91,7 @@ def test_lanes_that_do_not_belong_together_are_refused():
 
 def test_memory_of_a_lane_covers_what_an_inner_step_keeps(monkeypatch):
     """Counted by torch on a step of one lane with autograd: every tensor saved for the backward pass, each once."""
-    monkeypatch.setattr(native, "serves", lambda x: False)  # as on a GPU
+    monkeypatch.setattr(native, "supports_tensor", lambda x: False)  # as on a GPU
     run = replace(SGD_RUN, sampling=replace(SAMPLING, batch=9, shots=9), weights=(1.0, 1.0))
     network = build_network(run)
     phi, batch = network.initialize(0, dtype=torch.float64).requires_grad_(), minibatch(batch=9, n_way=3)

@@ -19,8 +19,8 @@ from reptile_core.convolutions import Fold, Patches
 from reptile_core.layers import convolution_batch_norm, max_pool
 from reptile_core.normalization import Normalize
 from reptile_core.sizes import same_padding, same_size
-from tests.cases import EPS32, EPS64, assert_close, normal
-from tests.oracles import naive_patches
+from tests.helpers.data import EPS32, EPS64, assert_close, normal
+from tests.helpers.oracles import naive_patches
 
 STEP, TOLERANCE = 1e-5, 1e-7
 ROUND_OFF = 1e-12  # float64 and a few thousand additions: 4,000 · 2^-52 at the very most

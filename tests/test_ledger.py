@@ -11,7 +11,7 @@ import pytest
 from analysis.results import evidence, folder, ledger
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import rows
-from analysis.results.judge import Case, Plan, Verdict, judge
+from analysis.results.judge import Case, SeedPlan, Verdict, judge
 from analysis.results.tables import ResultsError
 
 CLAIM = Claim(
@@ -81,10 +81,10 @@ def test_words() -> None:
     case = Case("a", "check", "supported", 0.5, 0.25, 0.75)
     assert ledger.interval(case) == "0.5 [0.25, 0.75]"
     assert ledger.interval(replace(case, low=nan, high=nan)) == "0.5"
-    assert ledger.plan(Plan(4, 180.0)) == "4 more seeds, about 3 minutes"
-    assert ledger.plan(Plan(1)) == "1 more seed"
-    assert "no number of seeds" in ledger.plan(Plan(None))
-    verdict = Verdict(CLAIM, "undecided", "too wide", plan=Plan(2, 1.0))
+    assert ledger.plan(SeedPlan(4, 180.0)) == "4 more seeds, about 3 minutes"
+    assert ledger.plan(SeedPlan(1)) == "1 more seed"
+    assert "no number of seeds" in ledger.plan(SeedPlan(None))
+    verdict = Verdict(CLAIM, "undecided", "too wide", plan=SeedPlan(2, 1.0))
     assert ledger.reason(verdict) == "the intervals are too wide; 2 more seeds, about 1 second"
     assert ledger.reason(replace(verdict, decision="supported")) == ""
     assert ledger.count([verdict, verdict]) == {"supported": 0, "refuted": 0, "undecided": 2}

@@ -13,7 +13,7 @@ from analysis.results import manifest
 from analysis.results.manifest import ManifestError, by_experiment, commands, complete, part_of
 from analysis.runs.arithmetic import arithmetic, kind
 from reptile_core import datasets
-from tests.in_process import glyphs
+from tests.helpers.script import glyphs
 
 PUBLISHED = sorted((Path(__file__).parents[1] / "figures" / "published").rglob("*manifest.json"))
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from reptile_core import native
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, gradient, inner_loop
 from reptile_core.losses import CrossEntropy, Minibatch
-from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, total, weighted_sum
+from reptile_core.meta_gradients import Variant, average, figure_3, last, maml, sum_of, weighted_sum
 from reptile_core.networks import omniglot
 from reptile_core.points import HELD
-from tests import oracles
-from tests.cases import assert_close, minibatches, normal, pairs
+from tests.helpers import oracles
+from tests.helpers.data import assert_close, minibatches, normal, pairs
 
 # softplus where second derivatives are taken: a ReLU that is off has gradient 0, at which Adam's root has no derivative
 SMOOTH = omniglot(5, activation="softplus")
@@ -43,7 +43,7 @@ def naive(k: int, optimizer: str) -> oracles.Trace:
 @BOTH
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_reptile_is_the_way_travelled(k: int, optimizer: str) -> None:
-    found, _ = weighted_sum(LOSS, phi_1(), minibatches(k), OPTIMIZERS[optimizer][0], total(k).weights)
+    found, _ = weighted_sum(LOSS, phi_1(), minibatches(k), OPTIMIZERS[optimizer][0], sum_of(k).weights)
     phis = naive(k, optimizer).phis
     assert_close(found, phis[0] - phis[-1], TOLERANCES[optimizer])
 
@@ -126,7 +126,7 @@ def test_maml_by_the_tensor_code_alone(optimizer: str, monkeypatch: pytest.Monke
     """And through more steps than there are buffers for."""
     batches = minibatches(5, batch=3)
     by_hand, state = maml(LOSS, phi_1(), batches, OPTIMIZERS[optimizer][0])
-    monkeypatch.setattr(native, "serves", lambda x: False)
+    monkeypatch.setattr(native, "supports_tensor", lambda x: False)
     found, after = maml(LOSS, phi_1(), batches, OPTIMIZERS[optimizer][0])
     assert_close(found, by_hand, TOLERANCES[optimizer])
     for part, expected in zip(after, state, strict=True):
@@ -141,7 +141,7 @@ def test_maml_by_the_tensor_code_alone(optimizer: str, monkeypatch: pytest.Monke
 def test_mamls_memory_does_not_grow_with_k(optimizer: str, by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of what graphs save, as much is alive at a time; and buffers are HELD at most."""
     if not by_hand:
-        monkeypatch.setattr(native, "serves", lambda x: False)
+        monkeypatch.setattr(native, "supports_tensor", lambda x: False)
     loss = CrossEntropy(SMOOTH, reduction="sum")
     most = []
     for k in (3, 7):
@@ -243,12 +243,12 @@ def test_figure_3_has_the_papers_ten_curves() -> None:
 @pytest.mark.parametrize("k", [1, 2, 3, 7])
 def test_weights_follow_from_k(k: int) -> None:
     """Totals, and the ratio rho = sum w_i (i - 1) / sum w_i of the facts: (k - 1) / 2 for sums, k - 1 for the last."""
-    for make, weight, rho in ((total, k, (k - 1) / 2), (average, 1, (k - 1) / 2), (last, 1, k - 1)):
+    for make, weight, rho in ((sum_of, k, (k - 1) / 2), (average, 1, (k - 1) / 2), (last, 1, k - 1)):
         w = make(k).weights
         assert len(w) == make(k).k == k
         assert sum(w) == pytest.approx(weight, rel=1e-15)
         assert sum(w_i * i for i, w_i in enumerate(w)) / sum(w) == pytest.approx(rho, rel=1e-15)
-    assert set(total(k).weights) == {1.0} and set(average(k).weights) == {1 / k}
+    assert set(sum_of(k).weights) == {1.0} and set(average(k).weights) == {1 / k}
     assert last(k).weights[-1] == 1 and not any(last(k).weights[:-1])
 
 
@@ -267,7 +267,7 @@ def test_errors() -> None:
 
 def test_kinds():
     odd = Variant("odd", (0.5, 1.0), "odd")
-    assert [v.kind for v in (last(1), total(3), average(3), last(3), odd)] == [
+    assert [v.kind for v in (last(1), sum_of(3), average(3), last(3), odd)] == [
         "joint",
         "sum",
         "average",

@@ -19,7 +19,7 @@ from reptile_core.meta_gradients import maml
 from reptile_core.native.functions import Convolution, Correlation, NormalizeReLU, TransposedConvolution
 from reptile_core.networks import mini_imagenet, omniglot
 from reptile_core.sizes import same_size
-from tests.cases import assert_close, generator, minibatch, minibatches, normal
+from tests.helpers.data import assert_close, generator, minibatch, minibatches, normal
 
 needs_compiler = pytest.mark.skipif(native.library() is None, reason="no C compiler here")
 SUMS = 1e-5
@@ -31,7 +31,7 @@ SIZES = [(28, 28), (14, 14), (7, 7), (4, 4), (1, 1), (2, 3), (11, 6)]
 @pytest.fixture
 def without_native(monkeypatch):
     """Switch the loops off when called."""
-    return lambda: monkeypatch.setattr(native, "serves", lambda x: False)
+    return lambda: monkeypatch.setattr(native, "supports_tensor", lambda x: False)
 
 
 @needs_compiler
@@ -334,7 +334,7 @@ def test_without_a_compiler_the_tensor_code_serves(monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     try:
         assert native.library() is None
-        assert not native.serves(torch.zeros(1))
+        assert not native.supports_tensor(torch.zeros(1))
     finally:
         native.library.cache_clear()
 
@@ -353,9 +353,9 @@ def test_a_compiler_that_fails_is_done_without(monkeypatch, tmp_path):
 
 def test_serves_only_plain_floats_on_the_cpu():
     with torch.autograd.forward_ad.dual_level():
-        assert not native.serves(torch.zeros(1))
-    assert not native.serves(torch.zeros(1, dtype=torch.float16))
-    assert not native.serves(torch.zeros(1, device="meta"))
+        assert not native.supports_tensor(torch.zeros(1))
+    assert not native.supports_tensor(torch.zeros(1, dtype=torch.float16))
+    assert not native.supports_tensor(torch.zeros(1, device="meta"))
 
 
 @needs_compiler

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.networks import Network, mini_imagenet, mlp, omniglot
-from tests import oracles
-from tests.cases import assert_close, minibatch, normal
+from tests.helpers import oracles
+from tests.helpers.data import assert_close, minibatch, normal
 
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-3}
 

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import reptile_core.datasets as datasets
-from reptile_core.datasets import DataError, Unavailable, download, members, omniglot
-from reptile_core.datasets.common import Characters, digest
+from reptile_core.datasets import DataError, Unavailable, archives, download, omniglot
+from reptile_core.datasets.common import Characters, images_digest
 
 Pngs = dict[str, bytes]
 
@@ -62,7 +62,7 @@ def _made_up() -> tuple[dict[str, Pngs], np.ndarray, omniglot.Edition]:
             pngs[part][f"{part}/{alphabet}/character01/{c + 1:04}_{d + 1:02}.png"] = png(drawings[c, d])
     images = np.array([[nearest(drawing) for drawing in character] for character in drawings])
     parts = tuple(omniglot.Part(name, n, content(pngs[name])) for name, n in zip(pngs, (2, 1), strict=True))
-    return pngs, images, omniglot.Edition(parts, digest(images))
+    return pngs, images, omniglot.Edition(parts, images_digest(images))
 
 
 PNGS, IMAGES, EDITION = _made_up()
@@ -240,7 +240,7 @@ def test_faults_of_a_folder(tmp_path: Path, data: Path) -> None:
 
 
 def test_a_large_file_is_not_opened(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(omniglot, "PNGS", replace(members.PNGS, zip_bytes=100))
+    monkeypatch.setattr(omniglot, "PNGS", replace(archives.PNGS, zip_bytes=100))
     with pytest.raises(DataError, match="expected a zip of at most 100 bytes"):
         get(data, tmp_path)
 
@@ -432,7 +432,7 @@ def loaded(real: Path, real_cache: Path) -> Characters:
 
 def test_real_content(loaded: Characters) -> None:
     assert loaded.images.shape == (1623, 20, 28, 28) and loaded.images.dtype == np.uint8
-    assert loaded.content == digest(loaded.images) == omniglot.PUBLISHED.decoded
+    assert loaded.content == images_digest(loaded.images) == omniglot.PUBLISHED.decoded
     assert set(np.unique(loaded.images)) == {0, 1}
     assert loaded.images.mean() == pytest.approx(0.9195, abs=1e-4)  # paper, in the verified originals
     assert loaded.real
@@ -452,7 +452,7 @@ def test_real_drawings_are_resized_as_by_hand(loaded: Characters, real: Path) ->
     wanted = {"0001_01", "0192_03", "0192_19", "0964_20", "0965_01", "1623_20"}
     seen = set()
     for part in omniglot.PUBLISHED.parts:
-        with members.members(sources[part.name], members.PNGS, limit=part.limit, where="") as listing:
+        with archives.members(sources[part.name], archives.PNGS, limit=part.limit, where="") as listing:
             for name, read in listing:
                 if (address := name[-11:-4]) in wanted:
                     drawing = np.asarray(Image.open(io.BytesIO(read())))

@@ -13,8 +13,8 @@ from analysis.results import checksums
 from analysis.results.tables import write_csv
 from analysis.runs.redo import TOLERANCE
 from reptile_core.checkpoints import load_checkpoint
-from tests.in_process import script
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
+from tests.helpers.script import script
 
 RUN = f"ablation/g1+g2/{FIRST_SEED}"
 

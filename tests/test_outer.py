@@ -9,10 +9,10 @@ from analysis.experiments import outer
 from analysis.paper import figure_3
 from analysis.results.claims import PROFILES, SEEDS_OF_AN_EPOCH
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
-from figures.outer import LOOKS, draw
+from figures.outer import STYLES, draw
 from figures.style import style
 from reptile_core import meta_gradients
-from tests.made_up import SECONDS, context, judged, verdicts
+from tests.helpers.runs import SECONDS, context, judged, verdicts
 
 matplotlib.use("Agg")
 
@@ -129,7 +129,7 @@ def test_what_no_claim_asks_for_is_left_out_at_quick():
 def test_figure_draws_the_numbers():
     result, settings = _run(_as_claimed)
     json.dumps(settings)
-    assert set(LOOKS) == set(outer.METHODS)
+    assert set(STYLES) == set(outer.METHODS)
     with style():
         figure = draw(result.tables, settings)["outer"]
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].get_lines()}

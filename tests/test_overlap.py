@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from analysis.experiments import overlap
-from analysis.experiments.overlap import METHODS, REPLACEMENT, REPTILE, SEPARATE, SHARED, Grid, Point
+from analysis.experiments.overlap import METHODS, REPLACEMENT, REPTILE, SEPARATE, SHARED, Grid, SweepPoint
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
-from figures.overlap import LOOKS, draw
+from figures.overlap import STYLES, draw
 from figures.style import style
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool
-from tests.made_up import context, judged, verdicts
+from tests.helpers.runs import context, judged, verdicts
 
 matplotlib.use("Agg")
 
@@ -60,7 +60,7 @@ def test_drawing_afresh_is_left_out_where_it_is_cycling():
 
 
 def test_points_of_two_sweeps_may_be_one_run():
-    assert Point("steps", steps=4).run_name(SHARED) == Point("batch", batch=25).run_name(SHARED)
+    assert SweepPoint("steps", steps=4).run_name(SHARED) == SweepPoint("batch", batch=25).run_name(SHARED)
     assert len({p.run_name(m) for p in POINTS for m in METHODS}) == len(METHODS) * len(
         {replace(p, sweep="") for p in POINTS}
     )
@@ -142,7 +142,7 @@ def test_evidence_is_of_the_means_of_the_points(monkeypatch):
 def test_figure_draws_the_numbers(monkeypatch):
     result, settings = _run(monkeypatch, _paper, seeds=1)
     assert json.loads(json.dumps(settings))["grid"]["steps"] == [2, 4, 6, 8]
-    assert set(LOOKS) == {method.name for method in METHODS}
+    assert set(STYLES) == {method.name for method in METHODS}
     with style():
         figure = draw(result.tables, settings)["overlap"]
     steps, _, outer = figure.axes

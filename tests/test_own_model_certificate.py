@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from analysis.theory.own_model import analyse
-from tests.cases import generator, normal
+from tests.helpers.data import generator, normal
 
 pytestmark = pytest.mark.usefixtures("no_search_for_noise")
 RANDOM_MODELS = 200

@@ -15,8 +15,8 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from analysis.theory.own_model import analyse
-from tests.cases import generator, normal
-from tests.plain_differences import STEPS, by_differences
+from tests.helpers.data import generator, normal
+from tests.helpers.differences import STEPS, by_differences
 
 pytestmark = pytest.mark.usefixtures("no_search_for_noise")
 ALPHA = 0.01

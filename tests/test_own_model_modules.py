@@ -17,8 +17,8 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from analysis.theory.own_model import analyse
-from tests.cases import assert_close, generator, normal
-from tests.own_models import quick, seeded, task
+from tests.helpers.data import assert_close, generator, normal
+from tests.helpers.own_models import quick, seeded, task
 
 pytestmark = pytest.mark.usefixtures("no_search_for_noise")
 

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from analysis.theory.own_model.checks import evaluations_against_noise
-from tests.own_models import quick, seeded, task
+from tests.helpers.own_models import quick, seeded, task
 
 
 class Skipping(nn.Module):

@@ -15,12 +15,12 @@ from analysis.runs.advance import execute, execute_together
 from analysis.runs.job import Job
 from analysis.runs.store import load
 from analysis.theory.own_model import analyse
-from reptile_core import ImagePool, Inner, Network, Outer, Run, Sampling, evaluate, last, omniglot, start, total, train
+from reptile_core import ImagePool, Inner, Network, Outer, Run, Sampling, evaluate, last, omniglot, start, sum_of, train
 from reptile_core.evaluation import accuracies, evaluation_tasks
 from reptile_core.lanes import lane, lane_bytes, train_lanes
 from reptile_core.losses import CrossEntropy
 from reptile_core.tasks import training_stream
-from tests.cases import assert_close, generator
+from tests.helpers.data import assert_close, generator
 
 SHAPE = 1, 4, 4
 LEARN = Sampling(n_way=3, shots=4, batch=6, steps=2)
@@ -37,7 +37,7 @@ def pool(shape=SHAPE, dtype=torch.float64):
     return ImagePool(torch.randint(256, (6, 8, *shape), generator=generator(), dtype=torch.uint8), dtype, white=255)
 
 
-REPTILE = total(2).weights
+REPTILE = sum_of(2).weights
 
 
 def run_of(network, weights=REPTILE, **options):
@@ -75,7 +75,7 @@ def by_plain_torch(net, weights, images, seed=0):
     return torch.cat([p.flatten() for p in phi.values()])
 
 
-@pytest.mark.parametrize("weights", [total(2).weights, last(2).weights, (-0.5, 1.0), "maml"])
+@pytest.mark.parametrize("weights", [sum_of(2).weights, last(2).weights, (-0.5, 1.0), "maml"])
 def test_a_module_trains_as_plain_torch_trains_it(weights):
     net = module()
     before = copy.deepcopy(net.state_dict())

@@ -9,7 +9,7 @@ import reproduce
 from analysis.ending import UsageError
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.plugins import loaded
-from tests.in_process import InProcess
+from tests.helpers.script import InProcess
 
 EXAMPLE = Path(__file__).parent / "own_claim.py"
 

@@ -13,7 +13,7 @@ from reptile_core import native, points
 from reptile_core.inner_loop import gradient, hessian_product
 from reptile_core.losses import CrossEntropy
 from reptile_core.networks import mini_imagenet, omniglot
-from tests.cases import minibatch, normal
+from tests.helpers.data import minibatch, normal
 
 pytestmark = pytest.mark.skipif(native.library(torch.float64) is None, reason="no C compiler here")
 ROUND_OFF = 1e-12
@@ -60,7 +60,7 @@ def tensor_code(monkeypatch):
 
     def call(function, *arguments):
         with monkeypatch.context() as patch:
-            patch.setattr(native, "serves", lambda x: False)
+            patch.setattr(native, "supports_tensor", lambda x: False)
             return function(*arguments)
 
     return call

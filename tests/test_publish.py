@@ -10,7 +10,7 @@ import pytest
 import reproduce
 from analysis.results import manifest
 from figures.publish import PUBLISHED, publish, without_paths
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
 
 README = Path(__file__).parents[1] / "README.md"
 

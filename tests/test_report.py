@@ -33,7 +33,7 @@ from figures.report.render import (
     plain,
     source,
 )
-from tests.made_up_folder import (
+from tests.helpers.folder import (
     AMENDED,
     CIFAR_FS,
     CLAIMS,

@@ -4,8 +4,8 @@ import matplotlib
 import pytest
 
 from figures.report import write as report
-from tests.browser import axe, chromium
-from tests.made_up_folder import REFUTES, VERDICTS, draw, write
+from tests.helpers.browser import axe, chromium
+from tests.helpers.folder import REFUTES, VERDICTS, draw, write
 
 matplotlib.use("Agg")
 

@@ -12,8 +12,8 @@ from analysis.experiments.registry import EXPERIMENTS
 from analysis.paper import figure_3
 from analysis.plan import begin_manifest
 from analysis.results.manifest import read, work, write
-from tests.in_process import TINY, ablation_in, finished_in, measure_tiny, script
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
+from tests.helpers.script import TINY, ablation_in, finished_in, measure_tiny, script
 
 
 @pytest.fixture

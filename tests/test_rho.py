@@ -13,7 +13,7 @@ from analysis.theory.expectations import predicted
 from figures.rho import draw
 from figures.style import style
 from reptile_core.meta_gradients import figure_3
-from tests.made_up import context, judged, verdicts
+from tests.helpers.runs import context, judged, verdicts
 
 matplotlib.use("Agg")
 

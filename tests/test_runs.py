@@ -15,7 +15,7 @@ from torch import Tensor
 from analysis.experiments.shared.experiment import Context
 from analysis.runs import advance
 from analysis.runs.advance import RunInProgress, execute, execute_together, in_lanes, united
-from analysis.runs.job import Job, Source, digest
+from analysis.runs.job import Job, Source, record_digest
 from analysis.runs.store import Outcome, load, state_at
 from analysis.runs.workers import Workers, silent
 from reptile_core import datasets, training
@@ -23,7 +23,7 @@ from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_chec
 from reptile_core.lanes import lane_bytes
 from reptile_core.tasks import Sampling
 from reptile_core.training import Inner, Outer, Run, TrainingState
-from tests.in_process import InProcess
+from tests.helpers.script import InProcess
 
 RUN = Run(
     network="omniglot",
@@ -435,7 +435,7 @@ def write_old(job: Job, states: list[TrainingState], *, at: int, snapshots: tupl
     """The file that the version before wrote of a run at an iteration, with phi alone at others."""
     evaluation = {"sampling": asdict(Sampling(n_way=2, shots=1, batch=2, steps=1)), "tasks": 2, "every": every}
     decisive = job.decisive | {"run": asdict(job.run) | {"evaluation": evaluation}}
-    key, state = digest(decisive), states[at]
+    key, state = record_digest(decisive), states[at]
     tensors = {"phi": state.phi} | {f"at.{n}": states[n].phi.clone() for n in snapshots}
     tensors |= {f"inner.{i}": tensor for i, tensor in enumerate(state.inner or ())}
     tensors |= {f"outer.{name}": tensor for name, tensor in (state.outer or {}).items()}

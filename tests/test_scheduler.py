@@ -26,7 +26,7 @@ from analysis.runs.store import Outcome
 from analysis.runs.workers import ClusterError, Progress
 from reptile_core import datasets, native
 from reptile_core.native import SOURCES
-from tests.in_process import measure_tiny
+from tests.helpers.script import measure_tiny
 from tests.test_runs import RUN, assert_same_run
 
 distributed = pytest.importorskip("distributed", reason="needs the package distributed: pip install -e '.[cluster]'")

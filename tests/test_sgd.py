@@ -14,7 +14,7 @@ from analysis.runs.workers import silent
 from figures.sgd import draw
 from figures.style import style
 from reptile_core.losses import CrossEntropy
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 
@@ -96,7 +96,7 @@ def test_orders_differ_and_repeat(data, start):
 
 
 def test_a_path_that_never_arrives_has_no_end(data, start, monkeypatch):
-    monkeypatch.setattr(sgd, "MOST_STEPS", 2)
+    monkeypatch.setattr(sgd, "MAX_STEPS", 2)
     end, _ = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=500, target=0.01)
     assert end.isnan().all()
 

@@ -11,8 +11,8 @@ from analysis.experiments.shared import experiment
 from analysis.results import manifest
 from analysis.runs import redo, store
 from analysis.runs.job import find
-from tests.in_process import ablation_in, script
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
+from tests.helpers.script import ablation_in, script
 
 FEW_SHOT = ("few_shot", "--profile", "smoke", "--dataset", "glyphs", "--cells", "omniglot-5way-reptile", "--quiet")
 

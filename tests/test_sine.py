@@ -18,7 +18,7 @@ from figures.style import style
 from reptile_core import philox
 from reptile_core.networks import mlp
 from reptile_core.philox import Purpose
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 

@@ -13,13 +13,13 @@ from analysis.experiments import few_shot, splits
 from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.paper import benchmarks
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
-from analysis.runs import evaluations
+from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
 from analysis.runs.store import Outcome
 from figures.splits import draw
 from figures.style import style
 from reptile_core import datasets
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 
@@ -47,7 +47,7 @@ def test_runs_are_the_tables_but_for_the_authors_split(context):
 
 
 def test_glyphs_have_no_authors_split_and_a_run_measures_every_cell(context, monkeypatch):
-    monkeypatch.setattr(evaluations, "CHUNK", 15)
+    monkeypatch.setattr(evaluation_chunks, "CHUNK", 15)
     monkeypatch.setattr(benchmarks, "META_BATCH", 1)
     monkeypatch.setattr(benchmarks, "EVALUATION_STEPS", 2)
     monkeypatch.setattr(splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2))

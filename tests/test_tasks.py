@@ -9,7 +9,7 @@ from scipy.stats import chi2, hypergeom
 from reptile_core import tasks as tasks_module
 from reptile_core.philox import Purpose
 from reptile_core.tasks import Examples, ImagePool, Sampling, Tasks, sample_tasks, training_stream
-from tests.cases import image_pool
+from tests.helpers.data import image_pool
 
 CLASSES, DRAWINGS, COUNT = 30, 20, 40
 FALSE_ALARM = 1e-4  # of each chi-square below, were its seed drawn anew; the seeds are fixed

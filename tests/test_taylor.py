@@ -20,7 +20,7 @@ from analysis.theory.taylor import (
 )
 from reptile_core.losses import CrossEntropy
 from reptile_core.networks import omniglot
-from tests.cases import generator, minibatches
+from tests.helpers.data import generator, minibatches
 
 ROUND_OFF = 1e-12  # float64, vectors of some ten numbers
 

@@ -3,7 +3,7 @@
 import re
 
 from analysis.results import terminal
-from tests.made_up_folder import CLAIMS, PILOT, REFUTES, SHOWN_ONLY, THEOREM, VERDICTS, WIDE, verdicts
+from tests.helpers.folder import CLAIMS, PILOT, REFUTES, SHOWN_ONLY, THEOREM, VERDICTS, WIDE, verdicts
 
 
 def _of(claim: str) -> list[str]:

@@ -26,8 +26,8 @@ from reptile_core.training import (
     start,
     train,
 )
-from tests import oracles
-from tests.cases import image_pool
+from tests.helpers import oracles
+from tests.helpers.data import image_pool
 
 POOL = image_pool()
 SAMPLING = Sampling(n_way=5, shots=2, batch=5, steps=2)

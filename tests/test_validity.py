@@ -12,8 +12,8 @@ from analysis.experiments import validity
 from analysis.results.judge import judge
 from analysis.theory.losses import quadratic
 from figures import validity as figure
-from tests.cases import assert_close
-from tests.made_up import FIRST_SEED
+from tests.helpers.data import assert_close
+from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 

@@ -18,13 +18,13 @@ from analysis.theory.expectations import monte_carlo
 from figures import variance as figure
 from reptile_core.inner_loop import SGD
 from reptile_core.losses import CrossEntropy
-from reptile_core.meta_gradients import last, total
+from reptile_core.meta_gradients import last, sum_of
 from reptile_core.networks import omniglot
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
-from tests import oracles
-from tests.cases import assert_close, generator, image_pool, minibatches, pairs
-from tests.made_up import FIRST_SEED
+from tests.helpers import oracles
+from tests.helpers.data import assert_close, generator, image_pool, minibatches, pairs
+from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 
@@ -65,7 +65,7 @@ def _draw(mean, scale, g):
 
 
 def test_measure_is_over_training_tasks_of_the_point():
-    run = figure_3.configure(total(4), 3)
+    run = figure_3.configure(sum_of(4), 3)
     pool = image_pool(classes=12, dtype=torch.float32)
     phi = build_network(run).initialize(0)
     point = SimpleNamespace(job=SimpleNamespace(run=run), iteration=7, phi=phi, pool={"train": pool}.__getitem__)
@@ -97,7 +97,7 @@ def _table(*, last_over_sum=2.0, maml_over_sum=4.0, sum_over_joint=0.5, seeds=SE
         of_rival = exp(0.01 * (seed - SEEDS[2]))
         noise = {"g1": 1.0}
         for k, name in zip(variance.STEPS, variance.MAML_NAMES, strict=True):
-            noise[total(k).name] = sum_over_joint
+            noise[sum_of(k).name] = sum_over_joint
             noise[last(k).name] = sum_over_joint * last_over_sum * of_rival
             noise[name] = sum_over_joint * maml_over_sum * of_rival
         rows += [{"update": name, "seed": seed, "iteration": 600, "noise": value} for name, value in noise.items()]

@@ -17,12 +17,12 @@ from figures import zero_shot as figure
 from reptile_core import meta_gradients
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
-from tests.cases import generator, image_pool
-from tests.made_up import FIRST_SEED
+from tests.helpers.data import generator, image_pool
+from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 
-RUN = figure_3.configure(meta_gradients.total(1), FIRST_SEED)
+RUN = figure_3.configure(meta_gradients.sum_of(1), FIRST_SEED)
 
 
 def _logits_and_labels(n_way=3, tasks=2, images=6):

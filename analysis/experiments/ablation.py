@@ -18,7 +18,7 @@ from analysis.paper.figure_3 import ITERATIONS, SETTINGS, configure
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, NO_EVIDENCE, rows, tabulate
 from analysis.results.tables import over_seeds
-from reptile_core.meta_gradients import Variant, average, figure_3, last, total
+from reptile_core.meta_gradients import Variant, average, figure_3, last, sum_of
 
 NAME = "ablation"
 G1 = last(1).name
@@ -33,7 +33,7 @@ SCALES = {
 }
 # Further looks at g1, g1+g2 and g2, which part later than the others.
 LATE_LOOKS = {"quick": (1_250, 1_500)}
-LATE = (G1, total(SHORT).name, last(SHORT).name)
+LATE = (G1, sum_of(SHORT).name, last(SHORT).name)
 LEFT_OUT = {"quick": (3,)}  # k that no contrast holds
 # Measured on two cores of an AMD EPYC at smoke; the others are estimates.
 TAKES = {"smoke": "half a minute", "quick": "about 8 minutes", "paper": "2 hours a seed"}
@@ -122,7 +122,7 @@ CLAIMS = (
         amended="Until epoch 2 it was a case of ablation-more-is-better, and undecided with it.",
     ),
 )
-FAMILIES = {"": total, "-averages": average, "-last": last}  # by what the claim's name ends with
+FAMILIES = {"": sum_of, "-averages": average, "-last": last}  # by what the claim's name ends with
 
 
 def variants(profile: str) -> tuple[Variant, ...]:
@@ -185,7 +185,7 @@ def _g2_or_sum(curves: Curves) -> list[dict[str, Any]]:
     found = []
     for case, iterations in cases.items():
         for role, name in ((CHECK, last(2).name), (CONTROL, G1)):
-            values = curves.mean_contrast({name: 1, total(2).name: -1}, iterations)
+            values = curves.mean_contrast({name: 1, sum_of(2).name: -1}, iterations)
             found += rows("ablation-g2-beats-sum", case, role, values)
     return found
 
@@ -198,8 +198,8 @@ def _longer_or_shorter(curves: Curves, looks: Sequence[int]) -> list[dict[str, A
             values = curves.mean_contrast({name: 1, shorter: -1}, looks)
             found += rows(f"ablation-more-is-better{suffix}", f"{longer} less {shorter}", role, values)
     of_last = {last(LONG).name: -1.0, last(SHORT).name: 1.0}
-    for role, name in ((CHECK, total(LONG).name), (CONTROL, G1)):
-        values = curves.mean_contrast({name: 1, total(SHORT).name: -1} | of_last, looks)
+    for role, name in ((CHECK, sum_of(LONG).name), (CONTROL, G1)):
+        values = curves.mean_contrast({name: 1, sum_of(SHORT).name: -1} | of_last, looks)
         found += rows("ablation-sums-gain-more", "sums less last gradients", role, values)
     return found
 

@@ -33,11 +33,11 @@ from analysis.paper.benchmarks import (
     published,
 )
 from analysis.results.claims import Claim, Control
-from analysis.results.class_choice import characters, classes_of, split_error
 from analysis.results.evidence import CHECK, CONTROL, NO_EVIDENCE, SHOWN, rows
+from analysis.results.split_variance import characters, classes_of, split_error
 from analysis.results.tables import COLUMNS as TIDY
 from analysis.results.tables import student_t
-from analysis.runs.evaluations import CHUNK, Accuracies, Evaluation, chunks
+from analysis.runs.evaluation_chunks import CHUNK, Accuracies, Evaluation, chunks
 from analysis.runs.job import Job, Source
 from analysis.runs.store import Outcome
 from reptile_core.datasets import DataError

@@ -20,30 +20,30 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
-from analysis.experiments.shared.points import Point, points
+from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, SHOWN, rows, tabulate
 from analysis.results.tables import over_seeds
 from analysis.runs.workers import Progress
 from analysis.theory.derivatives import Loss, Vector, gradient
-from analysis.theory.expectations import Estimate, expected_inner_gradients
+from analysis.theory.expectations import SampleMean, expected_inner_gradients
 from analysis.theory.inner_products import Gram, cosines, gradient_gram, summarize
 from analysis.theory.losses import on_minibatch
 from reptile_core.losses import CrossEntropy
-from reptile_core.meta_gradients import last, total
+from reptile_core.meta_gradients import last, sum_of
 from reptile_core.philox import Purpose
 from reptile_core.tasks import Sampling
 from reptile_core.training import build_network
 
 NAME = "inner_products"
 RISES, RISES_LAST, STEP = "inner-product-rises", "inner-product-rises-last", "inner-product-step"
-Characters = Literal["train", "test"]
+Part = Literal["train", "test"]
 MINIBATCHES = 4  # of a task: the most disjoint ones of 25 that 20 drawings of 5 characters give
 SAMPLING = Sampling(figure_3.N_WAY, figure_3.SHOTS * MINIBATCHES, figure_3.BATCH, MINIBATCHES)
-REPTILE, FOMAML = total(MINIBATCHES), last(MINIBATCHES)  # the first one's steps are taken apart
+REPTILE, FOMAML = sum_of(MINIBATCHES), last(MINIBATCHES)  # the first one's steps are taken apart
 JOINT = last(1)
-SUMS, LASTS = (total(2), REPTILE), (last(2), FOMAML)
+SUMS, LASTS = (sum_of(2), REPTILE), (last(2), FOMAML)
 VARIANTS = (JOINT, SUMS[0], LASTS[0], SUMS[1], LASTS[1])
 STEP_SHARE = 0.1  # of figure 3's outer step on the same task: small, and above float32's round-off by far
 
@@ -57,7 +57,7 @@ class Scale:
     seeds: int
     tasks: int
     step_tasks: int
-    characters: tuple[Characters, ...]
+    characters: tuple[Part, ...]
     after_adaptation: bool
 
 
@@ -131,7 +131,7 @@ CLAIMS = (
 )
 
 
-def losses_of(point: Point, characters: Characters, tasks: int) -> list[list[Loss]]:
+def losses_of(point: TrainedPoint, characters: Part, tasks: int) -> list[list[Loss]]:
     """Return the losses of each task's minibatches: the same tasks at every point of every variant of a seed, none of
     them from the training stream."""
     pool, run = point.pool(characters), point.job.run
@@ -175,7 +175,7 @@ def summaries(gram: Gram, tasks: int) -> list[dict[str, Any]]:
     return found
 
 
-def rise(start: Gram, end: Gram, tasks: int) -> Estimate:
+def rise(start: Gram, end: Gram, tasks: int) -> SampleMean:
     """Return how much the cosine within tasks, less that between them, is larger at the end than at the start. Its
     error over tasks is that of the change, since both matrices are of the same tasks."""
     change = cosines(end.cpu().double()) - cosines(start.cpu().double())
@@ -183,7 +183,7 @@ def rise(start: Gram, end: Gram, tasks: int) -> Estimate:
 
 
 def measure(
-    item: tuple[Point, Characters], progress: Progress, *, tasks: int, after_adaptation: bool
+    item: tuple[TrainedPoint, Part], progress: Progress, *, tasks: int, after_adaptation: bool
 ) -> tuple[list[dict[str, Any]], Gram]:
     """Return rows of one point, before and perhaps after adaptation, and the Gram matrix before it."""
     point, characters = item
@@ -228,7 +228,7 @@ def step_effects(losses: Sequence[Loss], phi: Vector, alpha: float) -> list[dict
     return found
 
 
-def measure_steps(item: tuple[Point, int], progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
+def measure_steps(item: tuple[TrainedPoint, int], progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
     """Return rows of `step_effects` on one of so many tasks at one point."""
     point, task = item
     losses = losses_of(point, "train", tasks)[task]
@@ -256,10 +256,10 @@ def changes(steps: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def rises(grams: Iterable[tuple[Point, Characters, Gram]], scale: Scale) -> pd.DataFrame:
+def rises(grams: Iterable[tuple[TrainedPoint, Part, Gram]], scale: Scale) -> pd.DataFrame:
     """Return how much training raised the cosine within tasks less that between them: columns variant, seed,
     characters, value, task_error."""
-    by_end: dict[tuple[str, int, Characters], dict[int, Gram]] = {}
+    by_end: dict[tuple[str, int, Part], dict[int, Gram]] = {}
     for point, characters, gram in grams:
         key = (point.job.variant, point.job.run.seed, characters)
         by_end.setdefault(key, {})[point.iteration] = gram
@@ -307,7 +307,7 @@ def product_changes(table: pd.DataFrame, variant: str) -> pd.Series:
     return pd.Series({seed: bounded_change(ends[0][seed], ends[1][seed]) for seed in mine.index}, dtype=float)
 
 
-def gram_table(by_point: Iterable[tuple[Point, Gram]]) -> pd.DataFrame:
+def gram_table(by_point: Iterable[tuple[TrainedPoint, Gram]]) -> pd.DataFrame:
     """Return a long table of Gram matrices: columns variant, seed, iteration, row, column, inner_product, cosine."""
     parts = []
     for point, gram in by_point:
@@ -324,9 +324,9 @@ def gram_table(by_point: Iterable[tuple[Point, Gram]]) -> pd.DataFrame:
     return pd.concat(parts)
 
 
-def same_phi(every: Sequence[Point]) -> dict[Point, Point]:
+def same_phi(every: Sequence[TrainedPoint]) -> dict[TrainedPoint, TrainedPoint]:
     """Return for each point the one that is measured for it: all runs of a seed start from the same phi."""
-    first: dict[tuple[int, int, str], Point] = {}
+    first: dict[tuple[int, int, str], TrainedPoint] = {}
     chosen = {}
     for point in every:
         key = (point.job.run.seed, point.iteration, point.job.variant if point.iteration else "")
@@ -355,8 +355,8 @@ def run(context: Context) -> Result:
 
 
 def along_training(
-    context: Context, every: Sequence[Point], scale: Scale
-) -> tuple[pd.DataFrame, list[tuple[Point, Characters, Gram]]]:
+    context: Context, every: Sequence[TrainedPoint], scale: Scale
+) -> tuple[pd.DataFrame, list[tuple[TrainedPoint, Part, Gram]]]:
     """Measure all points: the table of summaries, and the Gram matrices before adaptation."""
     chosen = same_phi(every)
     items = [(point, characters) for point in dict.fromkeys(chosen.values()) for characters in scale.characters]
@@ -371,7 +371,7 @@ def along_training(
     return pd.DataFrame(table), grams
 
 
-def steps_of(context: Context, every: Sequence[Point], scale: Scale) -> pd.DataFrame:
+def steps_of(context: Context, every: Sequence[TrainedPoint], scale: Scale) -> pd.DataFrame:
     """Take the steps of Reptile's runs at both ends, on every task."""
     ends = scale.iterations[0], scale.iterations[-1]
     items = [
@@ -436,7 +436,7 @@ def _by_seed(part: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
     return part.set_index("seed")[["value", "task_error"]].reindex(seeds)
 
 
-def _is_shown(point: Point, scale: Scale) -> bool:
+def _is_shown(point: TrainedPoint, scale: Scale) -> bool:
     """Return whether the figure has this point's matrix: both ends of Reptile's run, and FOMAML's end."""
     if point.iteration == scale.iterations[0]:
         return point.job.variant == REPTILE.name

@@ -23,13 +23,13 @@ from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
 from analysis.results.tables import over_seeds
-from reptile_core.meta_gradients import average, last, total
+from reptile_core.meta_gradients import average, last, sum_of
 from reptile_core.training import Outer, Run
 
 NAME = "outer"
 K = 4
 SUM, AVERAGE, JOINT, MAML, ADAM = "Reptile", "Reptile, average", "joint training", "MAML", "Reptile, Adam outside"
-PLAIN = {SUM: total(K), AVERAGE: average(K), "FOMAML": last(K), JOINT: last(1)}
+PLAIN = {SUM: sum_of(K), AVERAGE: average(K), "FOMAML": last(K), JOINT: last(1)}
 METHODS = (*PLAIN, MAML, ADAM)
 LEFT_OUT = {"quick": ("FOMAML",)}  # methods that no claim asks for
 ADAM_STEPS = (3e-4, 1e-3, 3e-3)  # around torch's default, 1e-3
@@ -101,7 +101,7 @@ CLAIMS = (
 def configure(method: str, seed: int, *, adam_step: float) -> Run:
     """Return figure 3's run of g_1 + … + g_k, changed as the method has it. adam_step: Adam's learning rate,
     annealed."""
-    run = figure_3.configure(PLAIN.get(method, total(K)), seed)
+    run = figure_3.configure(PLAIN.get(method, sum_of(K)), seed)
     if method == MAML:
         return replace(run, weights="maml")
     return replace(run, outer=Outer(adam_step, optimizer="adam")) if method == ADAM else run

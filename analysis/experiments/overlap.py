@@ -21,7 +21,7 @@ from analysis.paper.figure_3 import BATCH, LEARNING_RATE, N_WAY, OUTER_STEP
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
 from analysis.results.tables import over_seeds
-from reptile_core.meta_gradients import last, total
+from reptile_core.meta_gradients import last, sum_of
 from reptile_core.training import Inner, Outer, Run
 
 NAME = "overlap"
@@ -97,7 +97,7 @@ METHODS = (REPTILE, SEPARATE, SHARED, REPLACEMENT)
 
 
 @dataclass(frozen=True)
-class Point:
+class SweepPoint:
     """A place in a sweep: k inner steps, minibatches of `batch` (at most what there is to draw from), outer step."""
 
     sweep: str
@@ -129,11 +129,11 @@ class Grid:
     outer_step: tuple[float, ...] = ()
     methods: tuple[Method, ...] = METHODS
 
-    def points(self) -> list[Point]:
+    def points(self) -> list[SweepPoint]:
         return [
-            *(Point("steps", steps=k) for k in self.steps),
-            *(Point("batch", batch=batch) for batch in self.batch),
-            *(Point("outer_step", batch=SAMPLES, outer_step=eps) for eps in self.outer_step),
+            *(SweepPoint("steps", steps=k) for k in self.steps),
+            *(SweepPoint("batch", batch=batch) for batch in self.batch),
+            *(SweepPoint("outer_step", batch=SAMPLES, outer_step=eps) for eps in self.outer_step),
         ]
 
 
@@ -154,11 +154,11 @@ SCALES = {
 SWEEPS = {"steps": "inner steps", "batch": "minibatch"}  # along which overlap sets in
 
 
-def configure(method: Method, point: Point, scale: Scale, seed: int) -> Run:
+def configure(method: Method, point: SweepPoint, scale: Scale, seed: int) -> Run:
     """Return figure 3's run with 100 samples a task. A separate tail is as large as a minibatch, at most a quarter of
     them."""
     tail = min(point.batch, BATCH) if method.separate_tail else 0
-    variant = (total if method.reptile else last)(point.steps)
+    variant = (sum_of if method.reptile else last)(point.steps)
     base = figure_3.configure(variant, seed, iterations=scale.iterations)
     sampling = replace(
         base.sampling,
@@ -170,12 +170,12 @@ def configure(method: Method, point: Point, scale: Scale, seed: int) -> Run:
     return replace(base, sampling=sampling, inner=INNER, outer=Outer(point.outer_step))
 
 
-def cases(grid: Grid) -> list[tuple[Method, Point]]:
+def cases(grid: Grid) -> list[tuple[Method, SweepPoint]]:
     """Return every method at every point where it is trained."""
     return [(method, point) for point in grid.points() for method in grid.methods if is_trained(method, point)]
 
 
-def is_trained(method: Method, point: Point) -> bool:
+def is_trained(method: Method, point: SweepPoint) -> bool:
     """Return False where all samples would be drawn afresh, which is what cycling does as well."""
     return not (method.replacement and point.batch == SAMPLES)
 
@@ -202,10 +202,12 @@ def evidence(grid: Grid, curves: Curves, iteration: int) -> list[dict[str, Any]]
     return found
 
 
-def _tails(curves: Curves, iteration: int, grid: Grid, points: Sequence[Point], words: str) -> list[dict[str, Any]]:
+def _tails(
+    curves: Curves, iteration: int, grid: Grid, points: Sequence[SweepPoint], words: str
+) -> list[dict[str, Any]]:
     """What a shared tail loses, where it overlaps earlier minibatches and where it does not."""
 
-    def lost(shared: Method, points: Sequence[Point]) -> pd.DataFrame:
+    def lost(shared: Method, points: Sequence[SweepPoint]) -> pd.DataFrame:
         return _contrast(curves, iteration, [(1.0, SEPARATE, points), (-1.0, shared, points)])
 
     apart = [point for point in points if not point.overlaps]
@@ -219,7 +221,7 @@ def _tails(curves: Curves, iteration: int, grid: Grid, points: Sequence[Point], 
     return found
 
 
-def _falls(curves: Curves, iteration: int, points: Sequence[Point], words: str) -> list[dict[str, Any]]:
+def _falls(curves: Curves, iteration: int, points: Sequence[SweepPoint], words: str) -> list[dict[str, Any]]:
     """How far each method is, where a shared tail overlaps, above where it is at the last point without."""
     overlapping = [point for point in points if point.overlaps]
     edge = max((point for point in points if not point.overlaps), key=lambda point: point.value)
@@ -231,7 +233,9 @@ def _falls(curves: Curves, iteration: int, points: Sequence[Point], words: str) 
     return found
 
 
-def _contrast(curves: Curves, iteration: int, terms: Sequence[tuple[float, Method, Sequence[Point]]]) -> pd.DataFrame:
+def _contrast(
+    curves: Curves, iteration: int, terms: Sequence[tuple[float, Method, Sequence[SweepPoint]]]
+) -> pd.DataFrame:
     """The contrast of methods' means over points."""
     weights: dict[tuple[str, int], float] = {}
     for weight, method, points in terms:

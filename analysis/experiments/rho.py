@@ -28,7 +28,7 @@ from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
 from analysis.results.tables import over_seeds
 from reptile_core import philox
-from reptile_core.meta_gradients import total
+from reptile_core.meta_gradients import sum_of
 from reptile_core.philox import Purpose
 from reptile_core.training import Outer, Run
 
@@ -43,7 +43,7 @@ NEAR, FAR = sum(t * t for t in TILT) ** 0.5, 0.45**0.5  # distances from the cen
 # Of unit length, orthogonal to each other, to the tilt and to (1, 1, 1, 1): rho stays.
 AXES = tuple(tuple(x / sum(y * y for y in axis) ** 0.5 for x in axis) for axis in ((1, -1, -1, 1), (1, -3, 3, -1)))
 
-Weights = Mapping[str, float]  # of arms, by name
+ArmWeights = Mapping[str, float]  # of arms, by name
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,10 @@ AS_FAR = Arm("as far, +", first=NEAR), Arm("as far, -", first=-NEAR)
 FIRST = Arm("first axis, +", first=FAR), Arm("first axis, -", first=-FAR)
 SECOND = Arm("second axis, +", second=FAR), Arm("second axis, -", second=-FAR)
 ARMS = (QUIET, LOW, HIGH, *AS_FAR, *FIRST, *SECOND)
-QUIETER: Weights = {QUIET.name: 1.0} | {arm.name: -0.25 for arm in (*FIRST, *SECOND)}
-LARGER: Weights = {HIGH.name: 1.0, LOW.name: -1.0}
-AXIS_LESS_AXIS: Weights = {arm.name: 0.5 for arm in FIRST} | {arm.name: -0.5 for arm in SECOND}
-OPPOSITE: Weights = {AS_FAR[0].name: 1.0, AS_FAR[1].name: -1.0}
+QUIETER: ArmWeights = {QUIET.name: 1.0} | {arm.name: -0.25 for arm in (*FIRST, *SECOND)}
+LARGER: ArmWeights = {HIGH.name: 1.0, LOW.name: -1.0}
+AXIS_LESS_AXIS: ArmWeights = {arm.name: 0.5 for arm in FIRST} | {arm.name: -0.5 for arm in SECOND}
+OPPOSITE: ArmWeights = {AS_FAR[0].name: 1.0, AS_FAR[1].name: -1.0}
 SCALES = {
     "smoke": Scale(looks=(2, 4), tasks=2, seeds=2, iterations=ITERATIONS),
     "quick": Scale(looks=(50, 100), tasks=20, seeds=12, iterations=ITERATIONS),
@@ -150,7 +150,7 @@ def noise(weights: Sequence[float]) -> float:
 
 def configure(arm: Arm, seed: int) -> Run:
     """Return the run of figure 3's g1 + g2 + g3 + g4, with other weights and no annealing."""
-    base = figure_3.configure(total(K), seed, iterations=ITERATIONS)
+    base = figure_3.configure(sum_of(K), seed, iterations=ITERATIONS)
     return replace(base, weights=arm.weights(seed), outer=Outer(STEP, final=STEP))
 
 

@@ -65,7 +65,7 @@ SCALES = {
     "quick": Scale(seeds=40, target=0.02, batches=(SMALL, 50, FULL)),
     "paper": Scale(seeds=48, target=0.02, batches=(SMALL, 20, 50, 100, FULL)),
 }
-MOST_STEPS = 20_000  # a run that has not reached the target by then has none to be compared at
+MAX_STEPS = 20_000  # a run that has not reached the target by then has none to be compared at
 SETTINGS: dict[str, Any] = {
     "network": "64-32-10, tanh",
     "training_images": TRAINING_IMAGES,
@@ -74,7 +74,7 @@ SETTINGS: dict[str, Any] = {
     "measured_on": SMALL,
     "settled_from": SETTLED_FROM,
     "half": HALF,
-    "most_steps": MOST_STEPS,
+    "most_steps": MAX_STEPS,
 }
 MARGIN = 0.005
 CLAIMS = (
@@ -186,7 +186,7 @@ def train(
     count = data.y.shape[-1]
     optimizer, in_epoch = SGD(LEARNING_RATE), count // batch
     end, steps = torch.full_like(phi, float("nan")), torch.zeros(len(phi), dtype=torch.long)
-    for step in range(MOST_STEPS):
+    for step in range(MAX_STEPS):
         if step == 0 or (in_epoch > 1 and step % in_epoch == 0):  # the full batch has no order
             shuffled = _orders(seeds, Purpose.TRAINING, count, iteration=step // in_epoch, task=order)
             epoch = minibatches(data, shuffled, batch)

@@ -3,7 +3,7 @@
 The paper trains on 1,200 of Omniglot's 1,623 characters and gives ± of a hundredth to a tenth of the error rate. Here
 Reptile's 5-way cells are trained from several seeds, on characters drawn by the seed, which at the paper's scale are
 `few_shot`'s own runs, and on those of the authors' code. Each run tells by itself what other test characters would
-change (`class_choice`); runs on both kinds of split show it, and whether the authors' characters are harder.
+change (`split_variance`); runs on both kinds of split show it, and whether the authors' characters are harder.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, R
 from analysis.paper import quotes
 from analysis.paper.benchmarks import BENCHMARKS, EVALUATION_STEPS, METHODS, PUBLISHED, Scale
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, Control
-from analysis.results.class_choice import classes_of
 from analysis.results.evidence import CHECK, CONTROL, rows
+from analysis.results.split_variance import classes_of
 from analysis.results.tables import student_t
-from analysis.runs.evaluations import Accuracies
-from reptile_core.datasets.split import SPLITS, Kind
+from analysis.runs.evaluation_chunks import Accuracies
+from reptile_core.datasets.split import SPLIT_KINDS, SplitKind
 
 NAME = "splits"
 CLAIM = "split-choice"
@@ -71,9 +71,9 @@ def seeds_of(context: Context) -> list[int]:
     return context.seeds_of(SEEDS[context.profile])
 
 
-def kinds(context: Context) -> tuple[Kind, ...]:
+def kinds(context: Context) -> tuple[SplitKind, ...]:
     """Return the kinds of split: the authors' is of Omniglot alone."""
-    return SPLITS if context.source.real else SPLITS[:1]
+    return SPLIT_KINDS if context.source.real else SPLIT_KINDS[:1]
 
 
 def trainings(context: Context) -> list[Training]:

@@ -23,7 +23,7 @@ from analysis.experiments.shared.experiment import Context, Experiment, Result
 from analysis.experiments.theory_claims import CLAIMS, K_MAX
 from analysis.results.claims import PROFILES
 from analysis.results.evidence import CHECK, CONTROL, SHOWN
-from analysis.runs.job import Source, digest, split_of
+from analysis.runs.job import Source, record_digest, split_of
 from analysis.runs.workers import Progress
 from analysis.theory import manifolds, modified_loss
 from analysis.theory.derivatives import derivative
@@ -55,7 +55,7 @@ from analysis.theory.taylor import (
     weighted_terms,
 )
 from reptile_core.files import write_atomically
-from reptile_core.meta_gradients import figure_3, last, total
+from reptile_core.meta_gradients import figure_3, last, sum_of
 from reptile_core.tasks import ImagePool
 
 NAME = "theory"
@@ -142,7 +142,7 @@ def update_rates(pool: Pool, k: int) -> Iterator[Rate]:
     if pool.degree is not None:
         return
     yield Rate("taylor-second-order", f"MAML, k = {k}", CHECK, 3, exact, _polynomial(maml, 2))
-    for variant in (total(k), last(k)):
+    for variant in (sum_of(k), last(k)):
         terms = weighted_terms(series, variant.weights)
 
         def summed(alpha: float, weights: tuple[float, ...] = variant.weights) -> Tensor:
@@ -245,7 +245,7 @@ def expected_sums(pool: Pool, *, seed: int = 0) -> Iterator[dict[str, Any]]:
         yield from row("expectation-any-sum", name, wrong=(right[0], -sum(x * (i + 1) for i, x in enumerate(w))))
         if name == last(k).name:
             yield from row("expectation-fomaml", "FOMAML", wrong=predicted_maml(k))
-        if name == total(k).name:
+        if name == sum_of(k).name:
             yield from row("expectation-reptile", "Reptile", wrong=predicted(last(k).weights))
 
 
@@ -389,7 +389,7 @@ def run_or_read(check: Check, progress: Progress, *, source: Source, folder: Pat
 def key(check: Check, source: Source) -> str:
     """Return the digest of all that decides what a piece finds: itself, the code, and the images where it has some."""
     data = source.identity if check.pool == OMNIGLOT else ""
-    return digest({"check": asdict(check), "data": data, "code": code(), "torch": torch.__version__})
+    return record_digest({"check": asdict(check), "data": data, "code": code(), "torch": torch.__version__})
 
 
 @cache

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
-from analysis.experiments.shared.points import Point, points
+from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3
 from analysis.paper.quotes import beyond
 from analysis.results.claims import Claim, Control
@@ -27,11 +27,11 @@ from analysis.runs.workers import Progress
 from analysis.theory.curvature import extreme_eigenvalues
 from analysis.theory.derivatives import Loss, Vector
 from analysis.theory.taylor import evaluate_series, inner_gradient_terms, inner_gradients
-from reptile_core.meta_gradients import total
+from reptile_core.meta_gradients import sum_of
 
 NAME = "validity"
 EXPLAINED, DIRECTION = "taylor-validity", "taylor-direction"
-VARIANT = total(4)  # Reptile with four steps
+VARIANT = sum_of(4)  # Reptile with four steps
 STEPS = range(2, VARIANT.k + 1)  # g_1 is g_bar_1
 FACTORS = tuple(2.0**n for n in (-24, -20, -16, -12, -9, *range(-6, 3)))  # of figure 3's learning rate, 1 among them
 ACTIVATIONS = ("relu", "softplus")
@@ -111,7 +111,7 @@ def agreement(change: Vector, term: Vector) -> dict[str, float]:
     }
 
 
-def measure(point: Point, progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
+def measure(point: TrainedPoint, progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
     """Return rows of every task and step at one point: the agreement with the task's own term, and with the next
     task's."""
     run, phi = point.job.run, point.phi.double()
@@ -146,7 +146,7 @@ def explained_shares(losses: Sequence[Loss], phi: Vector, alphas: Sequence[float
     return found
 
 
-def measure_map(item: tuple[Point, int, str], progress: Progress) -> list[dict[str, Any]]:
+def measure_map(item: tuple[TrainedPoint, int, str], progress: Progress) -> list[dict[str, Any]]:
     """Return explained shares of one task at one point with one activation, each with alpha times the largest
     eigenvalue of the last Hessian."""
     point, task, activation = item

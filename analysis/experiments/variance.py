@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
-from analysis.experiments.shared.points import Point, points
+from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
@@ -31,16 +31,16 @@ from analysis.runs.workers import Progress
 from analysis.theory.expectations import monte_carlo
 from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, inner_loop
 from reptile_core.losses import CrossEntropy, Minibatch
-from reptile_core.meta_gradients import last, maml, total
+from reptile_core.meta_gradients import last, maml, sum_of
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
 
 NAME = "variance"
 LAST, MAML = "variance-last", "variance-maml"
-ALONG = total(4)  # the run at whose points every update is measured
+ALONG = sum_of(4)  # the run at whose points every update is measured
 JOINT = last(1)
 STEPS = range(2, ALONG.k + 1)
-SUMS = (JOINT, *(make(k) for k in STEPS for make in (total, last)))
+SUMS = (JOINT, *(make(k) for k in STEPS for make in (sum_of, last)))
 MAML_NAMES = tuple(f"MAML, k = {k}" for k in STEPS)
 UPDATES = (*(variant.name for variant in SUMS), *MAML_NAMES)
 AVG_GRAD = (*(sum(variant.weights) for variant in SUMS), *(1.0 for _ in STEPS))  # how much of it is in each
@@ -115,7 +115,7 @@ def noise(standard_error: Float[Tensor, "updates P"], n: int) -> Float[Tensor, "
     return n * standard_error.double().square().sum(-1)
 
 
-def measure(point: Point, progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
+def measure(point: TrainedPoint, progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
     """Return rows of every update at one point: its `noise` per unit of AvgGrad."""
     run, pool, phi = point.job.run, point.pool("train"), point.phi
     loss = CrossEntropy(build_network(run), reduction=run.inner.reduction)
@@ -161,7 +161,7 @@ def evidence(table: pd.DataFrame, scale: Scale, seeds: Sequence[int]) -> pd.Data
     found = []
     for k, name in zip(STEPS, MAML_NAMES, strict=True):
         for claim, rival in ((LAST, last(k).name), (MAML, name)):
-            found += rows(claim, f"k = {k}", CHECK, less(rival, total(k).name), tasks=scale.tasks)
+            found += rows(claim, f"k = {k}", CHECK, less(rival, sum_of(k).name), tasks=scale.tasks)
             found += rows(claim, f"k = {k}", CONTROL, less(rival, JOINT.name), tasks=scale.tasks)
     return tabulate(found)
 

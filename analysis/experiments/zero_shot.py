@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.experiments.shared.experiment import Context, Experiment, Result, scale_of
-from analysis.experiments.shared.points import Point, points
+from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
@@ -147,7 +147,7 @@ def after_adaptation(run: Run, phi: Phi, pool: ImagePool, drawn: Tasks, tasks: i
     }
 
 
-def measure(point: Point, progress: Progress, *, tasks: int, adapted_tasks: int) -> list[dict[str, Any]]:
+def measure(point: TrainedPoint, progress: Progress, *, tasks: int, adapted_tasks: int) -> list[dict[str, Any]]:
     """Return rows of one point, on the support sets of evaluation tasks; at the last point also after adaptation, and
     for the claim."""
     run, pool, phi = point.job.run, point.pool("test"), point.phi

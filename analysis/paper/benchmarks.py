@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from reptile_core.meta_gradients import last, total
+from reptile_core.meta_gradients import last, sum_of
 from reptile_core.tasks import Sampling
 from reptile_core.training import Inner, Outer, Run
 
@@ -47,7 +47,7 @@ class Method:
         """Return the weights of k inner steps, as a Run has them."""
         if self.name == "maml":
             return "maml"
-        return (total if self.name == "reptile" else last)(k).weights
+        return (sum_of if self.name == "reptile" else last)(k).weights
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ SUPPORTED: Decision = "supported"
 REFUTED: Decision = "refuted"
 UNDECIDED: Decision = "undecided"
 DECISIONS: tuple[Decision, ...] = (SUPPORTED, REFUTED, UNDECIDED)
-Outcome = Literal["failed", "passed", "uninformative"]  # of a control, which must have failed
+ControlOutcome = Literal["failed", "passed", "uninformative"]  # of a control, which must have failed
 Why = Literal[
     "", "not measured", "shown only", "earlier epoch", "pilot", "too wide", "the control does not fail", "runs diverged"
 ]  # fmt: skip
@@ -47,7 +47,7 @@ LEAST_SEEDS = 5
 SUPPORT_ERROR, REFUTE_ERROR, LATER_ERROR = 0.0185, 0.01, 0.003
 CONTROL_ERROR = 0.025
 POWER = 0.8  # of a plan
-MOST_SEEDS = 200  # of a plan: beyond, a claim is too near to its band's end to be decided here
+MAX_SEEDS = 200  # of a plan: beyond, a claim is too near to its band's end to be decided here
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What would decide an undecided claim. seeds: how many more; None where no number up to MOST_SEEDS would.
+class SeedPlan:
+    """What would decide an undecided claim. seeds: how many more; None where no number up to MAX_SEEDS would.
     seconds: what they take on one core, as measured here; NaN where that is not known."""
 
     seeds: int | None
@@ -128,11 +128,11 @@ class Verdict:
     why: Why = "not measured"
     cases: tuple[Case, ...] = ()
     controls: tuple[Case, ...] = ()
-    control: Outcome = "uninformative"
+    control: ControlOutcome = "uninformative"
     shown: tuple[Case, ...] = ()
     look: int = 0
     epochs: tuple[int, ...] = ()
-    plan: Plan | None = None
+    plan: SeedPlan | None = None
     profile: str = ""
     diverged: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
@@ -185,14 +185,14 @@ def _theorem(claim: Claim, rows: pd.DataFrame) -> Verdict:
         place = SUPPORTED if within else REFUTED if isfinite(value) else UNDECIDED
         cases[role].append(Case(row["case"], role, place, value, value, value, data=_text(row["data"])))
     checks, controls = cases[CHECK], cases[CONTROL]
-    control: Outcome = "uninformative"
+    control: ControlOutcome = "uninformative"
     if controls:
         control = "failed" if all(case.decision == REFUTED for case in controls) else "passed"
     decision, why = _theorem_decision({case.decision for case in checks}, control)
     return Verdict(claim, decision, why, tuple(checks), tuple(controls), control, tuple(cases[SHOWN]), look=1)
 
 
-def _theorem_decision(places: set[Decision], control: Outcome) -> tuple[Decision, Why]:
+def _theorem_decision(places: set[Decision], control: ControlOutcome) -> tuple[Decision, Why]:
     if not places:
         return UNDECIDED, "not measured"
     if REFUTED in places:
@@ -230,7 +230,7 @@ def _experiment(claim: Claim, rows: pd.DataFrame) -> Verdict:
 
 def _at_look(
     claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], number: int
-) -> tuple[Decision, Why, list[Decision], Outcome]:
+) -> tuple[Decision, Why, list[Decision], ControlOutcome]:
     """Return the decision from these samples at the look with this number, why it is none, that of each case, and what
     the control did."""
     enough = all(len(sample.values) >= LEAST_SEEDS for sample in checks)
@@ -260,13 +260,13 @@ def spent(first: float, look: int) -> float:
     return first if look == 1 else LATER_ERROR / 2 ** (look - 2)
 
 
-def _control(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]) -> Outcome:
+def _control(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]) -> ControlOutcome:
     """Return what the controls did: "failed", as they must, if every one of them did."""
     outcomes = {_one_control(claim, checks, sample) for sample in controls} or {"uninformative"}
     return next(outcome for outcome in ("passed", "uninformative", "failed") if outcome in outcomes)
 
 
-def _one_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> Outcome:
+def _one_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> ControlOutcome:
     if len(control.values) < LEAST_SEEDS:
         return "uninformative"
     mean = control.mean
@@ -297,19 +297,19 @@ def paired(check: Sample, control: Sample) -> Values:
     return check.values[mine] - control.values[others]
 
 
-def _plan(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], look: int, seconds: float) -> Plan:
+def _plan(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], look: int, seconds: float) -> SeedPlan:
     """Return how many more seeds would decide with probability POWER, if mean and spread of every case stayed as they
     are."""
     have = min(len(sample.values) for sample in checks)
     if have < 2:
-        return Plan(LEAST_SEEDS - have, seconds * (LEAST_SEEDS - have))
+        return SeedPlan(LEAST_SEEDS - have, seconds * (LEAST_SEEDS - have))
     look = 1 if have < LEAST_SEEDS else look
     depths = [sample.mean.depth(claim.band) for sample in checks]
     support = max(_needed(depth, spent(SUPPORT_ERROR, look)) for depth in depths)
     refute = min(_needed(-depth, spent(REFUTE_ERROR, look) / len(checks)) for depth in depths)
     support = max([support, *(_needed_by_control(claim, checks, sample) for sample in controls)])
     total = max(min(support, refute), LEAST_SEEDS, have + 1)
-    return Plan(None) if total > MOST_SEEDS else Plan(int(total) - have, seconds * (int(total) - have))
+    return SeedPlan(None) if total > MAX_SEEDS else SeedPlan(int(total) - have, seconds * (int(total) - have))
 
 
 def _needed_by_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> float:
@@ -325,7 +325,7 @@ def _needed_by_control(claim: Claim, checks: Sequence[Sample], control: Sample) 
 
 
 def _needed(effect: float, error: float) -> float:
-    return statistics.needed(effect, error, wanted=POWER, least=LEAST_SEEDS, most=MOST_SEEDS)
+    return statistics.needed(effect, error, wanted=POWER, least=LEAST_SEEDS, most=MAX_SEEDS)
 
 
 def _samples(rows: pd.DataFrame) -> list[Sample]:

@@ -12,7 +12,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, Control
-from analysis.results.judge import DECISIONS, REFUTED, SUPPORTED, UNDECIDED, Case, Decision, Outcome, Plan, Verdict, Why
+from analysis.results.judge import (
+    DECISIONS,
+    REFUTED,
+    SUPPORTED,
+    UNDECIDED,
+    Case,
+    ControlOutcome,
+    Decision,
+    SeedPlan,
+    Verdict,
+    Why,
+)
 from analysis.results.tables import ResultsError
 from reptile_core.files import write_atomically
 
@@ -89,7 +100,7 @@ def _verdict(row: Any, path: Path) -> Verdict:
         _one_of(get_args(Why), "why", row["why"])
         _one_of(("theorem", "experiment"), "kind", row["kind"])
         _one_of(("wrong formula", "foil", "sham"), "control.kind", control.kind)
-        _one_of(get_args(Outcome), "control.outcome", row["control"]["outcome"])
+        _one_of(get_args(ControlOutcome), "control.outcome", row["control"]["outcome"])
         plan = row["plan"]
         return Verdict(
             claim,
@@ -101,7 +112,7 @@ def _verdict(row: Any, path: Path) -> Verdict:
             _parse_cases(row["shown"]),
             row["look"],
             tuple(row["epochs"]),
-            None if plan is None else Plan(plan["seeds"], _number(plan["seconds"])),
+            None if plan is None else SeedPlan(plan["seeds"], _number(plan["seconds"])),
             row["profile"],
             tuple(row["diverged"]),
             tuple(row["data"]),
@@ -262,7 +273,7 @@ def whole(verdict: Verdict) -> str:
     return ": ".join(filter(None, (verdict.decision, reason(verdict))))
 
 
-def plan(found: Plan) -> str:
+def plan(found: SeedPlan) -> str:
     """Return what would decide: "4 more seeds, about 3 minutes"."""
     if found.seeds is None:
         return "no number of seeds would decide it at this scale: it is too near to an end of its band"

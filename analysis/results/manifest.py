@@ -27,7 +27,7 @@ from analysis.runs.arithmetic import arithmetic, kind, processor
 from analysis.runs.job import DEVICES
 from reptile_core import native
 from reptile_core.datasets import Characters
-from reptile_core.datasets.split import SPLITS
+from reptile_core.datasets.split import SPLIT_KINDS
 from reptile_core.files import sources_digest, write_atomically
 
 PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "safetensors", "pillow", "scikit-learn")
@@ -36,11 +36,11 @@ PROJECT = "reptile-verification"  # as pyproject.toml has it
 SOURCES = ("analysis", "figures", "reproduce.py", "reptile_core")
 ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")  # as a hook sets them, of its repository
 SCHEMA = 1  # raised whenever a key that must be there is added, one is removed, or one changes its meaning
-MOST_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
+MAX_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
 DECISIVE = ("device", "native", "arithmetic")  # of the machine: what else it holds changes no bit
 
 OPTION_DEFAULTS = {
-    "split": SPLITS[0],
+    "split": SPLIT_KINDS[0],
     "iterations": None,
     "tail_shots": None,
     "epoch": 0,
@@ -63,7 +63,7 @@ COMMAND: dict[str, Any] = {
         "tail_shots?": (int, None),
         "variants?": [str],
         "device": DEVICES,
-        "split?": SPLITS,
+        "split?": SPLIT_KINDS,
     },
     "experiments": {str: {str: object}},
     "data": (
@@ -192,9 +192,9 @@ def read(path: Path) -> dict[str, Any]:
     """Return what `write` wrote, now or before; ManifestError where it is anything else, be it in one key."""
     try:
         with open(path, "rb") as file:
-            content = file.read(MOST_BYTES + 1)
-        if len(content) > MOST_BYTES:
-            raise ManifestError(f"{path}: expected a manifest of at most {MOST_BYTES} bytes, found more")
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise ManifestError(f"{path}: expected a manifest of at most {MAX_BYTES} bytes, found more")
         manifest = json.loads(content)
     except OSError as error:
         raise ManifestError(f"{path}: expected a manifest, found none that can be read ({error.strerror})") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from analysis.runs.job import digest
+from analysis.runs.job import record_digest
 from reptile_core import native
 
 # Flags of /proc/cpuinfo that change which instructions, and so which roundings and orders of sums, are used.
@@ -46,7 +46,7 @@ def kind(device: str = "cpu") -> str:
     """Return a short name for all of it, such as "AVX2-1f3a9c2e": two machines of one kind give the same bits."""
     found = arithmetic(device)
     name = (found["gpu"] or torch.backends.cpu.get_cpu_capability()).replace(" ", "-")
-    return f"{name}-{digest(found)[:8]}"
+    return f"{name}-{record_digest(found)[:8]}"
 
 
 def processor() -> str:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 
 from reptile_core import datasets, native
-from reptile_core.datasets.split import Kind, Split, split_characters, split_images
+from reptile_core.datasets.split import Split, SplitKind, split_characters, split_images
 from reptile_core.tasks import ImagePool
 from reptile_core.training import Run
 
@@ -42,7 +42,7 @@ class Source:
     directory: Path | None
     content: str
     real: bool = True
-    split: Kind = "seed"
+    split: SplitKind = "seed"
 
     @property
     def identity(self) -> str:
@@ -100,7 +100,7 @@ class Job:
     @property
     def key(self) -> str:
         """Digest of all that is decisive."""
-        return digest(self.decisive)
+        return record_digest(self.decisive)
 
     @property
     def path(self) -> Path:
@@ -117,7 +117,7 @@ class Job:
         return ImagePool(getattr(split, part).to(self.device), dtype or self.run.torch_dtype, split.white)
 
 
-def digest(record: Any) -> str:
+def record_digest(record: Any) -> str:
     """Return a short digest (20 hex digits) of what JSON can hold."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:20]
 

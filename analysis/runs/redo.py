@@ -17,8 +17,8 @@ import pandas as pd
 import torch
 
 from analysis.runs.arithmetic import kind
-from analysis.runs.evaluations import Accuracies, Evaluation
-from analysis.runs.job import KEY_PARTS_IN_WORDS, Job, Source, digest
+from analysis.runs.evaluation_chunks import Accuracies, Evaluation
+from analysis.runs.job import KEY_PARTS_IN_WORDS, Job, Source, record_digest
 from analysis.runs.store import Outcome
 from reptile_core.evaluation import estimate
 from reptile_core.tasks import Sampling
@@ -146,7 +146,7 @@ def restore(row: Mapping[str, Any], source: Source, folder: Path, device: str) -
     others = [
         words for name, words in KEY_PARTS_IN_WORDS.items() if name not in ELSEWHERE and now[name] != decisive[name]
     ]
-    if others or digest(decisive) != row["key"]:
+    if others or record_digest(decisive) != row["key"]:
         found = " and ".join(others) or "a key that is not its own"
         raise OtherRun(f"expected the run {row['key']} of today's code and data, found {found}")
     return Restored(job, evaluations, row)

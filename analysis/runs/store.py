@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from analysis.runs.arithmetic import NOT_RECORDED
-from analysis.runs.job import DEVICES, KEY_PARTS_IN_WORDS, Job, digest
+from analysis.runs.job import DEVICES, KEY_PARTS_IN_WORDS, Job, record_digest
 from reptile_core import training
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.inner_loop import Phi
@@ -190,7 +190,7 @@ def _of_before(folder: Path) -> dict[str, Path]:
             if "evaluation" not in record["run"]:
                 continue
             run = {name: value for name, value in record["run"].items() if name != "evaluation"}
-            key = digest({name: record[name] for name in KEY_PARTS_IN_WORDS} | {"run": run})
+            key = record_digest({name: record[name] for name in KEY_PARTS_IN_WORDS} | {"run": run})
             found[key] = max(found.get(key, (-1, path)), (record["iteration"], path))
         except Exception:  # no run's file, or a damaged one: it is named to those who ask for it by its own key
             continue

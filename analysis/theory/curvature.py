@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analysis.theory.derivatives import Loss, Vector, hessian_at
-from analysis.theory.expectations import Estimate, monte_carlo
+from analysis.theory.expectations import SampleMean, monte_carlo
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class SpectralDensity:
     points: Float[Tensor, "samples steps"]
     weights: Float[Tensor, "samples steps"]
 
-    def moment(self, order: int) -> Estimate:
+    def moment(self, order: int) -> SampleMean:
         """Return tr(H^order) / P, with its standard error over the random vectors."""
         each = (self.weights * self.points**order).sum(-1)
-        return Estimate(float(each.mean()), float(each.std()) / sqrt(len(each)))
+        return SampleMean(float(each.mean()), float(each.std()) / sqrt(len(each)))
 
     def smoothed(self, at: Float[Tensor, " n"], *, width: float) -> Float[Tensor, " n"]:
         """Return the density at some places, each point widened to a normal distribution of standard deviation
@@ -50,7 +50,7 @@ class SpectralDensity:
         return bells @ self.weights.flatten() / len(self.weights)
 
 
-def trace(loss: Loss, phi: Vector, *, samples: int, generator: torch.Generator) -> Estimate:
+def trace(loss: Loss, phi: Vector, *, samples: int, generator: torch.Generator) -> SampleMean:
     """Return tr L''(phi) by Hutchinson's estimator, the mean of z . L'' z: one product a sample."""
     product = _products(loss, phi)
 
@@ -59,7 +59,7 @@ def trace(loss: Loss, phi: Vector, *, samples: int, generator: torch.Generator) 
         return z @ product(z)
 
     mean, standard_error = monte_carlo(one, samples)
-    return Estimate(float(mean), float(standard_error))
+    return SampleMean(float(mean), float(standard_error))
 
 
 def extreme_eigenvalues(

@@ -35,7 +35,7 @@ class Coefficients:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class SampleMean:
     """A number from a sample, and its standard error."""
 
     value: float

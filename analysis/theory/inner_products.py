@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analysis.theory.derivatives import Loss, Vector, gradient
-from analysis.theory.expectations import Estimate
+from analysis.theory.expectations import SampleMean
 from reptile_core.losses import Minibatch
 from reptile_core.networks import Network
 
@@ -32,9 +32,9 @@ class Summary:
     errors far too small.
     """
 
-    within: Estimate
-    between: Estimate
-    difference: Estimate
+    within: SampleMean
+    between: SampleMean
+    difference: SampleMean
 
 
 def gradient_gram(losses: Sequence[Loss], phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gram:
@@ -90,7 +90,7 @@ def summarize(matrix: Gram, tasks: Int[Tensor, " n"]) -> Summary:
     kept = ~torch.eye(len(sizes), dtype=torch.bool)
     without = torch.stack([_statistics(means[rows][:, rows]) for rows in kept])
     errors = (without - without.mean(0)).square().sum(0).mul((len(sizes) - 1) / len(sizes)).sqrt()
-    estimates = [Estimate(*pair) for pair in zip(whole.tolist(), errors.tolist(), strict=True)]
+    estimates = [SampleMean(*pair) for pair in zip(whole.tolist(), errors.tolist(), strict=True)]
     return Summary(*estimates)
 
 

@@ -18,15 +18,15 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from figures.demo.adaptation import N_WAY, adapt
-from figures.demo.questions import MOST_STEPS, Question, read, text
+from figures.demo.questions import MAX_STEPS, Question, read, text
 from figures.demo.weights import Weights
 from reptile_core.evaluation import evaluation_tasks
 from reptile_core.tasks import ImagePool, Sampling
 
 STATIC = Path(__file__).parent / "static"
-MOST_BYTES = 1_000_000  # of a request: four drawings with as many points as they may have
+MAX_BYTES = 1_000_000  # of a request: four drawings with as many points as they may have
 SHOWN = 6  # sample tasks at a time
-MOST_SAMPLES = 1_000_000  # tasks are drawn by number
+MAX_SAMPLES = 1_000_000  # tasks are drawn by number
 
 
 def application(weights: Weights) -> Starlette:
@@ -37,15 +37,15 @@ def application(weights: Weights) -> Starlette:
             {
                 "networks": weights.remarks,
                 "origin": weights.origin,
-                "most_steps": MOST_STEPS,
+                "most_steps": MAX_STEPS,
                 "warning": weights.warning,
             }
         )
 
     def samples(request: Request) -> JSONResponse:
         first = request.query_params.get("first", "0")
-        if not (first.isascii() and first.isdigit() and len(first) < 10 and int(first) < MOST_SAMPLES):
-            raise HTTPException(400, f"first: expected a whole number below {MOST_SAMPLES}, found {first[:60]!r}")
+        if not (first.isascii() and first.isdigit() and len(first) < 10 and int(first) < MAX_SAMPLES):
+            raise HTTPException(400, f"first: expected a whole number below {MAX_SAMPLES}, found {first[:60]!r}")
         return JSONResponse(sample_tasks(weights.pool, int(first)))
 
     async def classify(request: Request) -> JSONResponse:
@@ -89,10 +89,10 @@ def sample_tasks(pool: ImagePool, first: int) -> list[dict[str, list[str]]]:
 
 
 async def body(request: Request) -> bytes:
-    """At most MOST_BYTES, however many are sent."""
+    """At most MAX_BYTES, however many are sent."""
     received = bytearray()
     async for chunk in request.stream():
         received += chunk
-        if len(received) > MOST_BYTES:
-            raise HTTPException(413, f"body: expected at most {MOST_BYTES} bytes, found more")
+        if len(received) > MAX_BYTES:
+            raise HTTPException(413, f"body: expected at most {MAX_BYTES} bytes, found more")
     return bytes(received)

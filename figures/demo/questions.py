@@ -11,8 +11,8 @@ from figures.demo.adaptation import N_WAY
 from figures.demo.drawing import Strokes, rasterize
 from reptile_core.datasets.omniglot import SIZE
 
-MOST_STEPS = 32  # k; far more than it takes, and still answered at once
-MOST_POINTS = 5_000  # of a drawing: over a minute of drawing with a mouse that reports 60 times a second
+MAX_STEPS = 32  # k; far more than it takes, and still answered at once
+MAX_POINTS = 5_000  # of a drawing: over a minute of drawing with a mouse that reports 60 times a second
 
 Image = UInt8[np.ndarray, "28 28"]
 
@@ -37,8 +37,8 @@ def read(body: bytes) -> Question:
     drawings, steps = asked["drawings"], asked["steps"]
     if not isinstance(drawings, list) or len(drawings) != N_WAY + 1:
         raise ValueError(f"drawings: expected a list of {N_WAY} examples and a query, found {_shown(drawings)}")
-    if type(steps) is not int or not 0 <= steps <= MOST_STEPS:
-        raise ValueError(f"steps: expected a whole number from 0 to {MOST_STEPS}, found {_shown(steps)}")
+    if type(steps) is not int or not 0 <= steps <= MAX_STEPS:
+        raise ValueError(f"steps: expected a whole number from 0 to {MAX_STEPS}, found {_shown(steps)}")
     return Question(np.stack([_image(f"drawings[{i}]", drawing) for i, drawing in enumerate(drawings)]), steps)
 
 
@@ -59,8 +59,8 @@ def _strokes(name: str, drawing: Any) -> Strokes:
     if not isinstance(drawing, list) or not drawing or not all(isinstance(s, list) and s for s in drawing):
         raise ValueError(f"{name}: expected a list of strokes, none empty, found {_shown(drawing)}")
     points = [point for stroke in drawing for point in stroke]
-    if len(points) > MOST_POINTS:
-        raise ValueError(f"{name}: expected at most {MOST_POINTS} points, found {len(points)}")
+    if len(points) > MAX_POINTS:
+        raise ValueError(f"{name}: expected at most {MAX_POINTS} points, found {len(points)}")
     for point in points:
         if not (isinstance(point, list) and len(point) == 2 and all(map(_in_unit_interval, point))):
             raise ValueError(f"{name}: expected points [x, y] in [0, 1], found {_shown(point)}")

@@ -12,12 +12,12 @@ from analysis.experiments import ablation
 from analysis.experiments.shared.experiment import EPOCH, Context, Measured
 from analysis.paper import figure_3
 from analysis.results import claims
-from analysis.runs.evaluations import Evaluation
+from analysis.runs.evaluation_chunks import Evaluation
 from analysis.runs.job import Job
 from analysis.runs.store import state_at
 from figures.demo.adaptation import N_WAY, Initialization, initialization
 from reptile_core.checkpoints import CheckpointError
-from reptile_core.meta_gradients import Variant, last, total
+from reptile_core.meta_gradients import Variant, last, sum_of
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import Inner, Outer, Run
 
@@ -45,7 +45,7 @@ def own(context: Context) -> dict[str, Measured]:
     """Return the runs for this page alone, each at its end and with how it is evaluated there. Joint training is given
     as many minibatches as Reptile."""
     jobs = {
-        REPTILE: context.job(configure(total(STEPS), ITERATIONS), "demo Reptile"),
+        REPTILE: context.job(configure(sum_of(STEPS), ITERATIONS), "demo Reptile"),
         JOINT: context.job(configure(last(1), STEPS * ITERATIONS), "demo joint training"),
     }
     return {name: (job, job.end, Evaluation(EVALUATION, TASKS)) for name, job in jobs.items()}
@@ -70,7 +70,7 @@ def of_figure_3(context: Context, folder: Path) -> dict[str, Measured] | None:
     for seed in (seed for epoch in range(EPOCH, -1, -1) for seed in claims.seeds(epoch, scale.seeds)):
         runs = {
             name: figure_3.configure(variant, seed, iterations=scale.iterations)
-            for name, variant in ((REPTILE, total(4)), (JOINT, last(1)))
+            for name, variant in ((REPTILE, sum_of(4)), (JOINT, last(1)))
         }
         found = {name: there.job(run, name, until=scale.until) for name, run in runs.items()}
         if all(map(_finished, found.values())):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args, overload
 
 from reptile_core.datasets import cifar_fs, glyphs, mini_imagenet, omniglot
-from reptile_core.datasets.common import Characters, ColourImages, DataError, Unavailable, digest
+from reptile_core.datasets.common import Characters, ColourImages, DataError, Unavailable, images_digest
 
 __all__ = ["Characters", "ColourImages", "DataError", "Unavailable", "load"]
 
@@ -38,7 +38,7 @@ NOTICE = """\
 def _glyphs() -> Characters:
     images = glyphs.generate(seed=STAND_IN_SEED)
     source = f"generated from seed {STAND_IN_SEED}"
-    return Characters(name="glyphs", images=images, source=source, content=digest(images), real=False)
+    return Characters(name="glyphs", images=images, source=source, content=images_digest(images), real=False)
 
 
 @overload

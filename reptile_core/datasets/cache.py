@@ -25,7 +25,7 @@ def cache_directory(cache: Path | None) -> Path:
     return Path(cache)
 
 
-def keep(path: Path, content: bytes | memoryview) -> None:
+def cache_file(path: Path, content: bytes | memoryview) -> None:
     """Put a file into the cache whole or not at all, also where others do the same; warn if that cannot be.
 
     The data are at hand without the cache, so a read-only or full disk must not stop the caller.
@@ -56,12 +56,12 @@ def checked(
     return None
 
 
-def note(path: Path, record: dict[str, Any]) -> None:
+def write_record(path: Path, record: dict[str, Any]) -> None:
     """Keep a record."""
-    keep(path, json.dumps(record).encode())
+    cache_file(path, json.dumps(record).encode())
 
 
-def noted(path: Path) -> dict[str, Any]:
+def read_record(path: Path) -> dict[str, Any]:
     """Return a record; empty where there is none, which is no fault: the sources are then read again."""
     try:
         record = json.loads(path.read_bytes())

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from reptile_core.datasets.archives import PNGS, SHEETS, files, members, read_file
 from reptile_core.datasets.cache import cache_directory, fingerprint
 from reptile_core.datasets.colour import (
     SPLITS,
@@ -36,7 +37,6 @@ from reptile_core.datasets.common import (
     faults,
     named_directory,
 )
-from reptile_core.datasets.members import PNGS, SHEETS, files, members, read_file
 
 NAME = "cifar_fs"
 SIZE = 32  # pixels across
@@ -213,7 +213,7 @@ def load(
     if images is None:
         images = _read(source, edition, quiet)
         remember(cache, NAME, images, key)
-    return images.handed_on(NAME, str(source), real=True)
+    return images.to_images(NAME, str(source), real=True)
 
 
 def _kept(cache: Path, edition: Edition) -> ColourImages:
@@ -224,4 +224,4 @@ def _kept(cache: Path, edition: Edition) -> ColourImages:
             f"{NAME}: expected {WANTED}, in --data DIR or $REPTILE_DATA, found neither; "
             "it is not downloaded, since no address is known to last (see https://github.com/bertinetto/r2d2)"
         )
-    return images.handed_on(NAME, str(cache), real=True)
+    return images.to_images(NAME, str(cache), real=True)

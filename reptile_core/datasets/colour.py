@@ -42,7 +42,7 @@ class Decoded:
     counts: tuple[int, ...]  # classes of each split
     content: str  # see `ColourImages.content`
 
-    def handed_on(self, name: str, source: str, *, real: bool) -> ColourImages:
+    def to_images(self, name: str, source: str, *, real: bool) -> ColourImages:
         train, validation, test = np.split(self.pixels, list(accumulate(self.counts))[:-1])
         return ColourImages(name, train, validation, test, source=source, content=self.content, real=real)
 
@@ -81,15 +81,15 @@ def identity(pixels: UInt8[np.ndarray, "classes images height width 3"], counts:
 
 def remember(folder: Path, name: str, found: Decoded, key: str) -> None:
     """Keep pixels, and that the sources with this fingerprint decode to them."""
-    cache.keep(_pixels(folder, name, found.content), found.pixels.data)
-    cache.note(
+    cache.cache_file(_pixels(folder, name, found.content), found.pixels.data)
+    cache.write_record(
         _record(folder, name, key), {"shape": found.pixels.shape, "counts": found.counts, "content": found.content}
     )
 
 
 def recall(folder: Path, name: str, key: str) -> Decoded | None:
     """Return what sources with this fingerprint decode to, if that is known and the cache has it whole."""
-    record = cache.noted(_record(folder, name, key))
+    record = cache.read_record(_record(folder, name, key))
     try:
         shape, counts, content = tuple(record["shape"]), tuple(record["counts"]), str(record["content"])
     except (TypeError, KeyError):

@@ -77,6 +77,6 @@ def named_directory(data: Path | None) -> Path | None:
     return directory
 
 
-def digest(images: np.ndarray) -> str:
+def images_digest(images: np.ndarray) -> str:
     """Return the SHA-256 (hex) of an array's bytes in C order."""
     return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()

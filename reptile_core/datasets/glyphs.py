@@ -16,7 +16,7 @@ from itertools import product
 import numpy as np
 from jaxtyping import Float, UInt8
 
-MOST_STROKES = 4
+MAX_STROKES = 4
 GRID = np.array(list(product((-0.7, 0, 0.7), (-1, -0.5, 0, 0.5, 1))))  # ends of strokes; taller than wide
 BENDS = ((0, 0), (0, 0), (1, 1), (-1, -1), (1, -1), (1.3, 0))  # of the middle control points, in chords
 SAMPLES = 48  # points along a stroke: at 28 pixels about half a pixel apart, closer than the pen is wide
@@ -61,7 +61,7 @@ def _strokes(rng: np.random.Generator, extent: float) -> Strokes:
     middle control points bend them to a line, an arc, a wave or a hook.
     """
     strokes: list[np.ndarray] = []
-    for _ in range(int(2 + (MOST_STROKES - 1) * rng.random())):
+    for _ in range(int(2 + (MAX_STROKES - 1) * rng.random())):
         cell = int(len(GRID) * rng.random())
         start, end = GRID[cell], GRID[(cell + 1 + int((len(GRID) - 1) * rng.random())) % len(GRID)]
         joint, bend = rng.random(), BENDS[int(len(BENDS) * rng.random())]
@@ -83,7 +83,7 @@ def _drawings(rng: np.random.Generator, strokes: Strokes, drawings: int, hand: H
     x, y = np.moveaxis((BEZIER @ wandered).reshape(drawings, -1, 2) * scale, -1, 0)
     x, cos, sin = x + shear[:, None] * y, np.cos(turn)[:, None], np.sin(turn)[:, None]
     points = np.stack([cos * x - sin * y, sin * x + cos * y], -1) + shift
-    return points[:, np.arange(MOST_STROKES * SAMPLES) % points.shape[1]]  # repeated: one shape for all
+    return points[:, np.arange(MAX_STROKES * SAMPLES) % points.shape[1]]  # repeated: one shape for all
 
 
 def _render(points: Points, size: int, pen: float) -> Drawings:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 from jaxtyping import UInt8
 
+from reptile_core.datasets.archives import read_file
 from reptile_core.datasets.cache import cache_directory, fingerprint
 from reptile_core.datasets.colour import SPLITS, Class, Images, arranged, decode, recall, remember
 from reptile_core.datasets.common import (
@@ -31,7 +32,6 @@ from reptile_core.datasets.common import (
     faults,
     named_directory,
 )
-from reptile_core.datasets.members import read_file
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -225,4 +225,4 @@ def load(
         found = decode(classes, counts, (n_images, SIZE, SIZE, 3), quiet=quiet)
         remember(cache, NAME, found, key)
     names = hashlib.sha256("\n".join(sorted(map("/".join, listings))).encode()).hexdigest()
-    return found.handed_on(NAME, str(root), real=(names, n_images) == (CLASSES, IMAGES))
+    return found.to_images(NAME, str(root), real=(names, n_images) == (CLASSES, IMAGES))

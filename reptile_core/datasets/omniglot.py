@@ -19,17 +19,17 @@ import numpy as np
 from jaxtyping import UInt8
 from tqdm import tqdm
 
-from reptile_core.datasets.cache import cache_directory, checked, fingerprint, keep, note, noted
+from reptile_core.datasets.archives import PNGS, Archive, files, members
+from reptile_core.datasets.cache import cache_directory, cache_file, checked, fingerprint, read_record, write_record
 from reptile_core.datasets.common import (
     Characters,
     DataError,
     Unavailable,
-    digest,
     faults,
+    images_digest,
     named_directory,
 )
 from reptile_core.datasets.download import download
-from reptile_core.datasets.members import PNGS, Source, files, members
 
 DRAWINGS = 20  # of each character, one by each of 20 people
 ORIGINAL, SIZE = 105, 28  # pixels across: as published, and as in the paper's experiments
@@ -115,7 +115,7 @@ def _decode(png: bytes, name: str) -> UInt8[np.ndarray, "28 28"]:
         return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.NEAREST), np.uint8)
 
 
-def _read_part(source: Source, part: Part, first: int, advance: Callable[[], object]) -> Images:
+def _read_part(source: Archive, part: Part, first: int, advance: Callable[[], object]) -> Images:
     where = source if isinstance(source, Path) else f"{part.name}.zip as downloaded"
     lines, drawings = [], []
     with faults(where), members(source, PNGS, limit=part.limit, where=where) as listing:
@@ -133,14 +133,14 @@ def _read_part(source: Source, part: Part, first: int, advance: Callable[[], obj
     return np.stack(drawings).reshape(part.characters, DRAWINGS, SIZE, SIZE)
 
 
-def _read(sources: Mapping[str, Source], edition: Edition, quiet: bool) -> Images:
+def _read(sources: Mapping[str, Archive], edition: Edition, quiet: bool) -> Images:
     """Read the whole set from its sources by part, verified."""
     total = edition.shape[0] * DRAWINGS
     firsts = accumulate((part.characters for part in edition.parts[:-1]), initial=1)
     with tqdm(total=total, desc="verifying Omniglot", disable=quiet or None, delay=1, leave=False) as bar:
         pairs = zip(edition.parts, firsts, strict=True)
         images = np.concatenate([_read_part(sources[part.name], part, n, bar.update) for part, n in pairs])
-    if (found := digest(images)) != edition.decoded:
+    if (found := images_digest(images)) != edition.decoded:
         raise DataError(f"PIL: expected the verified drawings to decode to {edition.decoded}, found {found}")
     return images
 
@@ -188,13 +188,13 @@ def _cached(path: Path, edition: Edition) -> Images | None:
         packed = np.load(io.BytesIO(content), allow_pickle=False)
         return np.unpackbits(packed, count=count).reshape(edition.shape)
 
-    return checked(path, read, digest, edition.decoded)
+    return checked(path, read, images_digest, edition.decoded)
 
 
 def _save(path: Path, images: Images) -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.packbits(images), allow_pickle=False)
-    keep(path, buffer.getvalue())
+    cache_file(path, buffer.getvalue())
 
 
 def _paths(sources: Mapping[str, Path], edition: Edition) -> Iterator[str]:
@@ -250,11 +250,11 @@ def _from_named(
     source = " and ".join(map(str, named.values()))
     with faults(source):
         record, key = _record(cache, named), fingerprint((edition,), _paths(named, edition))
-    if noted(record).get("fingerprint") == key and (images := _cached(decoded, edition)) is not None:
+    if read_record(record).get("fingerprint") == key and (images := _cached(decoded, edition)) is not None:
         return images, source
     images = _read(named, edition, quiet)
     _save(decoded, images)
-    note(record, {"fingerprint": key})
+    write_record(record, {"fingerprint": key})
     return images, source
 
 
@@ -277,6 +277,6 @@ def _from_zips(cache: Path, decoded: Path, edition: Edition, *, fetch: bool, qui
         raise Unavailable(f"{URL}: what was downloaded is not Omniglot: {error}") from error
     for name, zipped in fetched.items():
         zipped.seek(0)
-        keep(kept[name], zipped.read())
+        cache_file(kept[name], zipped.read())
     _save(decoded, images)
     return images, URL

@@ -18,8 +18,8 @@ from reptile_core.datasets.common import ColourImages
 TRAIN_SHARE = 1200 / 1623  # the authors' split of Omniglot; other sets of characters are cut in the same proportion
 ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
 
-Kind = Literal["seed", "authors"]
-SPLITS: tuple[Kind, ...] = ("seed", "authors")
+SplitKind = Literal["seed", "authors"]
+SPLIT_KINDS: tuple[SplitKind, ...] = ("seed", "authors")
 # Omniglot's alphabets in the order of their names, which is how the authors' code goes through them: each one's first
 # character by its published number, and how many it has.
 ALPHABETS = (
@@ -42,7 +42,7 @@ class Split:
 
 
 def split_characters(
-    images: UInt8[np.ndarray, "characters drawings height width"], *, seed: int, kind: Kind = "seed"
+    images: UInt8[np.ndarray, "characters drawings height width"], *, seed: int, kind: SplitKind = "seed"
 ) -> Split:
     """Split by a permutation that is a pure function of the seed, or by the one of the authors' code, whatever the
     seed. Class r n_train + c is character c turned r times. ValueError where "authors" is asked of other characters

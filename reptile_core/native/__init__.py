@@ -31,7 +31,7 @@ TYPES = {torch.float32: (), torch.float64: ("-DDOUBLE",)}  # of numbers, and wha
 
 ACTIVATIONS = {"relu": 0, "softplus": 1, "tanh": 2}  # as in activation.h
 
-Call = Callable[[], None]
+NativeCall = Callable[[], None]
 
 
 class Shape(ctypes.Structure):
@@ -74,23 +74,23 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
         return None
 
 
-def serves(x: Tensor) -> bool:
-    """Say whether the loops can take this tensor."""
+def supports_tensor(x: Tensor) -> bool:
+    """Return whether the loops can take this tensor."""
     return x.dtype in TYPES and x.device.type == "cpu" and plain(x) and library(x.dtype) is not None
 
 
 def plain(x: Tensor) -> bool:
-    """Say whether this tensor is neither in a torch.func transform nor in forward mode."""
+    """Return whether this tensor is neither in a torch.func transform nor in forward mode."""
     in_transform = torch._C._functorch.is_functorch_wrapped_tensor(x)
     return not in_transform and torch.autograd.forward_ad._current_level < 0
 
 
-def takes(*channels: int) -> bool:
-    """Are these numbers of channels such as convolutions and products take?"""
+def supports_channels(*channels: int) -> bool:
+    """Return whether convolutions and products take these numbers of channels."""
     return all(count % SQUARE == 0 for count in channels)
 
 
-def prepare(name: str, *arguments: Argument) -> Call:
+def prepare(name: str, *arguments: Argument) -> NativeCall:
     """Prepare a call of a loop with these arguments, to be made as often as wanted.
 
     Tensors go as pointers to their numbers, and the first one says of which type these are; sequences of tensors go as
@@ -111,7 +111,7 @@ def prepare(name: str, *arguments: Argument) -> Call:
 
 
 def call(name: str, *arguments: Argument) -> None:
-    """Call a loop once."""
+    """NativeCall a loop once."""
     prepare(name, *arguments)()
 
 

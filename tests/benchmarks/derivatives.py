@@ -27,7 +27,7 @@ from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool
 from tests.benchmarks import plain
 from tests.benchmarks.measuring import ABLATION, images, timed
-from tests.cases import normal
+from tests.helpers.data import normal
 
 try:
     from curvlinops import HessianLinearOperator

@@ -21,7 +21,7 @@ from reptile_core import datasets, lanes, training
 from reptile_core.lanes import lane, lane_bytes, train_lanes
 from reptile_core.tasks import ImagePool
 from reptile_core.training import Run, TrainingState
-from tests.cases import LANE_RUNS, image_pool
+from tests.helpers.data import LANE_RUNS, image_pool
 
 # Largest distance from the run on the CPU, as a share of how far phi has moved. In float64 the sums' order is all that
 # differs. In float32 three iterations enlarge 1e-7 by up to 1e4.

@@ -11,7 +11,7 @@ from reptile_core.checkpoints import load_checkpoint, save_checkpoint
 from reptile_core.files import write_atomically
 
 WORK = "work"  # where the parts write, in the output folder
-MOST_BYTES = 16 * 2**20
+MAX_BYTES = 16 * 2**20
 STATE_FILES = 3
 RUNS = "runs"  # the folder of checkpoints, which hold many states of a run
 
@@ -27,7 +27,7 @@ def pack(out: Path) -> list[str]:
     size = 0
     for name, phi, record in _final_states(out / WORK):
         taken = phi.numel() * phi.element_size() + 4096  # the record, and the state's name
-        if size + taken > MOST_BYTES:
+        if size + taken > MAX_BYTES:
             if len(groups) == STATE_FILES:
                 left_out.append(name)
                 continue
@@ -47,7 +47,7 @@ def _pack_tables(out: Path) -> list[str]:
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for path in sorted(files, key=lambda path: (path.stat().st_size, path)):
             name = str(path.relative_to(out / WORK))
-            if packed.tell() + path.stat().st_size > MOST_BYTES - 2**20:
+            if packed.tell() + path.stat().st_size > MAX_BYTES - 2**20:
                 left_out.append(name)
             else:
                 archive.add(path, name)

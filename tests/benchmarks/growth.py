@@ -15,7 +15,7 @@ from analysis.runs.advance import execute
 from analysis.runs.job import Job, Source
 from analysis.runs.workers import local_executor
 from reptile_core import datasets
-from reptile_core.meta_gradients import total
+from reptile_core.meta_gradients import sum_of
 from reptile_core.tasks import Sampling
 from reptile_core.training import Run
 from tests.benchmarks.measuring import ABLATION
@@ -28,7 +28,7 @@ def rows(iterations: int) -> list[str]:
     run = replace(ABLATION, iterations=iterations)
     cases: dict[str, Callable[[int], list[Run]]] = {
         "iterations": lambda n: [replace(run, iterations=n * iterations)],
-        "k": lambda n: [replace(run, weights=total(n).weights, sampling=Sampling(5, 5 * n, 25, n))],
+        "k": lambda n: [replace(run, weights=sum_of(n).weights, sampling=Sampling(5, 5 * n, 25, n))],
         "runs": lambda n: [replace(run, seed=seed) for seed in range(n)],
     }
     found = ["| growing | seconds at ×1, ×2, ×4 | slope | resident MB at ×1, ×2, ×4 |", "|---|---|---|---|"]

@@ -19,7 +19,7 @@ from analysis.theory.derivatives import derivative, gradient, hessian_at, hessia
 from reptile_core.losses import CrossEntropy
 from reptile_core.networks import omniglot
 from tests.benchmarks import plain
-from tests.cases import generator, minibatch, normal
+from tests.helpers.data import generator, minibatch, normal
 
 try:
     from curvlinops import HessianLinearOperator

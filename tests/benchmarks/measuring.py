@@ -11,12 +11,12 @@ import torch
 
 from analysis.paper import figure_3
 from analysis.paper.benchmarks import BENCHMARKS, METHODS, SCALES, configure, evaluated
-from reptile_core.meta_gradients import total
+from reptile_core.meta_gradients import sum_of
 from reptile_core.tasks import Sampling
 from reptile_core.training import Run
 
 # The two settings of the paper that most time goes into.
-ABLATION = figure_3.configure(total(4), seed=0)
+ABLATION = figure_3.configure(sum_of(4), seed=0)
 TABLE = configure(BENCHMARKS[0], METHODS[0], SCALES["paper"][BENCHMARKS[0].name], seed=0)
 SETTINGS = {"ablation: 4 steps of 25, SGD": ABLATION, "table: 5 tasks × 5 steps of 10, Adam": TABLE}
 # And how runs of each are evaluated.

@@ -18,9 +18,9 @@ optimizer.step()
 OURS = f"""{IMPORT}
 from analysis.paper.figure_3 import configure
 from reptile_core import training
-from reptile_core.meta_gradients import total
+from reptile_core.meta_gradients import sum_of
 from reptile_core.tasks import ImagePool
-run = configure(total(1), seed=0)
+run = configure(sum_of(1), seed=0)
 next(training.train(run, ImagePool(torch.zeros(20, 20, 28, 28, dtype=torch.uint8)), training.start(run)))
 """
 CASES = {

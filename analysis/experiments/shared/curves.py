@@ -16,7 +16,7 @@ from jaxtyping import Float
 from analysis.experiments.shared.experiment import Context
 from analysis.paper.figure_3 import CHANCE, EVALUATION, ITERATIONS
 from analysis.results.tables import tidy
-from analysis.runs.evaluations import Evaluation, chunks
+from analysis.runs.evaluation_chunks import Evaluation, chunks
 from analysis.runs.job import Job
 from analysis.runs.store import Outcome
 from reptile_core.tasks import Sampling

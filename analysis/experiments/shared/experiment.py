@@ -13,7 +13,7 @@ import pandas as pd
 from analysis.results.claims import PROFILES, Claim, seeds
 from analysis.results.evidence import NO_EVIDENCE
 from analysis.runs.advance import execute_together, in_lanes, united
-from analysis.runs.evaluations import Accuracies, Evaluation, chunks, evaluate, joined
+from analysis.runs.evaluation_chunks import Accuracies, Evaluation, chunks, evaluate_chunk, joined
 from analysis.runs.job import Job, Source, find
 from analysis.runs.store import Outcome, ended_early, or_of_another_device
 from analysis.runs.workers import Workers
@@ -124,7 +124,7 @@ class Context:
             for key, chunk in once.items()
         ]
         sizes = [chunk.steps for chunk in due]
-        found = dict(zip(once, self.workers.map(f"{name}, evaluation", evaluate, due, sizes=sizes), strict=True))
+        found = dict(zip(once, self.workers.map(f"{name}, evaluation", evaluate_chunk, due, sizes=sizes), strict=True))
         self.trained.update(once)
         all_of = {item: joined([found[chunk.key] for chunk in chunk_list]) for item, chunk_list in parts.items()}
         self.measured.update(all_of)

@@ -25,7 +25,7 @@ from analysis.theory.own_model.checks import (
     evaluations_against_noise,
     warn_of_minibatch_statistics,
 )
-from analysis.theory.own_model.distrust import judge
+from analysis.theory.own_model.distrust import explain
 from analysis.theory.own_model.keeping import Keeper, same_randomness
 from analysis.theory.own_model.locate import heard
 from analysis.theory.own_model.loops import Way, by_products
@@ -69,7 +69,7 @@ def analyse(
         as long again as everything but the coefficients.
 
     The series holds where the loss is smooth (tanh, GELU, softplus). Derivatives go by forward over reverse mode:
-    `written_out` mends torch's norms, squared error and attention for it. Where torch lacks the forward mode, or
+    `torch_fixes` mends torch's norms, squared error and attention for it. Where torch lacks the forward mode, or
     differences show it to be wrong, they go by reverse mode alone.
 
     Stopped gradients (detach, no_grad, .data, padding of an embedding) have one meaning: a backward pass holds the
@@ -112,7 +112,7 @@ def _analysis(setting: Setting, unflatten: Callable[[Vector], Tree], most_orders
     coefficients = [] if left_out else _coefficients(setting, found.maml_way, avg_grad, avg_grad_inner)
     gram = found.g_bar @ found.g_bar.T
     rows = expansion(setting.names, found.exact, found.terms, found.at_half)
-    distrust, notes = judge(setting, certificate, found, rows)
+    distrust, notes = explain(setting, certificate, found, rows)
     return Analysis(
         names=setting.names,
         alpha=setting.alpha,

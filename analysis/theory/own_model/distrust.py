@@ -16,7 +16,7 @@ from analysis.theory.own_model.watching import at_zero, kinks
 MORE_EVALUATIONS = 300  # to find noise where channels differ: that of one call in fifty is missed once in 400
 
 
-def judge(
+def explain(
     setting: Setting, certificate: Certificate, found: Quantities, expansion: pd.DataFrame
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return sentences on what to distrust, and notes on what is right but not as one may expect."""

@@ -18,9 +18,9 @@ from analysis.theory.own_model.losses import ModuleFunction, OwnLoss, flatten
 from analysis.theory.own_model.quotients import DIFFERS, Differences, compare
 from analysis.theory.own_model.trees import leaves, map_leaves
 from analysis.theory.own_model.watching import Call, Watcher, layer_names, named
-from analysis.theory.written_out import right_derivatives
+from analysis.theory.torch_fixes import right_derivatives
 
-MOST = 8  # functions that are named
+MAX_NAMED = 8  # functions that are named
 KINK_HERE = "it has a kink here"
 FAILS = " fails in "
 ORDERS = "gradient", "second derivative", "third derivative"
@@ -42,7 +42,7 @@ def culprits(model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: boo
     for call, beyond in zip(heard(model, loss, phi), heard(model, loss, moved), strict=False):
         if call.name in NO_FUNCTIONS or call.name != beyond.name or (blamed and call.layer not in blamed):
             continue
-        if len(functions) >= MOST:
+        if len(functions) >= MAX_NAMED:
             break
         fault = _fault_of_call(call, beyond, order)
         if FAILS in fault if failing else fault:

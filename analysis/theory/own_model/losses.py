@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from analysis.theory.derivatives import Vector
 from analysis.theory.own_model.keeping import Keeper
 from analysis.theory.own_model.trees import Tree, fresh, is_named_tuple, is_record, leaves, map_leaves
-from analysis.theory.written_out import right_derivatives
+from analysis.theory.torch_fixes import right_derivatives
 
 # What is recomputed in a backward pass would meet the caller's parameters, not those of this evaluation.
 NO_HOOKS = "saved tensors are hooked, as by gradient checkpointing"

@@ -137,10 +137,10 @@ def _higher(
         return _by_differences(at, probe, series), None
 
 
-Series = Callable[[], list[Differences]]
+DifferenceSeries = Callable[[], list[Differences]]
 
 
-def _by_differences(at: Setting, probe: Probe, series: Series) -> tuple[Tensor, Tensor]:
+def _by_differences(at: Setting, probe: Probe, series: DifferenceSeries) -> tuple[Tensor, Tensor]:
     """Return the same where torch has no derivative of a field that is no gradient: as the quotients say."""
     terms = torch.zeros(at.k + 1, at.order + 1, len(at.phi), dtype=at.phi.dtype)
     terms[:-1, 0], terms[-1, 0] = probe.g_bar[: at.k], probe.g_bar[at.k - 1]
@@ -148,7 +148,7 @@ def _by_differences(at: Setting, probe: Probe, series: Series) -> tuple[Tensor, 
     return terms, torch.stack([quotients.value(1) for quotients in probe.by_gradients])
 
 
-def _put_differences(at: Setting, series: Series, terms: Tensor, rows: Sequence[int]) -> None:
+def _put_differences(at: Setting, series: DifferenceSeries, terms: Tensor, rows: Sequence[int]) -> None:
     found = series()
     for row in rows if found else []:
         for n in range(1, at.order + 1):

@@ -8,7 +8,7 @@ to the accuracy of a task that holds it, is the covariance of two tasks that sha
 import numpy as np
 from jaxtyping import Float, Int
 
-from analysis.runs.evaluations import Evaluation
+from analysis.runs.evaluation_chunks import Evaluation
 from analysis.runs.job import Job, split_of
 from reptile_core.datasets.split import ROTATIONS
 from reptile_core.evaluation import evaluation_tasks

@@ -31,13 +31,13 @@ def right_derivatives() -> Iterator[None]:
 
     Not covered: what torch gets wrong elsewhere, such as forward mode twice through torch.linalg.solve.
     """
-    with sdpa_kernel(SDPBackend.MATH), _WrittenOut():
+    with sdpa_kernel(SDPBackend.MATH), _Fixes():
         yield
 
 
-class _WrittenOut(TorchFunctionMode):
+class _Fixes(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return _WRITTEN_OUT.get(func, func)(*args, **(kwargs or {}))
+        return _FIXED.get(func, func)(*args, **(kwargs or {}))
 
 
 # The signatures are those of torch.nn.functional.
@@ -254,7 +254,7 @@ def _names(operation: Any) -> list[Any]:
 
 
 _ATEN = torch.ops.aten
-_WRITTEN_OUT: dict[Any, Callable[..., Any]] = {
+_FIXED: dict[Any, Callable[..., Any]] = {
     F.layer_norm: _layer_norm,
     F.batch_norm: _batch_norm,
     F.instance_norm: _instance_norm,

@@ -8,7 +8,7 @@ from torch import Tensor
 from reptile_core.losses import Minibatch
 from reptile_core.tasks import ImagePool, Sampling
 from reptile_core.training import Inner, Outer, Run
-from tests.oracles import Batch
+from tests.helpers.oracles import Batch
 
 EPS32, EPS64 = 2.0**-23, 2.0**-52
 _SGD = Run(

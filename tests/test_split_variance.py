@@ -5,7 +5,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from analysis.results.class_choice import class_variance, split_error
+from analysis.results.split_variance import class_variance, split_error
 
 
 def _tasks(rng, tasks, n, count):

@@ -25,7 +25,7 @@ from reptile_core.training import build_network
 
 
 @dataclass(frozen=True)
-class Point:
+class TrainedPoint:
     """phi of one run at one iteration."""
 
     job: Job
@@ -68,7 +68,7 @@ class Point:
 
 def points(
     context: Context, variants: Iterable[Variant], seeds: Sequence[int], iterations: Sequence[int], *, schedule: int
-) -> list[Point]:
+) -> list[TrainedPoint]:
     """Return the points of the variants' runs after these iterations, seed by seed; a run that diverged has none.
 
     schedule: the length over which the outer step is annealed.
@@ -82,4 +82,6 @@ def points(
         for variant in variants
     ]
     outcomes = context.train("figure 3's runs", jobs)
-    return [Point(job, iteration) for job in jobs if outcomes[job].finished for iteration in sorted({*iterations})]
+    return [
+        TrainedPoint(job, iteration) for job in jobs if outcomes[job].finished for iteration in sorted({*iterations})
+    ]

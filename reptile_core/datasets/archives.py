@@ -21,7 +21,7 @@ MAX_RATIO = 16  # of compression: pictures are compressed already
 
 
 @dataclass(frozen=True)
-class Kind:
+class FileKind:
     """Which files count, and how large one of them and a zip of them may be: ten times the published, no harm."""
 
     suffix: str
@@ -35,14 +35,14 @@ class Kind:
         return name.endswith(self.suffix) and not name.startswith(".") and "__MACOSX" not in folder.split("/")
 
 
-PNGS = Kind(".png", 2**13, 2**26)  # Omniglot's drawings: 522 bytes, 9 MB
-SHEETS = Kind(".webp", 2**24, 2**30)  # CIFAR-FS, the 600 images of a class in one: 1.2 MB, 100 MB
+PNGS = FileKind(".png", 2**13, 2**26)  # Omniglot's drawings: 522 bytes, 9 MB
+SHEETS = FileKind(".webp", 2**24, 2**30)  # CIFAR-FS, the 600 images of a class in one: 1.2 MB, 100 MB
 
-Source = Path | IO[bytes]  # a zip, a folder, or a zip in memory
+Archive = Path | IO[bytes]  # a zip, a folder, or a zip in memory
 Members = list[tuple[str, Callable[[], bytes]]]  # the path of each picture, and how to read it
 
 
-def _check_member(info: zipfile.ZipInfo, kind: Kind, where: object) -> None:
+def _check_member(info: zipfile.ZipInfo, kind: FileKind, where: object) -> None:
     name, mode = info.orig_filename, info.external_attr >> 16
     if name.startswith("/") or set(name) & set("\\:\0") or ".." in name.split("/") or stat.S_ISLNK(mode):
         raise DataError(f"{where}: expected members inside it, found {name!r}, which points elsewhere")
@@ -93,7 +93,7 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) ->
 
 
 @contextmanager
-def members(source: Source, kind: Kind, *, limit: int, where: object) -> Iterator[Members]:
+def members(source: Archive, kind: FileKind, *, limit: int, where: object) -> Iterator[Members]:
     """Yield the pictures of a zip, or of a folder whose name begins their paths: at most `limit` files are looked at.
 
     A reader returns at most `kind.file_bytes` + 1 bytes. Raises DataError for what `_check_member` refuses; a

@@ -12,7 +12,7 @@ from analysis.experiments.registry import EXPERIMENTS
 from analysis.results import ledger
 from analysis.results.claims import Claim
 from analysis.results.folder import write_tables
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, Case, Decision, Plan, Verdict
+from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, Case, Decision, SeedPlan, Verdict
 from figures.report.gather import MADE_UP
 from figures.style import finish, save, stamp, style
 
@@ -86,14 +86,14 @@ def verdicts(data: str = DATA) -> list[Verdict]:
             "cases": tuple(case(f"k = {k}", k, k - 0.5, k + 0.5, data=data) for k in range(1, 7)),
             "controls": (case("k = 1", 0.1, 0.0, 0.2, role="control", data=data),),
             "control": "uninformative",
-            "plan": Plan(4, 180.0),
+            "plan": SeedPlan(4, 180.0),
         },
         PILOT: {
             "why": "the control does not fail",
             "cases": (case("", 0.25, float("nan"), float("nan"), data=data, seeds=(1000,)),),
             "controls": (case("", 0.5, 0.375, 0.625, role="control", data=data),),
             "control": "passed",
-            "plan": Plan(None),
+            "plan": SeedPlan(None),
         },
         SHOWN_ONLY: {"why": "shown only", "shown": (case("", 2.0, 1.0, 3.0, role="shown", data=data),)},
     }

@@ -9,7 +9,7 @@ import numpy as np
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Measured, Result
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, seeds
 from analysis.results.judge import Verdict, judge
-from analysis.runs.evaluations import Accuracies, Evaluation
+from analysis.runs.evaluation_chunks import Accuracies, Evaluation
 from analysis.runs.job import Job, Source
 from analysis.runs.store import Outcome
 from analysis.runs.workers import Workers

@@ -5,15 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from analysis.experiments.shared.experiment import Context
-from analysis.experiments.shared.points import points
+from analysis.experiments.shared.trained_points import points
 from analysis.paper import figure_3
 from analysis.runs.job import Source
 from reptile_core import datasets
-from reptile_core.meta_gradients import total
+from reptile_core.meta_gradients import sum_of
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
-from tests.in_process import InProcess
-from tests.made_up import FIRST_SEED
+from tests.helpers.runs import FIRST_SEED
+from tests.helpers.script import InProcess
 
 SEEDS = [FIRST_SEED, FIRST_SEED + 1]
 
@@ -23,7 +23,7 @@ def every(tmp_path_factory):
     """Points of two variants and two seeds, trained for four iterations."""
     source = Source("glyphs", None, datasets.load("glyphs").content)
     context = Context("smoke", source, InProcess(1), tmp_path_factory.mktemp("runs"))
-    return points(context, [total(1), total(4)], SEEDS, (0, 2, 4), schedule=figure_3.ITERATIONS)
+    return points(context, [sum_of(1), sum_of(4)], SEEDS, (0, 2, 4), schedule=figure_3.ITERATIONS)
 
 
 def test_points_are_where_phi_was_kept(every):

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from analysis.experiments.shared.experiment import Context
-from analysis.runs import evaluations
+from analysis.runs import evaluation_chunks
 from analysis.runs.advance import execute
-from analysis.runs.evaluations import Accuracies, Evaluation, EvaluationChunk, chunks, evaluate, joined
+from analysis.runs.evaluation_chunks import Accuracies, Evaluation, EvaluationChunk, chunks, evaluate_chunk, joined
 from analysis.runs.job import Job, Source
 from analysis.runs.store import state_at
 from analysis.runs.workers import silent
@@ -19,7 +19,7 @@ from reptile_core import datasets, training
 from reptile_core.checkpoints import CheckpointError
 from reptile_core.tasks import Sampling
 from reptile_core.training import Inner, Outer
-from tests.in_process import InProcess
+from tests.helpers.script import InProcess
 from tests.test_runs import KINDS, RUN
 
 SAMPLING = Sampling(n_way=2, shots=1, batch=2, steps=2)
@@ -40,7 +40,7 @@ def job(source: Source, tmp_path: Path) -> Job:
 
 
 def measured(job: Job, iteration: int, evaluation: Evaluation) -> Accuracies:
-    return joined([evaluate(chunk, silent) for chunk in chunks(job, iteration, evaluation)])
+    return joined([evaluate_chunk(chunk, silent) for chunk in chunks(job, iteration, evaluation)])
 
 
 def assert_equal(found: Accuracies, expected: Accuracies) -> None:
@@ -75,7 +75,7 @@ def test_a_run_of_any_optimizer_is_evaluated_where_it_was_kept(kind: str, source
 def test_how_tasks_are_cut_changes_no_number(queries: int, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     evaluation = dataclasses.replace(EVALUATION, queries=queries)
     whole = measured(job, 6, evaluation)
-    monkeypatch.setattr(evaluations, "CHUNK", 4)
+    monkeypatch.setattr(evaluation_chunks, "CHUNK", 4)
     parts = chunks(job, 6, evaluation)
     assert [chunk.tasks for chunk in parts] == [range(0, 4), range(4, 8), range(8, 10)]
     assert_equal(measured(job, 6, evaluation), whole)
@@ -83,7 +83,7 @@ def test_how_tasks_are_cut_changes_no_number(queries: int, job: Job, monkeypatch
 
 def test_more_tasks_begin_with_the_same(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     """And whole chunks of them are not measured a second time."""
-    monkeypatch.setattr(evaluations, "CHUNK", 5)
+    monkeypatch.setattr(evaluation_chunks, "CHUNK", 5)
     more = dataclasses.replace(EVALUATION, tasks=15)
     assert [chunk.key for chunk in chunks(job, 6, more)[:2]] == [chunk.key for chunk in chunks(job, 6, EVALUATION)]
     assert np.array_equal(measured(job, 6, more)["accuracy"][:10], measured(job, 6, EVALUATION)["accuracy"])
@@ -99,11 +99,11 @@ def test_nothing_is_trained_for_more_queries_or_tasks(job: Job, monkeypatch: pyt
 
 def test_each_is_measured_once_unless_it_is_to_be_fresh(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     (chunk,) = chunks(job, 6, EVALUATION)
-    found, before = evaluate(chunk, silent), chunk.path.stat().st_mtime_ns
-    assert_equal(evaluate(chunk, silent), found)
+    found, before = evaluate_chunk(chunk, silent), chunk.path.stat().st_mtime_ns
+    assert_equal(evaluate_chunk(chunk, silent), found)
     assert chunk.path.stat().st_mtime_ns == before
     fresh = dataclasses.replace(chunk, job=dataclasses.replace(job, fresh=True))
-    assert_equal(evaluate(fresh, silent), found)
+    assert_equal(evaluate_chunk(fresh, silent), found)
     assert chunk.path.stat().st_mtime_ns != before
 
 
@@ -144,12 +144,12 @@ def test_runs_that_begin_alike_share_their_start(source: Source, tmp_path: Path)
         return chunk
 
     first = start_of({})
-    expected = evaluate(first, silent)
+    expected = evaluate_chunk(first, silent)
     for changes in alike:
         chunk = start_of(changes)
         assert chunk.key == first.key
         fresh = dataclasses.replace(chunk, job=dataclasses.replace(chunk.job, folder=tmp_path / "own", fresh=True))
-        assert_equal(evaluate(fresh, silent), expected)
+        assert_equal(evaluate_chunk(fresh, silent), expected)
     assert len({first.key} | {start_of(changes).key for changes in others}) == 1 + len(others)
 
 
@@ -169,12 +169,12 @@ def test_a_context_measures_shared_starts_once(source: Source, tmp_path: Path) -
 def test_what_was_not_kept_or_is_another_is_named(job: Job) -> None:
     (chunk,) = chunks(job, 4, EVALUATION)
     with pytest.raises(CheckpointError, match=f"{job.path.name}: expected the state at iteration 4, found none"):
-        evaluate(chunk, silent)
+        evaluate_chunk(chunk, silent)
     (one,), (other,) = chunks(job, 3, EVALUATION), chunks(job, 6, EVALUATION)
-    evaluate(one, silent)
+    evaluate_chunk(one, silent)
     other.path.write_bytes(one.path.read_bytes())
     with pytest.raises(CheckpointError, match=f"expected the evaluation {other.key}, found the evaluation {one.key}"):
-        evaluate(other, silent)
+        evaluate_chunk(other, silent)
 
 
 @pytest.mark.parametrize("name", ["tasks", "queries"])
@@ -187,5 +187,5 @@ def test_progress_counts_steps(job: Job) -> None:
     """Two steps of two examples a task; both queries, each with a support set of two, take half a step more."""
     reported: list[int] = []
     (chunk,) = chunks(job, 6, EVALUATION)
-    evaluate(chunk, lambda done, note="": reported.append(done))
+    evaluate_chunk(chunk, lambda done, note="": reported.append(done))
     assert reported == [chunk.steps] == [round(10 * (2 + 2 * 3 / (3 * 2)))]

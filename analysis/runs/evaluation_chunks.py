@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from analysis.runs.advance import use_precision
-from analysis.runs.job import Job, digest
+from analysis.runs.job import Job, record_digest
 from analysis.runs.store import state_at
 from analysis.runs.workers import Progress
 from reptile_core import training
@@ -55,7 +55,7 @@ class EvaluationChunk:
         """Digest of everything that decides the outcome. At iteration 0 nothing that only training asks for does."""
         record = asdict(self.evaluation) | {"tasks": [self.tasks.start, self.tasks.stop]}
         job = self.job if self.iteration else replace(self.job, run=_untrained(self.job), until=None, keep=())
-        return digest({"run": job.key, "iteration": self.iteration, "evaluation": record})
+        return record_digest({"run": job.key, "iteration": self.iteration, "evaluation": record})
 
     @property
     def path(self) -> Path:
@@ -84,7 +84,7 @@ def joined(parts: Sequence[Accuracies]) -> Accuracies:
     return {quantity: np.concatenate([part[quantity] for part in parts]) for quantity in parts[0]}
 
 
-def evaluate(chunk: EvaluationChunk, progress: Progress) -> Accuracies:
+def evaluate_chunk(chunk: EvaluationChunk, progress: Progress) -> Accuracies:
     """Return the accuracy of each task: read if it is known, unless the job is to be done afresh."""
     if chunk.path.exists() and not chunk.job.fresh:
         found, record = load_checkpoint(chunk.path)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.func import grad, jvp
 from torch.nn import functional as F
 
-from analysis.theory.written_out import right_derivatives
-from tests.cases import EPS64, assert_close, normal
+from analysis.theory.torch_fixes import right_derivatives
+from tests.helpers.data import EPS64, assert_close, normal
 
 SCALE, SHIFT, TARGET = 1 + normal(4, seed=1) / 3, normal(4, seed=2), normal(6, 4, seed=7)
 FUNCTIONS = {
@@ -90,7 +90,7 @@ def test_second_and_third_derivatives_in_every_order_of_nesting(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_torchs_own_are_wrong_where_the_module_says(name):
-    """When torch mends this (the requirement is below 2.14), written_out has no reason to be."""
+    """When torch mends this (the requirement is below 2.14), torch_fixes has no reason to be."""
     f = scalar(FUNCTIONS[name])
     with right_derivatives():
         right = {n: float(nested(f, "R" * n)(PHI)) for n in (2, 3)}

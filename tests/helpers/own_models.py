@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from analysis.theory.own_model import analyse
-from tests.cases import generator, normal
+from tests.helpers.data import generator, normal
 
 
 def task(m=3, batch=6, width=3, seed=0):

@@ -1,0 +1,1 @@
+"""What the tests share: made-up data, runs and folders, oracles that do without the core, the script, a browser."""
