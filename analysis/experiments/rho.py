@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.experiments.shared.curves import Curves, Scale, measure
-from analysis.experiments.shared.experiment import Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import Context, Experiment, Result
 from analysis.paper import figure_3
 from analysis.paper.quotes import MORE, beyond
 from analysis.results.claims import Claim, Control
@@ -175,9 +175,8 @@ def report(pairs: pd.DataFrame) -> list[str]:
     return [f"differ in {row.differ}: {100 * row.mean:+.1f} points of accuracy" for row in pairs.itertuples()]
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: Scale) -> Result:
     """Train all arms over seeds."""
-    scale = scale_of(SCALES, context)
     runs = [(arm.name, configure(arm, seed)) for seed in context.seeds_of(scale.seeds, EPOCH) for arm in ARMS]
     curves = measure(context, NAME, runs, scale, at_start=False)
     table, compared = curves.table(NAME), pairs(curves, scale.looks)
@@ -196,13 +195,13 @@ def run(context: Context) -> Result:
     return Result(tables, tabulate(evidence(curves, scale.looks)), report(compared))
 
 
-def settings(context: Context) -> dict[str, Any]:
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return what decides the outcome."""
     common = {name: value for name, value in figure_3.SETTINGS.items() if name not in ("variants", "outer_step")}
     arms = {
         arm.name: {"rho": round(rho(w), 9), "noise": round(noise(w), 9)} for arm in ARMS for w in (arm.weights(seed=0),)
     }
-    return asdict(scale_of(SCALES, context)) | common | {
+    return asdict(scale) | common | {
         "train_shots": figure_3.SHOTS * K,
         "k": K,
         "outer_step": STEP,
@@ -218,5 +217,6 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
     profiles=("smoke", "paper"),  # at quick it costs more than its two claims are worth: --budget decides
 )

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows
 from analysis.results.tables import over_seeds
@@ -316,14 +316,13 @@ def report(losses: pd.DataFrame) -> Sequence[str]:
     return [f"squared error after {TEST_STEPS} steps on {BATCH} points, relative to f = 0", *words]
 
 
-def settings(context: Context) -> dict[str, Any]:
-    """Return what decides the outcome, with the user's number of seeds where there is one."""
-    return asdict(scale_of(SCALES, context)) | SETTINGS
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
+    """Return what decides the outcome."""
+    return asdict(scale) | SETTINGS
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: Scale) -> Result:
     """Train all initializations, adapt them to the test tasks."""
-    scale = scale_of(SCALES, context)
     work = items(scale, context.seeds_of(scale.seeds))
     found = context.workers.map(NAME, train_and_adapt, work, sizes=[item.size for item in work])
     adapted = dict(zip(work, found, strict=True))
@@ -340,5 +339,6 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
     data=f"sine waves a sin(x + b), a ~ U[{AMPLITUDE[0]:g}, {AMPLITUDE[1]:g}], b ~ U[0, 2π]",
 )
