@@ -1,4 +1,4 @@
-"""Reptile beside MAML and Adam outside: settings, contrasts, the chosen step, verdicts on made-up curves."""
+"""Reptile, MAML and Adam outside: settings, contrasts, the chosen step, verdicts on made-up curves."""
 
 import json
 

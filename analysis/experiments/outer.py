@@ -1,4 +1,4 @@
-"""Reptile beside MAML, and phi - W as a gradient for Adam: learning curves at figure 3's settings with k = 4.
+"""Reptile and MAML, and phi - W as a gradient for Adam: learning curves at figure 3's settings with k = 4.
 
 Reptile (g_1 + … + g_k, and their average), first-order MAML (g_k), MAML with its second derivatives and joint training
 (g_1), with the same inner loop and the same outer step; and Reptile with Adam outside instead of the plain step. The
@@ -197,7 +197,7 @@ def settings(context: Context, scale: Scale) -> dict[str, Any]:
 
 EXPERIMENT = Experiment(
     name=NAME,
-    shows="Reptile beside MAML at figure 3's settings, and phi - W as a gradient for Adam",
+    shows="Reptile and MAML at figure 3's settings, and phi - W as a gradient for Adam",
     takes={
         "smoke": "half a minute",
         "quick": "about 4 minutes after the ablation",

@@ -41,7 +41,7 @@ CENTRE = (1 / K,) * K
 TILT = tuple((2 * i - K - 1) / 12 for i in range(1, K + 1))  # along which rho changes, to the last weights of 0 or more
 NEAR, FAR = sum(t * t for t in TILT) ** 0.5, 0.45**0.5  # distances from the centre; the square is what noise gains
 # Of unit length, orthogonal to each other, to the tilt and to (1, 1, 1, 1): rho stays.
-AXES = tuple(tuple(x / sum(y * y for y in axis) ** 0.5 for x in axis) for axis in ((1, -1, -1, 1), (1, -3, 3, -1)))
+AXES = (0.5, -0.5, -0.5, 0.5), tuple(x / 20**0.5 for x in (1, -3, 3, -1))
 
 ArmWeights = Mapping[str, float]  # of arms, by name
 
@@ -180,12 +180,8 @@ def run(context: Context, scale: Scale) -> Result:
     runs = [(arm.name, configure(arm, seed)) for seed in context.seeds_of(scale.seeds, EPOCH) for arm in ARMS]
     curves = measure(context, NAME, runs, scale, at_start=False)
     table, compared = curves.table(NAME), pairs(curves, scale.looks)
-    weights = pd.DataFrame(
-        [
-            {"variant": name, "seed": one.seed} | {f"w_{i}": w for i, w in enumerate(one.weights, 1)}
-            for name, one in runs
-        ]
-    )
+    columns = ["variant", "seed", *(f"w_{i}" for i in range(1, K + 1))]
+    weights = pd.DataFrame([(name, one.seed, *one.weights) for name, one in runs], columns=columns)
     tables = {
         NAME: table,
         f"{NAME}_intervals": over_seeds(table, ["variant", "iteration"]),

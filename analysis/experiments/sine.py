@@ -43,7 +43,7 @@ TEST_STEPS = 32
 SHOWN = (0, 8, 16, 24, 32)
 BLOCK = 250  # iterations whose waves are drawn together
 # Activation and first weights. The authors' published script has tanh and PyTorch's, the paper ReLU; Glorot's weights
-# with zero biases, the start of the other networks here, are shown beside them.
+# with zero biases, the start of the other networks here, are shown next to them.
 NETWORKS = {"tanh": ("tanh", "pytorch"), "relu": ("relu", "pytorch"), "tanh, Glorot": ("tanh", "glorot")}
 JUDGED = {"tanh": "", "relu": "-relu"}  # and how the claims on it are told apart
 # w_1 … w_k of the minibatches that the 50 points are cut into; none where nothing is trained.

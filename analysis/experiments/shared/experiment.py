@@ -55,7 +55,7 @@ class Context:
     worked: dict[str, float] = field(default_factory=dict)  # processor seconds of the workers, by experiment
 
     def add_work(self, name: str, seconds: float) -> None:
-        """Count the processor seconds of an experiment's workers, unless nobody told them (nan or 0)."""
+        """Count the processor seconds of an experiment's workers, unless they are not known (nan or 0)."""
         if seconds > 0:
             self.worked[name] = round(self.worked.get(name, 0.0) + seconds, 2)
 
@@ -193,6 +193,6 @@ class Experiment:
             name: value for name, value in given.items() if name in self.options and self.needs.get(name, name) in given
         }
 
-    def beside(self, option: str) -> str:
+    def needed_with(self, option: str) -> str:
         """Return which other option this one is taken with, in words; nothing where it stands alone."""
         return f" with {OPTIONS[self.needs[option]]}" if option in self.needs else ""
