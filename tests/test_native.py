@@ -329,7 +329,7 @@ def test_lanes_with_shared_parameters(without_native):
     assert_close(network(phi, x), fused, SUMS)
 
 
-def test_without_a_compiler_the_tensor_code_serves(monkeypatch):
+def test_without_a_compiler_the_tensor_code_is_taken(monkeypatch):
     native.library.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
     try:
