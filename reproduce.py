@@ -138,7 +138,7 @@ def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]
     tables into `tables`, under its name. Return how many seconds it took."""
     began, worked = time.perf_counter(), plan.context.workers.processor_seconds()
     plan.context.begin()
-    result = experiment.run(plan.context_of(experiment))
+    result = experiment.result(plan.context_of(experiment))
     paths = write(experiment, result, plan, time.perf_counter() - began)
     tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
     verdicts = folder.judge_all(plan.out, claims())
@@ -176,7 +176,7 @@ def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
     return import_module("figures.drawing").draw(
         experiment.name,
         result.tables,
-        experiment.settings(plan.context_of(experiment)),
+        experiment.settings_in(plan.context_of(experiment)),
         plan.out / "figures",
         data=plan.data_line(experiment, result.data),
         real=plan.is_real(experiment, result.data),

@@ -43,6 +43,9 @@ examples:
 exit codes: 0 done; 1 a fault, or not what --strict or --from asked for; 2 invalid arguments; 130 interrupted"""
 
 
+Group = argparse._ArgumentGroup
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(USAGE_ERROR, f"{self.prog}: error: {message} (--help tells more)\n")
@@ -57,7 +60,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=program.as_called(EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    what = parser.add_argument_group("what to run")
+    _add_what(parser.add_argument_group("what to run"))
+    _add_data(parser.add_argument_group("data"))
+    _add_where(parser.add_argument_group("where and how"))
+    _add_output(parser.add_argument_group("output"))
+    return parser.parse_args(arguments)
+
+
+def _add_what(what: Group) -> None:
     what.add_argument(
         "experiments", nargs="*", metavar="EXPERIMENT", help=f"which ones: {', '.join(EXPERIMENTS)} (default: all)"
     )
@@ -121,7 +131,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="say what would be trained and evaluated, what of it is there, and hours for the rest; run nothing",
     )
-    data = parser.add_argument_group("data")
+
+
+def _add_data(data: Group) -> None:
     data.add_argument("--data", type=Path, metavar="DIR", help="directory that holds the data sets (see README)")
     data.add_argument(
         "--dataset",
@@ -133,7 +145,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         choices=SPLIT_KINDS,
         help="which of Omniglot's characters train: drawn by each seed, or those of the authors' code (default: seed)",
     )
-    where = parser.add_argument_group("where and how")
+
+
+def _add_where(where: Group) -> None:
     where.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/PROFILE)")
     where.add_argument(
         "--device",
@@ -144,15 +158,16 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--workers", type=int, metavar="N", help="processes of one thread each; changes no bit (default: one per core)"
     )
     where.add_argument("--scheduler", metavar="ADDRESS", help="use the Dask cluster of this scheduler; changes no bit")
-    tell = parser.add_argument_group("output")
-    tell.add_argument("--quiet", action="store_true", help="show no progress")
-    tell.add_argument(
+
+
+def _add_output(output: Group) -> None:
+    output.add_argument("--quiet", action="store_true", help="show no progress")
+    output.add_argument(
         "--json", action="store_true", help="a summary as one JSON document on stdout, the rest on stderr"
     )
-    tell.add_argument("--strict", action="store_true", help="exit with 1 unless every theorem is supported")
-    tell.add_argument("--list", action="store_true", help="name the experiments and stop")
-    tell.add_argument("--debug", action="store_true", help="show full tracebacks")
-    return parser.parse_args(arguments)
+    output.add_argument("--strict", action="store_true", help="exit with 1 unless every theorem is supported")
+    output.add_argument("--list", action="store_true", help="name the experiments and stop")
+    output.add_argument("--debug", action="store_true", help="show full tracebacks")
 
 
 def listing() -> str:
@@ -169,7 +184,7 @@ def _only(option: str) -> str:
     return f"({', '.join(takers(option))} only)"
 
 
-def add_own(group: argparse._ArgumentGroup) -> None:
+def add_own(group: Group) -> None:
     """Add the options that bring something of the user's own."""
     group.add_argument(
         "--plugin",
@@ -185,7 +200,7 @@ def add_own(group: argparse._ArgumentGroup) -> None:
         action="append",
         type=own_variants.parse,
         metavar="NAME=W1,…,WK",
-        help=f"{_only('variants')} a sum of inner gradients of your own, by its weights, beside figure 3's: a curve "
+        help=f"{_only('variants')} a sum of inner gradients of your own, by its weights, next to figure 3's: a curve "
         'without a verdict, such as "mine=0,0,1,1"; may be given again',
     )
 

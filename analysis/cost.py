@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from analysis.experiments import ablation
+from analysis.experiments.shared.curves import Scale
 from analysis.paper import benchmarks, figure_3
 from analysis.results.claims import PROFILES
 from analysis.runs.evaluation_chunks import LANES
@@ -157,9 +158,10 @@ def iterations_in(run: Run, seconds: float) -> float:
     return done * seconds / elapsed
 
 
-def ablation_runs(profile: str, seeds: int | None) -> tuple[list[PartOfRun], list[Work]]:
-    """Return the runs of figure 3, and an evaluation of each at every look and at the start."""
-    scale, trainings, evaluations = ablation.SCALES[profile], [], 0
+def ablation_runs(profile: str, seeds: int | None, scale: Scale | None = None) -> tuple[list[PartOfRun], list[Work]]:
+    """Return the runs of figure 3, at the profile's scale or another, and an evaluation of each at every look and at
+    the start."""
+    scale, trainings, evaluations = scale or ablation.SCALES[profile], [], 0
     for variant in ablation.variants(profile):
         late = ablation.LATE_LOOKS.get(profile, ()) if variant.name in ablation.LATE else ()
         looks = (*scale.looks, *late)

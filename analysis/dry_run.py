@@ -69,7 +69,7 @@ def left(experiment: Experiment, context: Context, known: dict[str, int]) -> Lef
     values = {one.name: getattr(context, one.name) for one in fields(Context)}
     asking = _Asking(**values | {"workers": _NoWorkers(context.workers.count, quiet=True)})
     try:
-        experiment.run(asking)
+        experiment.result(asking)
         own = not asking.jobs
     except _OwnWork:
         own = True

@@ -76,7 +76,7 @@ class Plan:
 def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the manifest of a plan before work. before: that of its folder, as an earlier command left it."""
     context = plan.context
-    settings = {experiment.name: experiment.settings(plan.context_of(experiment)) for experiment in plan.experiments}
+    settings = {experiment.name: experiment.settings_in(plan.context_of(experiment)) for experiment in plan.experiments}
     variants = [own_variants.as_text(variant) for variant in plan.options.get("variants", ())]
     return manifest.begin(
         command=sys.argv,

@@ -205,9 +205,9 @@ def _check_taken(options: argparse.Namespace, given: dict[str, Any], experiments
 
 
 def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
-    """Return the plan with what it is compared to, and with every difference from then.
+    """Return the plan with what it is compared to, and with every difference from it.
 
-    UsageError where it would not be the same work: other data, or other settings by the very code of then. Where the
+    UsageError where it would not be the same work: other data, or other settings by the very same code. Where the
     code is another, so may the settings of its experiments be, which is said and not refused.
     """
     now = begin_manifest(plan)

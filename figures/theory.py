@@ -59,11 +59,13 @@ def draw_remainders(points: pd.DataFrame) -> Figure:
         ax.set(xscale="log", yscale="log", xlabel="inner learning rate $\\alpha$", ylabel="norm of the remainder")
         ax.set_title(title, fontsize=10)
         ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2, fontsize=7.5)
-    spans = [
-        " and ".join(_span(points[(points.claim == claim) & (points.role == role)].slope) for claim in PANELS)
-        for role in ("check", "control")
-    ]
-    return finish(figure, f"Remainders fall with slopes {spans[0]}; with a wrong term {spans[1]}", REMAINDERS_CAPTION)
+    right, wrong = (_spans(points[points.role == role]) for role in ("check", "control"))
+    return finish(figure, f"Remainders fall with slopes {right}; with a wrong term {wrong}", REMAINDERS_CAPTION)
+
+
+def _spans(points: pd.DataFrame) -> str:
+    """Return the span of the slopes in each panel."""
+    return " and ".join(_span(points[points.claim == claim].slope) for claim in PANELS)
 
 
 def draw_coefficients(rows: pd.DataFrame) -> Figure:

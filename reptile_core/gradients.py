@@ -1,7 +1,7 @@
 """Derivatives of the classification loss through the paper's convolutional networks by hand, for one lane on a CPU.
 
 The same numbers, to round-off, as autograd takes from `networks`. But every buffer is allocated once, and every call of
-the C loops is written down once, so that a minibatch costs little beside its arithmetic. Beyond the gradient go Taylor
+the C loops is written down once, so a minibatch costs little more than its arithmetic. Beyond the gradient go Taylor
 coefficients of L'(phi + t v) in t, forward and backward once more for each order: every step is linear in its inputs'
 coefficients of that order, given those of the orders below.
 """

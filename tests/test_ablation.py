@@ -53,7 +53,7 @@ def _run(curve, *, seeds=5, profile="smoke"):
         return None if found is None else found + 0.0005 * (job.run.seed * len(job.variant) % 5)
 
     made = context(accuracy, seeds=seeds, profile=profile)
-    return ablation.EXPERIMENT.run(made), ablation.EXPERIMENT.settings(made)
+    return ablation.EXPERIMENT.result(made), ablation.EXPERIMENT.settings_in(made)
 
 
 def _paper(variant, iteration=1):
@@ -148,13 +148,13 @@ def test_a_run_that_diverged_counts_as_chance():
 def test_a_variant_of_ones_own_is_shown_and_not_judged():
     mine = parse("mine=0,0,1,1")
     made = replace(context(lambda job, n: 0.2 + 0.1 * (n > 0)), options={"variants": (mine,), "iterations": 3})
-    result, settings = ablation.EXPERIMENT.run(made), ablation.EXPERIMENT.settings(made)
+    result, settings = ablation.EXPERIMENT.result(made), ablation.EXPERIMENT.settings_in(made)
     table = result.tables["ablation"]
     assert sorted(set(table[table.variant == "mine"].iteration)) == [0, 2, 3] == sorted(set(table.iteration))
     assert settings["variants"]["mine"] == (0.0, 0.0, 1.0, 1.0) and settings["looks"] == (2, 3)
     assert result.evidence.empty and any("not judged" in line for line in result.lines)
     assert parse(as_text(mine)) == mine
-    judged = ablation.EXPERIMENT.run(
+    judged = ablation.EXPERIMENT.result(
         replace(made, options={"variants": (mine,)})
     )  # at the profile's looks the claims are judged
     assert len(judged.evidence) and "mine" in set(judged.tables["ablation"].variant)
@@ -163,7 +163,7 @@ def test_a_variant_of_ones_own_is_shown_and_not_judged():
 @pytest.mark.parametrize(("iterations", "judges"), [(3_000, False), (4_500, False), (5_000, True), (10_000, True)])
 def test_a_prefix_of_the_papers_schedule_judges_from_where_its_early_part_ends(iterations, judges):
     made = context(lambda job, n: _paper(job.variant, n), seeds=5, profile="paper")
-    result = ablation.EXPERIMENT.run(replace(made, options={"iterations": iterations}))
+    result = ablation.EXPERIMENT.result(replace(made, options={"iterations": iterations}))
     assert result.tables["ablation"].iteration.max() == iterations
     found = verdicts(ablation.EXPERIMENT, result) if len(result.evidence) else {}
     assert bool(found) == judges

@@ -52,9 +52,9 @@ def test_cost_is_linear_in_k_iterations_and_tasks() -> None:
     assert cost.look(RUN, EVALUATION, 3 * LANES) == 3 * cost.evaluation(RUN, EVALUATION, LANES)
 
 
-def test_a_run_is_trained_to_its_last_look_and_evaluated_at_each(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(ablation.SCALES, "smoke", Scale(looks=(5, 10), tasks=LANES, seeds=1, queries=2))
-    trainings, others = cost.ablation_runs("smoke", seeds=2)
+def test_a_run_is_trained_to_its_last_look_and_evaluated_at_each() -> None:
+    scale = Scale(looks=(5, 10), tasks=LANES, seeds=1, queries=2)
+    trainings, others = cost.ablation_runs("smoke", 2, scale)
     assert {item.until for item in trainings} == {10}
     assert len(trainings) == 2 * len(ablation.variants("smoke")) and len(others) == 3 * len(trainings)
     assert others[0] == cost.evaluation(RUN, EVALUATION, LANES, queries=2)

@@ -1,13 +1,13 @@
 """What experiments on training runs share: scales, where runs are kept, contrasts against naive ones, diverged runs."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isnan
 
 import numpy as np
 import pytest
 
 from analysis.experiments.shared.curves import Curves, Scale, kept, measure
-from analysis.experiments.shared.experiment import Measured, scale_of
+from analysis.experiments.shared.experiment import Experiment, Measured, Result
 from analysis.paper.figure_3 import CHANCE, configure
 from reptile_core.meta_gradients import last, sum_of
 from tests.helpers.runs import FIRST_SEED, SECONDS, MadeUp, context
@@ -25,9 +25,13 @@ def _curves():
 
 
 def test_the_users_seeds_come_before_the_profiles():
-    made = context(lambda job, i: 0.5)
-    assert scale_of({"smoke": SCALE}, made) == SCALE
-    assert scale_of({"smoke": SCALE}, context(lambda job, i: 0.5, seeds=7)).seeds == 7
+    given = []
+    experiment = Experiment(
+        "test", "", {}, (), lambda *_: {}, lambda _, scale: given.append(scale) or Result({}), scales={"smoke": SCALE}
+    )
+    for seeds in (None, 7):
+        experiment.result(context(lambda job, i: 0.5, seeds=seeds))
+    assert given == [SCALE, replace(SCALE, seeds=7)]
 
 
 def test_phi_is_kept_at_the_looks_and_where_others_look():

@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 
 import reproduce
-from analysis.experiments import ablation
 from analysis.experiments.shared.curves import Scale
 from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.paper import figure_3
@@ -239,19 +238,18 @@ def test_own_runs_are_trained_once_and_kept(context, capsys):
 
 
 @pytest.mark.parametrize("epoch", [0, EPOCH])
-def test_a_finished_pair_of_figure_3_is_taken_and_half_a_pair_is_not(context, monkeypatch, epoch):
+def test_a_finished_pair_of_figure_3_is_taken_and_half_a_pair_is_not(context, epoch):
     scale = Scale(looks=(1,), tasks=1, seeds=2, iterations=3)
-    monkeypatch.setitem(ablation.SCALES, "paper", scale)
     pairs = [
         [context.job(figure_3.configure(v, seed, iterations=3), v.name, until=1) for v in (sum_of(4), weights.last(1))]
         for seed in context.seeds_of(2, epoch)
     ]
     context.train("test", [pairs[0][0], *pairs[1]])
-    found = weights.of_figure_3(context, context.runs)
+    found = weights.of_figure_3(context, context.runs, scale)
     assert found is not None
     assert [job.key for job, *_ in found.values()] == [job.key for job in pairs[1]]
     assert "1 meta-iterations of 4 steps" in weights.load(context, found).remarks["Reptile"]
-    assert weights.of_figure_3(context, context.runs / "nowhere") is None
+    assert weights.of_figure_3(context, context.runs / "nowhere", scale) is None
 
 
 def test_remark_tells_how_long_and_how_accurate(context):

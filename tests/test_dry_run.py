@@ -7,12 +7,12 @@ import pytest
 
 from analysis import cost, dry_run
 from analysis.command_line import parse
-from analysis.experiments import ablation
+from analysis.experiments.registry import EXPERIMENTS
 from analysis.paper.figure_3 import configure
 from analysis.prepare import plans
 from reptile_core import datasets
 from reptile_core.meta_gradients import figure_3
-from tests.helpers.script import TINY, TINY_EVALUATION, glyphs, measure_tiny
+from tests.helpers.script import TINY, TINY_ABLATION, TINY_EVALUATION, glyphs
 
 
 def said(out: Path, *more: str, rate: float = 1e9) -> list[str]:
@@ -20,8 +20,7 @@ def said(out: Path, *more: str, rate: float = 1e9) -> list[str]:
     options += ["--dataset", "glyphs"] if "ablation" in more else []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(datasets, "_glyphs", glyphs)
-        patch.setitem(ablation.SCALES, "smoke", TINY)
-        patch.setattr(ablation, "measure", measure_tiny)
+        patch.setitem(EXPERIMENTS, "ablation", TINY_ABLATION)
         return dry_run.describe(plans(parse(options)), lambda run: rate)
 
 

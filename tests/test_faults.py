@@ -43,19 +43,20 @@ COMMAND = [sys.executable, "reproduce.py", "ablation", "--profile", "smoke", "--
 # number, and once it is asked, how the child ended.
 FORKS = """
 import os, sys, torch
+from dataclasses import replace
 import reproduce, figures.ablation, figures.drawing
 from analysis import prepare
 from analysis.experiments import ablation
 from analysis.results.claims import seeds
 from analysis.runs import job
 from reptile_core import datasets
-from tests.helpers.script import InProcess, glyphs, measure_tiny
+from tests.helpers.script import TINY_ABLATION, InProcess, glyphs
 torch.set_num_threads(1)
-ablation.measure = measure_tiny
 prepare.Workers = InProcess
 datasets._glyphs = glyphs
 until, tasks, count = map(int, sys.argv[1].split())
-ablation.SCALES["smoke"] = ablation.Scale(looks=(max(1, until // 2), until), tasks=tasks, seeds=count, queries=1)
+scale = ablation.Scale(looks=(max(1, until // 2), until), tasks=tasks, seeds=count, queries=1)
+reproduce.EXPERIMENTS["ablation"] = replace(TINY_ABLATION, scales={"smoke": scale})
 for seed in seeds(1, count):
     job.split_of(job.Source("glyphs", None, datasets.load("glyphs").content), seed)
 for line in sys.stdin:

@@ -3,7 +3,7 @@
 ROUND_OFF: float64, a few hundred operations on numbers about 1.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, permutations, product
 from types import SimpleNamespace
 
@@ -318,7 +318,7 @@ def test_figures_say_what_the_tables_hold():
         "inner_products_changes": over_seeds(changes, ["direction", "quantity", "iteration"]),
         "inner_products_gram": inner_products.gram_table([(point, gram)]),
     }
-    settings = inner_products.settings(SimpleNamespace(profile="smoke", seeds_of=lambda count: SEEDS))
+    settings = inner_products.settings(None, replace(inner_products.SCALES["smoke"], seeds=len(SEEDS)))
     figures = figure.draw(tables, settings)
     assert "0.20 before meta-training, 0.20 after joint" in figures["inner_products"].get_suptitle()
     assert "0.30 after Reptile" in figures["inner_products"].get_suptitle()
@@ -338,7 +338,7 @@ def test_figure_without_adaptation_and_test_characters_has_one_row():
             [(_named("g1+g2", FIRST_SEED, i), torch.eye(8)) for i in (0, 4)]
         ),
     }
-    settings = inner_products.settings(SimpleNamespace(profile="quick", seeds_of=lambda count: SEEDS))
+    settings = inner_products.settings(None, replace(inner_products.SCALES["quick"], seeds=len(SEEDS)))
     drawn = figure.draw(tables, settings)["inner_products"]
     assert len(drawn.axes) == 3
     assert not any("hollow" in text.get_text() or "adaptation" in text.get_text() for text in drawn.texts)

@@ -1,4 +1,4 @@
-"""Reptile beside MAML and Adam outside: settings, contrasts, the chosen step, verdicts on made-up curves."""
+"""Reptile, MAML and Adam outside: settings, contrasts, the chosen step, verdicts on made-up curves."""
 
 import json
 
@@ -55,7 +55,7 @@ def _run(curve, *, seeds=5, profile="smoke"):
         return None if found is None else found + 0.0005 * (job.run.seed * len(method) % 5)
 
     made = context(accuracy, seeds=seeds, profile=profile)
-    return outer.EXPERIMENT.run(made), outer.EXPERIMENT.settings(made)
+    return outer.EXPERIMENT.result(made), outer.EXPERIMENT.settings_in(made)
 
 
 def _as_claimed(method, share, step):

@@ -19,7 +19,7 @@ from tests.helpers.runs import context, judged, verdicts
 matplotlib.use("Agg")
 
 SCALE = overlap.SCALES["paper"]
-GRID = overlap.GRIDS["paper"]
+GRID = SCALE.grid
 POINTS = GRID.points()
 
 
@@ -70,9 +70,10 @@ def test_every_scale_anneals_within_its_own_run():
     assert all(scale.looks == (scale.iterations,) for scale in overlap.SCALES.values())
 
 
-def _run(monkeypatch, final, *, seeds=5):
+def _run(final, *, seeds=5):
     """Made-up final accuracies by (method's name, steps, batch), a little better from seed to seed."""
-    monkeypatch.setitem(overlap.GRIDS, "smoke", Grid(steps=(2, 4, 6, 8), batch=(25, 100), outer_step=(0.25,)))
+    grid = Grid(steps=(2, 4, 6, 8), batch=(25, 100), outer_step=(0.25,))
+    scale = replace(overlap.SCALES["smoke"], grid=grid, seeds=seeds)
 
     def accuracy(job, iteration):
         method, point = job.variant.split(": ")
@@ -80,7 +81,7 @@ def _run(monkeypatch, final, *, seeds=5):
         return final(method, steps, batch) + 0.0005 * (job.run.seed * len(method) % 5)
 
     made = context(accuracy, seeds=seeds)
-    return overlap.EXPERIMENT.run(made), overlap.EXPERIMENT.settings(made)
+    return overlap.run(made, scale), overlap.settings(made, scale)
 
 
 def _paper(method, steps, batch):
@@ -88,9 +89,9 @@ def _paper(method, steps, batch):
     return 0.9 if shared and steps * batch > 100 else 0.96
 
 
-def test_verdicts(monkeypatch):
+def test_verdicts():
     def found(final, **options):
-        return verdicts(overlap.EXPERIMENT, _run(monkeypatch, final, **options)[0])
+        return verdicts(overlap.EXPERIMENT, _run(final, **options)[0])
 
     assert set(found(_paper).values()) == {SUPPORTED}
     assert found(lambda method, steps, batch: 0.96)["overlap-tail"] == REFUTED
@@ -99,9 +100,9 @@ def test_verdicts(monkeypatch):
     assert set(found(_paper, seeds=4).values()) == {UNDECIDED}
 
 
-def test_controls_can_pass(monkeypatch):
+def test_controls_can_pass():
     def why(final):
-        found = judged(overlap.EXPERIMENT, _run(monkeypatch, final)[0])
+        found = judged(overlap.EXPERIMENT, _run(final)[0])
         return {claim: verdict.why for claim, verdict in found.items()}
 
     def always_behind(method, steps, batch):  # not by overlap
@@ -111,11 +112,11 @@ def test_controls_can_pass(monkeypatch):
     assert why(lambda method, steps, batch: 0.96)["overlap-others"] == "the control does not fail"
 
 
-def test_drawing_with_replacement_is_a_case_of_its_own(monkeypatch):
+def test_drawing_with_replacement_is_a_case_of_its_own():
     def final(method, steps, batch):
         return 0.96 if method == REPLACEMENT.name else _paper(method, steps, batch)
 
-    verdict = judged(overlap.EXPERIMENT, _run(monkeypatch, final)[0])["overlap-tail"]
+    verdict = judged(overlap.EXPERIMENT, _run(final)[0])["overlap-tail"]
     by_case = {case.name: case.decision for case in verdict.cases}
     assert verdict.decision == REFUTED
     # The sweep of minibatches has no point at which drawing afresh overlaps and is not cycling.
@@ -126,11 +127,11 @@ def test_drawing_with_replacement_is_a_case_of_its_own(monkeypatch):
     }
 
 
-def test_evidence_is_of_the_means_of_the_points(monkeypatch):
+def test_evidence_is_of_the_means_of_the_points():
     def final(method, steps, batch):
         return 0.9 - (0.01 * steps if method == SHARED.name and steps > 4 else 0.0)
 
-    evidence = _run(monkeypatch, final, seeds=1)[0].evidence.set_index(["claim", "case", "role"])["value"]
+    evidence = _run(final, seeds=1)[0].evidence.set_index(["claim", "case", "role"])["value"]
     shared, reptile = f"inner steps: {SHARED.name}", f"inner steps: {REPTILE.name}"
     assert evidence["overlap-tail", shared, "check"] == pytest.approx((0.06 + 0.08) / 2)
     assert evidence["overlap-tail", shared, "control"] == pytest.approx(0.0)
@@ -139,8 +140,8 @@ def test_evidence_is_of_the_means_of_the_points(monkeypatch):
     assert evidence["overlap-others", f"minibatch: {SEPARATE.name}", "check"] == pytest.approx(0.0)
 
 
-def test_figure_draws_the_numbers(monkeypatch):
-    result, settings = _run(monkeypatch, _paper, seeds=1)
+def test_figure_draws_the_numbers():
+    result, settings = _run(_paper, seeds=1)
     assert json.loads(json.dumps(settings))["grid"]["steps"] == [2, 4, 6, 8]
     assert set(STYLES) == {method.name for method in METHODS}
     with style():
@@ -156,8 +157,8 @@ def test_figure_draws_the_numbers(monkeypatch):
 @pytest.mark.parametrize("profile", ["smoke", "quick"])
 def test_every_profiles_grid_gives_a_figure_and_rows_for_both_claims(profile):
     made = context(lambda job, iteration: 0.9, seeds=2, profile=profile)
-    result = overlap.EXPERIMENT.run(made)
+    result = overlap.EXPERIMENT.result(made)
     assert set(result.evidence.claim) == {"overlap-tail", "overlap-others"}
     with style():
-        figure = draw(result.tables, overlap.settings(made))["overlap"]
+        figure = draw(result.tables, overlap.EXPERIMENT.settings_in(made))["overlap"]
     assert "FOMAML ends at 90 % with a tail of its own, 90 % without" in figure.get_suptitle()

@@ -428,7 +428,7 @@ ERRORS = {
     ),
     "model a number": ({"model": 1}, TypeError, "model: expected a torch.nn.Module or a function, found int"),
     "function without parameters": ({"model": linear}, ValueError, "parameters: expected those to give .* found None"),
-    "module and parameters": ({"parameters": W}, ValueError, "parameters: expected None beside a torch.nn.Module"),
+    "module and parameters": ({"parameters": W}, ValueError, "parameters: expected None with a torch.nn.Module"),
     "all frozen": (
         {"model": made(layer_norm_mlp).requires_grad_(False)},
         ValueError,

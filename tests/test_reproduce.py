@@ -7,20 +7,18 @@ import pandas as pd
 import pytest
 
 import reproduce
-from analysis.experiments import ablation
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.paper import figure_3
 from analysis.plan import begin_manifest
 from analysis.results.manifest import read, work, write
 from tests.helpers.runs import FIRST_SEED
-from tests.helpers.script import TINY, ablation_in, finished_in, measure_tiny, script
+from tests.helpers.script import TINY_ABLATION, ablation_in, finished_in, script
 
 
 @pytest.fixture
 def tiny(monkeypatch):
     """A smoke profile of seconds."""
-    monkeypatch.setitem(ablation.SCALES, "smoke", TINY)
-    monkeypatch.setattr(ablation, "measure", measure_tiny)
+    monkeypatch.setitem(reproduce.EXPERIMENTS, "ablation", TINY_ABLATION)
 
 
 def _run(tmp_path, *arguments):

@@ -104,7 +104,7 @@ def _run(gain, *, seeds=5, profile="smoke"):
         return 0.5 + (found + _wiggle(job.variant, job.run.seed)) * iteration / last
 
     made = context(accuracy, seeds=seeds, profile=profile)
-    return rho.EXPERIMENT.run(made), rho.EXPERIMENT.settings(made)
+    return rho.EXPERIMENT.result(made), rho.EXPERIMENT.settings_in(made)
 
 
 def _helped_by_rho(weights):

@@ -18,7 +18,6 @@ import pytest
 import torch
 
 import reproduce
-from analysis.experiments import ablation
 from analysis.experiments.shared.curves import Scale
 from analysis.runs.advance import execute
 from analysis.runs.job import Job, Source
@@ -26,7 +25,7 @@ from analysis.runs.store import Outcome
 from analysis.runs.workers import ClusterError, Progress
 from reptile_core import datasets, native
 from reptile_core.native import SOURCES
-from tests.helpers.script import measure_tiny
+from tests.helpers.script import TINY_ABLATION
 from tests.test_runs import RUN, assert_same_run
 
 distributed = pytest.importorskip("distributed", reason="needs the package distributed: pip install -e '.[cluster]'")
@@ -229,8 +228,8 @@ def test_workers_with_other_code_of_the_analysis_are_others(changed: str, monkey
 def test_the_script_on_a_cluster_writes_the_tables_of_local_workers(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(ablation.SCALES, "smoke", Scale(looks=(2,), tasks=1, seeds=1))
-    monkeypatch.setattr(ablation, "measure", measure_tiny)
+    shorter = {"smoke": Scale(looks=(2,), tasks=1, seeds=1)}
+    monkeypatch.setitem(reproduce.EXPERIMENTS, "ablation", replace(TINY_ABLATION, scales=shorter))
     monkeypatch.setattr(reproduce, "draw", lambda *_: [])
     monkeypatch.chdir(tmp_path)  # the workers' folder is another one
     assert _ablation(Path("there"), "--scheduler", cluster.address) == 0

@@ -1,5 +1,6 @@
 """The Taylor series where it is used: terms and shares against closed forms on quadratics, verdicts, figure."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import matplotlib
@@ -134,9 +135,8 @@ def test_figure_says_what_the_tables_hold():
     }  # fmt: skip
     shares = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
     shares = shares.assign(task=0, explained=0.25, sharpness=300 * shares.alpha)
-    made = SimpleNamespace(profile="quick", seeds_of=lambda count: SEEDS)
     tables = {"validity": _table(), "validity_map": shares}
-    drawn = figure.draw(tables, validity.settings(made))["validity"]
+    drawn = figure.draw(tables, validity.settings(None, replace(SCALE, seeds=len(SEEDS))))["validity"]
     assert "cosine 0.50 at the start, 0.50 at the end" in drawn.get_suptitle()
     assert "explained in 100 %, 100 % of cases" in drawn.get_suptitle()
     assert {text.get_text() for text in drawn.axes[0].texts} == {"25"}

@@ -3,6 +3,7 @@
 ROUND_OFF: float64, through batch norms, where cancellation costs a few digits.
 """
 
+from dataclasses import replace
 from math import exp, log
 from types import SimpleNamespace
 
@@ -144,7 +145,7 @@ def test_noise_is_drawn_relative_to_that_of_joint_training():
 @pytest.mark.parametrize("iterations", [(600,), (0, 600)])
 def test_figure_says_what_the_tables_hold(iterations):
     relative = variance.relative(pd.concat([_table().assign(iteration=i) for i in iterations]))
-    settings = variance.settings(SimpleNamespace(profile="quick", seeds_of=lambda count: SEEDS))
+    settings = variance.settings(None, replace(SCALE, seeds=len(SEEDS)))
     drawn = figure.draw({"variance_relative": relative}, settings)["variance"]
     assert drawn.get_suptitle() == "Noise per unit of AvgGrad, k = 4: FOMAML 2, MAML 4 times Reptile's"
     line = next(line for line in drawn.axes[0].lines if line.get_label() == "Reptile")

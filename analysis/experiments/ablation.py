@@ -11,14 +11,15 @@ from typing import Any
 import pandas as pd
 
 from analysis.experiments.shared.curves import Curves, Scale, measure
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.experiments.shared.own_variants import shortened
 from analysis.paper import quotes
-from analysis.paper.figure_3 import ITERATIONS, SETTINGS, configure
+from analysis.paper.figure_3 import EVALUATION, ITERATIONS, SETTINGS, configure
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, NO_EVIDENCE, rows, tabulate
 from analysis.results.tables import over_seeds
 from reptile_core.meta_gradients import Variant, average, figure_3, last, sum_of
+from reptile_core.tasks import Sampling
 
 NAME = "ablation"
 G1 = last(1).name
@@ -130,22 +131,22 @@ def variants(profile: str) -> tuple[Variant, ...]:
     return tuple(variant for variant in figure_3() if variant.k not in LEFT_OUT.get(profile, ()))
 
 
-def scale(context: Context) -> Scale:
-    """Return the profile's scale, or that up to the iterations that the user asks for."""
-    return shortened(scale_of(SCALES, context), context.options.get("iterations"))
+def asked(context: Context, scale: Scale) -> Scale:
+    """Return the scale, or that up to the iterations that the user asks for."""
+    return shortened(scale, context.options.get("iterations"))
 
 
-def looks(context: Context) -> dict[str, Sequence[int]]:
+def is_judged(context: Context, scale: Scale) -> bool:
+    """Return whether the claims are judged: at the scale's own looks, or those up to one that ends EARLY or comes after
+    it."""
+    looks = asked(context, scale).looks
+    return looks == scale.looks or (looks == scale.looks[: len(looks)] and looks[-1] >= EARLY[1])
+
+
+def looks_of_late(context: Context, scale: Scale) -> dict[str, Sequence[int]]:
     """Return where those of LATE are measured: no further than the others where the user says how far."""
-    common, judged = scale(context).looks, is_judged(context)
-    return {name: (*common, *(LATE_LOOKS.get(context.profile, ()) if judged else ())) for name in LATE}
-
-
-def is_judged(context: Context) -> bool:
-    """Return whether the claims are judged: at the profile's own looks, or those up to one that ends EARLY or comes
-    after it."""
-    looks, every = scale(context).looks, SCALES[context.profile].looks
-    return looks == every or (looks == every[: len(looks)] and looks[-1] >= EARLY[1])
+    further = LATE_LOOKS.get(context.profile, ()) if is_judged(context, scale) else ()
+    return {name: (*asked(context, scale).looks, *further) for name in LATE}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -204,28 +205,29 @@ def _longer_or_shorter(curves: Curves, looks: Sequence[int]) -> list[dict[str, A
     return found
 
 
-def run(context: Context) -> Result:
-    """Train the variants over seeds."""
+def run(context: Context, scale: Scale, *, sampling: Sampling = EVALUATION) -> Result:
+    """Train the variants over seeds, up to the iterations that the user asks for, and adapt to test tasks."""
     chosen = (*variants(context.profile), *context.options.get("variants", ()))
-    seeds = context.seeds_of(scale(context).seeds)
+    seeds = context.seeds_of(scale.seeds)
     runs = [(variant.name, configure(variant, seed)) for seed in seeds for variant in chosen]
-    curves = measure(context, NAME, runs, scale(context), looks=looks(context))
+    further = looks_of_late(context, scale)
+    curves = measure(context, NAME, runs, asked(context, scale), looks=further, sampling=sampling)
     table = curves.table(NAME)
     final = summary(table)
     tables = {NAME: table, f"{NAME}_intervals": over_seeds(table, ["variant", "iteration"]), f"{NAME}_summary": final}
-    if not is_judged(context):
+    if not is_judged(context, scale):
         return Result(
             tables, NO_EVIDENCE.copy(), [*report(final), "  not judged: the claims are of the profile's looks"]
         )
-    return Result(tables, tabulate(evidence(curves, scale(context).looks)), report(final))
+    return Result(tables, tabulate(evidence(curves, scale.looks)), report(final))
 
 
-def settings(context: Context) -> dict[str, Any]:
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return what decides the outcome."""
     every = (*variants(context.profile), *context.options.get("variants", ()))
     chosen = {variant.name: variant.weights for variant in every}
-    further = {name: list(iterations) for name, iterations in looks(context).items()}
-    return asdict(scale(context)) | SETTINGS | {"variants": chosen, "looks_of": further}
+    further = {name: list(iterations) for name, iterations in looks_of_late(context, scale).items()}
+    return asdict(asked(context, scale)) | SETTINGS | {"variants": chosen, "looks_of": further}
 
 
 EXPERIMENT = Experiment(
@@ -235,6 +237,7 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
     options=("variants", "iterations"),
     most_iterations=ITERATIONS,
 )

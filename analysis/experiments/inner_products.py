@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
@@ -334,9 +334,8 @@ def same_phi(every: Sequence[TrainedPoint]) -> dict[TrainedPoint, TrainedPoint]:
     return chosen
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: Scale) -> Result:
     """Measure points of the variants' runs; take Reptile's steps apart."""
-    scale = scale_of(SCALES, context)
     seeds = context.seeds_of(scale.seeds)
     every = points(context, VARIANTS, seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     table, grams = along_training(context, every, scale)
@@ -385,9 +384,8 @@ def steps_of(context: Context, every: Sequence[TrainedPoint], scale: Scale) -> p
     return pd.DataFrame([row for table in found for row in table])
 
 
-def settings(context: Context) -> dict[str, Any]:
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return everything that decides the outcome besides data and code."""
-    scale = scale_of(SCALES, context)
     return asdict(scale) | {
         "schedule": figure_3.ITERATIONS,
         "variants": {variant.name: variant.label for variant in VARIANTS},
@@ -408,6 +406,7 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
 )
 
 

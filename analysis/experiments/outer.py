@@ -1,4 +1,4 @@
-"""Reptile beside MAML, and phi - W as a gradient for Adam: learning curves at figure 3's settings with k = 4.
+"""Reptile and MAML, and phi - W as a gradient for Adam: learning curves at figure 3's settings with k = 4.
 
 Reptile (g_1 + … + g_k, and their average), first-order MAML (g_k), MAML with its second derivatives and joint training
 (g_1), with the same inner loop and the same outer step; and Reptile with Adam outside instead of the plain step. The
@@ -18,7 +18,7 @@ import pandas as pd
 
 from analysis.experiments import ablation
 from analysis.experiments.shared.curves import Curves, Scale, measure
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
@@ -163,9 +163,8 @@ def report(step: float, ends: Mapping[str, float], costs: pd.DataFrame) -> list[
     return lines
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: Scale) -> Result:
     """Choose Adam's step, then train all methods over seeds."""
-    scale = scale_of(SCALES, context)
     chosen = validation(context, scale)
     step = float(chosen.step[chosen.accuracy.idxmax()])  # of equals the smallest
 
@@ -185,10 +184,10 @@ def run(context: Context) -> Result:
     return Result(tables, tabulate(evidence(curves, scale.looks)), lines)
 
 
-def settings(context: Context) -> dict[str, Any]:
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return what decides the outcome."""
     common = {name: value for name, value in figure_3.SETTINGS.items() if name not in ("variants", "train_shots")}
-    return asdict(scale_of(SCALES, context)) | common | {
+    return asdict(scale) | common | {
         "k": K,
         "methods": list(methods(context)),
         "adam_steps": list(ADAM_STEPS),
@@ -198,7 +197,7 @@ def settings(context: Context) -> dict[str, Any]:
 
 EXPERIMENT = Experiment(
     name=NAME,
-    shows="Reptile beside MAML at figure 3's settings, and phi - W as a gradient for Adam",
+    shows="Reptile and MAML at figure 3's settings, and phi - W as a gradient for Adam",
     takes={
         "smoke": "half a minute",
         "quick": "about 4 minutes after the ablation",
@@ -207,4 +206,5 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
 )

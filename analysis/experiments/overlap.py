@@ -15,7 +15,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.experiments.shared.curves import Curves, Scale, measure
-from analysis.experiments.shared.experiment import Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import Context, Experiment, Result
 from analysis.paper import figure_3
 from analysis.paper.figure_3 import BATCH, LEARNING_RATE, N_WAY, OUTER_STEP
 from analysis.results.claims import Claim, Control
@@ -137,19 +137,32 @@ class Grid:
         ]
 
 
-GRIDS = {
-    "smoke": Grid(steps=(4, 5)),
-    "quick": Grid(batch=(25, 100), methods=(REPTILE, SEPARATE, SHARED)),
-    "paper": Grid(
-        steps=(2, 3, 4, 5, 6, 8, 10, 14),
-        batch=(10, 15, 25, 35, 50, 75, 100),
-        outer_step=(0.0625, 0.125, 0.25, 0.5, 1.0),
-    ),
-}
+@dataclass(frozen=True, kw_only=True)
+class SweepScale(Scale):
+    """How long runs are, and the grid that they are trained at."""
+
+    grid: Grid
+
+
 SCALES = {
-    "smoke": Scale(looks=(5,), tasks=2, seeds=2, iterations=5),
-    "quick": Scale(looks=(100,), tasks=20, seeds=8, iterations=100),
-    "paper": Scale(looks=(40_000,), tasks=100, seeds=5),
+    "smoke": SweepScale(looks=(5,), tasks=2, seeds=2, iterations=5, grid=Grid(steps=(4, 5))),
+    "quick": SweepScale(
+        looks=(100,),
+        tasks=20,
+        seeds=8,
+        iterations=100,
+        grid=Grid(batch=(25, 100), methods=(REPTILE, SEPARATE, SHARED)),
+    ),
+    "paper": SweepScale(
+        looks=(40_000,),
+        tasks=100,
+        seeds=5,
+        grid=Grid(
+            steps=(2, 3, 4, 5, 6, 8, 10, 14),
+            batch=(10, 15, 25, 35, 50, 75, 100),
+            outer_step=(0.0625, 0.125, 0.25, 0.5, 1.0),
+        ),
+    ),
 }
 SWEEPS = {"steps": "inner steps", "batch": "minibatch"}  # along which overlap sets in
 
@@ -245,20 +258,18 @@ def _contrast(
     return curves.contrast(weights)
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: SweepScale) -> Result:
     """Train every method at every point over seeds."""
-    grid, scale = GRIDS[context.profile], scale_of(SCALES, context)
     seeds = context.seeds_of(scale.seeds, EPOCH)
-    runs = [(p.run_name(m), configure(m, p, scale, seed)) for seed in seeds for m, p in cases(grid)]
+    runs = [(p.run_name(m), configure(m, p, scale, seed)) for seed in seeds for m, p in cases(scale.grid)]
     curves = measure(context, NAME, runs, scale, at_start=False)
     table = curves.table(NAME)
-    intervals = over_seeds(finals(grid, table), ["sweep", "method", "point"])
-    return Result({NAME: table, f"{NAME}_intervals": intervals}, tabulate(evidence(grid, curves, scale.until)))
+    intervals = over_seeds(finals(scale.grid, table), ["sweep", "method", "point"])
+    return Result({NAME: table, f"{NAME}_intervals": intervals}, tabulate(evidence(scale.grid, curves, scale.until)))
 
 
-def settings(context: Context) -> dict[str, Any]:
+def settings(context: Context, scale: SweepScale) -> dict[str, Any]:
     """Return what decides the outcome."""
-    scale, grid = scale_of(SCALES, context), GRIDS[context.profile]
     return asdict(scale) | {
         "n_way": N_WAY,
         "train_shots": TRAIN_SHOTS,
@@ -267,8 +278,8 @@ def settings(context: Context) -> dict[str, Any]:
         "inner": asdict(INNER),
         "fixed": {"steps": STEPS, "batch": BATCH, "outer_step": OUTER_STEP},
         "tail": f"as large as a minibatch, at most {BATCH} samples",
-        "grid": {sweep: getattr(grid, sweep) for sweep in ("steps", "batch", "outer_step")},
-        "methods": [method.name for method in grid.methods],
+        "grid": {sweep: getattr(scale.grid, sweep) for sweep in ("steps", "batch", "outer_step")},
+        "methods": [method.name for method in scale.grid.methods],
     }
 
 
@@ -279,4 +290,5 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
 )

@@ -21,7 +21,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.experiments.shared.curves import Curves, Scale, measure
-from analysis.experiments.shared.experiment import Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import Context, Experiment, Result
 from analysis.paper import figure_3
 from analysis.paper.quotes import MORE, beyond
 from analysis.results.claims import Claim, Control
@@ -41,7 +41,7 @@ CENTRE = (1 / K,) * K
 TILT = tuple((2 * i - K - 1) / 12 for i in range(1, K + 1))  # along which rho changes, to the last weights of 0 or more
 NEAR, FAR = sum(t * t for t in TILT) ** 0.5, 0.45**0.5  # distances from the centre; the square is what noise gains
 # Of unit length, orthogonal to each other, to the tilt and to (1, 1, 1, 1): rho stays.
-AXES = tuple(tuple(x / sum(y * y for y in axis) ** 0.5 for x in axis) for axis in ((1, -1, -1, 1), (1, -3, 3, -1)))
+AXES = (0.5, -0.5, -0.5, 0.5), tuple(x / 20**0.5 for x in (1, -3, 3, -1))
 
 ArmWeights = Mapping[str, float]  # of arms, by name
 
@@ -175,18 +175,13 @@ def report(pairs: pd.DataFrame) -> list[str]:
     return [f"differ in {row.differ}: {100 * row.mean:+.1f} points of accuracy" for row in pairs.itertuples()]
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: Scale) -> Result:
     """Train all arms over seeds."""
-    scale = scale_of(SCALES, context)
     runs = [(arm.name, configure(arm, seed)) for seed in context.seeds_of(scale.seeds, EPOCH) for arm in ARMS]
     curves = measure(context, NAME, runs, scale, at_start=False)
     table, compared = curves.table(NAME), pairs(curves, scale.looks)
-    weights = pd.DataFrame(
-        [
-            {"variant": name, "seed": one.seed} | {f"w_{i}": w for i, w in enumerate(one.weights, 1)}
-            for name, one in runs
-        ]
-    )
+    columns = ["variant", "seed", *(f"w_{i}" for i in range(1, K + 1))]
+    weights = pd.DataFrame([(name, one.seed, *one.weights) for name, one in runs], columns=columns)
     tables = {
         NAME: table,
         f"{NAME}_intervals": over_seeds(table, ["variant", "iteration"]),
@@ -196,13 +191,13 @@ def run(context: Context) -> Result:
     return Result(tables, tabulate(evidence(curves, scale.looks)), report(compared))
 
 
-def settings(context: Context) -> dict[str, Any]:
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return what decides the outcome."""
     common = {name: value for name, value in figure_3.SETTINGS.items() if name not in ("variants", "outer_step")}
     arms = {
         arm.name: {"rho": round(rho(w), 9), "noise": round(noise(w), 9)} for arm in ARMS for w in (arm.weights(seed=0),)
     }
-    return asdict(scale_of(SCALES, context)) | common | {
+    return asdict(scale) | common | {
         "train_shots": figure_3.SHOTS * K,
         "k": K,
         "outer_step": STEP,
@@ -218,5 +213,6 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
     profiles=("smoke", "paper"),  # at quick it costs more than its two claims are worth: --budget decides
 )

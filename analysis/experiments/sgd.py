@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.paper import quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, SHOWN, rows
@@ -298,14 +298,13 @@ def report(summary: pd.DataFrame) -> Sequence[str]:
     return means[list(MEASURED)].round(4).to_string().splitlines()
 
 
-def settings(context: Context) -> dict[str, Any]:
-    """Return what decides the outcome, with the user's number of seeds where there is one."""
-    return asdict(scale_of(SCALES, context)) | SETTINGS
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
+    """Return what decides the outcome."""
+    return asdict(scale) | SETTINGS
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: Scale) -> Result:
     """Train with every size of minibatches, compare the end points."""
-    scale = scale_of(SCALES, context)
     work = items(scale, context.seeds_of(scale.seeds))
     parts = context.workers.map(NAME, train_and_measure, work, unit=" runs")
     table = pd.DataFrame([row for part in parts for row in part])
@@ -321,6 +320,7 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
     data="scikit-learn's digits, 1,797 handwritten digits of 8 × 8 pixels",
 )
 

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows
 from analysis.results.tables import over_seeds
@@ -43,7 +43,7 @@ TEST_STEPS = 32
 SHOWN = (0, 8, 16, 24, 32)
 BLOCK = 250  # iterations whose waves are drawn together
 # Activation and first weights. The authors' published script has tanh and PyTorch's, the paper ReLU; Glorot's weights
-# with zero biases, the start of the other networks here, are shown beside them.
+# with zero biases, the start of the other networks here, are shown next to them.
 NETWORKS = {"tanh": ("tanh", "pytorch"), "relu": ("relu", "pytorch"), "tanh, Glorot": ("tanh", "glorot")}
 JUDGED = {"tanh": "", "relu": "-relu"}  # and how the claims on it are told apart
 # w_1 … w_k of the minibatches that the 50 points are cut into; none where nothing is trained.
@@ -316,14 +316,13 @@ def report(losses: pd.DataFrame) -> Sequence[str]:
     return [f"squared error after {TEST_STEPS} steps on {BATCH} points, relative to f = 0", *words]
 
 
-def settings(context: Context) -> dict[str, Any]:
-    """Return what decides the outcome, with the user's number of seeds where there is one."""
-    return asdict(scale_of(SCALES, context)) | SETTINGS
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
+    """Return what decides the outcome."""
+    return asdict(scale) | SETTINGS
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: Scale) -> Result:
     """Train all initializations, adapt them to the test tasks."""
-    scale = scale_of(SCALES, context)
     work = items(scale, context.seeds_of(scale.seeds))
     found = context.workers.map(NAME, train_and_adapt, work, sizes=[item.size for item in work])
     adapted = dict(zip(work, found, strict=True))
@@ -340,5 +339,6 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
     data=f"sine waves a sin(x + b), a ~ U[{AMPLITUDE[0]:g}, {AMPLITUDE[1]:g}], b ~ U[0, 2π]",
 )

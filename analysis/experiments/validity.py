@@ -17,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3
 from analysis.paper.quotes import beyond
@@ -179,9 +179,8 @@ def evidence(table: pd.DataFrame, scale: Scale, seeds: Sequence[int]) -> pd.Data
     return tabulate(found)
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: Scale) -> Result:
     """Measure both ends of the runs of VARIANT, and the map of the first seed."""
-    scale = scale_of(SCALES, context)
     seeds = context.seeds_of(scale.seeds)
     chosen = points(context, [VARIANT], seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks)
@@ -199,9 +198,8 @@ def run(context: Context) -> Result:
     return Result(tables, evidence(table, scale, seeds))
 
 
-def settings(context: Context) -> dict[str, Any]:
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return everything that decides the outcome besides data and code."""
-    scale = scale_of(SCALES, context)
     return asdict(scale) | {
         "schedule": figure_3.ITERATIONS,
         "variant": VARIANT.name,
@@ -219,4 +217,5 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
 )

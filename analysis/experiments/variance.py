@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
@@ -166,9 +166,8 @@ def evidence(table: pd.DataFrame, scale: Scale, seeds: Sequence[int]) -> pd.Data
     return tabulate(found)
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: Scale) -> Result:
     """Measure all updates at points of the run of ALONG."""
-    scale = scale_of(SCALES, context)
     seeds = context.seeds_of(scale.seeds)
     chosen = points(context, [ALONG], seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks)
@@ -177,9 +176,8 @@ def run(context: Context) -> Result:
     return Result({NAME: table, f"{NAME}_relative": relative(table)}, evidence(table, scale, seeds))
 
 
-def settings(context: Context) -> dict[str, Any]:
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return everything that decides the outcome besides data and code."""
-    scale = scale_of(SCALES, context)
     return asdict(scale) | {
         "schedule": figure_3.ITERATIONS,
         "along": ALONG.name,
@@ -197,4 +195,5 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=settings,
     run=run,
+    scales=SCALES,
 )

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analysis.experiments.shared.experiment import Context, Experiment, Result, scale_of
+from analysis.experiments.shared.experiment import Context, Experiment, Result
 from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
@@ -179,9 +179,8 @@ def evidence(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     return tabulate(found)
 
 
-def settings(context: Context) -> dict[str, Any]:
+def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return everything that decides the outcome besides data and code."""
-    scale = scale_of(SCALES, context)
     return asdict(scale) | {
         "schedule": figure_3.ITERATIONS,
         "variants": [variant.name for variant in scale.variants],
@@ -190,9 +189,8 @@ def settings(context: Context) -> dict[str, Any]:
     }
 
 
-def run(context: Context) -> Result:
+def run(context: Context, scale: Scale) -> Result:
     """Measure points of figure 3's runs."""
-    scale = scale_of(SCALES, context)
     seeds = context.seeds_of(scale.seeds)
     every = points(context, scale.variants, seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks, adapted_tasks=scale.adapted_tasks)
@@ -208,4 +206,5 @@ EXPERIMENT = Experiment(
     claims=(CLAIM,),
     settings=settings,
     run=run,
+    scales=SCALES,
 )

@@ -54,7 +54,7 @@ def digest(path: Path) -> str:
 
 
 def compare(then: Mapping[str, str], old: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
-    """Return a line for each table of then that differs: which, and by how much where it is in the folder `old`.
+    """Return a line for each table that differs from before: which, and by how much where it is in the folder `old`.
 
     then, now: digests by name. folder: where the new tables are. Later code may write more tables, which is no
     difference.

@@ -68,8 +68,9 @@ def number_looks(new: pd.DataFrame, before: pd.DataFrame | None) -> pd.DataFrame
 
 
 def _first_looks(table: pd.DataFrame) -> dict[str, dict[float, int]]:
+    """Return at which look each seed of a claim was first judged."""
     judged = table[table.seed.notna() & table.role.isin((CHECK, CONTROL))]
-    return {
-        str(claim): {float(seed): int(look) for seed, look in part.groupby("seed")["look"].min().items()}
-        for claim, part in judged.groupby("claim")
-    }
+    found: dict[str, dict[float, int]] = {}
+    for (claim, seed), look in judged.groupby(["claim", "seed"])["look"].min().items():
+        found.setdefault(str(claim), {})[float(seed)] = int(look)
+    return found

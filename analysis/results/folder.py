@@ -88,7 +88,7 @@ def manifest_there(folder: Path) -> dict[str, Any] | None:
     try:
         return manifest.read(path)
     except manifest.ManifestError as error:
-        warnings.warn(f"{error}; what it told of earlier experiments is left out of the new one", stacklevel=2)
+        warnings.warn(f"{error}; what it says of earlier experiments is left out of the new one", stacklevel=2)
         return None
 
 

@@ -7,23 +7,15 @@ of the keys themselves, where "name?" may be missing.
 import json
 from typing import Any
 
+WHOLE = "the whole"  # the name of the place that is nowhere inside
+
 
 def fault(value: Any, shape: Any, path: str = "") -> str | None:
     """Return the first place where a value is not of this shape, in words; None where there is none."""
-    where = path or "the whole"
     if isinstance(shape, tuple):
-        faults = [fault(value, one, path) for one in shape]
-        if None in faults:
-            return None
-        inside = [words for words, one in zip(faults, shape, strict=True) if type(one) is type(value) is dict]
-        if inside:  # which says where in it
-            return inside[0]
-        return f"{where}: expected {' or '.join(map(_words, shape))}, found {short(value)}"
-    if isinstance(shape, type):
-        right = isinstance(value, shape) and not (isinstance(value, bool) and shape in (int, float))
-        return None if right else f"{where}: expected {_words(shape)}, found {short(value)}"
-    if type(value) is not type(shape) or (not isinstance(shape, list | dict) and value != shape):
-        return f"{where}: expected {_words(shape)}, found {short(value)}"
+        return _fault_of_choice(value, shape, path)
+    if not _is_like(value, shape):
+        return f"{path or WHOLE}: expected {_words(shape)}, found {short(value)}"
     if isinstance(shape, list):
         parts = [(f"{path}[{i}]", entry, shape[0]) for i, entry in enumerate(value)]
     elif not isinstance(shape, dict):
@@ -31,14 +23,39 @@ def fault(value: Any, shape: Any, path: str = "") -> str | None:
     elif str in shape:
         parts = [(f"{path}.{name}", entry, shape[str]) for name, entry in value.items()]
     else:
+        if found := _wrong_name(value, shape):
+            return f"{path or WHOLE}: expected the entries of its schema, found {found}"
         known = {name.removesuffix("?"): entry for name, entry in shape.items()}
-        missing = [name for name in shape if not name.endswith("?") and name not in value]
-        strange = [name for name in value if name not in known]
-        if missing or strange:
-            found = f"none of the name {missing[0]!r}" if missing else f"the unknown {short(strange[0])}"
-            return f"{where}: expected the entries of its schema, found {found}"
         parts = [(f"{path}.{name}".lstrip("."), entry, known[name]) for name, entry in value.items()]
     return next((words for name, entry, one in parts if (words := fault(entry, one, name)) is not None), None)
+
+
+def _fault_of_choice(value: Any, shapes: tuple[Any, ...], path: str) -> str | None:
+    """Return None where one of the shapes is right; else what is wrong inside an object that could be meant, or what
+    was expected."""
+    faults = [fault(value, one, path) for one in shapes]
+    if None in faults:
+        return None
+    for words, one in zip(faults, shapes, strict=True):
+        if type(one) is type(value) is dict:  # the words say where in it
+            return words
+    return f"{path or WHOLE}: expected {' or '.join(map(_words, shapes))}, found {short(value)}"
+
+
+def _is_like(value: Any, shape: Any) -> bool:
+    """Return whether a value is of this type, or equal to this constant; of lists and objects whether it is one."""
+    if isinstance(shape, type):
+        return isinstance(value, shape) and not (isinstance(value, bool) and shape in (int, float))
+    return type(value) is type(shape) and (isinstance(shape, list | dict) or value == shape)
+
+
+def _wrong_name(value: dict[str, Any], shape: dict[str, Any]) -> str | None:
+    """Return in words the first name that is missing, or else the first that is not known."""
+    for name in shape:
+        if not name.endswith("?") and name not in value:
+            return f"none of the name {name!r}"
+    known = {name.removesuffix("?") for name in shape}
+    return next((f"the unknown {short(name)}" for name in value if name not in known), None)
 
 
 def short(value: Any) -> str:

@@ -186,14 +186,14 @@ class Lines:
     def __init__(self, name: str, total: int, done: int = 0) -> None:
         """done: what was done before the clock starts."""
         self.name, self.total, self.before = name, total, done
-        self.began = self.told = time.monotonic()
+        self.began = self.last_line = time.monotonic()
 
     def tell(self, done: int) -> None:
         """Print a line to standard error if one is due."""
         now = time.monotonic()
-        if now - self.told < LINE_SECONDS or done >= self.total:
+        if now - self.last_line < LINE_SECONDS or done >= self.total:
             return
-        self.told = now
+        self.last_line = now
         elapsed, mine = now - self.began, done - self.before
         left = f", about {elapsed * (self.total - done) / mine:.0f} s left" if mine else ""
         print(f"{self.name}: {100 * done / self.total:.0f} % after {elapsed:.0f} s{left}", file=sys.stderr, flush=True)

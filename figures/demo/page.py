@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from torch import Tensor
 
 from figures.demo.adaptation import N_WAY, adapt
 from figures.demo.questions import MAX_STEPS, Question, read, text
@@ -80,12 +81,13 @@ def sample_tasks(pool: ImagePool, first: int) -> list[dict[str, list[str]]]:
     and another by another."""
     sampling = Sampling(n_way=N_WAY, shots=1, batch=N_WAY, steps=1)
     tasks = evaluation_tasks(sampling, pool, seed=0, count=SHOWN, first=first)
-    parts = {"examples": tasks.support.index, "again": tasks.test.index}
     images = pool.images.flatten(0, 1)
-    return [
-        {name: [text(image) for image in images[index[task]].numpy()] for name, index in parts.items()}
-        for task in range(SHOWN)
-    ]
+
+    def texts(index: Tensor) -> list[str]:
+        return [text(image) for image in images[index].numpy()]
+
+    pairs = zip(tasks.support.index, tasks.test.index, strict=True)
+    return [{"examples": texts(examples), "again": texts(again)} for examples, again in pairs]
 
 
 async def body(request: Request) -> bytes:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from analysis.experiments import ablation
+from analysis.experiments.shared.curves import Scale
 from analysis.experiments.shared.experiment import EPOCH, Context, Measured
 from analysis.paper import figure_3
 from analysis.results import claims
@@ -62,10 +63,10 @@ def configure(variant: Variant, iterations: int) -> Run:
     )
 
 
-def of_figure_3(context: Context, folder: Path) -> dict[str, Measured] | None:
-    """Return the first finished runs in a folder, of one seed, of the longest sum and of g_1 alone at the paper's
-    scale; None where there are none."""
-    there, scale = replace(context, runs=folder), ablation.SCALES["paper"]
+def of_figure_3(context: Context, folder: Path, scale: Scale = ablation.SCALES["paper"]) -> dict[str, Measured] | None:
+    """Return the first finished runs in a folder, of one seed, of the longest sum and of g_1 alone at this scale; None
+    where there are none."""
+    there = replace(context, runs=folder)
     evaluation = Evaluation(figure_3.EVALUATION, scale.tasks, scale.queries, look=scale.until)
     for seed in (seed for epoch in range(EPOCH, -1, -1) for seed in claims.seeds(epoch, scale.seeds)):
         runs = {

@@ -55,7 +55,7 @@ SHOWN = (
             "few_shot",
             "few_shot_layout",
             f"Accuracy in % on {images}: measured here ± half a 95 % interval, in brackets as published; - where not",
-            {"row": "method", **{f"{benchmark} {shots}-shot": f"{benchmark} {shots}-shot" for shots in (1, 5)}},
+            {"row": "method"} | {column: column for column in (f"{benchmark} 1-shot", f"{benchmark} 5-shot")},
             images,
         )
         for benchmark, images in BENCHMARKS.items()

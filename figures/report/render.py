@@ -102,10 +102,9 @@ def markdown_code(text: str) -> Markup:
 def latex_text(value: object) -> str:
     """Return LaTeX in which nothing is a command, for pdfLaTeX and the like."""
     parts = re.split(f"([{RAISED}]+)", str(value))
-    return "".join(
-        f"$^{{{part.translate(str.maketrans(RAISED, LEVEL))}}}$" if odd % 2 else "".join(TEX.get(c, c) for c in part)
-        for odd, part in enumerate(parts)
-    )
+    parts[::2] = ["".join(TEX.get(character, character) for character in part) for part in parts[::2]]
+    parts[1::2] = [f"$^{{{part.translate(str.maketrans(RAISED, LEVEL))}}}$" for part in parts[1::2]]
+    return "".join(parts)
 
 
 def plain(text: str) -> str:

@@ -1,6 +1,6 @@
 """What a convolutional block does, in C, where a C compiler is at hand; never needed.
 
-The sources beside this file are compiled once for this processor and type of number, in some seconds, and kept in the
+The sources in this folder are compiled once for this processor and type of number, in some seconds, and kept in the
 user's cache under their digest. They compute what the tensor code in `convolutions` and `layers` computes, to
 round-off: convolutions without writing out patches, and normalization in few passes over memory; and what `gradients`
 needs besides. REPTILE_NATIVE=0 does without them.
@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
@@ -70,7 +71,8 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
                 subprocess.run(command, check=True, capture_output=True, timeout=60)
                 write_atomically(built, target.read_bytes())
         return ctypes.CDLL(str(built))
-    except (OSError, subprocess.SubprocessError):
+    except (OSError, subprocess.SubprocessError) as error:
+        warnings.warn(f"native: {compiler} does not compile the loops, and training is slower: {error}", stacklevel=2)
         return None
 
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,8 @@ import pytest
 
 import reproduce
 from analysis.experiments import ablation
-from analysis.experiments.shared.curves import Scale, measure
+from analysis.experiments.registry import EXPERIMENTS
+from analysis.experiments.shared.curves import Scale
 from analysis.runs.workers import Progress, Workers, silent
 from reptile_core import datasets
 from reptile_core.tasks import Sampling
@@ -24,7 +25,9 @@ glyphs = cache(datasets._glyphs)
 TINY = Scale(looks=(1, 2), tasks=2, seeds=1, queries=1)
 # One step of five images: adapting to test tasks would take most of a run's time.
 TINY_EVALUATION = Sampling(n_way=5, shots=1, batch=5, steps=1)
-measure_tiny = partial(measure, sampling=TINY_EVALUATION)
+TINY_ABLATION = replace(
+    ablation.EXPERIMENT, scales={"smoke": TINY}, run=partial(ablation.run, sampling=TINY_EVALUATION)
+)
 
 
 class InProcess(Workers):
@@ -57,8 +60,7 @@ def script(*arguments: object) -> Said:
         patch.setattr("analysis.one_run.Workers", InProcess)
         patch.setattr(reproduce, "draw", lambda *_: [])
         patch.setattr(datasets, "_glyphs", glyphs)
-        patch.setitem(ablation.SCALES, "smoke", TINY)
-        patch.setattr(ablation, "measure", measure_tiny)
+        patch.setitem(EXPERIMENTS, "ablation", TINY_ABLATION)
         code = reproduce.main([str(argument) for argument in arguments])
     return Said(code, out.getvalue(), err.getvalue())
 

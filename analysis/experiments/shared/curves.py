@@ -77,13 +77,14 @@ class Curves:
                 term = weight * self.accuracy[variant, seed, iteration]
                 by_iteration[iteration] = by_iteration.get(iteration, np.zeros_like(term)) + term
             parts = by_iteration.values()
+            variances = [float(part.var(ddof=1)) / len(part) if len(part) > 1 else nan for part in parts]
+            names = {name for name, _ in weights}
             rows[seed] = {
                 "value": sum(float(part.mean()) for part in parts),
-                "task_error": sum(float(part.var(ddof=1)) / len(part) if len(part) > 1 else nan for part in parts)
-                ** 0.5,
+                "task_error": sum(variances) ** 0.5,
                 "tasks": sum(len(part) for part in parts),
                 "queries": self.queries,
-                "seconds": sum(self.seconds.get((variant, seed), nan) for variant in {name for name, _ in weights}),
+                "seconds": sum(self.seconds.get((name, seed), nan) for name in names),
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("seed")
 

@@ -6,7 +6,7 @@ Its namesake in figures/ draws it from the tables and settings alone, so that fi
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 
@@ -25,7 +25,6 @@ from reptile_core.training import Run
 EPOCH = 3
 # Options of the command line for experiments that declare them, and what the user calls each.
 OPTIONS = {"cells": "--cells", "iterations": "--iterations", "tail_shots": "--tail-shots", "variants": "--variant"}
-S = TypeVar("S")  # an experiment's own kind of scale
 Measured = tuple[Job, int, Evaluation]  # a run, an iteration of it, and how it is evaluated there
 
 
@@ -56,7 +55,7 @@ class Context:
     worked: dict[str, float] = field(default_factory=dict)  # processor seconds of the workers, by experiment
 
     def add_work(self, name: str, seconds: float) -> None:
-        """Count the processor seconds of an experiment's workers, unless nobody told them (nan or 0)."""
+        """Count the processor seconds of an experiment's workers, unless they are not known (nan or 0)."""
         if seconds > 0:
             self.worked[name] = round(self.worked.get(name, 0.0) + seconds, 2)
 
@@ -131,13 +130,6 @@ class Context:
         return all_of
 
 
-def scale_of(scales: Mapping[str, S], context: Context) -> S:
-    """Return the profile's scale, with the user's number of seeds where there is one. A scale is a dataclass with a
-    field `seeds`."""
-    scale: Any = scales[context.profile]
-    return replace(scale, seeds=len(context.seeds_of(scale.seeds)))
-
-
 @dataclass(frozen=True)
 class Result:
     """Tidy tables by name; evidence for the ledger (`evidence.COLUMNS`; the script fills in data, profile, epoch, look
@@ -155,28 +147,45 @@ class Experiment:
     """An entry of the registry.
 
     shows: what, in a line. takes: how long, by profile. claims: what it judges. settings: everything that decides the
-    outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work. data: the words that
-    name its data where it needs none of the images that the script loads. fetches: whether these are fetched over the
-    network for it; False where it takes the stand-in as well. options: the options of the command line that it takes,
-    of OPTIONS; most_iterations: what --iterations may be at most, where it has an end. profiles: where it is run unless
-    it is named; elsewhere it can give no verdict.
+    outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work. Both are given the
+    context and, where there are `scales` by profile, a scale, which is a dataclass of the experiment's own with a field
+    `seeds`. data: the words that name its data where it needs none of the images that the script loads. fetches:
+    whether these are fetched over the network for it; False where it takes the stand-in as well. options: the options
+    of the command line that it takes, of OPTIONS; most_iterations: what --iterations may be at most, where it has an
+    end. profiles: where it is run unless it is named; elsewhere it can give no verdict.
     """
 
     name: str
     shows: str
     takes: Mapping[str, str]
     claims: tuple[Claim, ...]
-    settings: Callable[[Context], dict[str, Any]]
-    run: Callable[[Context], Result]
+    settings: Callable[..., dict[str, Any]]
+    run: Callable[..., Result]
     data: str | None = None
     fetches: bool = True
     options: tuple[str, ...] = ()
     most_iterations: int | None = None
     profiles: tuple[str, ...] = PROFILES
+    scales: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if unknown := set(self.options) - set(OPTIONS):
             raise ValueError(f"options: expected some of {', '.join(OPTIONS)}, found {min(unknown)!r}")
+
+    def result(self, context: Context) -> Result:
+        """Do the work at the profile's scale."""
+        return self.run(context, *self._scale(context))
+
+    def settings_in(self, context: Context) -> dict[str, Any]:
+        """Return the settings at the profile's scale."""
+        return self.settings(context, *self._scale(context))
+
+    def _scale(self, context: Context) -> tuple[Any, ...]:
+        """Return the profile's scale, with the user's number of seeds where there is one; nothing without scales."""
+        if not self.scales:
+            return ()
+        scale = self.scales[context.profile]
+        return (replace(scale, seeds=len(context.seeds_of(scale.seeds))),)
 
     def taken(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the user's options that decide something here."""

@@ -1,4 +1,4 @@
-"""Variants of one's own beside those of figure 3: `--variant "mine=0,0,1,1"`, weights of g_1 … g_k."""
+"""Variants of one's own next to those of figure 3: `--variant "mine=0,0,1,1"`, weights of g_1 … g_k."""
 
 import re
 from argparse import ArgumentTypeError

@@ -185,7 +185,7 @@ def _as_function(model: Any, parameters: Tree) -> tuple[Callable[[Tree, Tree], T
             raise ValueError("parameters: expected those to give to the function `model`, found None")
         return model, parameters
     if parameters is not None:
-        raise ValueError("parameters: expected None beside a torch.nn.Module, which has its own, found some")
+        raise ValueError("parameters: expected None with a torch.nn.Module, which has its own, found some")
     check_module(model)
     function = ModuleFunction(model)
     return function, function.parameters

@@ -35,7 +35,7 @@ class Analysis:
     inner_products: a row for each pair i <= j of minibatches: g_bar_i . g_bar_j and their cosine.
     coefficients: how much of AvgGrad and of alpha AvgGradInner the expectations of MAML, FOMAML (g_k) and Reptile
         (g_1 + … + g_k) hold as alpha -> 0, measured over all ordered choices of k minibatches and extrapolated from
-        ± alpha and ± alpha / 2, beside the theorem's; `unexplained` is the part of first order along neither, per
+        ± alpha and ± alpha / 2, next to the theorem's; `unexplained` is the part of first order along neither, per
         alpha |AvgGradInner|. Empty where that was left out: `left_out` says why.
     unflatten: takes a vector of P numbers apart, into the parameters' own structure.
 

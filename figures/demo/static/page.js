@@ -1,4 +1,4 @@
-// Four papers to draw on, three bars a network, two curves. Every change of a drawing or of k asks the server anew;
+// Four papers to draw on, three bars a network, two curves. Every change of a drawing or of k asks the server again;
 // while an answer is under way further changes wait, and only the latest of them is asked.
 
 const LETTERS = ["A", "B", "C"];
