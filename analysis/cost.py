@@ -34,7 +34,7 @@ from analysis.runs.evaluation_chunks import LANES
 from analysis.runs.workers import available_cores, local_executor
 from reptile_core import training
 from reptile_core.tasks import ImagePool, Sampling
-from reptile_core.training import IMAGES, Run, TrainingState
+from reptile_core.training import IMAGES, Outer, Run, TrainingState
 
 CORES = 2, 64
 GPUS = 1, 8
@@ -91,17 +91,28 @@ class GPU:
 H100 = GPU("H100", 67e12, 3.35e12, 2e-6)
 
 
-@cache
 def iteration(run: Run) -> Work:
     """Return the work of one meta-iteration."""
+    return _iteration(_as_to_cost(run))
+
+
+@cache
+def _iteration(run: Run) -> Work:
     pool, state = _pool(run, "meta"), _start(run)
     return traced(lambda: next(training.train(run, pool, state)))
 
 
-@cache
 def evaluation(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Work:
     """Return the work of an evaluation on `tasks` tasks side by side, with so many test examples a class. What each
     step of the inner loop adds is counted once."""
+    n_way = run.sampling.n_way  # all of training that has a part in it, but for the inner optimizer
+    trained = replace(_as_to_cost(run), sampling=Sampling(n_way, 1, n_way, 1), weights=(1.0,), outer=Outer(1.0))
+    trained = replace(trained, meta_batch=1)
+    return _evaluation(trained, sampling, tasks, queries)
+
+
+@cache
+def _evaluation(run: Run, sampling: Sampling, tasks: int, queries: int) -> Work:
     pool, state = _pool(run, "meta"), _start(run)
 
     def after(steps: int) -> Work:
@@ -114,14 +125,12 @@ def evaluation(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Wo
 
 def whole(item: PartOfRun) -> Work:
     """Return the work of a run from its start to where it is trained to."""
-    same = replace(item.run, seed=0)  # as to cost
-    return item.until * iteration(same)
+    return item.until * iteration(item.run)
 
 
 def look(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Work:
     """Return the work of an evaluation on so many tasks, LANES of them side by side."""
-    same = replace(run, seed=0)  # as to cost
-    return tasks / LANES * evaluation(same, sampling, LANES, queries)
+    return tasks / LANES * evaluation(run, sampling, LANES, queries)
 
 
 def traced(call: Callable[[], Any]) -> Work:
@@ -229,8 +238,17 @@ def main() -> None:
     print("\n".join(table(items, rate)))
 
 
+def _as_to_cost(run: Run) -> Run:
+    """Return a run that costs the same, and is the same for all such: sizes of steps, lengths and seeds are 1 or 0."""
+    if not isinstance(run.weights, str):
+        run = replace(run, weights=tuple(float(weight != 0) for weight in run.weights))
+    inner, outer = replace(run.inner, learning_rate=1.0), Outer(1.0, optimizer=run.outer.optimizer)
+    return replace(run, inner=inner, outer=outer, iterations=1, seed=0)
+
+
 def _start(run: Run) -> TrainingState:
-    return TrainingState(0, training.start(run).phi.to("meta"))
+    size = training.build_network(run).n_parameters
+    return TrainingState(0, torch.empty(size, dtype=run.torch_dtype, device="meta"))
 
 
 def _pool(run: Run, device: str) -> ImagePool:

@@ -20,7 +20,7 @@ from analysis.runs.store import Outcome
 from analysis.runs.workers import Workers
 from reptile_core.training import Run
 
-RATE_SECONDS = 5.0  # for which the rate is measured
+RATE_SECONDS = 2.0  # for which the rate is measured
 MADE_UP = 0.5  # accuracy of all tasks
 
 

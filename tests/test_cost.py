@@ -1,5 +1,7 @@
 """The model of cost: what is traced against products counted by hand, times of toy sweeps against pencil and paper."""
 
+from dataclasses import replace
+
 import pytest
 
 from analysis import cost
@@ -10,6 +12,7 @@ from analysis.paper.figure_3 import EVALUATION, configure
 from analysis.runs.evaluation_chunks import LANES
 from reptile_core.meta_gradients import sum_of
 from reptile_core.tasks import Sampling
+from reptile_core.training import Inner, Outer
 
 RUN = configure(sum_of(2), seed=0)
 # Multiply-adds of one example: positions x 9 c_in c_out of each convolution, then the linear layer.
@@ -30,6 +33,24 @@ def test_products_of_an_evaluation_are_those_counted_by_hand() -> None:
     assert found.flops == pytest.approx(3 * task, rel=0.01)
     many = 5 * 25 * GRADIENT + 2 * ALL * 4 * 5 * 26  # of four queries a class none is with transduction
     assert cost.evaluation(RUN, EVALUATION, tasks=3, queries=4).flops == pytest.approx(3 * many, rel=0.01)
+
+
+def test_what_decides_no_operation_is_not_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds, lengths and sizes of steps; the optimizers and where weights are 0 do decide some."""
+    count = []
+    monkeypatch.setattr(cost, "traced", lambda call: count.append(call) or Work(1))
+    cost._iteration.cache_clear()
+    cost._evaluation.cache_clear()
+    alike = replace(RUN, seed=9, iterations=7, inner=Inner("sgd", 0.1), outer=Outer(0.5, 0.1), weights=(0.5, 0.5))
+    for run in (RUN, alike):
+        cost.iteration(run)
+        cost.evaluation(run, EVALUATION, tasks=3)
+    assert len(count) == 1 + 2  # an evaluation of one step, and one of two
+    for other in (replace(RUN, weights=(0.0, 1.0)), replace(RUN, inner=Inner("adam", 0.1)), replace(RUN, meta_batch=2)):
+        cost.iteration(other)
+    assert len(count) == 3 + 3
+    cost._iteration.cache_clear()
+    cost._evaluation.cache_clear()
 
 
 def test_steps_counted_once_are_as_steps_traced() -> None:
