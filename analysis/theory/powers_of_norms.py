@@ -6,14 +6,14 @@ in every order. Nothing else is changed: the norm itself, an odd power of it, an
 functions are torch's.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Dims = int | Sequence[int] | None
+Dims = int | list[int] | tuple[int, ...] | None
 _KEPT = "_sum_of_powers"  # the name under which a norm keeps it
 
 

@@ -157,7 +157,8 @@ def _again(on_minibatch: OwnLoss, phi: Vector, evaluations: int) -> Iterable[tup
 
     Random generators run on from one evaluation to the next.
     """
-    for how in [_with_gradients] * (evaluations - 2) + [evaluated]:
+    ways: list[Evaluation] = [*[_with_gradients] * (evaluations - 2), evaluated]
+    for how in ways:
         yield how, how(on_minibatch, phi)
     with suppress(Exception):  # the derivative itself says why
         yield _in_func, _in_func(on_minibatch, phi)
