@@ -105,7 +105,9 @@ def _terminable() -> Iterator[None]:
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]  # as nohup does
+    # Not those that are ignored, as by nohup, nor handlers of another language, which Python could not put back
+    left = signal.SIG_IGN, None
+    heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) not in left]
     before = {number: signal.signal(number, interrupt) for number in heeded}
     try:
         yield

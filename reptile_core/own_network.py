@@ -19,6 +19,7 @@ from torch.func import functional_call, vmap
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from reptile_core import native
 from reptile_core.networks import Network
 
 EVALUATIONS = 20  # to find noise: that of one call in two is missed once in 500,000 times
@@ -32,6 +33,7 @@ class OwnNetwork(Network):
     outputs: numbers per input, the n_way of its tasks. identity: a digest of the module's text, parameters and buffers,
     which stands for it in a run's key; it does not see the code of a forward method, for which `name` can be changed.
     numbers: what its layers give for one input, to estimate memory. together: whether lanes go through one vmap.
+    channels_last: whether it takes images whose channels are last in memory, which a CPU convolves a third faster.
     """
 
     module: nn.Module
@@ -39,6 +41,7 @@ class OwnNetwork(Network):
     identity: str
     numbers: int
     together: bool
+    channels_last: bool
     _copies: dict[tuple, nn.Module] = field(default_factory=dict, repr=False)
 
     def __eq__(self, other: object) -> bool:
@@ -60,7 +63,7 @@ class OwnNetwork(Network):
         points = phi.expand(*lanes, -1).reshape(count, -1) if phi.ndim > 1 else None
         inputs = x.expand(*lanes, *x.shape[inner:]).reshape(count, *x.shape[inner:]) if inner else None
         if count == 1:
-            one = self._one(phi.reshape(-1), x.reshape(x.shape[inner:]))
+            one = self._alone(phi.reshape(-1), x.reshape(x.shape[inner:]))
             return one.reshape(*lanes, *one.shape)
         dims = (None if points is None else 0, None if inputs is None else 0)
         given = (phi if points is None else points, x if inputs is None else inputs)
@@ -81,12 +84,18 @@ class OwnNetwork(Network):
                     parameter.copy_(values[name])
         return made
 
+    def _alone(self, phi: Float[Tensor, " P"], x: Tensor) -> Tensor:
+        """Return the logits of one lane."""
+        fast = self.channels_last and x.device.type == "cpu" and phi.dtype == torch.float32
+        if fast and native.plain(phi) and native.plain(x):  # vmap knows no other layout
+            x = x.to(memory_format=torch.channels_last)
+        return self._one(phi, x)
+
     def _one(self, phi: Float[Tensor, " P"], x: Tensor) -> Tensor:
-        module = self._on(x.device, phi.dtype)
-        return functional_call(module, self.unflatten(phi), (x,))
+        return functional_call(self._on(x.device, phi.dtype), self.unflatten(phi), (x,))
 
     def _one_by_one(self, phi: Tensor, x: Tensor, of_phi: int | None, of_x: int | None, count: int) -> list[Tensor]:
-        return [self._one(phi if of_phi is None else phi[i], x if of_x is None else x[i]) for i in range(count)]
+        return [self._alone(phi if of_phi is None else phi[i], x if of_x is None else x[i]) for i in range(count)]
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The copy for a device, a dtype and a thread, as a call exchanges the copy's parameters."""
@@ -125,9 +134,11 @@ def of_module(module: nn.Module, takes: tuple[int, ...], name: str | None = None
         identity=_identity(name or type(module).__name__, module, takes),
         numbers=numbers,
         together=True,
+        channels_last=False,
     )
     _check_parameters(network, x)
     object.__setattr__(network, "together", _goes_together(network, x))
+    object.__setattr__(network, "channels_last", _goes_with_channels_last(network, x))
     return network
 
 
@@ -227,6 +238,16 @@ def _goes_together(network: OwnNetwork, x: Tensor) -> bool:
     expected = gradient(lambda p: torch.stack(network._one_by_one(p, inputs, 0, 0, 2)))
     found = _attempt(lambda: gradient(lambda p: vmap(network._one)(p, inputs)))
     return found is not None and _alike(expected, found)
+
+
+def _goes_with_channels_last(network: OwnNetwork, x: Tensor) -> bool:
+    """Return whether images may have their channels last in memory: a module that takes views of them may not."""
+    if x.ndim != 4 or not any(isinstance(layer, nn.Conv2d) for layer in network.module.modules()):
+        return False
+    phi = _flat(network.module)
+    with torch.no_grad():
+        found = _attempt(lambda: network._one(phi, x.to(memory_format=torch.channels_last)))
+        return found is not None and _alike(network._one(phi, x), found)
 
 
 def _attempt(call: Callable[[], Tensor]) -> Tensor | None:

@@ -219,3 +219,12 @@ def test_a_flat_loss_has_eigenvalues_of_0_and_one_without_derivatives_is_named()
     ):
         with pytest.raises(ValueError, match=message):
             extreme_eigenvalues(loss, phi, count=2, generator=torch.Generator().manual_seed(0))
+
+
+def test_signs_that_a_hessian_takes_to_0_hide_no_eigenvalue():
+    """Of (phi_1 - phi_2)^2 the Hessian takes every vector to 0 that has two equal numbers there: half of all signs."""
+    phi = torch.ones(6, dtype=torch.float64)
+    for seed in range(4):
+        found = extreme_eigenvalues(lambda p: (p[0] - p[1]) ** 2, phi, count=2, generator=generator(seed))
+        assert_close(found.values, torch.tensor([4.0, 0.0], dtype=torch.float64), 1e-12)
+        assert float(found.residuals.max()) < 1e-12

@@ -1,6 +1,7 @@
 """The script where it is called from: a stream of another encoding, a thread."""
 
 import io
+import signal
 import sys
 import threading
 
@@ -29,3 +30,10 @@ def test_main_runs_in_a_thread(capsys):
     thread.start()
     thread.join()
     assert found == [0] and "ablation" in capsys.readouterr().out
+
+
+def test_a_handler_that_is_not_pythons_is_left(monkeypatch):
+    taken = []
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)
+    monkeypatch.setattr(signal, "signal", lambda *handler: taken.append(handler))
+    assert guarded(lambda _: 0, []) == 0 and taken == []

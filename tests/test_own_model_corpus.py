@@ -99,6 +99,7 @@ OPERATIONS = {
     "xlogy": lambda h: torch.xlogy(h, h + 2),
     "fft": lambda h: torch.fft.rfft(h, dim=-1).abs().square(),
     "norm of rows": lambda h: h.norm(dim=-1),
+    "square of the norm of differences of 0": lambda h: torch.dist(h, h + 0) ** 2 + h.abs() ** 2,
     "normalize": lambda h: F.normalize(h, dim=-1),
     "cosine_similarity": lambda h: F.cosine_similarity(h, TARGET, dim=-1),
     "pairwise_distance": lambda h: F.pairwise_distance(h, TARGET),
@@ -119,6 +120,7 @@ OPERATIONS = {
     "aten.native_layer_norm.default": lambda h: torch.ops.aten.native_layer_norm.default(h, (6,), None, None, 1e-5)[0],
     "torch.batch_norm": lambda h: torch.batch_norm(h, None, None, None, None, True, 0.1, 1e-5, False),
     "torch.native_batch_norm": lambda h: torch.native_batch_norm(h, None, None, None, None, True, 0.1, 1e-5)[0],
+    "torch._native_batch_norm_legit": lambda h: torch._native_batch_norm_legit(h, None, None, True, 0.1, 1e-5)[0],
     "aten.batch_norm": lambda h: torch.ops.aten.batch_norm(h, None, None, None, None, True, 0.1, 1e-5, False),
     "torch.instance_norm": lambda h: torch.instance_norm(h[:, None], None, None, None, None, True, 0.1, 1e-5, False),
     "torch.group_norm": lambda h: torch.group_norm(h, 2),
@@ -144,6 +146,7 @@ OPERATIONS = {
     "eigvalsh": lambda h: torch.linalg.eigvalsh(square(h)),
     "svdvals": lambda h: torch.linalg.svdvals(general(h)),
     "nuclear norm": lambda h: torch.linalg.matrix_norm(general(h), "nuc"),
+    "ldl_factor": lambda h: torch.linalg.ldl_factor(square(h))[0],
     "matrix_exp": lambda h: torch.linalg.matrix_exp(general(h) / 2),
     "matrix_power, negative": lambda h: torch.linalg.matrix_power(general(h), -2),
     "lu_solve": lambda h: torch.linalg.lu_solve(*torch.linalg.lu_factor(general(h)), B.expand(5, 3, 2)),
@@ -314,7 +317,7 @@ def _apart(found, expected):
 
 
 # Where torch has no second derivative in any mode, which is said with the layer.
-REFUSED = {"hardsigmoid", "cdist", "pdist", "multi_margin_loss", "multilabel_margin_loss", "ctc_loss"}
+REFUSED = {"hardsigmoid", "ldl_factor", "cdist", "pdist", "multi_margin_loss", "multilabel_margin_loss", "ctc_loss"}
 # Where its forward mode is wrong or the loss jumps, which is said with the function and the layer.
 FLAGGED = {
     "linalg.solve": "linalg_solve",

@@ -173,7 +173,8 @@ def test_a_parameter_reached_past_the_module_is_flagged():
 
     with pytest.warns(UserWarning, match="the module itself has another gradient"):
         found = analyse(net, loss, task(), 1e-3, most_orders=0)
-    assert found.g_bar.isnan().all() and "g_bar" in found.withheld
+    for name in ("g_bar", "exact", "terms", "avg_grad_inner"):
+        assert getattr(found, name).isnan().all() and name in found.withheld
 
 
 def test_a_penalty_on_the_modules_own_parameters_counts():
@@ -184,6 +185,108 @@ def test_a_penalty_on_the_modules_own_parameters_counts():
 
     found = quick(net, loss)
     assert found.distrust == () and found.verdict("g_bar") == "holds"
+
+
+def test_parameters_in_any_container_of_the_module_are_exchanged():
+    class Containers(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 4)
+            self.weights, self.biases = {"w": self.inner.weight}, (self.inner.bias, 0.5)
+
+        def forward(self, x):
+            return (x @ self.weights["w"].T + self.biases[0] * self.biases[1]).tanh()
+
+    found = quick(seeded(Containers))
+    assert found.distrust == () and found.verdict("terms") == "holds"
+
+
+def test_what_is_written_through_data_of_a_constant_counts():
+    class Writing(nn.Linear):
+        def forward(self, x):
+            scales = torch.ones(4, dtype=x.dtype)
+            scales.data.mul_(2)
+            scales.detach().add_(1)
+            h = super().forward(x).tanh()
+            kept = torch.zeros_like(h)
+            kept.data.copy_(h)  # which is h, as torch lets no backward pass through it
+            return h * scales + 0 * kept
+
+    found = quick(seeded(lambda: Writing(3, 4)))
+    tripled = quick(seeded(lambda: nn.Linear(3, 4)), lambda out, y: F.cross_entropy(3 * out.tanh(), y))
+    assert found.distrust == ()
+    assert_close(found.terms, tripled.terms, ROUND_OFF)
+
+
+def test_values_that_depend_on_whether_gradients_are_on_are_not_called_noise():
+    class Asking(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).tanh() * (2 if torch.is_grad_enabled() else 1)
+
+    class Wrapped(nn.Linear):
+        def forward(self, x):
+            h = super().forward(x).tanh()
+            return h * (1 + torch._C._functorch.is_functorch_wrapped_tensor(h))
+
+    for kind, how in ((Asking, "without a graph"), (Wrapped, r"in torch\.func")):
+        with pytest.raises(ValueError, match=f"expected the same value {how} as with gradients, found"):
+            quick(seeded(lambda kind=kind: kind(3, 4)))
+
+
+def test_a_model_that_takes_gradients_itself_is_right():
+    """The slopes of an energy, as in physics: evaluated without a graph it has none."""
+
+    class Slopes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner, self.out = nn.Linear(3, 5), nn.Linear(5, 4)
+
+        def forward(self, x):
+            h = self.inner(x)
+            return self.out(torch.autograd.grad(h.tanh().square().sum(), h, create_graph=True)[0])
+
+    found = quick(seeded(Slopes))
+    assert found.distrust == () and found.verdict("exact") == found.verdict("terms") == "holds"
+
+
+class Wrong(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx, g):
+        return 1.05 * g * ctx.saved_tensors[0].cos()
+
+
+def hooked_inside(h):
+    if h.requires_grad:
+        h.register_hook(lambda g: 2 * g)
+    return h.sin()
+
+
+SUSPECTS = {"the backward pass of Wrong": Wrong.apply, "register_hook in Outermost": hooked_inside}
+
+
+@pytest.mark.parametrize("name", SUSPECTS)
+def test_a_wrong_gradient_in_no_layer_alone_has_suspects(name):
+    class Outermost(nn.Linear):
+        def forward(self, x):
+            return SUSPECTS[name](super().forward(x))
+
+    with pytest.warns(UserWarning, match=f"no layer alone shows it; look at {name}"):
+        found = analyse(seeded(lambda: Outermost(3, 4)), F.cross_entropy, task(), 1e-3, most_orders=0)
+    assert {"exact", "terms", "g_bar", "avg_grad_inner"} <= set(found.withheld)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_with_its_function():
+    def root(d):
+        return d.square().sum().sqrt()
+
+    model, loss, start = near_start(root)
+    with pytest.raises(ValueError, match=r"expected a finite gradient, found nan or infinity .*\(sqrt in root"):
+        quick(model, loss, parameters=start)
 
 
 def test_a_hook_that_scales_a_gradient_is_flagged():
@@ -448,6 +551,16 @@ def test_a_stopped_gradient_has_one_meaning_and_is_flagged(name):
     assert found.verdict("terms") == "holds" and found.verdict("g_bar") == "stopped gradient"
 
 
+def test_a_stopped_value_that_becomes_a_leaf_is_flagged():
+    """torch.func makes no leaves, so that terms are differences."""
+    net = seeded(lambda: SimSiam(lambda h: h.detach().clone().requires_grad_()))
+    with pytest.warns(UserWarning, match="gradients are stopped: detach in SimSiam"):
+        found = analyse(net, similarity, task(), 1e-3, most_orders=0)
+    expected = quick(seeded(lambda: SimSiam(torch.detach)), similarity)
+    assert_close(found.exact, expected.exact, ROUND_OFF)
+    assert_close(found.terms[:, 1], expected.terms[:, 1], 1e-6)  # by differences
+
+
 def test_a_number_taken_out_of_torch_is_flagged():
     class Scaled(nn.Linear):
         def forward(self, x):
@@ -520,25 +633,34 @@ def test_every_quantity_has_agreements_and_a_verdict():
     assert (found.certificate.agreement <= found.certificate.explained).all()
 
 
-def test_the_norm_of_zero_is_withheld_and_named():
-    """A polynomial, but torch's second derivative of a norm at 0 is 0 or nan (pytorch 92075)."""
+def near_start(penalty):
+    """A model with a penalty on how far its parameters are from where they start, its loss, and the start."""
     net = seeded(lambda: nn.Linear(3, 4))
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
 
-    def near(penalty):
-        def model(p, x):
-            d = torch.cat([(p[name] - start[name]).flatten() for name in p])
-            return F.linear(x, p["weight"], p["bias"]).tanh(), penalty(d)
+    def model(p, x):
+        d = torch.cat([(p[name] - start[name]).flatten() for name in p])
+        return F.linear(x, p["weight"], p["bias"]).tanh(), penalty(d)
 
-        return model
+    return model, lambda outputs, labels: F.cross_entropy(outputs[0], labels) + outputs[1], start
 
-    def loss(outputs, labels):
-        return F.cross_entropy(outputs[0], labels) + outputs[1]
 
-    right = quick(near(lambda d: d.square().sum()), loss, parameters=start)
-    assert right.distrust == ()
+def test_the_square_of_the_norm_of_zero_is_the_sum_of_squares():
+    """torch's second derivative of a norm at 0 is 0 or nan (pytorch 92075)."""
+    of_squares, loss, start = near_start(lambda d: d.square().sum())
+    right = quick(of_squares, loss, parameters=start)
+    found = quick(near_start(lambda d: torch.norm(d) ** 2)[0], loss, parameters=start)
+    assert right.distrust == found.distrust == () and found.verdict("terms") == "holds"
+    for name in ("exact", "terms", "avg_grad_inner"):
+        assert_close(getattr(found, name), getattr(right, name), ROUND_OFF)
+
+
+def test_the_norm_of_zero_is_withheld_and_named_where_the_power_does_not_know_of_it():
+    of_squares, loss, start = near_start(lambda d: d.square().sum())
+    right = quick(of_squares, loss, parameters=start)
+    apart, _, _ = near_start(lambda d: torch.stack([torch.norm(d)]).square().sum())
     with pytest.warns(UserWarning, match="withheld.*norm in"):
-        found = analyse(near(lambda d: torch.norm(d) ** 2), loss, task(), 1e-3, parameters=start, most_orders=0)
+        found = analyse(apart, loss, task(), 1e-3, parameters=start, most_orders=0)
     for ours, theirs in ((found.exact, right.exact), (found.terms, right.terms)):
         finite = ours.isfinite()
         assert not finite.all()

@@ -15,12 +15,30 @@ from analysis.runs.advance import execute, execute_together
 from analysis.runs.job import Job
 from analysis.runs.store import load
 from analysis.theory.own_model import analyse
-from reptile_core import ImagePool, Inner, Network, Outer, Run, Sampling, evaluate, last, omniglot, start, sum_of, train
+from reptile_core import (
+    ImagePool,
+    Inner,
+    Network,
+    Outer,
+    Run,
+    Sampling,
+    evaluate,
+    inner_loop,
+    last,
+    omniglot,
+    start,
+    sum_of,
+    train,
+)
 from reptile_core.evaluation import accuracies, evaluation_tasks
 from reptile_core.lanes import lane, lane_bytes, train_lanes
-from reptile_core.losses import CrossEntropy
+from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.tasks import training_stream
-from tests.helpers.data import assert_close, generator
+from tests.benchmarks import plain
+from tests.helpers.data import assert_close, generator, minibatch
+from tests.helpers.oracles import flat as as_phi
+from tests.helpers.oracles import learned
+from tests.helpers.oracles import load as load_phi
 
 SHAPE = 1, 4, 4
 LEARN = Sampling(n_way=3, shots=4, batch=6, steps=2)
@@ -135,6 +153,44 @@ def test_a_run_of_it_is_a_file_that_resumes_to_the_same_bits(tmp_path, monkeypat
     keys = {job.key for job in (jobs["whole"], resumed)}
     other = replace(jobs["whole"], run=run_of(Network.of(module(seed=1), SHAPE)))
     assert len(keys) == 1 and other.key not in keys
+
+
+def test_the_built_in_network_as_a_module_has_its_gradient():
+    """Features come flattened channel, height, width there, and here height, width, channel."""
+    built, batch = omniglot(5), minibatch(batch=6)
+    phi = built.initialize(0, dtype=torch.float64)
+    net = load_phi(plain.model_of(5).double(), phi)
+    with torch.no_grad():
+        net[-1].weight.copy_(net[-1].weight.reshape(5, 2, 2, 64).permute(0, 3, 1, 2).flatten(1))
+    own = Network.of(net, (1, 28, 28))
+    mine = Minibatch(batch.x.unsqueeze(1), batch.y)
+    g = own.unflatten(inner_loop.gradient(CrossEntropy(own, "sum"), own.initialize(0, dtype=torch.float64), mine))
+    parts = {name: g[name] for name in learned(net)}
+    parts["17.weight"] = parts["17.weight"].reshape(5, 64, 2, 2).permute(0, 2, 3, 1).flatten(1)
+    expected = inner_loop.gradient(CrossEntropy(built, "sum"), phi, batch)
+    assert_close(as_phi(parts.values()), expected, 1e-11)  # some hundred sums of some thousand terms each
+
+
+class Viewing(nn.Module):
+    """Takes a view that needs channels first in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.out = nn.Conv2d(1, 3, 3), nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.out(self.inner(x).view(len(x), -1))
+
+
+def test_channels_go_last_in_memory_where_the_module_allows_it():
+    assert not Network.of(Viewing(), SHAPE).channels_last
+    own = Network.of(module().float(), SHAPE)
+    assert own.channels_last
+    seen = []
+    own._on(torch.device("cpu"), torch.float32)[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    phi, x = own.initialize(0), torch.rand(5, *SHAPE, generator=generator())
+    assert_close(own(phi, x), own._one(phi, x), 1e-5)  # float32, sums in another order
+    assert [each.is_contiguous() for each in seen] == [False, True]
 
 
 def test_what_was_trained_is_analysed():

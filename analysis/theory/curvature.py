@@ -77,11 +77,14 @@ def extreme_eigenvalues(
     from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import, as is scipy.linalg below
 
     product = _products(loss, phi)
-    signs = _signs(phi, generator)
-    if not product(signs).any():  # as of a linear loss
-        vectors = torch.eye(count, len(phi), dtype=phi.dtype, device=phi.device)
-        return Eigenpairs(phi.new_zeros(count), vectors, phi.new_zeros(count))
-    start = signs.cpu().numpy()
+    first = _signs(phi, generator)
+    if not product(first).any():
+        # A Hessian of few eigenvalues may take signs to 0, such as that of (phi_1 - phi_2)^2 equal ones.
+        first = torch.randn(len(phi), generator=generator, dtype=torch.float64, device=generator.device).to(phi)
+        if not product(first).any():  # as of a linear loss
+            vectors = torch.eye(count, len(phi), dtype=phi.dtype, device=phi.device)
+            return Eigenpairs(phi.new_zeros(count), vectors, phi.new_zeros(count))
+    start = first.cpu().numpy()
     operator = LinearOperator(
         2 * (len(phi),), matvec=lambda v: product(torch.from_numpy(v).to(phi)).cpu().numpy(), dtype=start.dtype
     )

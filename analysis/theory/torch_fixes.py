@@ -5,7 +5,8 @@ their saved mean and deviation to a fused backward as if they were constants. In
 second derivatives are wrong in two of the four orders of nesting (forward mode first) and their third ones in all
 eight (pytorch issues 175754, 186256, 196700). `mse_loss` fails in forward over reverse; fused attention, the gated
 linear unit, the norm of a parametrized weight and the recurrent layers of fast libraries have no forward mode at all.
-The norms stand here under every name by which Python reaches them: torch.nn.functional, torch and torch.ops.aten.
+The norms stand here under every name by which Python reaches them: torch.nn.functional, torch and torch.ops.aten. Even
+powers of the norms of linear algebra are in `powers_of_norms`.
 
 A stopped gradient has one meaning here: in a backward pass, of any order, the stopped value is a constant; from one
 point to another it moves with what it is computed from, also along a direction in forward mode. `torch.no_grad` means
@@ -22,6 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from analysis.theory.powers_of_norms import POWERS_OF_NORMS
 
 
 @contextmanager
@@ -208,6 +211,13 @@ def _legit_batch_norm_without_statistics(
     return _native_batch_norm(input, weight, bias, None, None, training, momentum, eps)
 
 
+def _legit_batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any, **named: Any) -> Any:
+    """Tell apart the two that have one name: what comes next are running statistics, or whether to train."""
+    without = isinstance(rest[0], bool) if rest else "running_mean" not in named
+    function = _legit_batch_norm_without_statistics if without else _native_batch_norm
+    return function(input, weight, bias, *rest, **named)
+
+
 def _torch_instance_norm(
     input: Tensor,
     weight: Tensor | None,
@@ -233,9 +243,23 @@ def _weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, 
 
 
 def stopped(x: Tensor) -> Tensor:
-    """Give x as a constant of every backward pass around it: a copy, as a view would keep its part in them."""
+    """Give x as a constant of every backward pass around it: a copy, as a view would keep its part in them.
+
+    What is a constant already is not copied, as it may be written to through what is returned.
+    """
+    if not _has_part(x):
+        return x.view_as(x) if x.layout == torch.strided else x.detach()
     with torch.no_grad():
         return x.clone()
+
+
+def _has_part(x: Tensor) -> bool:
+    """Tell whether some backward pass goes through x: each transform of torch.func wraps it once."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        if x.requires_grad:
+            return True
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.requires_grad
 
 
 def _without_fast_libraries(recurrent: Callable[..., Any]) -> Callable[..., Any]:
@@ -267,7 +291,7 @@ _FIXED: dict[Any, Callable[..., Any]] = {
     torch.native_layer_norm: _native_layer_norm,
     torch.batch_norm: _torch_batch_norm,
     torch.native_batch_norm: _native_batch_norm,
-    torch._native_batch_norm_legit: _native_batch_norm,
+    torch._native_batch_norm_legit: _legit_batch_norm,
     torch.instance_norm: _torch_instance_norm,
     torch._weight_norm: _weight_norm,
     torch._weight_norm_interface: _weight_norm_interface,
@@ -278,10 +302,10 @@ _FIXED: dict[Any, Callable[..., Any]] = {
     **{name: _native_layer_norm for name in _names(_ATEN.native_layer_norm)},
     **{name: _torch_batch_norm for name in _names(_ATEN.batch_norm)},
     **{name: _native_batch_norm for name in _names(_ATEN.native_batch_norm)},
-    **{name: _native_batch_norm for name in _names(_ATEN._native_batch_norm_legit)},
-    _ATEN._native_batch_norm_legit.no_stats: _legit_batch_norm_without_statistics,
+    **{name: _legit_batch_norm for name in _names(_ATEN._native_batch_norm_legit)},
     **{name: _torch_instance_norm for name in _names(_ATEN.instance_norm)},
     **{name: stopped for name in _names(_ATEN.detach)},
+    **POWERS_OF_NORMS,
     **{f: _without_fast_libraries(f) for f in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
 }
 

@@ -20,9 +20,10 @@ from analysis.theory.derivatives import gradient, hessian_at
 from analysis.theory.losses import on_minibatch
 from analysis.theory.taylor import inner_gradient_terms, maml_terms
 from reptile_core.inner_loop import SGD
+from reptile_core.inner_loop import gradient as as_in_training
 from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.meta_gradients import maml
-from reptile_core.networks import omniglot
+from reptile_core.networks import Network, omniglot
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool
 from tests.benchmarks import plain
@@ -62,6 +63,10 @@ def cases() -> dict[str, Case]:
             smooth = Sides("softplus", dtype)
             found["gradient, float64, softplus"] = Case(smooth.gradient, goal=2.5)
             found["Hessian-vector product, float64, softplus"] = Case(smooth.product, goal=8)
+        else:
+            found["gradient of the same network as a module, Network.of"] = Case(
+                sides.of_module(), sides.plain_gradient, goal=3
+            )
         found[f"Hessian-vector product, {name}"] = Case(
             sides.product, sides.plain_product, goal=8 if dtype == DOUBLE else None
         )
@@ -95,6 +100,12 @@ class Sides:
 
     def gradient(self) -> object:
         return gradient(self.losses[0], self.phi)
+
+    def of_module(self) -> Call:
+        own = Network.of(self.model, (1, 28, 28))
+        loss, phi = CrossEntropy(own, "mean"), own.initialize(0)
+        batch = Minibatch(self.batches[0].x.unsqueeze(1), self.batches[0].y)
+        return lambda: as_in_training(loss, phi, batch)
 
     def product(self) -> object:
         return hessian_at(self.losses[0], self.phi)(self.v)

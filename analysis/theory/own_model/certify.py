@@ -27,7 +27,7 @@ from analysis.theory.own_model.loops import (
     reverse,
     through_the_loop,
 )
-from analysis.theory.own_model.losses import ModuleFunction, OwnLoss
+from analysis.theory.own_model.losses import ModuleFunction, OwnLoss, evaluated
 from analysis.theory.own_model.quotients import (
     DIFFERS,
     HOLDS,
@@ -80,6 +80,12 @@ class Certificate(dict[Key, list[Agreement]]):
 
     def differs(self, *keys: Key) -> bool:
         return self.verdict(*keys) == DIFFERS
+
+    def spread(self, source: Key) -> None:
+        """Let every quantity differ where one differs that all are built on."""
+        wrong = [a for a in self.get(source, []) if a.decides and a.verdict == DIFFERS]
+        for key in self.keys() - {source}:
+            self.add(key, *(a for a in wrong if a not in self[key]))
 
     def withheld(self) -> int:
         return sum(self.differs(key) for key in self)
@@ -207,11 +213,7 @@ class Probe:
         return (d / d.norm()).to(self.setting.phi)
 
     def _gradient(self, loss: OwnLoss, point: Vector, g: Vector) -> Agreement:
-        def value(p: Vector) -> Tensor:
-            with torch.no_grad():
-                return loss(p)
-
-        return self._scalar("differences of the loss", value, point, g)
+        return self._scalar("differences of the loss", partial(evaluated, loss), point, g)
 
     def _scalar(self, channel: str, value: Callable[[Vector], Tensor], point: Vector, g: Vector) -> Agreement:
         d = self._direction

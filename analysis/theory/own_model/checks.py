@@ -1,7 +1,7 @@
 """What an analysis cannot use: arguments, layers and losses, each refused by name and with the way out."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import isfinite, log
 from numbers import Integral, Real
@@ -15,9 +15,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from analysis.theory.derivatives import Vector
-from analysis.theory.own_model.losses import OwnLoss
+from analysis.theory.own_model.losses import OwnLoss, evaluated
 from analysis.theory.own_model.trees import Tree, leaves, outline
 from analysis.theory.own_model.watching import named
+
+Evaluation = Callable[[OwnLoss, Vector], Tensor]
 
 
 class NotFinite(ValueError):
@@ -97,13 +99,19 @@ def check_loss(on_minibatch: OwnLoss, phi: Vector, i: int, evaluations: int) -> 
     if not value.requires_grad:
         raise ValueError(f"loss: expected a function of the parameters, found none of them in it on minibatch {i}")
     value = value.detach()
-    for again in _again(on_minibatch, phi, evaluations):
-        # Sums in another order, as on a GPU, differ by some eps; noise such as dropout by far more.
-        if not torch.isclose(value, again, rtol=1e3 * torch.finfo(phi.dtype).eps):
+    for how, again in _again(on_minibatch, phi, evaluations):
+        if _alike(value, again):
+            continue
+        found = f"found {value.item()} and {again.item()} on minibatch {i}"
+        if how is not _with_gradients and all(_alike(again, how(on_minibatch, phi)) for _ in range(3)):
             raise ValueError(
-                f"loss: expected the same value each time, found {value.item()} and {again.item()} on minibatch {i}; "
-                "is there dropout or other noise in it? Call .eval() on the layer that draws it, or fix what it draws"
+                f"loss: expected the same value {HOW[how]} as with gradients, {found}; does the model write through "
+                ".data, or ask whether gradients are on?"
             )
+        raise ValueError(
+            f"loss: expected the same value each time, {found}; is there dropout or other noise in it? Call .eval() on "
+            "the layer that draws it, or fix what it draws"
+        )
 
 
 def evaluations_against_noise(minibatches: int) -> int:
@@ -138,18 +146,34 @@ def warn_of_minibatch_statistics(model: nn.Module, stacklevel: int) -> None:
         )
 
 
-def _again(on_minibatch: OwnLoss, phi: Vector, evaluations: int) -> Iterable[Tensor]:
-    """Return the loss as derivatives see it, by torch.func where that can and in plain torch, and once without any.
+def _alike(value: Tensor, again: Tensor) -> bool:
+    """Tell whether two values differ by some eps at most, as sums in another order on a GPU; noise does by far more."""
+    round_off = 1e3 * torch.finfo(value.dtype).eps
+    return bool(torch.isclose(value, again, rtol=round_off, atol=min(round_off, 1e-8)))
+
+
+def _again(on_minibatch: OwnLoss, phi: Vector, evaluations: int) -> Iterable[tuple[Evaluation, Tensor]]:
+    """Evaluate the loss as derivatives see it, in plain torch and by torch.func where that can, and once without any.
 
     Random generators run on from one evaluation to the next.
     """
+    ways: list[Evaluation] = [*[_with_gradients] * (evaluations - 2), evaluated]
+    for how in ways:
+        yield how, how(on_minibatch, phi)
     with suppress(Exception):  # the derivative itself says why
-        yield grad_and_value(on_minibatch)(phi)[1].detach()
-    with torch.no_grad():
-        yield on_minibatch(phi)
-    for _ in range(evaluations - 2):
-        with torch.enable_grad():
-            yield on_minibatch(phi.clone().requires_grad_()).detach()
+        yield _in_func, _in_func(on_minibatch, phi)
+
+
+def _with_gradients(on_minibatch: OwnLoss, phi: Vector) -> Tensor:
+    with torch.enable_grad():
+        return on_minibatch(phi.clone().requires_grad_()).detach()
+
+
+def _in_func(on_minibatch: OwnLoss, phi: Vector) -> Tensor:
+    return grad_and_value(on_minibatch)(phi)[1].detach()
+
+
+HOW: dict[Evaluation, str] = {evaluated: "without a graph", _in_func: "in torch.func"}
 
 
 def _check_embedding(name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:

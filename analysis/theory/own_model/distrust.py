@@ -7,7 +7,7 @@ import torch
 
 from analysis.theory.own_model.certify import CHANNELS, Certificate, Key, Setting
 from analysis.theory.own_model.checks import check_loss
-from analysis.theory.own_model.locate import KINK_HERE, culprits, heard
+from analysis.theory.own_model.locate import KINK_HERE, culprits, heard, own_rules
 from analysis.theory.own_model.loops import forward, gradients_met
 from analysis.theory.own_model.quantities import Quantities
 from analysis.theory.own_model.quotients import DIFFERS, KINK, STOPPED, UNDECIDED
@@ -21,13 +21,14 @@ def explain(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return sentences on what to distrust, and notes on what is right but not as one may expect."""
     verdicts = {a.verdict for agreements in certificate.values() for a in agreements}
-    if DIFFERS in verdicts:
+    jumps = _jumps_here(setting, certificate)
+    if DIFFERS in verdicts or jumps:
         for i, on_minibatch in enumerate(setting.pool):
             check_loss(on_minibatch, setting.phi, i, MORE_EVALUATIONS // len(setting.pool) + 1)
     distrust = []
     if DIFFERS in verdicts:
         distrust.append(_of_differences(setting, certificate))
-    if _jumps_here(setting, certificate):
+    if jumps:
         distrust.append(_of_kinks(setting))
     if STOPPED in verdicts or (setting.stops and not certificate):
         distrust.append(_of_stops(setting))
@@ -39,7 +40,7 @@ def _of_differences(setting: Setting, certificate: Certificate) -> str:
     order = 2 + any(key[0] == "terms" and key[2] > 1 for key in _differing(certificate))
     if any(key[0] == "g_bar" for key in _differing(certificate)):
         order = 1
-    places = "; ".join(culprits(setting.model, setting.pool[0], setting.phi, order)) or _nowhere(certificate)
+    places = "; ".join(culprits(setting.model, setting.pool[0], setting.phi, order)) or _nowhere(setting, certificate)
     if not withheld:
         channels = {a.channel for agreements in certificate.values() for a in agreements if a.verdict == DIFFERS}
         return (
@@ -104,7 +105,7 @@ def _jumps_here(setting: Setting, certificate: Certificate) -> bool:
         return False
     if setting.phi.dtype == torch.float64:
         return True
-    return any(at_zero(heard(setting.model, loss, setting.phi)) for loss in setting.pool)
+    return any(any(at_zero(heard(setting.model, loss, setting.phi))) for loss in setting.pool)
 
 
 def _kinks_on_the_way(setting: Setting) -> list[str]:
@@ -124,13 +125,20 @@ def _differing(certificate: Certificate) -> list[Key]:
     return [key for key, agreements in certificate.items() if any(a.verdict == DIFFERS for a in agreements)]
 
 
-def _nowhere(certificate: Certificate) -> str:
+def _nowhere(setting: Setting, certificate: Certificate) -> str:
     if any(a.verdict == DIFFERS and a.channel == "the module itself" for a in certificate.get(("g_bar", "", 0), [])):
         return (
-            "the module itself has another gradient, as with a hook on a parameter, or parameters that the loss or the "
-            "module reaches past its attributes"
+            "the module itself has another gradient, as with a hook on a parameter, numbers written through .data, or "
+            "parameters that the loss or the module reaches past its attributes"
         )
-    return "no layer alone shows it"
+    together = "no layer alone shows it"
+    calls = heard(setting.model, setting.pool[0], setting.phi)
+    suspects = [
+        *(f"the backward pass of {rule}" for rule in own_rules(setting.pool[0], setting.phi)),
+        *(f"{call.name} in {call.layer}" for call in calls if call.name == "register_hook"),
+        *(f"the kink of {name}" for name in at_zero(calls)),
+    ]
+    return f"{together}; look at {', '.join(dict.fromkeys(suspects))}" if suspects else together
 
 
 def _list(keys: Sequence[Key]) -> str:

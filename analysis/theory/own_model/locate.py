@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from analysis.theory.derivatives import Loss, Vector, gradient
 from analysis.theory.own_model.keeping import Keeper
 from analysis.theory.own_model.loops import Way, forward, reverse
-from analysis.theory.own_model.losses import ModuleFunction, OwnLoss, flatten
+from analysis.theory.own_model.losses import ModuleFunction, OwnLoss, evaluated, flatten
 from analysis.theory.own_model.quotients import DIFFERS, Differences, compare
 from analysis.theory.own_model.trees import leaves, map_leaves
 from analysis.theory.own_model.watching import Call, Watcher, layer_names, named
@@ -60,6 +60,23 @@ def heard(model: Any, loss: OwnLoss, phi: Vector) -> list[Call]:
     return calls
 
 
+def own_rules(loss: OwnLoss, phi: Vector) -> list[str]:
+    """Name the kinds of torch.autograd.Function in a loss, whose backward passes are written by hand."""
+    with torch.enable_grad():
+        todo: list[Any] = [loss(phi.clone().requires_grad_()).grad_fn]
+    seen: set[Any] = set()
+    found: dict[str, None] = {}
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            found[type(node).__name__.removesuffix("Backward")] = None
+        todo += [before for before, _ in node.next_functions]
+    return list(found)
+
+
 @dataclass(frozen=True)
 class _LayerCall:
     args: tuple[Any, ...]
@@ -86,8 +103,7 @@ def _layer_calls(model: nn.Module, loss: OwnLoss, phi: Vector) -> _Calls:
 
     handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in model.modules()]
     try:
-        with torch.no_grad():
-            loss(phi)  # which puts back the hooks that there were
+        evaluated(loss, phi)  # which puts back the hooks that there were
     finally:
         for handle in handles:
             handle.remove()
@@ -127,12 +143,40 @@ def _fault_of_layer(module: nn.Module, call: _LayerCall, beyond: _LayerCall, ord
     return _fault(OwnLoss(run, _weighted, unflatten, ((), ()), keeper), x, torch.cat(steps), order)
 
 
+def not_finite(model: Any, loss: OwnLoss, phi: Vector) -> list[str]:
+    """Name the functions whose gradient alone is not finite, though they are."""
+    found: dict[str, None] = {}
+    for call in heard(model, loss, phi):
+        inputs = _inputs(call)
+        if call.name in NO_FUNCTIONS or not inputs:
+            continue
+        value, x = _alone(call, inputs)
+        try:
+            finite = bool(value(x).isfinite()) and not bool(gradient(value, x).isfinite().all())
+        except RuntimeError:  # no function of tensors alone
+            continue
+        if finite:
+            found[f"{call.name} in {call.layer}" if call.layer else call.name] = None
+    return list(found)[:MOST]
+
+
 def _fault_of_call(call: Call, beyond: Call, order: int) -> str:
-    tree = call.args, call.kwargs
-    inputs = [leaf for _, leaf in leaves(tree) if _varies(leaf)]
-    moved = [leaf for _, leaf in leaves((beyond.args, beyond.kwargs)) if _varies(leaf)]
+    inputs, moved = _inputs(call), _inputs(beyond)
     if not inputs or [a.shape for a in inputs] != [b.shape for b in moved]:
         return ""
+    value, x = _alone(call, inputs)
+    step = torch.cat([(b - a).detach().flatten() for a, b in zip(inputs, moved, strict=True)])
+    return _fault(value, x, step, order)
+
+
+def _inputs(call: Call) -> list[Tensor]:
+    return [leaf for _, leaf in leaves((call.args, call.kwargs)) if _varies(leaf)]
+
+
+def _alone(call: Call, inputs: list[Tensor]) -> tuple[Loss, Vector]:
+    """Make a call a function of one vector, which holds what varies of its arguments, and that vector."""
+    tree = call.args, call.kwargs
+    x, unflatten = flatten(inputs)
 
     def value(point: Vector) -> Tensor:
         exchanged = iter(unflatten(point))
@@ -141,9 +185,7 @@ def _fault_of_call(call: Call, beyond: Call, order: int) -> str:
         with right_derivatives():
             return _weighted(call.function(*args, **kwargs))
 
-    x, unflatten = flatten(inputs)
-    step = torch.cat([(b - a).detach().flatten() for a, b in zip(inputs, moved, strict=True)])
-    return _fault(value, x, step, order)
+    return value, x
 
 
 def _fault(f: Loss, x: Vector, step: Vector, order: int) -> str:
@@ -157,8 +199,10 @@ def _fault(f: Loss, x: Vector, step: Vector, order: int) -> str:
             slope = Differences(lambda t: f(x + t * d), length, x.dtype, at_zero=f(x))
             slope.sharpest  # noqa: B018, so that it is taken without a graph
         g = gradient(f, x)
-    except RuntimeError:  # no function of tensors alone, or the results depend on nothing here
-        return ""
+    except RuntimeError as error:
+        if "not implemented" in str(error):
+            return f"its {ORDERS[0]}{FAILS}reverse mode ({_first_line(error)})"
+        return ""  # no function of tensors alone, or the results depend on nothing here
     first = compare("", g @ d, slope, size=float(g.norm()) / len(g) ** 0.5)
     if first.verdict == DIFFERS or first.here:
         return f"its {ORDERS[0]} differs" if first.verdict == DIFFERS else KINK_HERE

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analysis.theory.derivatives import Loss, Vector, derivative, gradient
+from analysis.theory.own_model.losses import evaluated
 
 Way = Callable[..., Vector]  # of (loss, phi, *directions), as `derivative`
 
@@ -96,7 +97,6 @@ def adapted_loss(losses: Sequence[Loss], alpha: float) -> Callable[[Vector], Ten
 
     def value(phi: Vector) -> Tensor:
         points, _ = gradients_met(losses[:-1], phi, alpha)
-        with torch.no_grad():
-            return losses[-1](points[-1])
+        return evaluated(losses[-1], points[-1])
 
     return value

@@ -1,7 +1,7 @@
 """From models and minibatches to losses of one vector, which leave the model as it was."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -70,8 +70,8 @@ class OwnLoss:
 class ModuleFunction:
     """A module as a function of (parameters, inputs), its parameters exchanged in place of every use of them.
 
-    A parameter or a module may stand under several names, a parameter also in a list that a module keeps (as those of
-    recurrent layers do). The keeper puts the caller's own back after each call.
+    A parameter or a module may stand under several names, a parameter also in a list, tuple or dict that a module keeps
+    (as those of recurrent layers do). The keeper puts the caller's own back after each call.
     """
 
     def __init__(self, model: nn.Module):
@@ -85,11 +85,11 @@ class ModuleFunction:
             (s["_parameters"], k, id(p)) for s in every for k, p in s["_parameters"].items() if p is not None
         ]
         self._buffers = [(s["_buffers"], k, b) for s in every for k, b in s["_buffers"].items() if b is not None]
-        self._lists = [
+        self._kept = [
             (slots, name, value)
             for slots in every
             for name, value in slots.items()
-            if isinstance(value, list) and any(isinstance(entry, nn.Parameter) for entry in value)
+            if name != "_parameters" and any(isinstance(entry, nn.Parameter) for entry in _entries(value))
         ]
         self._signature = _signature(model)
 
@@ -114,8 +114,8 @@ class ModuleFunction:
                 if id(buffer) not in others:  # once, where two modules share it
                     others[id(buffer)] = _writable(buffer, zero)
                 slots[name] = others[id(buffer)]
-        for slots, name, entries in self._lists:
-            slots[name] = [others.get(id(entry), entry) for entry in entries]
+        for slots, name, value in self._kept:
+            slots[name] = map_leaves(lambda leaf: others.get(id(leaf), leaf), value)
 
     def arguments(self, inputs: Tree) -> tuple[Sequence[Any], dict[str, Any]]:
         """Tell how the module takes its inputs: a tuple as several arguments, a mapping as keywords where they fit."""
@@ -141,6 +141,16 @@ class ModuleFunction:
         return True
 
 
+def evaluated(loss: Callable[[Vector], Tensor], phi: Vector) -> Tensor:
+    """Evaluate a loss without a graph, or with one where the model itself takes gradients, as of an energy."""
+    try:
+        with torch.no_grad():
+            return loss(phi)
+    except RuntimeError:
+        with torch.enable_grad():
+            return loss(phi.detach().clone().requires_grad_()).detach()
+
+
 def flatten(parameters: Tree) -> tuple[Vector, Callable[[Vector], Tree]]:
     """Make one vector of all parameters, in the order of their tree, and the way back."""
     found = list(leaves(parameters))
@@ -161,6 +171,12 @@ def flatten(parameters: Tree) -> tuple[Vector, Callable[[Vector], Tree]]:
         return map_leaves(lambda _: next(parts).reshape(next(order)), parameters)
 
     return torch.cat([leaf.detach().clone().flatten() for _, leaf in found]), unflatten
+
+
+def _entries(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple) else ()
 
 
 def _versions(tree: Tree) -> list[int]:

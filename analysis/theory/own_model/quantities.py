@@ -12,7 +12,7 @@ from torch import Tensor
 from analysis.theory.derivatives import gradient
 from analysis.theory.own_model.certify import CHANNELS, G_BAR, MAML, PRODUCTS, Certificate, Probe, Setting
 from analysis.theory.own_model.checks import NotFinite, check_finite
-from analysis.theory.own_model.locate import culprits
+from analysis.theory.own_model.locate import culprits, not_finite
 from analysis.theory.own_model.loops import Along, Way, by_products, forward, reverse
 from analysis.theory.own_model.quotients import DIFFERS, HOLDS, Agreement, Differences, compare
 from analysis.theory.taylor import inner_gradient_terms, maml_terms
@@ -41,6 +41,9 @@ def quantities(setting: Setting, *, certify: bool) -> tuple[Quantities, Certific
         g_bar = torch.stack([gradient(loss, at.phi) for loss in at.pool])
     except (NotImplementedError, RuntimeError) as error:
         raise _no_derivative(at, error) from error
+    for i, finite in enumerate(g_bar.isfinite().all(-1)):
+        if not finite:
+            raise _not_finite(at, i)
     probe = Probe(at, g_bar)
 
     def take_exact(way: Way) -> Tensor:
@@ -63,6 +66,7 @@ def quantities(setting: Setting, *, certify: bool) -> tuple[Quantities, Certific
         certificate.add(G_BAR, *probe.gradients())
         for name, agreement in zip(at.names, probe.gradients_met(exact[: at.k]), strict=False):
             certificate.add(("exact", name, 0), agreement)
+        certificate.spread(G_BAR)
     return _withheld(at, Quantities(exact, at_half, g_bar, terms, products, way, maml_way), certificate), certificate
 
 
@@ -156,12 +160,12 @@ def _put_differences(at: Setting, series: DifferenceSeries, terms: Tensor, rows:
 
 
 def _withheld(at: Setting, found: Quantities, certificate: Certificate) -> Quantities:
-    """Put nan in place of what differs, of a gradient also in place of its terms."""
+    """Put nan in place of what differs. Where a gradient at the start does, all terms are nan, of order 0 too."""
     nan = float("nan")
     exact, at_half, terms = found.exact.clone(), found.at_half.clone(), found.terms.clone()
     g_bar, products = found.g_bar, found.products
-    if certificate.differs(G_BAR):  # and nothing that is built on gradients holds
-        g_bar, products, terms = g_bar * nan, products * nan, terms * nan
+    if certificate.differs(G_BAR):
+        g_bar, terms = g_bar * nan, terms * nan
     for row, name in enumerate(at.names):
         if certificate.differs(("exact", name, 0)):
             exact[row], at_half[row] = nan, nan
@@ -179,6 +183,15 @@ def _unheard(agreements: list[Agreement], way: Way) -> list[Agreement]:
         for a in agreements
         if a.decides and a.verdict != HOLDS
     ]
+
+
+def _not_finite(at: Setting, i: int) -> ValueError:
+    """Make an error that names the functions whose gradient is not finite."""
+    places = ", ".join(not_finite(at.model, at.pool[i], at.phi)) or "no function alone shows it"
+    return ValueError(
+        f"loss: expected a finite gradient, found nan or infinity on minibatch {i} ({places}). Keep the function away "
+        "from such a point, as by adding a small number, or take another point"
+    )
 
 
 def _no_derivative(at: Setting, error: Exception) -> NotImplementedError:

@@ -25,6 +25,7 @@ class Call:
     kwargs: dict[str, Any]
     result: Any
     with_grad: bool  # not under no_grad
+    constant: bool  # whether it gave floats none of which requires a gradient
     in_rule: bool  # in the forward pass of a torch.autograd.Function, whose backward pass speaks for itself
 
 
@@ -42,7 +43,9 @@ class Watcher(TorchFunctionMode):
             frame = sys._getframe(1)
             with_grad, in_rule = torch.is_grad_enabled(), _in_rule(frame)
             layer = calling_layer(frame, self._layers)
-            self._listen(Call(func, _name(func), layer, args, kwargs, result, with_grad, in_rule))
+            results = [leaf for leaf in tree_leaves(result) if _is_number(leaf)]
+            constant = bool(results) and not any(leaf.requires_grad for leaf in results)
+            self._listen(Call(func, _name(func), layer, args, kwargs, result, with_grad, constant, in_rule))
         return result
 
 
@@ -86,10 +89,8 @@ def stopped_gradients(calls: list[Call]) -> Iterator[str]:
             continue
         if call.name in NUMBERS or _is_padding(call):
             yield f"{call.name} in {call.layer}"
-        elif call.name in DETACHING or not call.with_grad:
-            results = [leaf for leaf in tree_leaves(call.result) if _is_number(leaf)]
-            if results and not any(leaf.requires_grad for leaf in results):
-                yield f"{call.name if call.name in DETACHING else 'no_grad'} in {call.layer}"
+        elif call.constant and (call.name in DETACHING or not call.with_grad):
+            yield f"{call.name if call.name in DETACHING else 'no_grad'} in {call.layer}"
 
 
 def kinks(calls: list[Call], beyond: list[Call] | None = None) -> Iterator[str]:
@@ -116,9 +117,11 @@ NEW = {
 }
 
 
-def at_zero(calls: list[Call]) -> bool:
-    """Tell whether some number is 0 at which a function has a kink there."""
-    return any(call.name.removesuffix("_") in AT_ZERO and bool((call.args[0] == 0).any()) for call in calls)
+def at_zero(calls: list[Call]) -> Iterator[str]:
+    """Name the calls of functions with a kink at 0 that get a 0."""
+    for call in calls:
+        if call.name.removesuffix("_") in AT_ZERO and bool((call.args[0] == 0).any()):
+            yield f"{call.name} in {call.layer}"
 
 
 AT_ZERO = {"relu", "leaky_relu", "prelu", "elu", "selu", "celu", "abs", "absolute"}
