@@ -157,7 +157,7 @@ def not_finite(model: Any, loss: OwnLoss, phi: Vector) -> list[str]:
             continue
         if finite:
             found[f"{call.name} in {call.layer}" if call.layer else call.name] = None
-    return list(found)[:MOST]
+    return list(found)[:MAX_NAMED]
 
 
 def _fault_of_call(call: Call, beyond: Call, order: int) -> str:
