@@ -23,11 +23,13 @@ def draw_curve(
         ax.fill_between(curve[x], low, high, color=colour, alpha=0.15, linewidth=0)
 
 
-def over_iterations(ax: Axes, chance: float) -> None:
-    """Set the axes of a learning curve: iterations with separators, and the line of chance (accuracy in [0, 1])."""
-    ax.axhline(100 * chance, color="0.5", linestyle=":", linewidth=1)
-    ax.annotate("chance", (0.02, 100 * chance), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip
+def over_iterations(ax: Axes, chance: float | None = None) -> None:
+    """Set the axes of a learning curve: iterations with separators, and the line of chance (accuracy in [0, 1]) where
+    the curves are to be compared with it."""
+    if chance is not None:
+        ax.axhline(100 * chance, color="0.5", linestyle=":", linewidth=1)
+        ax.annotate("chance", (0.02, 100 * chance), xycoords=("axes fraction", "data"), xytext=(0, 3),
+                    textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip
     ax.set_xlabel("meta-iterations")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))

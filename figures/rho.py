@@ -11,7 +11,7 @@ from figures.curves import draw_curve, evaluation_in_words, over_iterations, see
 from figures.style import finish
 
 WORDS = {"noise": "less noise,\nequal ρ", "rho": "larger ρ,\nequal noise"}  # others: both equal
-LINES = ("-", "--", ":", "-.")  # of arms of the same rho, the quietest first
+LINES = ("-", "--", ":", "-.")  # by noise, the quietest first
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
@@ -32,21 +32,22 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def _curves(ax: plt.Axes, intervals: pd.DataFrame, settings: Mapping[str, Any]) -> None:
-    met: dict[float, int] = {}
-    arms = settings["variants"]
-    span = max(arm["rho"] for arm in arms.values())
-    for name, arm in sorted(arms.items(), key=lambda item: (item[1]["rho"], item[1]["noise"])):
-        line = LINES[met.setdefault(arm["rho"], 0) % len(LINES)]
-        met[arm["rho"]] += 1
+    """Draw a line for each pair of rho and noise, over all sums that have it."""
+    arms = pd.DataFrame.from_dict(settings["variants"], orient="index")[["rho", "noise"]].round(3)
+    span = arms.rho.max()
+    curves = intervals.join(arms, on="variant").groupby(["rho", "noise", "iteration"], as_index=False)["mean"].mean()
+    for (rho, noise), curve in curves.groupby(["rho", "noise"]):
+        sums = int(((arms.rho == rho) & (arms.noise == noise)).sum())
         draw_curve(
-            ax, intervals[intervals.variant == name].assign(low=float("nan")), line=line, marker="o",
-            colour=plt.colormaps["viridis"](0.92 * arm["rho"] / span),
-            label=f"{name}: ρ = {arm['rho']:g}, noise {arm['noise']:.2f}",
+            ax, curve.assign(low=float("nan")), line=LINES[sorted(set(arms.noise)).index(noise) % len(LINES)],
+            marker="o", colour=plt.colormaps["viridis"](0.92 * rho / span),
+            label=f"ρ = {rho:.2f}, noise {noise:.2f}" + (f" (mean of {sums} sums)" if sums > 1 else ""),
         )  # fmt: skip
-    over_iterations(ax, 1 / settings["n_way"])
+    over_iterations(ax)
     ax.set(ylabel="accuracy on test characters (%)")
     ax.set_title("early curves", fontsize=10)
-    ax.legend(fontsize=7.5)
+    ax.margins(y=0.3)
+    ax.legend(fontsize=7.5, loc="upper left")
 
 
 def finding(pairs: pd.DataFrame) -> str:

@@ -67,7 +67,10 @@ def test_what_is_not_finished_is_not_published(
     assert not (tmp_path / "to").exists()
 
 
-CITED = re.compile(r"`([a-z0-9-]+)`: ([^)]*)\)")  # (`claim-id`: numbers and words)
+CITED = re.compile(r"`([a-z0-9-]+)`:\s([^)]*)\)")  # (`claim-id`: numbers and words)
+HOUR = (
+    "[An hour](figures/published/hour/README.md)"  # from here to the end of the paragraph, the numbers are that run's
+)
 
 
 def _numbers(claim: dict) -> set[str]:
@@ -81,18 +84,33 @@ def _numbers(claim: dict) -> set[str]:
     return found
 
 
-def test_every_number_that_the_readme_cites_is_the_published_one() -> None:
-    claims = {claim["id"]: claim for claim in json.loads((PUBLISHED / "quick" / "claims.json").read_text())}
-    cited = CITED.findall(README.read_text())
-    assert len(cited) >= 6
+def _verdicts(run: str) -> list[dict]:
+    return json.loads((PUBLISHED / run / "claims.json").read_text())
+
+
+@pytest.mark.parametrize(("run", "least"), [("quick", 6), ("hour", 4)])
+def test_every_number_that_the_readme_cites_is_the_published_one(run: str, least: int) -> None:
+    claims = {claim["id"]: claim for claim in _verdicts(run)}
+    before, after = README.read_text().split(HOUR)
+    of_hour, _, rest = after.partition("\n\n")
+    cited = CITED.findall(of_hour if run == "hour" else before + rest)
+    assert len(cited) >= least
     for id, words in cited:
         allowed = _numbers(claims[id])
         for number in re.findall(r"(?<![\w=])-?\d+(?:\.\d+)?", words.replace("k = 4", "")):
             assert number in allowed, f"{id}: {number}"
 
 
+def test_an_hours_verdicts_are_those_of_the_default_run_or_decide_more() -> None:
+    decided = {claim["id"]: claim["verdict"] for claim in _verdicts("quick") if claim["verdict"] != "undecided"}
+    hour = {claim["id"]: claim["verdict"] for claim in _verdicts("hour")}
+    assert {id: hour[id] for id in decided} == decided
+    of_experiments = [c for c in _verdicts("hour") if c["kind"] == "experiment" and c["verdict"] != "undecided"]
+    assert f"decides {len(of_experiments)}." in README.read_text()
+
+
 def test_the_readmes_tally_is_the_published_one() -> None:
-    claims = json.loads((PUBLISHED / "quick" / "claims.json").read_text())
+    claims = _verdicts("quick")
     for kind in ("theorem", "experiment"):
         verdicts = [claim["verdict"] for claim in claims if claim["kind"] == kind]
         words = ", ".join(f"{verdicts.count(v)} {v}" for v in ("supported", "refuted", "undecided") if v in verdicts)

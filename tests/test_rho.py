@@ -155,7 +155,10 @@ def test_tables_and_figure_have_the_numbers():
     with style():
         figure = draw(result.tables, settings)["rho"]
     left, right = figure.axes
-    assert len([line for line in left.get_lines() if len(line.get_xdata()) == 2 and line.get_marker() == "o"]) == 9
+    lines = {str(line.get_label()): line.get_ydata() for line in left.get_lines() if line.get_marker() == "o"}
+    assert len(lines) == 5  # pairs of rho and noise
+    of_axes = table[table.variant.str.contains("axis")].groupby("iteration").value.mean()
+    assert lines["ρ = 1.50, noise 0.70 (mean of 4 sums)"] == pytest.approx(100 * of_axes.to_numpy())
     heights = [float(line.get_ydata()[0]) for line in right.get_lines() if line.get_marker() == "o"]
     assert heights == pytest.approx(list(100 * result.tables["rho_pairs"]["mean"]))
     points = 100 * pairs["mean"]
