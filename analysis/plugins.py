@@ -34,10 +34,14 @@ def loaded(paths: Sequence[Path]) -> Iterator[None]:
 
 def _experiments(path: Path) -> list[tuple[Experiment, registry.Draw | None]]:
     module = _imported(path)
-    found = [*getattr(module, "EXPERIMENTS", []), *([module.EXPERIMENT] if hasattr(module, "EXPERIMENT") else [])]
+    found = list(getattr(module, "EXPERIMENTS", []))
+    if hasattr(module, "EXPERIMENT"):
+        found.append(module.EXPERIMENT)
     if not found or not all(isinstance(one, Experiment) for one in found):
         raise UsageError(f"--plugin: expected EXPERIMENT, an Experiment, in {path}, found {found or 'none'}")
-    taken = {claim.id for one in registry.EXPERIMENTS.values() for claim in one.claims}
+    taken: set[str] = set()
+    for one in registry.EXPERIMENTS.values():
+        taken.update(claim.id for claim in one.claims)
     for one in found:
         if one.name in registry.EXPERIMENTS:
             raise UsageError(f"--plugin: expected a name that no experiment has, found {one.name!r} in {path}")
