@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.experiments.shared import own_variants
-from analysis.experiments.shared.experiment import Context, Experiment
+from analysis.experiments.shared.experiment import Context, Experiment, claims_of
 from analysis.results import manifest
 from analysis.results.judge import Verdict
 from reptile_core import datasets
@@ -44,9 +44,7 @@ class Plan:
 
     def verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Return those on the claims of the plan's experiments."""
-        mine: set[str] = set()
-        for experiment in self.experiments:
-            mine.update(claim.id for claim in experiment.claims)
+        mine = {claim.id for claim in claims_of(self.experiments)}
         return [verdict for verdict in verdicts if verdict.claim.id in mine]
 
     def data_line(self, experiment: Experiment, others: Sequence[str] = ()) -> str:

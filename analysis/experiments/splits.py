@@ -8,6 +8,7 @@ change (`split_variance`); runs on both kinds of split show it, and whether the 
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import product
 from math import inf, nan
 from typing import Any
 
@@ -79,7 +80,8 @@ def kinds(context: Context) -> tuple[SplitKind, ...]:
 def trainings(context: Context) -> list[Training]:
     """Return Reptile's training on each kind of split."""
     scale = SCALES[context.profile]
-    return [Training(BENCHMARK, REPTILE, scale, replace(context.source, split=kind)) for kind in kinds(context)]
+    sources = [replace(context.source, split=kind) for kind in kinds(context)]
+    return [Training(BENCHMARK, REPTILE, scale, source) for source in sources]
 
 
 def shuffled_errors(measured: Mapping[Cell, Accuracies]) -> list[float]:
@@ -154,13 +156,11 @@ def report(table: pd.DataFrame) -> list[str]:
 def run(context: Context) -> Result:
     """Train on both kinds of split over seeds, and evaluate every cell."""
     wanted, seeds = trainings(context), seeds_of(context)
-    outcomes = context.train(NAME, [t.job(seed, context) for seed in seeds for t in wanted])
-    cells = [
-        cell
-        for seed in seeds
-        for t in wanted
-        for cell in few_shot.cells_of(t, REPTILE.name, seed, t.scale.tasks, context)
-    ]
+    each = list(product(seeds, wanted))
+    outcomes = context.train(NAME, [training.job(seed, context) for seed, training in each])
+    cells = []
+    for seed, training in each:
+        cells += few_shot.cells_of(training, REPTILE.name, seed, training.scale.tasks, context)
     measured = few_shot.measure(NAME, cells, outcomes, context)
     table = with_bars(few_shot.table(measured).assign(experiment=NAME, shuffled_error=shuffled_errors(measured)))
     every = shares(table)

@@ -27,7 +27,11 @@ def fault(value: Any, shape: Any, path: str = "") -> str | None:
             return f"{path or WHOLE}: expected the entries of its schema, found {found}"
         known = {name.removesuffix("?"): entry for name, entry in shape.items()}
         parts = [(f"{path}.{name}".lstrip("."), entry, known[name]) for name, entry in value.items()]
-    return next((words for name, entry, one in parts if (words := fault(entry, one, name)) is not None), None)
+    for name, entry, shape_of_entry in parts:
+        words = fault(entry, shape_of_entry, name)
+        if words is not None:
+            return words
+    return None
 
 
 def _fault_of_choice(value: Any, shapes: tuple[Any, ...], path: str) -> str | None:

@@ -27,7 +27,9 @@ def verdicts(verdicts: Sequence[Verdict], *, colour: bool) -> list[str]:
         rows += mine
         codes += [FAINT if verdict.why == "not measured" else COLOURS[verdict.decision]] * len(mine)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    return [_line(row, widths, code if colour else None) for row, code in zip(rows, codes, strict=True)]
+    if not colour:
+        return [_line(row, widths, None) for row in rows]
+    return [_line(row, widths, code) for row, code in zip(rows, codes, strict=True)]
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:

@@ -54,7 +54,9 @@ class EvaluationChunk:
     def key(self) -> str:
         """Digest of everything that decides the outcome. At iteration 0 nothing that only training asks for does."""
         record = asdict(self.evaluation) | {"tasks": [self.tasks.start, self.tasks.stop]}
-        job = self.job if self.iteration else replace(self.job, run=_untrained(self.job), until=None, keep=())
+        job = self.job
+        if not self.iteration:
+            job = replace(job, run=_untrained(job), until=None, keep=())
         return record_digest({"run": job.key, "iteration": self.iteration, "evaluation": record})
 
     @property
@@ -81,7 +83,10 @@ def chunks(job: Job, iteration: int, evaluation: Evaluation) -> list[EvaluationC
 
 def joined(parts: Sequence[Accuracies]) -> Accuracies:
     """Return the accuracies of all chunks of one evaluation."""
-    return {quantity: np.concatenate([part[quantity] for part in parts]) for quantity in parts[0]}
+    found = {}
+    for quantity in parts[0]:
+        found[quantity] = np.concatenate([part[quantity] for part in parts])
+    return found
 
 
 def evaluate_chunk(chunk: EvaluationChunk, progress: Progress) -> Accuracies:

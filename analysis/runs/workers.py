@@ -202,7 +202,8 @@ class Lines:
 def local_executor(count: int, updates: Any = None) -> ProcessPoolExecutor:
     """Return an executor with processes of one thread each. They inherit the environment, which is set here before the
     first of them starts."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()})
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(updates,))
 
 

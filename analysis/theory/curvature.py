@@ -85,9 +85,11 @@ def extreme_eigenvalues(
             vectors = torch.eye(count, len(phi), dtype=phi.dtype, device=phi.device)
             return Eigenpairs(phi.new_zeros(count), vectors, phi.new_zeros(count))
     start = first.cpu().numpy()
-    operator = LinearOperator(
-        2 * (len(phi),), matvec=lambda v: product(torch.from_numpy(v).to(phi)).cpu().numpy(), dtype=start.dtype
-    )
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        return product(torch.from_numpy(v).to(phi)).cpu().numpy()
+
+    operator = LinearOperator(2 * (len(phi),), matvec=matvec, dtype=start.dtype)
     values, columns = eigsh(operator, k=count, which=which, v0=start, tol=tolerance)
     falling = np.argsort(values)[::-1]
     found, vectors = (torch.from_numpy(a[falling].copy()).to(phi) for a in (values, columns.T))

@@ -46,8 +46,9 @@ def affine_tasks(count: int = 5, *, rows: int = 2, parameters: int = 6, seed: in
 def nearest_point(tasks: Sequence[AffineTask]) -> Vector:
     """Return the minimizer of the mean squared distance to all W_tau, in closed form."""
     inverses = [torch.linalg.pinv(task.a) for task in tasks]
-    matrix = torch.stack([inverse @ task.a for inverse, task in zip(inverses, tasks, strict=True)]).sum(0)
-    vector = torch.stack([inverse @ task.b for inverse, task in zip(inverses, tasks, strict=True)]).sum(0)
+    pairs = list(zip(inverses, tasks, strict=True))
+    matrix = torch.stack([inverse @ task.a for inverse, task in pairs]).sum(0)
+    vector = torch.stack([inverse @ task.b for inverse, task in pairs]).sum(0)
     return torch.linalg.solve(matrix, vector)
 
 

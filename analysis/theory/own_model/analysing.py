@@ -140,7 +140,9 @@ def _made_on(device: torch.device) -> AbstractContextManager:
 
 def _why_left_out(m: int, k: int, most_orders: int) -> str:
     orders = perm(m, k)
-    return f"{orders} ordered choices of {k} of {m} minibatches, above {most_orders}" if orders > most_orders else ""
+    if orders <= most_orders:
+        return ""
+    return f"{orders} ordered choices of {k} of {m} minibatches, above {most_orders}"
 
 
 def _coefficients(
@@ -166,15 +168,14 @@ def _coefficients(
         found = [Coefficients(float("nan"), float("nan"), float("nan"))] * 3
     else:
         found = measure(updates, avg_grad, avg_grad_inner, alpha=setting.alpha)
-    return [
-        row
-        for (update, (first, inner)), measured in zip(theorem.items(), found, strict=True)
-        for row in (
+    rows = []
+    for (update, (first, inner)), measured in zip(theorem.items(), found, strict=True):
+        rows += [
             (update, "AvgGrad", first, measured.avg_grad),
             (update, "AvgGradInner", inner, measured.avg_grad_inner),
             (update, "unexplained", 0.0, measured.unexplained),
-        )
-    ]
+        ]
+    return rows
 
 
 def _as_function(model: Any, parameters: Tree) -> tuple[Callable[[Tree, Tree], Tree], Tree]:

@@ -3,7 +3,7 @@
 A layer or function alone is a scalar of its own parameters and inputs: the sum of its results with fixed weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -47,9 +47,13 @@ def culprits(model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: boo
         fault = _fault_of_call(call, beyond, order)
         if FAILS in fault if failing else fault:
             functions.setdefault(f"{call.name} in {call.layer}" if call.layer else call.name, fault)
-    named_in = {layer for layer in blamed if any(name.endswith(f" in {layer}") for name in functions)}
-    rest = [f"{layer}: {fault}" for layer, fault in found if layer not in named_in]
+    rest = [f"{layer}: {fault}" for layer, fault in found if not _is_one_in(layer, functions)]
     return [*(f"{name}: {fault}" for name, fault in functions.items()), *rest]
+
+
+def _is_one_in(layer: str, functions: Iterable[str]) -> bool:
+    """Return whether one of the named functions is of this layer."""
+    return any(name.endswith(f" in {layer}") for name in functions)
 
 
 def heard(model: Any, loss: OwnLoss, phi: Vector) -> list[Call]:
@@ -116,9 +120,15 @@ def _in_layers(module: nn.Module, path: str, calls: tuple[_Calls, _Calls], order
     for name, child in module.named_children():
         full = f"{path}.{name}" if path else name
         called = all(id(child) in at for at in calls)
-        fault = _fault_of_layer(child, calls[0][id(child)], calls[1][id(child)], order) if called else ""
+        fault = ""
+        if called:
+            here, beyond = calls
+            fault = _fault_of_layer(child, here[id(child)], beyond[id(child)], order)
         if fault or not called:  # such as a list of layers
-            found += _in_layers(child, full, calls, order) or ([(named(full, child), fault)] if fault else [])
+            inside = _in_layers(child, full, calls, order)
+            if fault and not inside:
+                inside = [(named(full, child), fault)]
+            found += inside
     return found
 
 

@@ -62,9 +62,12 @@ def outline(tree: Tree) -> str:
     def describe(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return type(leaf).__name__
-        return f"{leaf.dtype}[{', '.join(['*', *map(str, leaf.shape[1:])]) if leaf.ndim else ''}]"
+        shape = ["*", *map(str, leaf.shape[1:])] if leaf.ndim else []
+        return f"{leaf.dtype}[{', '.join(shape)}]"
 
-    return str(map_leaves(describe, tuple(tree) if isinstance(tree, list) else tree)).replace("'", "")
+    if isinstance(tree, list):
+        tree = tuple(tree)
+    return str(map_leaves(describe, tree)).replace("'", "")
 
 
 def is_record(tree: Tree) -> bool:
