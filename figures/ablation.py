@@ -26,7 +26,9 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     others = [own(name, weights) for name, weights in names.items() if name not in of_paper]
     curves = tables["ablation_intervals"]
     by_name: Mapping[str, pd.DataFrame] = {str(name): part for name, part in curves.groupby("variant")}
-    words = caption(settings) + "".join(f" Not of the paper: {one.name}, weights {_numbers(one)}." for one in others)
+    words = caption(settings)
+    for one in others:
+        words += f" Not of the paper: {one.name}, weights {_numbers(one)}."
     return {"ablation": _draw(by_name, variants, others, finding(final, variants), words, 1 / settings["n_way"])}
 
 

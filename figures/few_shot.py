@@ -114,7 +114,8 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
         ours = [[row.mean - low], [high - row.mean]]
         ax.errorbar(row.mean, y + APART, xerr=ours, color=COLOUR[method], **OURS)
         ax.errorbar(row.published, y - APART, xerr=row.published_half, color=COLOUR[method], **PUBLISHED)
-        for value, end, side in ((row.mean, low, APART), (row.published, row.published - row.published_half, -APART)):
+        low_published = row.published - row.published_half
+        for value, end, side in ((row.mean, low, APART), (row.published, low_published, -APART)):
             if pd.notna(value):
                 ax.annotate(f"{value:.1f}", (end, y + side), xytext=(-6, 0), textcoords="offset points",
                             ha="right", va="center", fontsize=7.5, color="0.25")  # fmt: skip

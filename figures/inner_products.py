@@ -112,18 +112,20 @@ def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
             for edge in edges[1:]:
                 ax.axhline(edge, color="0.25", linewidth=0.6)
                 ax.axvline(edge, color="0.25", linewidth=0.6)
-            middles, numbers = [edge + size / 2 for edge in edges], [str(n + 1) for n in range(len(edges))]
+            middles = [edge + size / 2 for edge in edges]
+            numbers = [str(n + 1) for n in range(len(edges))]
             ax.set_xticks(middles, numbers, fontsize=8, rotation=0)
             ax.set_yticks(middles, numbers, fontsize=8, rotation=0)
             ax.set(xlabel="task", ylabel="task")
         run = f"after {iteration:,} iterations of ${names[variant]}$" if iteration else "before meta-training"
         axes[0][column].set_title(f"cosine, {run}", fontsize=9)
         axes[1][column].set_title(f"inner product, {run}", fontsize=9)
-    means = [_within_and_between(part, size) for _, part in by_point]
-    finding = "Cosines within a task, and between tasks: " + "; ".join(
-        f"{within:.2f}, {between:.2f} ({'before' if iteration == 0 else f'after ${names[variant]}$'})"
-        for ((variant, iteration), _), (within, between) in zip(by_point, means, strict=True)
-    )
+    cosines_in_words = []
+    for (variant, iteration), part in by_point:
+        within, between = _within_and_between(part, size)
+        when = "before" if iteration == 0 else f"after ${names[variant]}$"
+        cosines_in_words.append(f"{within:.2f}, {between:.2f} ({when})")
+    finding = f"Cosines within a task, and between tasks: {'; '.join(cosines_in_words)}"
     caption = (
         f"All pairs of gradients of {size} minibatches of each task at the initialization; seed {table.seed.iloc[0]}, "
         f"training characters, the same tasks throughout, summed loss of {settings['batch']} examples. The diagonal is "
@@ -155,7 +157,8 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
             ax.plot(x, mine["mean"], "o", color=colour, markersize=6, label=words)
             ax.vlines(x, mine.low, mine.high, color=colour, linewidth=1.6)
         ax.axhline(0, color="0.3", linewidth=1)
-        ax.set_xticks(range(len(iterations)), [f"after {iteration:,}\niterations" for iteration in iterations])
+        labels = [f"after {iteration:,}\niterations" for iteration in iterations]
+        ax.set_xticks(range(len(iterations)), labels)
         ax.set_xlim(-0.5, len(iterations) - 0.5)
         ax.grid(visible=False, axis="x")
         ax.set_title(f"change of the {label}", fontsize=9.5)

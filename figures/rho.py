@@ -38,10 +38,13 @@ def _curves(ax: plt.Axes, intervals: pd.DataFrame, settings: Mapping[str, Any]) 
     curves = intervals.join(arms, on="variant").groupby(["rho", "noise", "iteration"], as_index=False)["mean"].mean()
     for (rho, noise), curve in curves.groupby(["rho", "noise"]):
         sums = int(((arms.rho == rho) & (arms.noise == noise)).sum())
+        label = f"ρ = {rho:.2f}, noise {noise:.2f}"
+        if sums > 1:
+            label += f" (mean of {sums} sums)"
         draw_curve(
             ax, curve.assign(low=float("nan")), line=LINES[sorted(set(arms.noise)).index(noise) % len(LINES)],
             marker="o", colour=plt.colormaps["viridis"](0.92 * rho / span),
-            label=f"ρ = {rho:.2f}, noise {noise:.2f}" + (f" (mean of {sums} sums)" if sums > 1 else ""),
+            label=label,
         )  # fmt: skip
     over_iterations(ax)
     ax.set(ylabel="accuracy on test characters (%)")

@@ -165,9 +165,10 @@ def _outputs(module: nn.Module, x: Tensor) -> tuple[int, int]:
         with torch.no_grad():
             found = module(x)
     except Exception as error:
+        message = str(error).splitlines()[0] if str(error) else "no message"
         raise ValueError(
             f"takes: expected the shape of one input of the module, found {tuple(x.shape[1:])} "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+            f"({type(error).__name__}: {message})"
         ) from error
     finally:
         for handle in handles:
@@ -205,7 +206,8 @@ def _check_state(module: nn.Module, kept: dict[str, Tensor]) -> None:
 
 def _check_parameters(network: OwnNetwork, x: Tensor) -> None:
     """Refuse a module that reaches its parameters past its attributes: it would not see phi, or not all of it."""
-    values = {key: value.detach().requires_grad_() for key, value in network.unflatten(_flat(network.module)).items()}
+    parameters = network.unflatten(_flat(network.module))
+    values = {key: value.detach().requires_grad_() for key, value in parameters.items()}
     parts = torch.autograd.grad(
         functional_call(network.module, values, (x,)).sum(), list(values.values()), allow_unused=True
     )

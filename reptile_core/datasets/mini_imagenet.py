@@ -16,6 +16,7 @@ import io
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -73,7 +74,7 @@ def _from_folders(folder: Path) -> Listing:
 def _from_table(path: Path) -> Listing:
     lines = _text(path).splitlines()
     delimiter = max(",;\t", key=lines[0].count) if lines else ","  # as spreadsheets of other countries save it
-    rows = [row for row in csv.reader(lines, delimiter=delimiter) if any(cell.strip() for cell in row)]
+    rows = [row for row in csv.reader(lines, delimiter=delimiter) if "".join(row).strip()]
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if header != ["filename", "label"]:
         raise DataError(f"{path}: expected the columns filename and label, found {', '.join(header) or 'none'}")
@@ -90,7 +91,8 @@ def _from_list(path: Path) -> Listing:
     for line in _text(path).split():
         label, slash, name = line.partition("/")
         folder = f"{path.parent}/{_inside(label, path)}"
-        listing.setdefault(label, []).extend([f"{folder}/{_inside(name, path)}"] if slash else _images(folder))
+        images = [f"{folder}/{_inside(name, path)}"] if slash else _images(folder)
+        listing.setdefault(label, []).extend(images)
     return listing
 
 
@@ -113,9 +115,10 @@ def _inside(name: str, where: Path) -> str:
 
 def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
     """Return the images of each class by (split, class), equally many of every one."""
-    found = {
-        (split, name): paths for split in SPLITS for name, paths in LAYOUTS[suffix](root / f"{split}{suffix}").items()
-    }
+    found: dict[tuple[str, str], list[str]] = {}
+    for split in SPLITS:
+        listing = LAYOUTS[suffix](root / f"{split}{suffix}")
+        found |= {(split, name): paths for name, paths in listing.items()}
     for split in SPLITS:
         if split not in {owner for owner, _ in found}:
             raise DataError(f"{root}: expected classes in {split}{suffix}, found none")
@@ -214,7 +217,7 @@ def load(
     root, suffix = located
     with faults(root):
         listings = _listings(root, suffix)
-        paths = [path for images in listings.values() for path in images]
+        paths = list(chain.from_iterable(listings.values()))
         n_images = len(paths) // len(listings)
         lists = (f"{root}/{split}{suffix}" for split in SPLITS)
         key = fingerprint((root.resolve(), resampling), [*paths, *lists])

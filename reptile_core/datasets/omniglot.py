@@ -78,7 +78,10 @@ PUBLISHED = Edition(
 
 
 def _some(names: list[str]) -> str:
-    return f"{len(names)}: {', '.join(map(repr, names[:SHOWN]))}{', …' if len(names) > SHOWN else ''}"
+    shown = list(map(repr, names[:SHOWN]))
+    if len(names) > SHOWN:
+        shown.append("…")
+    return f"{len(names)}: {', '.join(shown)}"
 
 
 def _in_order(names: list[str], part: Part, first: int, where: object) -> list[str]:

@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -98,7 +99,7 @@ def prepare(name: str, *arguments: Argument) -> NativeCall:
     Tensors go as pointers to their numbers, and the first one says of which type these are; sequences of tensors go as
     lists of pointers, and None as one to nothing. ValueError for a tensor whose numbers do not lie one after the other.
     """
-    tensors = [a for argument in arguments for a in _tensors(argument)]
+    tensors = list(chain.from_iterable(map(_tensors, arguments)))
     for a in tensors:
         if not a.is_contiguous():
             raise ValueError(
@@ -170,7 +171,9 @@ def adam(
 
 
 def _tensors(argument: Argument) -> Sequence[Tensor]:
-    return [argument] if isinstance(argument, Tensor) else argument if isinstance(argument, tuple | list) else []
+    if isinstance(argument, Tensor):
+        return [argument]
+    return argument if isinstance(argument, tuple | list) else []
 
 
 def _raw(argument: Argument) -> object:
