@@ -81,7 +81,9 @@ class GPU:
         groups: dict[float, list[Work]] = {}
         for item in items:
             groups.setdefault(item.launches, []).append(item)
-        taken = [max(launches * self.launch, self._computed(group)) for launches, group in groups.items()]
+        taken = []
+        for launches, group in groups.items():
+            taken.append(max(launches * self.launch, self._computed(group)))
         return makespan(taken, count)
 
     def _computed(self, items: Sequence[Work]) -> float:

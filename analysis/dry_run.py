@@ -94,8 +94,9 @@ def left(experiment: Experiment, context: Context, known: dict[str, int]) -> Lef
     known |= dict.fromkeys(asking.pieces, 0)
     known |= {key: max(job.end, known.get(key, 0)) for key, job in furthest.items()}
     there = sum(not n for n in iterations.values())
+    runs = len(furthest), there
     evaluations = len(asking.pieces), len(asking.pieces) - len(pieces)
-    return Left(experiment, (len(furthest), there), evaluations, sum(todo.values()), tuple(work), own)
+    return Left(experiment, runs, evaluations, sum(todo.values()), tuple(work), own)
 
 
 def describe(plans: Iterable[Plan], rate_of: Callable[[Run], float] | None = None) -> list[str]:

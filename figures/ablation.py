@@ -21,7 +21,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     iteration, mean)."""
     final = tables["ablation_summary"].set_index("variant")
     names = settings["variants"]
-    variants = [variant for variant in figure_3(max(map(len, names.values()))) if variant.name in names]
+    k_max = max(map(len, names.values()))
+    variants = [variant for variant in figure_3(k_max) if variant.name in names]
     of_paper = {variant.name for variant in variants}
     others = [own(name, weights) for name, weights in names.items() if name not in of_paper]
     curves = tables["ablation_intervals"]
@@ -62,7 +63,8 @@ def _numbers(variant: Variant) -> str:
 
 def _further(settings: Mapping[str, Any]) -> str:
     """Say which curves are longer or shorter than the others."""
-    others = {name: looks[-1] for name, looks in settings["looks_of"].items() if looks[-1] != settings["looks"][-1]}
+    end = settings["looks"][-1]
+    others = {name: looks[-1] for name, looks in settings["looks_of"].items() if looks[-1] != end}
     by_end: dict[int, list[str]] = {}
     for name, until in others.items():
         by_end.setdefault(until, []).append(name)

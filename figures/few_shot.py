@@ -83,7 +83,8 @@ def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         else "one seed, bar: 95 % interval of the mean over tasks"
         + (" and, of characters, over splits" if settings["split"] == "seed" else "")
     )
-    tail = f"{shots} examples a class" if (shots := settings["tail_shots"]) else "a minibatch of examples"
+    shots = settings["tail_shots"]
+    tail = f"{shots} examples a class" if shots else "a minibatch of examples"
     trained = "; ".join(
         f"{TITLES[name]}: {b['scale']['iterations']:,} of {b['iterations']:,} meta-iterations, "
         f"{b['scale']['tasks']:,} test tasks"

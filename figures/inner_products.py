@@ -163,7 +163,8 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
         ax.grid(visible=False, axis="x")
         ax.set_title(f"change of the {label}", fontsize=9.5)
     axes[0].legend(loc="upper right", fontsize=8)
-    beyond = table[(table.direction == "beyond") & (table.quantity == "inner product")].set_index("iteration")["mean"]
+    beyond = table[(table.direction == "beyond") & (table.quantity == "inner product")]
+    beyond = beyond.set_index("iteration")["mean"]
     finding = (
         "A step along what Reptile adds to k AvgGrad: inner product "
         f"{beyond[iterations[0]]:+.2f} at the start, {beyond[iterations[-1]]:+.2f} at the end (bounded)"

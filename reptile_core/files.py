@@ -57,7 +57,9 @@ def sources_digest(root: Path, *names: str) -> str:
 
 
 def _sources(path: Path) -> list[Path]:
-    return [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in SOURCES]
+    if path.is_file():
+        return [path]
+    return [file for file in path.rglob("*") if file.suffix in SOURCES]
 
 
 def _naming(path: Path, error: OSError) -> OSError:

@@ -52,7 +52,8 @@ def _in_blocks(run: Run) -> int:
     """Numbers that the blocks of a network of the paper keep for one image."""
     numbers, size = 0, IMAGES[str(run.network)][0]
     full = 4 if run.network != "omniglot" else 1  # pooled blocks are convolved at full size
-    kernels = [shape for name, shape in build_network(run).shapes.items() if name.startswith("conv")]
+    shapes = build_network(run).shapes
+    kernels = [shape for name, shape in shapes.items() if name.startswith("conv")]
     for rows, filters in kernels:
         size = same_size(size, 2)
         numbers += size * size * full * (rows + STAGES * filters)
@@ -158,7 +159,8 @@ def _joined(pools: Sequence[ImagePool]) -> tuple[ImagePool, Int[Tensor, "lanes 1
     images = torch.cat(list(distinct.values())) if len(distinct) > 1 else pools[0].images
     order = list(distinct)
     places = torch.tensor([order.index(pool.images.data_ptr()) for pool in pools], device=images.device)
-    return replace(pools[0], images=images), (places * pools[0].classes * pools[0].drawings).unsqueeze(-1)
+    offsets = places * pools[0].classes * pools[0].drawings
+    return replace(pools[0], images=images), offsets.unsqueeze(-1)
 
 
 def _weights(runs: Sequence[Run], phi: Tensor) -> list[Float[Tensor, "lanes 1"]] | Literal["maml"]:

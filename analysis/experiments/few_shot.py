@@ -457,7 +457,8 @@ def _ratio(mine: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 def _cost(claim: str, seconds: Mapping[str, float]) -> float:
     """Return what one more seed of a claim takes: all the trainings that it compares."""
     methods = ("reptile", "maml") if claim.endswith("-similar") else ("reptile",)
-    benchmarks = [name for name, table in TABLE_OF.items() if table == claim.removesuffix("-similar")]
+    mine = claim.removesuffix("-similar")
+    benchmarks = [name for name, table in TABLE_OF.items() if table == mine]
     names = [f"{benchmark}-{method}" for benchmark, method in product(benchmarks, methods)]
     taken = [seconds[name] for name in names if name in seconds]
     return sum(taken) if taken else nan

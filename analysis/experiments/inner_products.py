@@ -299,7 +299,8 @@ def evidence(
             found += rows(claim, case, SHOWN, product_changes(table, variant.name), tasks=scale.tasks)
     roles = {"beyond": CHECK, "AvgGrad": CONTROL, "opposite": SHOWN}
     changes_of_products = change_table[change_table.quantity == "inner product"]
-    for (direction, iteration), part in changes_of_products.groupby(["direction", "iteration"], sort=False):
+    by_direction = changes_of_products.groupby(["direction", "iteration"], sort=False)
+    for (direction, iteration), part in by_direction:
         case = f"after {iteration:,} iterations" + f", {direction}" * (roles[direction] == SHOWN)
         found += rows(STEP, case, roles[direction], _by_seed(part, seeds), tasks=scale.step_tasks)
     return tabulate(found)
@@ -386,7 +387,8 @@ def along_training(
 def steps_of(context: Context, every: Sequence[TrainedPoint], scale: Scale) -> pd.DataFrame:
     """Take the steps of Reptile's runs at both ends, on every task."""
     ends = scale.iterations[0], scale.iterations[-1]
-    mine = [point for point in every if point.job.variant == REPTILE.name and point.iteration in ends]
+    of_reptile = [point for point in every if point.job.variant == REPTILE.name]
+    mine = [point for point in of_reptile if point.iteration in ends]
     items = list(product(mine, range(scale.step_tasks)))
     work = partial(measure_steps, tasks=scale.step_tasks)
     found = context.workers.map(f"{NAME}, steps", work, items, unit=" tasks")

@@ -160,8 +160,9 @@ def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
     """Return rows for the judge: every contrast is of the same seeds, and within a look of the same tasks."""
     found = []
     for claim, (check, control) in CONTRASTS.items():
-        found += rows(claim, claim.removeprefix("ablation-"), CHECK, curves.mean_contrast(check, looks))
-        found += rows(claim, "equal rho, equal noise", CONTROL, curves.mean_contrast(control, looks))
+        checked, controlled = curves.mean_contrast(check, looks), curves.mean_contrast(control, looks)
+        found += rows(claim, claim.removeprefix("ablation-"), CHECK, checked)
+        found += rows(claim, "equal rho, equal noise", CONTROL, controlled)
     return found
 
 

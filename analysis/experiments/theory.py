@@ -341,7 +341,8 @@ def checks() -> list[Check]:
     """Return all pieces, longest first: those on the paper's own network, then those on small losses."""
     ks = range(K_MAX, 1, -1)
     pieces = [Check("expected MAML", OMNIGLOT, k) for k in ks]
-    pieces += [Check(name, OMNIGLOT) for name in ("sgd", "any order", "expected sums", "gradients", "identities")]
+    on_omniglot = "sgd", "any order", "expected sums", "gradients", "identities"
+    pieces += [Check(name, OMNIGLOT) for name in on_omniglot]
     pieces += [*(Check("updates", OMNIGLOT, k) for k in ks), Check("joint training", OMNIGLOT)]
     for pool in ("tanh network", "cubic"):
         pieces += [Check("expected sums", pool), *(Check("expected MAML", pool, k) for k in ks)]

@@ -35,7 +35,8 @@ NAME = "validity"
 EXPLAINED, DIRECTION = "taylor-validity", "taylor-direction"
 VARIANT = sum_of(4)  # Reptile with four steps
 STEPS = range(2, VARIANT.k + 1)  # g_1 is g_bar_1
-FACTORS = tuple(2.0**n for n in (-24, -20, -16, -12, -9, *range(-6, 3)))  # of figure 3's learning rate, 1 among them
+# Of figure 3's learning rate, 1 among them.
+FACTORS = tuple(2.0**n for n in (-24, -20, -16, -12, -9, *range(-6, 3)))
 ACTIVATIONS = ("relu", "softplus")
 ORDERS = (1, 2)
 EIGENVALUE_TOLERANCE = 1e-2  # relative: a hundredth is finer than the eye on a logarithmic axis

@@ -44,7 +44,8 @@ STEPS = range(2, ALONG.k + 1)
 SUMS = (JOINT, *(make(k) for k, make in product(STEPS, (sum_of, last))))
 MAML_NAMES = tuple(f"MAML, k = {k}" for k in STEPS)
 UPDATES = (*(variant.name for variant in SUMS), *MAML_NAMES)
-AVG_GRAD = (*(sum(variant.weights) for variant in SUMS), *(1.0 for _ in STEPS))  # how much of it is in each
+# How much of it is in each.
+AVG_GRAD = (*(sum(variant.weights) for variant in SUMS), *(1.0 for _ in STEPS))
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def evidence(path: Path) -> pd.DataFrame:
 
 def digest(path: Path) -> str:
     """Return the SHA-256 (hex) of a table but for its columns of HISTORY."""
-    return hashlib.sha256(_without_history(path).to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+    text = _without_history(path).to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def compare(then: Mapping[str, str], old: Path, folder: Path, now: Mapping[str, str]) -> list[str]:

@@ -223,8 +223,10 @@ def _experiment(claim: Claim, rows: pd.DataFrame) -> Verdict:
         return Verdict(claim, UNDECIDED, "shown only" if shown else "not measured", shown=shown)
     decision, look = decide(claim, checks, controls)
     last = max(int(sample.looks.max()) for sample in checks)
+    plan = None
     if decision == UNDECIDED:
         _, why, places, control = _at_look(claim, checks, controls, look)
+        plan = _plan(claim, checks, controls, last + 1, _seconds(rows))
     else:  # as it stood when it was decided
         at = _looks_of((*checks, *controls))[look - 1]
         _, why, places, control = _at_look(claim, _until(at, checks), _until(at, controls), look)
@@ -237,7 +239,7 @@ def _experiment(claim: Claim, rows: pd.DataFrame) -> Verdict:
         control,
         shown,
         look,
-        plan=_plan(claim, checks, controls, last + 1, _seconds(rows)) if decision == UNDECIDED else None,
+        plan=plan,
     )
 
 

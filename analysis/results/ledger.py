@@ -199,7 +199,8 @@ def foremost(verdict: Verdict, count: int | None = None) -> tuple[tuple[Case, ..
 def _others(places: Sequence[str]) -> str:
     counts = {place: places.count(place) for place in dict.fromkeys(places)}
     if len(counts) > 1:
-        return f"and {len(places)} more: " + ", ".join(f"{number} {place}" for place, number in counts.items())
+        how_many = [f"{number} {place}" for place, number in counts.items()]
+        return f"and {len(places)} more: {', '.join(how_many)}"
     return f"and {len(places)} more {places[0]}" if places else ""
 
 

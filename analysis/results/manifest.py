@@ -171,7 +171,8 @@ def complete(
     other_data: the content of data other than the script's own, by name. What earlier commands wrote is dropped where
     an experiment has written it again.
     """
-    earlier = {name: record for name, record in manifest["earlier"].items() if name not in wall_seconds}
+    earlier = manifest["earlier"]
+    earlier = {name: record for name, record in earlier.items() if name not in wall_seconds}
     digests: dict[str, str] = {}
     for mine in tables.values():
         digests.update(mine)

@@ -72,4 +72,6 @@ def _words(shape: Any) -> str:
     names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", object: "anything"}
     if isinstance(shape, type):
         return names[shape]
-    return "a list" if isinstance(shape, list) else "an object" if isinstance(shape, dict) else json.dumps(shape)
+    if isinstance(shape, list):
+        return "a list"
+    return "an object" if isinstance(shape, dict) else json.dumps(shape)

@@ -74,11 +74,11 @@ class EvaluationChunk:
 
 def chunks(job: Job, iteration: int, evaluation: Evaluation) -> list[EvaluationChunk]:
     """Return an evaluation as pieces of work."""
-    cuts = range(0, evaluation.tasks, CHUNK)
-    return [
-        EvaluationChunk(job, iteration, evaluation, range(first, min(first + CHUNK, evaluation.tasks)))
-        for first in cuts
-    ]
+    found = []
+    for first in range(0, evaluation.tasks, CHUNK):
+        tasks = range(first, min(first + CHUNK, evaluation.tasks))
+        found.append(EvaluationChunk(job, iteration, evaluation, tasks))
+    return found
 
 
 def joined(parts: Sequence[Accuracies]) -> Accuracies:

@@ -174,7 +174,10 @@ def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
 def _described(job: Job, record: Mapping[str, Any]) -> str:
     """Return what another run's file holds, and in which of all that is decisive it differs."""
     decisive = json.loads(json.dumps(job.decisive))  # tuples are lists there
-    others = [words for name, words in KEY_PARTS_IN_WORDS.items() if record.get(name) != decisive[name]]
+    others = []
+    for name, words in KEY_PARTS_IN_WORDS.items():
+        if record.get(name) != decisive[name]:
+            others.append(words)
     return f"the run {record.get('key')}, of {' and '.join(others) or 'no known kind'}"
 
 

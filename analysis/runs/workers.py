@@ -210,7 +210,9 @@ def local_executor(count: int, updates: Any = None) -> ProcessPoolExecutor:
 def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Return the number of cores that this process may use: those of its affinity, and no more than its container's
     share of time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     try:
         share, period = quota.read_text().split()  # "max 100000" where there is no limit
         return min(cores, max(1, int(share) // int(period)))

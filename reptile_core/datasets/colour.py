@@ -61,7 +61,8 @@ def arranged(classes: Iterable[Class], where: object) -> tuple[list[Class], tupl
 def decode(classes: list[Class], counts: tuple[int, ...], shape: tuple[int, ...], *, quiet: bool) -> Decoded:
     """Read every class, and put its images in order."""
     pixels = np.empty((len(classes), *shape), np.uint8)
-    for i, found in enumerate(tqdm(classes, desc="decoding images", disable=quiet or None, delay=1, leave=False)):
+    bar = tqdm(classes, desc="decoding images", disable=quiet or None, delay=1, leave=False)
+    for i, found in enumerate(bar):
         pixels[i] = in_order(found.read())
     return Decoded(pixels, counts, identity(pixels, counts))
 

@@ -68,7 +68,8 @@ def _images(folder: str) -> list[str]:
 
 def _from_folders(folder: Path) -> Listing:
     with os.scandir(folder) as entries:
-        return {entry.name: _images(entry.path) for entry in entries if entry.is_dir() and entry.name[0] != "."}
+        classes = [entry for entry in entries if entry.is_dir() and entry.name[0] != "."]
+        return {entry.name: _images(entry.path) for entry in classes}
 
 
 def _from_table(path: Path) -> Listing:
@@ -151,8 +152,10 @@ def _decode(path: str, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
                 raise DataError(f"{path}: expected at most {MAX_PIXELS} pixels, found {image.width}×{image.height}")
             depth = _eight_bits(image)
             # A palette has no colours between two of its own, so that Pillow would take the nearest one.
-            whole = depth if resampling == "nearest" or depth.mode not in ("P", "1") else depth.convert("RGB")
-            return np.asarray(whole.resize((SIZE, SIZE), Image.Resampling[resampling.upper()]).convert("RGB"))
+            if resampling != "nearest" and depth.mode in ("P", "1"):
+                depth = depth.convert("RGB")
+            resized = depth.resize((SIZE, SIZE), Image.Resampling[resampling.upper()])
+            return np.asarray(resized.convert("RGB"))
 
 
 def _eight_bits(image: "Image") -> "Image":

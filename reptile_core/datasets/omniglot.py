@@ -142,7 +142,8 @@ def _read(sources: Mapping[str, Archive], edition: Edition, quiet: bool) -> Imag
     firsts = accumulate((part.characters for part in edition.parts[:-1]), initial=1)
     with tqdm(total=total, desc="verifying Omniglot", disable=quiet or None, delay=1, leave=False) as bar:
         pairs = zip(edition.parts, firsts, strict=True)
-        images = np.concatenate([_read_part(sources[part.name], part, n, bar.update) for part, n in pairs])
+        parts = [_read_part(sources[part.name], part, first, bar.update) for part, first in pairs]
+    images = np.concatenate(parts)
     if (found := images_digest(images)) != edition.decoded:
         raise DataError(f"PIL: expected the verified drawings to decode to {edition.decoded}, found {found}")
     return images

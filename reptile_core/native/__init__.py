@@ -59,7 +59,8 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
         return None
     flags = FLAGS + TYPES[dtype]
     sources = b"".join(source.read_bytes() for source in SOURCES)
-    key = hashlib.sha256(sources + repr((flags, compiler, platform.machine(), _abilities())).encode()).hexdigest()[:16]
+    built_by = repr((flags, compiler, platform.machine(), _abilities()))
+    key = hashlib.sha256(sources + built_by.encode()).hexdigest()[:16]
     import pooch  # here, because nothing else that trains needs it
 
     built = Path(pooch.os_cache("reptile-verification")) / f"native-{key}.so"
@@ -203,4 +204,7 @@ def _abilities() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
+    for line in lines:
+        if line.lower().startswith(("flags", "features")):
+            return line
+    return platform.processor()

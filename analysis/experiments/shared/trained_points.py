@@ -76,9 +76,11 @@ def points(
     """
     until = max(iterations)
     jobs = []
-    for seed, variant in product(seeds, variants):  # a worker keeps the split of the last seed it met
+    # Seed by seed: a worker keeps the split of the last seed it met.
+    for seed, variant in product(seeds, variants):
         run = figure_3.configure(variant, seed, iterations=schedule)
         jobs.append(context.job(run, variant.name, until=until, keep=kept(iterations)))
     outcomes = context.train("figure 3's runs", jobs)
     finished = [job for job in jobs if outcomes[job].finished]
-    return [TrainedPoint(job, iteration) for job, iteration in product(finished, sorted({*iterations}))]
+    in_order = sorted({*iterations})
+    return [TrainedPoint(job, iteration) for job, iteration in product(finished, in_order)]

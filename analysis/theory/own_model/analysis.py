@@ -120,7 +120,8 @@ class Analysis:
         """
         if self.terms.shape[1] < 3:
             return None
-        first, second = self.terms[:, 1].norm(dim=-1).tolist(), self.terms[:, 2].norm(dim=-1).tolist()
+        first = self.terms[:, 1].norm(dim=-1).tolist()
+        second = self.terms[:, 2].norm(dim=-1).tolist()
         limits = {
             name: self.alpha * (1 - FAR) ** 0.5 * a / b
             for name, a, b in zip(self.names, first, second, strict=True)

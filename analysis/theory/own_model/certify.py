@@ -112,7 +112,8 @@ class Certificate(dict[Key, list[Agreement]]):
         for quantity, of in sources.items():
             agreements = self._deciding(key for key in self if key[0] in of)
             if agreements:
-                derived[quantity, "", 0] = [replace(worst(agreements), channel=f"those of {', '.join(of)}")]
+                channel = f"those of {', '.join(of)}"
+                derived[quantity, "", 0] = [replace(worst(agreements), channel=channel)]
         return derived
 
     def _deciding(self, keys: Iterable[Key]) -> list[Agreement]:

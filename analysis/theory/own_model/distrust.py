@@ -134,7 +134,8 @@ def _any_differs(agreements: Iterable[Agreement]) -> bool:
 
 
 def _nowhere(setting: Setting, certificate: Certificate) -> str:
-    if any(a.verdict == DIFFERS and a.channel == "the module itself" for a in certificate.get(("g_bar", "", 0), [])):
+    of_gradients = certificate.get(("g_bar", "", 0), [])
+    if any(a.verdict == DIFFERS and a.channel == "the module itself" for a in of_gradients):
         return (
             "the module itself has another gradient, as with a hook on a parameter, numbers written through .data, or "
             "parameters that the loss or the module reaches past its attributes"

@@ -16,7 +16,7 @@ from analysis.theory.own_model.keeping import Keeper
 from analysis.theory.own_model.loops import Way, forward, reverse
 from analysis.theory.own_model.losses import ModuleFunction, OwnLoss, evaluated, flatten
 from analysis.theory.own_model.quotients import DIFFERS, Differences, compare
-from analysis.theory.own_model.trees import leaves, map_leaves
+from analysis.theory.own_model.trees import copied, leaves, map_leaves
 from analysis.theory.own_model.watching import Call, Watcher, layer_names, named
 from analysis.theory.torch_fixes import right_derivatives
 
@@ -95,7 +95,8 @@ def _near(phi: Vector) -> Vector:
 
     Arguments are moved as they move from phi to there: a symmetric matrix stays symmetric.
     """
-    d = torch.randn(len(phi), generator=torch.Generator().manual_seed(1), dtype=torch.float64, device="cpu").to(phi)
+    generator = torch.Generator().manual_seed(1)
+    d = torch.randn(len(phi), generator=generator, dtype=torch.float64, device="cpu").to(phi)
     return phi + d * (1e-3 * (float(phi.norm()) / float(d.norm()) + 0.01))
 
 
@@ -260,7 +261,7 @@ def _weighted(results: Any, _: Any = None) -> Tensor:
 
 
 def _constants(tree: Any) -> Any:
-    return map_leaves(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
+    return map_leaves(copied, tree)
 
 
 def _first_line(error: Exception) -> str:

@@ -53,7 +53,12 @@ def leaves(tree: Tree) -> Iterator[tuple[str, Any]]:
 
 def fresh(tree: Tree) -> Tree:
     """Copy the tensors of a tree, so that what alters them alters no data of the caller's."""
-    return map_leaves(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
+    return map_leaves(copied, tree)
+
+
+def copied(leaf: Any) -> Any:
+    """Return a copy of a tensor, without its graph; anything else as it is."""
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
 def outline(tree: Tree) -> str:
