@@ -36,7 +36,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 def finding(final: pd.DataFrame, variants: Sequence[Variant]) -> str:
     """Return the title: where g_1 ends, and where the longest sum does. final: iteration and mean, accuracy in
     [0, 1], by variant."""
-    first, longest = variants[0], max(variants, key=lambda variant: (variant.k, sum(variant.weights)))
+    first = variants[0]
+    longest = max(variants, key=lambda variant: (variant.k, sum(variant.weights)))
     ends, when = final["mean"], final["iteration"]
     return (
         f"g₁ alone is at {100 * ends[first.name]:.0f} % accuracy after {when[first.name]:,} iterations, "

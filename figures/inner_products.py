@@ -62,7 +62,8 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     within = table[(table.when == "before") & (table.quantity == "cosine") & (table.pairs == "within")]
     mean = within[within.characters == "train"].set_index(["variant", "iteration"])["mean"]
-    joint, longest = variants[0].name, max(variants, key=lambda variant: (sum(variant.weights), variant.k))
+    joint = variants[0].name
+    longest = max(variants, key=lambda variant: (sum(variant.weights), variant.k))
     (first, *_, end) = sorted(within.iteration.unique())
     finding = (
         f"Gradients of one task's minibatches: cosine {mean[joint, first]:.2f} before meta-training, "
@@ -150,8 +151,9 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     iterations = sorted(table.iteration.unique())
     figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 4.6))
     for ax, (quantity, label) in zip(axes, panels, strict=True):
+        of_quantity = table[table.quantity == quantity]
         for shift, (direction, (words, colour)) in zip((-0.2, 0, 0.2), DIRECTIONS.items(), strict=True):
-            mine = table[(table.quantity == quantity) & (table.direction == direction)].set_index("iteration")
+            mine = of_quantity[of_quantity.direction == direction].set_index("iteration")
             mine = mine.loc[iterations, ["mean", "low", "high"]]
             x = [position + shift for position in range(len(iterations))]
             ax.plot(x, mine["mean"], "o", color=colour, markersize=6, label=words)

@@ -476,11 +476,13 @@ def report(summary: pd.DataFrame, unjudged: Mapping[str, str | None]) -> list[st
             note = f" ({unjudged[benchmark]}: not judged)" if unjudged[benchmark] else ""
             lines.append(f"  {benchmark} {shots}-shot{note}")
             for r in cell.itertuples():
-                published = ""
-                if pd.notna(r.published):
-                    published = f"  ({r.published:.2f} ± {r.published_half:.2f})"
-                lines.append(f"    {r.row:<25}{r.mean:6.2f} ± {(r.high - r.low) / 2:5.2f}{published}")
+                found = f"{r.mean:6.2f} ± {(r.high - r.low) / 2:5.2f}"
+                lines.append(f"    {r.row:<25}{found}{_published_cell(r.published, r.published_half)}")
     return lines
+
+
+def _published_cell(mean: float, half: float) -> str:
+    return f"  ({mean:.2f} ± {half:.2f})" if pd.notna(mean) else ""
 
 
 def seeds_of(context: Context) -> list[int]:

@@ -160,7 +160,7 @@ def run(context: Context) -> Result:
     wanted, seeds = trainings(context), seeds_of(context)
     each = list(product(seeds, wanted))
     outcomes = context.train(NAME, [training.job(seed, context) for seed, training in each])
-    cells = []
+    cells: list[Cell] = []
     for seed, training in each:
         cells += few_shot.cells_of(training, REPTILE.name, seed, training.scale.tasks, context)
     measured = few_shot.measure(NAME, cells, outcomes, context)

@@ -7,6 +7,7 @@ sum_tau A⁺ (A phi - b) = 0. The inner loop replaces P by k steps of gradient d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -63,7 +64,7 @@ def reptile_fixed_point(tasks: Sequence[AffineTask], k: int, *, alpha: float = 1
     for task in tasks:
         points = starts
         for _ in range(k):
-            points = points - alpha * vmap(lambda phi, task=task: derivative(task.loss, phi))(points)
+            points = points - alpha * vmap(partial(derivative, task.loss))(points)
         update += (starts - points) / len(tasks)
     constant, columns = update[0], (update[1:] - update[0]).T
     return torch.linalg.solve(columns, -constant)

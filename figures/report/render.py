@@ -251,5 +251,6 @@ def _mathml(formula: str) -> Markup:
         if node.tag not in TAGS:
             return escape(f"${formula}$")
         node.attrib = {name: value for name, value in node.attrib.items() if name in ATTRIBUTES}
-        node.text = unescape(node.text) if node.text else node.text  # the library writes characters as references
+        if node.text:  # the library writes characters as references
+            node.text = unescape(node.text)
     return Markup(ElementTree.tostring(element, encoding="unicode"))
