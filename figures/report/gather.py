@@ -169,7 +169,7 @@ def gather(out: Path) -> Report:
         section = _section(experiment, verdicts, pictures, out / "tables", manifest)
         sections.append(section)
         for judged in section.judged:
-            lines.update(judged.data)
+            lines.update(judged.data.keys())
     data = tuple(line for line, _ in lines.most_common())
     status = manifest["status"] if manifest else "unknown"
     return Report(tuple(sections), data, status, provenance.commands(manifest, out))
