@@ -105,7 +105,8 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     manifest.write(record, path)
     threading.Thread(target=lambda: list(map(import_module, COME_LAST)), daemon=True).start()
     sources = list(dict.fromkeys(map(plan.data_line, plan.experiments)))
-    print("\n".join([*sources, f"{context.workers.count} workers on {context.device} · results in {plan.out}/"]))
+    where = f"{context.workers.count} workers on {context.device} · results in {plan.out}/"
+    print("\n".join([*sources, where]))
     seconds: dict[str, float] = {}
     tables: dict[str, dict[str, str]] = {}
     status = "interrupted"
@@ -129,7 +130,8 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     verdicts = plan.verdicts(folder.judge_all(plan.out, claims()))
     print("\n".join(["", *terminal.verdicts(verdicts, colour=terminal.in_colour(sys.stdout))]))
     reports = import_module(COMMANDS["report"]).write(plan.out)
-    print("\n".join(["", terminal.tally(verdicts), *(f"wrote {path}" for path in (path, *reports)), *sources]))
+    written = [f"wrote {file}" for file in (path, *reports)]
+    print("\n".join(["", terminal.tally(verdicts), *written, *sources]))
     return verdicts, record
 
 
@@ -157,7 +159,9 @@ def write(experiment: Experiment, result: Result, plan: Plan, seconds: float) ->
     return the files."""
     runs = redo.tabulate(plan.context.asked, plan.context.measured)
     tables = redo.with_devices(result.tables, plan.context.asked)
-    paths = folder.write_tables(plan.out, tables | ({f"{experiment.name}{redo.SUFFIX}": runs} if len(runs) else {}))
+    if len(runs):
+        tables[f"{experiment.name}{redo.SUFFIX}"] = runs
+    paths = folder.write_tables(plan.out, tables)
     if not experiment.claims:
         return paths
     evidence = folder.complete(
@@ -187,11 +191,13 @@ def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, dict[str,
     """Rerun experiments with more seeds until every claim of theirs that can be decided here is. Return the plan with
     the numbers of seeds at the end."""
     while more := budget.more_seeds(plan.verdicts(folder.judge_all(plan.out, claims())), claims()):
-        print("\n" + "\n".join(f"{name}: {count} seeds, to decide more" for name, count in more.items()))
+        lines = [f"{name}: {count} seeds, to decide more" for name, count in more.items()]
+        print("\n" + "\n".join(lines))
         plan = replace(plan, seeds=plan.seeds | more)
         for experiment in plan.experiments:
             if experiment.name in more:
-                seconds[experiment.name] = seconds.get(experiment.name, 0.0) + run_one(experiment, plan, tables)
+                before = seconds.get(experiment.name, 0.0)
+                seconds[experiment.name] = before + run_one(experiment, plan, tables)
     return plan
 
 

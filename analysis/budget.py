@@ -11,6 +11,7 @@ once, on seeds of another epoch than the pilot's.
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, product
 from math import hypot, isfinite, prod
 from pathlib import Path
 
@@ -40,8 +41,8 @@ EPOCH = 8  # of the seeds that a budget is spent on, unless the user names anoth
 # Which of figure 3's runs an experiment shares with others.
 SUM, AVERAGE, JOINT = sum_of(4).name, average(4).name, last(1).name
 SHARED = {
-    "ablation": (JOINT, *(make(k).name for k in (2, 4) for make in (sum_of, average, last))),
-    "inner_products": (JOINT, *(make(k).name for k in (2, 4) for make in (sum_of, last))),
+    "ablation": (JOINT, *(make(k).name for k, make in product((2, 4), (sum_of, average, last)))),
+    "inner_products": (JOINT, *(make(k).name for k, make in product((2, 4), (sum_of, last)))),
     "outer": (JOINT, SUM, AVERAGE),
     "validity": (SUM,),
     "variance": (SUM,),
@@ -80,7 +81,9 @@ def choose(names: Sequence[str], seconds: float, *, workers: int, pilot: Path = 
 def more_seeds(verdicts: Iterable[Verdict], claims: Mapping[str, Sequence[Claim]]) -> dict[str, int]:
     """Return how many seeds each experiment needs in all for what is still undecided and can be decided; empty if
     there is nothing left to do."""
-    owner = {claim.id: name for name, group in claims.items() for claim in group}
+    owner: dict[str, str] = {}
+    for name, group in claims.items():
+        owner.update({claim.id: name for claim in group})
     wanted: dict[str, int] = {}
     for verdict in verdicts:
         if verdict.decision != UNDECIDED or verdict.plan is None or not verdict.plan.seeds:
@@ -114,10 +117,12 @@ def measure_costs(folder: Path) -> pd.DataFrame:
     for name, wall in record["wall_seconds"].items():
         shared = {run: runs[run] for run in SHARED.get(name, ()) if run in runs}
         seeds = record["experiments"][name].get("seeds", 0)
-        own = wall * record["machine"]["workers"] - sum(s * seeds for run, s in shared.items() if run not in paid)
+        paid_here = sum(s * seeds for run, s in shared.items() if run not in paid)
+        own = max(wall * record["machine"]["workers"] - paid_here, 0.0)
         paid.update(shared)
-        parts = {"seed": max(own, 0.0) / seeds} if seeds else {"fixed": max(own, 0.0)}
-        found += [{"experiment": name, "what": what, "seconds": s} for what, s in (parts | shared).items()]
+        parts = {"seed": own / seeds} if seeds else {"fixed": own}
+        for what, s in (parts | shared).items():
+            found.append({"experiment": name, "what": what, "seconds": s})
     return pd.DataFrame(found).round(2)
 
 
@@ -148,7 +153,11 @@ def _claims_of(verdicts: Sequence[Verdict], costs: Mapping[str, Cost]) -> dict[s
     from analysis.experiments.registry import EXPERIMENTS
 
     by_id = {verdict.claim.id: verdict for verdict in verdicts}
-    return {name: [by_id[c.id] for c in EXPERIMENTS[name].claims if c.id in by_id] for name in costs}
+    found: dict[str, list[Verdict]] = {}
+    for name in costs:
+        ids = [claim.id for claim in EXPERIMENTS[name].claims]
+        found[name] = [by_id[i] for i in ids if i in by_id]
+    return found
 
 
 def _best_step(
@@ -199,7 +208,7 @@ def _power_of_control(verdict: Verdict, seeds: int) -> float:
     if verdict.control == "failed":
         return 1.0
     depths = [_depth_of_control(verdict, control) for control in verdict.controls] or [0.0]
-    return prod(statistics.power(depth, CONTROL_ERROR, seeds) if depth > 0 else 0.0 for depth in depths)
+    return prod(statistics.power(depth, CONTROL_ERROR, seeds) for depth in depths)
 
 
 def _depth_of_control(verdict: Verdict, control: Case) -> float:
@@ -211,10 +220,11 @@ def _depth_of_control(verdict: Verdict, control: Case) -> float:
     if claim.direction == 0:
         return -_depth(claim.band, control)
     rivals = [case for case in verdict.cases if case.name == control.name] or verdict.cases
-    return min(
-        _ratio(claim.direction * (rival.mean - control.mean), hypot(_deviation(rival), _deviation(control)))
-        for rival in rivals
-    )
+    depths = []
+    for rival in rivals:
+        difference = claim.direction * (rival.mean - control.mean)
+        depths.append(_ratio(difference, hypot(_deviation(rival), _deviation(control))))
+    return min(depths)
 
 
 def _depth(band: tuple[float, float], case: Case) -> float:
@@ -238,7 +248,10 @@ def measure_effects(folder: Path) -> list[Verdict]:
     from analysis.experiments.registry import EXPERIMENTS
 
     names = manifest.read(folder / "manifest.json")["experiments"]
-    return judge_all(folder, {name: [replace(c, epoch=0) for c in EXPERIMENTS[name].claims] for name in names})
+    claims: dict[str, list[Claim]] = {}
+    for name in names:
+        claims[name] = [replace(claim, epoch=0) for claim in EXPERIMENTS[name].claims]
+    return judge_all(folder, claims)
 
 
 def main() -> None:
@@ -247,8 +260,8 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     folders = parser.parse_args().folders
     PILOT.mkdir(exist_ok=True)
-    ledger.write([verdict for folder in folders for verdict in measure_effects(folder)], PILOT)
-    write_csv(pd.concat([measure_costs(folder) for folder in folders]), PILOT / "costs.csv")
+    ledger.write(list(chain.from_iterable(map(measure_effects, folders))), PILOT)
+    write_csv(pd.concat(map(measure_costs, folders)), PILOT / "costs.csv")
 
 
 if __name__ == "__main__":

@@ -174,8 +174,8 @@ def listing() -> str:
     """Return what there is, what it shows and how long it takes."""
     lines = []
     for name, experiment in EXPERIMENTS.items():
-        takes = ", ".join(f"{duration} ({profile})" for profile, duration in experiment.takes.items())
-        lines += [name, f"    shows {experiment.shows}", f"    takes {takes}"]
+        takes = [f"{duration} ({profile})" for profile, duration in experiment.takes.items()]
+        lines += [name, f"    shows {experiment.shows}", f"    takes {', '.join(takes)}"]
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ import heapq
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -81,7 +81,10 @@ class GPU:
         groups: dict[float, list[Work]] = {}
         for item in items:
             groups.setdefault(item.launches, []).append(item)
-        return makespan([max(launches * self.launch, self._computed(g)) for launches, g in groups.items()], count)
+        taken = []
+        for launches, group in groups.items():
+            taken.append(max(launches * self.launch, self._computed(group)))
+        return makespan(taken, count)
 
     def _computed(self, items: Sequence[Work]) -> float:
         return sum(item.flops / self.products + item.bytes / self.memory for item in items)
@@ -106,8 +109,8 @@ def evaluation(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Wo
     """Return the work of an evaluation on `tasks` tasks side by side, with so many test examples a class. What each
     step of the inner loop adds is counted once."""
     n_way = run.sampling.n_way  # all of training that has a part in it, but for the inner optimizer
-    trained = replace(_as_to_cost(run), sampling=Sampling(n_way, 1, n_way, 1), weights=(1.0,), outer=Outer(1.0))
-    trained = replace(trained, meta_batch=1)
+    sampling_there = Sampling(n_way, 1, n_way, 1)
+    trained = replace(_as_to_cost(run), sampling=sampling_there, weights=(1.0,), outer=Outer(1.0), meta_batch=1)
     return _evaluation(trained, sampling, tasks, queries)
 
 
@@ -117,7 +120,8 @@ def _evaluation(run: Run, sampling: Sampling, tasks: int, queries: int) -> Work:
 
     def after(steps: int) -> Work:
         cut = replace(sampling, steps=steps)
-        return traced(lambda: training.evaluate(run, pool, state, cut, range(tasks), queries=queries, lanes=tasks))
+        evaluate = partial(training.evaluate, run, pool, state, cut, range(tasks))
+        return traced(partial(evaluate, queries=queries, lanes=tasks))
 
     one, two = after(1), after(2)
     return one + (sampling.steps - 1) * (two + -1 * one)
@@ -193,7 +197,8 @@ def few_shot_runs(profile: str, seeds: int | None) -> tuple[list[PartOfRun], lis
         for seed in range(seeds or benchmarks.SEEDS[profile]):
             mine = [benchmarks.configure(benchmark, method, scale, seed) for method in methods]
             trainings += [PartOfRun(run, run.iterations) for run in mine]
-            cells = [look(mine[0], benchmarks.evaluated(benchmark, n), scale.tasks) for n in benchmark.shots]
+            samplings = [benchmarks.evaluated(benchmark, n) for n in benchmark.shots]
+            cells = [look(mine[0], sampling, scale.tasks) for sampling in samplings]
             others += cells * len(mine)
     return trainings, others
 
@@ -203,9 +208,12 @@ SWEEPS = {"ablation": ablation_runs, "few_shot": few_shot_runs}
 
 def table(items: Sequence[Work], rate: float, gpu: GPU = H100) -> list[str]:
     """Return lines of a table in Markdown: where, and how long it takes there."""
-    rows = [(f"{cores} such cores", makespan((item.flops / rate for item in items), cores)) for cores in CORES]
-    rows += [(f"{count} {gpu.name}, by its data sheet", gpu.seconds(items, count)) for count in GPUS]
-    return ["| on | takes |", "|---|---|", *(f"| {where} | {duration(seconds)} |" for where, seconds in rows)]
+    on_one_core = [item.flops / rate for item in items]
+    rows = [(f"{cores} such cores", makespan(on_one_core, cores)) for cores in CORES]
+    for count in GPUS:
+        rows.append((f"{count} {gpu.name}, by its data sheet", gpu.seconds(items, count)))
+    lines = [f"| {where} | {duration(seconds)} |" for where, seconds in rows]
+    return ["| on | takes |", "|---|---|", *lines]
 
 
 def duration(seconds: float) -> str:
@@ -227,13 +235,16 @@ def main() -> None:
     longest = max(trainings, key=lambda item: costs[item].flops).run
     one, items = iteration(longest), [*costs.values(), *others]
     rate = 1e9 * options.rate if options.rate else measured_rate(longest, 5.0)
+    rate_from = "as given" if options.rate else "measured now"
+    iterations = sum(item.until for item in trainings)
+    flops, flops_of_others = sum(item.flops for item in items), sum(item.flops for item in others)
     print(
         f"{options.experiment}, {options.profile} profile: {len(trainings)} runs, "
-        f"{sum(item.until for item in trainings):,} meta-iterations, {sum(i.flops for i in items) / 1e12:,.1f} TFLOP, "
-        f"{sum(i.flops for i in others) / sum(i.flops for i in items):.0%} of them in {len(others)} evaluations\n"
+        f"{iterations:,} meta-iterations, {flops / 1e12:,.1f} TFLOP, "
+        f"{flops_of_others / flops:.0%} of them in {len(others)} evaluations\n"
         f"a meta-iteration of the longest: {one.flops / 1e9:.2f} GFLOP, {one.bytes / 1e6:,.0f} MB, "
         f"{one.launches:.0f} launches\n"
-        f"one core does {rate / 1e9:.0f} GFLOP/s of it ({'as given' if options.rate else 'measured now'})\n"
+        f"one core does {rate / 1e9:.0f} GFLOP/s of it ({rate_from})\n"
     )
     print("\n".join(table(items, rate)))
 
@@ -266,8 +277,10 @@ class _Tracing(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         out = operation(*arguments, **(options or {}))
-        tensors = [leaf for leaf in tree_leaves((arguments, options, out)) if isinstance(leaf, torch.Tensor)]
-        if operation.is_view or operation.name().split(".")[0] in FREE or all(t.device.type != "meta" for t in tensors):
+        leaves = tree_leaves((arguments, options, out))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]
+        is_free = operation.is_view or operation.name().split(".")[0] in FREE
+        if is_free or all(t.device.type != "meta" for t in tensors):
             return out
         count = flop_registry.get(operation.overloadpacket)
         flops = count(*arguments, **(options or {}), out_val=out) if count else 0

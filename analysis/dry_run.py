@@ -6,6 +6,7 @@ costs is counted as in `cost`, at the rate that one core of this machine has now
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,8 @@ class _Asking(Context):
         return {job: Outcome("finished", float(job.end), job.end) for job in jobs}
 
     def evaluate(self, name: str, wanted: Sequence[Measured]) -> dict[Measured, Accuracies]:
-        self.pieces.update({chunk.key: chunk for item in wanted for chunk in chunks(*item)})
+        for item in wanted:
+            self.pieces.update({chunk.key: chunk for chunk in chunks(*item)})
         return {item: _made_up(item[2].tasks) for item in wanted}
 
 
@@ -74,17 +76,27 @@ def left(experiment: Experiment, context: Context, known: dict[str, int]) -> Lef
     except _OwnWork:
         own = True
     furthest = {job.key: job for job in sorted(asking.jobs.values(), key=lambda job: job.end)}
-    iterations = {key: job.end if context.fresh else _iterations_left(job) for key, job in furthest.items()}
-    pieces = {key: chunk for key, chunk in asking.pieces.items() if context.fresh or not chunk.path.exists()}
-    new = {key: min(n, max(0, furthest[key].end - known.get(key, 0))) for key, n in iterations.items()}
-    todo = {key: n for key, n in new.items() if n}
-    work = [(furthest[key].run, cost.whole(cost.PartOfRun(furthest[key].run, n)).flops) for key, n in todo.items()]
+    iterations: dict[str, int] = {}
+    todo: dict[str, int] = {}
+    for key, job in furthest.items():
+        iterations[key] = job.end if context.fresh else _iterations_left(job)
+        beyond_known = max(0, job.end - known.get(key, 0))
+        if n := min(iterations[key], beyond_known):
+            todo[key] = n
+    pieces = asking.pieces
+    if not context.fresh:
+        pieces = {key: chunk for key, chunk in pieces.items() if not chunk.path.exists()}
+    work: list[tuple[Run, float]] = []
+    for key, n in todo.items():
+        run = furthest[key].run
+        work.append((run, cost.whole(cost.PartOfRun(run, n)).flops))
     work += [(chunk.job.run, _flops(chunk)) for key, chunk in pieces.items() if key not in known]
     known |= dict.fromkeys(asking.pieces, 0)
     known |= {key: max(job.end, known.get(key, 0)) for key, job in furthest.items()}
     there = sum(not n for n in iterations.values())
+    runs = len(furthest), there
     evaluations = len(asking.pieces), len(asking.pieces) - len(pieces)
-    return Left(experiment, (len(furthest), there), evaluations, sum(todo.values()), tuple(work), own)
+    return Left(experiment, runs, evaluations, sum(todo.values()), tuple(work), own)
 
 
 def describe(plans: Iterable[Plan], rate_of: Callable[[Run], float] | None = None) -> list[str]:
@@ -97,14 +109,15 @@ def describe(plans: Iterable[Plan], rate_of: Callable[[Run], float] | None = Non
     known: dict[str, int] = {}
     for plan in plans:
         found = [left(one, plan.context_of(one), known) for one in plan.experiments]
+        work = list(chain.from_iterable(one.work for one in found))
         flops: dict[Run, float] = {}
-        for run, amount in (item for one in found for item in one.work):
+        for run, amount in work:
             flops[run] = flops.get(run, 0.0) + amount
         rate = measure(max(flops, key=lambda run: flops[run])) if flops else 1.0
         workers, profile = plan.context.workers.count, plan.context.profile
         lines += [_line(one, rate, workers, profile) for one in found]
         if flops:
-            whole = cost.makespan([amount / rate for one in found for _, amount in one.work], workers)
+            whole = cost.makespan([amount / rate for _, amount in work], workers)
             lines.append(
                 f"what is left: {cost.duration(whole)} on {workers} workers, at {rate / 1e9:.0f} GFLOP/s a core; "
                 f"results in {plan.out}/"
@@ -133,7 +146,8 @@ def _iterations_left(job: Job) -> int:
 
 
 def _flops(chunk: EvaluationChunk) -> float:
-    return cost.look(chunk.job.run, chunk.evaluation.sampling, len(chunk.tasks), chunk.evaluation.queries).flops
+    evaluation = chunk.evaluation
+    return cost.look(chunk.job.run, evaluation.sampling, len(chunk.tasks), evaluation.queries).flops
 
 
 def _made_up(tasks: int) -> Accuracies:

@@ -28,10 +28,15 @@ class UsageError(ValueError):
     """Something that the user can put right, reported in one line before any work."""
 
 
+def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
+    in_one_line = " ".join(str(message).split())
+    return f"{program.name()}: warning: {in_one_line}\n"
+
+
 def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
     """Run main(arguments) and return its exit code. Any failure is reported in one line, with a traceback by --debug
     alone."""
-    warnings.formatwarning = lambda message, *_, **__: f"{program.name()}: warning: {' '.join(str(message).split())}\n"
+    warnings.formatwarning = _warning_line
     debug = "--debug" in arguments
     try:
         with _printable(), _terminable():

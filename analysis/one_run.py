@@ -75,7 +75,8 @@ def find_rows(options: argparse.Namespace) -> list[dict[str, object]]:
 
 def restored(row: dict[str, object], options: argparse.Namespace, runs: Path) -> Restored:
     """Return the run of a row; UsageError where it cannot be the same here."""
-    device = "cuda" if str(row["device"]).startswith("cuda") and torch.cuda.is_available() else "cpu"
+    on_gpu = str(row["device"]).startswith("cuda") and torch.cuda.is_available()
+    device = "cuda" if on_gpu else "cpu"
     try:
         source = find(str(row["data"]), options.data and options.data.absolute(), quiet=options.quiet)
         return redo.restore(row, source, runs, device)
@@ -87,9 +88,13 @@ def _done_again(run: Restored, workers: Workers, *, fresh: bool) -> tuple[list[s
     job = run.job
     context = Context("", job.source, workers, job.folder, device=job.device, tf32=job.tf32, fresh=fresh)
     outcome = context.train("the run", [job])[job]
-    there = [(n, evaluation) for n, evaluation in run.evaluations if outcome.finished or n < outcome.iteration]
-    found = context.evaluate("the run", [(job, *item) for item in there])
-    return redo.compare(run, outcome, {(n, evaluation): values for (_, n, evaluation), values in found.items()})
+    wanted = []
+    for n, evaluation in run.evaluations:
+        if outcome.finished or n < outcome.iteration:
+            wanted.append((job, n, evaluation))
+    found = context.evaluate("the run", wanted)
+    by_evaluation = {(n, evaluation): values for (_, n, evaluation), values in found.items()}
+    return redo.compare(run, outcome, by_evaluation)
 
 
 def _some(experiment: str, table: pd.DataFrame) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.experiments.shared import own_variants
-from analysis.experiments.shared.experiment import Context, Experiment
+from analysis.experiments.shared.experiment import Context, Experiment, claims_of
 from analysis.results import manifest
 from analysis.results.judge import Verdict
 from reptile_core import datasets
@@ -44,7 +44,7 @@ class Plan:
 
     def verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Return those on the claims of the plan's experiments."""
-        mine = {claim.id for experiment in self.experiments for claim in experiment.claims}
+        mine = {claim.id for claim in claims_of(self.experiments)}
         return [verdict for verdict in verdicts if verdict.claim.id in mine]
 
     def data_line(self, experiment: Experiment, others: Sequence[str] = ()) -> str:
@@ -68,15 +68,19 @@ class Plan:
         if self.data is None:
             return NO_IMAGES
         characters, drawings = self.data.images.shape[:2]
-        what = "Omniglot" if self.data.real else f"NOT OMNIGLOT: {self.data.name}, made-up characters"
-        split = ", split as the authors' code does" if self.context.source.split == "authors" else ""
-        return f"{what}, {characters:,} characters × {drawings} drawings{split}"
+        what = f"NOT OMNIGLOT: {self.data.name}, made-up characters"
+        if self.data.real:
+            what = "Omniglot"
+        words = f"{what}, {characters:,} characters × {drawings} drawings"
+        if self.context.source.split == "authors":
+            words += ", split as the authors' code does"
+        return words
 
 
 def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the manifest of a plan before work. before: that of its folder, as an earlier command left it."""
     context = plan.context
-    settings = {experiment.name: experiment.settings_in(plan.context_of(experiment)) for experiment in plan.experiments}
+    settings = {one.name: one.settings_in(plan.context_of(one)) for one in plan.experiments}
     variants = [own_variants.as_text(variant) for variant in plan.options.get("variants", ())]
     return manifest.begin(
         command=sys.argv,

@@ -13,7 +13,7 @@ from types import ModuleType
 
 from analysis.ending import UsageError
 from analysis.experiments import registry
-from analysis.experiments.shared.experiment import Experiment
+from analysis.experiments.shared.experiment import Experiment, claims_of
 
 
 @contextmanager
@@ -34,10 +34,12 @@ def loaded(paths: Sequence[Path]) -> Iterator[None]:
 
 def _experiments(path: Path) -> list[tuple[Experiment, registry.Draw | None]]:
     module = _imported(path)
-    found = [*getattr(module, "EXPERIMENTS", []), *([module.EXPERIMENT] if hasattr(module, "EXPERIMENT") else [])]
+    found = list(getattr(module, "EXPERIMENTS", []))
+    if hasattr(module, "EXPERIMENT"):
+        found.append(module.EXPERIMENT)
     if not found or not all(isinstance(one, Experiment) for one in found):
         raise UsageError(f"--plugin: expected EXPERIMENT, an Experiment, in {path}, found {found or 'none'}")
-    taken = {claim.id for one in registry.EXPERIMENTS.values() for claim in one.claims}
+    taken = {claim.id for claim in claims_of(registry.EXPERIMENTS.values())}
     for one in found:
         if one.name in registry.EXPERIMENTS:
             raise UsageError(f"--plugin: expected a name that no experiment has, found {one.name!r} in {path}")

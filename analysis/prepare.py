@@ -57,13 +57,16 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
     _check_writable(out)
     data = _images(options, asked, [EXPERIMENTS[name] for name in names])
     cuda = asked["device"].startswith("cuda") or (asked["device"] == "auto" and torch.cuda.is_available())
+    epoch = asked["epoch"]
+    if options.budget is not None and epoch is None:
+        epoch = budget.EPOCH
     context = Context(
         profile=asked["profile"],
         source=_source(data, options.data and options.data.absolute(), asked["split"]),
         workers=_workers(options, out.absolute(), cuda=cuda),
         runs=out.absolute() / "runs",
         seeds=asked["seeds"] if isinstance(asked["seeds"], int) else None,
-        epoch=budget.EPOCH if options.budget is not None and asked["epoch"] is None else asked["epoch"],
+        epoch=epoch,
         device="cuda" if cuda else "cpu",
         tf32=asked["device"] == "cuda-tf32",
         fresh=options.fresh,
@@ -79,13 +82,15 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
 
 def _default_folder(asked: dict[str, Any]) -> Path:
     """Return where results go: with variants of the user's own to a folder of theirs, as they change the tables."""
-    return Path("results") / "-".join([asked["profile"], *(variant.name for variant in asked["variants"])])
+    own = [variant.name for variant in asked["variants"]]
+    return Path("results") / "-".join([asked["profile"], *own])
 
 
 def _chosen(asked: dict[str, Any], *, everything: bool) -> list[str]:
     """Return the names of the experiments to run: those asked for, or else those of the profile, or all that a budget
     may choose from."""
-    by_default = [name for name, one in EXPERIMENTS.items() if everything or asked["profile"] in one.profiles]
+    profile = asked["profile"]
+    by_default = [name for name, one in EXPERIMENTS.items() if everything or profile in one.profiles]
     return list(dict.fromkeys(asked["experiments"] or by_default))
 
 
@@ -146,9 +151,17 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         "split": options.split,
     }
     if again is None:
-        defaults: dict[str, Any] = {"profile": "quick", "dataset": "auto", "split": SPLIT_KINDS[0], "device": "auto"}
-        defaults |= {"experiments": [], "cells": [], "variants": []}
-        return {name: defaults.get(name) if value is None else value for name, value in given.items()}
+        defaults: dict[str, Any] = {
+            "profile": "quick",
+            "dataset": "auto",
+            "split": SPLIT_KINDS[0],
+            "device": "auto",
+            "experiments": [],
+            "cells": [],
+            "variants": [],
+        }
+        said = {name: value for name, value in given.items() if value is not None}
+        return dict.fromkeys(given) | defaults | said
     given |= {"budget": options.budget, "until-decided": options.until_decided or None}
     for name, value in given.items():
         if value is not None and name != "experiments":

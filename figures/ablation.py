@@ -21,19 +21,23 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     iteration, mean)."""
     final = tables["ablation_summary"].set_index("variant")
     names = settings["variants"]
-    variants = [variant for variant in figure_3(max(map(len, names.values()))) if variant.name in names]
+    k_max = max(map(len, names.values()))
+    variants = [variant for variant in figure_3(k_max) if variant.name in names]
     of_paper = {variant.name for variant in variants}
     others = [own(name, weights) for name, weights in names.items() if name not in of_paper]
     curves = tables["ablation_intervals"]
     by_name: Mapping[str, pd.DataFrame] = {str(name): part for name, part in curves.groupby("variant")}
-    words = caption(settings) + "".join(f" Not of the paper: {one.name}, weights {_numbers(one)}." for one in others)
+    words = caption(settings)
+    for one in others:
+        words += f" Not of the paper: {one.name}, weights {_numbers(one)}."
     return {"ablation": _draw(by_name, variants, others, finding(final, variants), words, 1 / settings["n_way"])}
 
 
 def finding(final: pd.DataFrame, variants: Sequence[Variant]) -> str:
     """Return the title: where g_1 ends, and where the longest sum does. final: iteration and mean, accuracy in
     [0, 1], by variant."""
-    first, longest = variants[0], max(variants, key=lambda variant: (variant.k, sum(variant.weights)))
+    first = variants[0]
+    longest = max(variants, key=lambda variant: (variant.k, sum(variant.weights)))
     ends, when = final["mean"], final["iteration"]
     return (
         f"g₁ alone is at {100 * ends[first.name]:.0f} % accuracy after {when[first.name]:,} iterations, "
@@ -60,7 +64,8 @@ def _numbers(variant: Variant) -> str:
 
 def _further(settings: Mapping[str, Any]) -> str:
     """Say which curves are longer or shorter than the others."""
-    others = {name: looks[-1] for name, looks in settings["looks_of"].items() if looks[-1] != settings["looks"][-1]}
+    end = settings["looks"][-1]
+    others = {name: looks[-1] for name, looks in settings["looks_of"].items() if looks[-1] != end}
     by_end: dict[int, list[str]] = {}
     for name, until in others.items():
         by_end.setdefault(until, []).append(name)

@@ -83,7 +83,8 @@ def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
         else "one seed, bar: 95 % interval of the mean over tasks"
         + (" and, of characters, over splits" if settings["split"] == "seed" else "")
     )
-    tail = f"{shots} examples a class" if (shots := settings["tail_shots"]) else "a minibatch of examples"
+    shots = settings["tail_shots"]
+    tail = f"{shots} examples a class" if shots else "a minibatch of examples"
     trained = "; ".join(
         f"{TITLES[name]}: {b['scale']['iterations']:,} of {b['iterations']:,} meta-iterations, "
         f"{b['scale']['tasks']:,} test tasks"
@@ -114,7 +115,8 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
         ours = [[row.mean - low], [high - row.mean]]
         ax.errorbar(row.mean, y + APART, xerr=ours, color=COLOUR[method], **OURS)
         ax.errorbar(row.published, y - APART, xerr=row.published_half, color=COLOUR[method], **PUBLISHED)
-        for value, end, side in ((row.mean, low, APART), (row.published, row.published - row.published_half, -APART)):
+        low_published = row.published - row.published_half
+        for value, end, side in ((row.mean, low, APART), (row.published, low_published, -APART)):
             if pd.notna(value):
                 ax.annotate(f"{value:.1f}", (end, y + side), xytext=(-6, 0), textcoords="offset points",
                             ha="right", va="center", fontsize=7.5, color="0.25")  # fmt: skip

@@ -62,7 +62,8 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
     within = table[(table.when == "before") & (table.quantity == "cosine") & (table.pairs == "within")]
     mean = within[within.characters == "train"].set_index(["variant", "iteration"])["mean"]
-    joint, longest = variants[0].name, max(variants, key=lambda variant: (sum(variant.weights), variant.k))
+    joint = variants[0].name
+    longest = max(variants, key=lambda variant: (sum(variant.weights), variant.k))
     (first, *_, end) = sorted(within.iteration.unique())
     finding = (
         f"Gradients of one task's minibatches: cosine {mean[joint, first]:.2f} before meta-training, "
@@ -112,18 +113,20 @@ def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
             for edge in edges[1:]:
                 ax.axhline(edge, color="0.25", linewidth=0.6)
                 ax.axvline(edge, color="0.25", linewidth=0.6)
-            middles, numbers = [edge + size / 2 for edge in edges], [str(n + 1) for n in range(len(edges))]
+            middles = [edge + size / 2 for edge in edges]
+            numbers = [str(n + 1) for n in range(len(edges))]
             ax.set_xticks(middles, numbers, fontsize=8, rotation=0)
             ax.set_yticks(middles, numbers, fontsize=8, rotation=0)
             ax.set(xlabel="task", ylabel="task")
         run = f"after {iteration:,} iterations of ${names[variant]}$" if iteration else "before meta-training"
         axes[0][column].set_title(f"cosine, {run}", fontsize=9)
         axes[1][column].set_title(f"inner product, {run}", fontsize=9)
-    means = [_within_and_between(part, size) for _, part in by_point]
-    finding = "Cosines within a task, and between tasks: " + "; ".join(
-        f"{within:.2f}, {between:.2f} ({'before' if iteration == 0 else f'after ${names[variant]}$'})"
-        for ((variant, iteration), _), (within, between) in zip(by_point, means, strict=True)
-    )
+    cosines_in_words = []
+    for (variant, iteration), part in by_point:
+        within, between = _within_and_between(part, size)
+        when = "before" if iteration == 0 else f"after ${names[variant]}$"
+        cosines_in_words.append(f"{within:.2f}, {between:.2f} ({when})")
+    finding = f"Cosines within a task, and between tasks: {'; '.join(cosines_in_words)}"
     caption = (
         f"All pairs of gradients of {size} minibatches of each task at the initialization; seed {table.seed.iloc[0]}, "
         f"training characters, the same tasks throughout, summed loss of {settings['batch']} examples. The diagonal is "
@@ -148,19 +151,22 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     iterations = sorted(table.iteration.unique())
     figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 4.6))
     for ax, (quantity, label) in zip(axes, panels, strict=True):
+        of_quantity = table[table.quantity == quantity]
         for shift, (direction, (words, colour)) in zip((-0.2, 0, 0.2), DIRECTIONS.items(), strict=True):
-            mine = table[(table.quantity == quantity) & (table.direction == direction)].set_index("iteration")
+            mine = of_quantity[of_quantity.direction == direction].set_index("iteration")
             mine = mine.loc[iterations, ["mean", "low", "high"]]
             x = [position + shift for position in range(len(iterations))]
             ax.plot(x, mine["mean"], "o", color=colour, markersize=6, label=words)
             ax.vlines(x, mine.low, mine.high, color=colour, linewidth=1.6)
         ax.axhline(0, color="0.3", linewidth=1)
-        ax.set_xticks(range(len(iterations)), [f"after {iteration:,}\niterations" for iteration in iterations])
+        labels = [f"after {iteration:,}\niterations" for iteration in iterations]
+        ax.set_xticks(range(len(iterations)), labels)
         ax.set_xlim(-0.5, len(iterations) - 0.5)
         ax.grid(visible=False, axis="x")
         ax.set_title(f"change of the {label}", fontsize=9.5)
     axes[0].legend(loc="upper right", fontsize=8)
-    beyond = table[(table.direction == "beyond") & (table.quantity == "inner product")].set_index("iteration")["mean"]
+    beyond = table[(table.direction == "beyond") & (table.quantity == "inner product")]
+    beyond = beyond.set_index("iteration")["mean"]
     finding = (
         "A step along what Reptile adds to k AvgGrad: inner product "
         f"{beyond[iterations[0]]:+.2f} at the start, {beyond[iterations[-1]]:+.2f} at the end (bounded)"

@@ -46,7 +46,9 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 def finding(curves: Mapping[str, pd.DataFrame]) -> str:
     """Return the title: where Reptile's sum and average, MAML and Adam outside end; means over seeds."""
     end = max(curve.iteration.max() for curve in curves.values())
-    ends = {name: 100 * curve.sort_values("iteration")["mean"].iloc[-1] for name, curve in curves.items()}
+    ends = {}
+    for name, curve in curves.items():
+        ends[name] = 100 * curve.sort_values("iteration")["mean"].iloc[-1]
     return (
         f"After {end:,} iterations Reptile is at {ends['Reptile']:.0f} % (average: {ends['Reptile, average']:.0f} %), "
         f"MAML at {ends['MAML']:.0f} %, Adam outside at {ends['Reptile, Adam outside']:.0f} %"

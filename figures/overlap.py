@@ -48,7 +48,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
         if sweep != "steps":
             ax.set_xscale("log", base=2)
             ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xticks(settings["grid"][sweep], [f"{x:g}" for x in settings["grid"][sweep]], fontsize=8)
+        places = settings["grid"][sweep]
+        ax.set_xticks(places, [f"{x:g}" for x in places], fontsize=8)
         if edge is not None:
             _mark_overlap(ax, edge)
     axes[0][0].set_ylabel("final accuracy on test characters (%)")
@@ -62,9 +63,8 @@ def finding(intervals: pd.DataFrame) -> str:
     here = intervals[intervals.sweep == sweep]
     point = here.point.max()
     most = here[here.point == point].set_index("method")["mean"]
-    separate, shared = (
-        f"{100 * most[tail]:.0f} %" for tail in ("FOMAML, separate tail", "FOMAML, shared tail, cycling")
-    )
+    separate = f"{100 * most['FOMAML, separate tail']:.0f} %"
+    shared = f"{100 * most['FOMAML, shared tail, cycling']:.0f} %"
     return f"{AT_THE_END_OF[sweep].format(point)} FOMAML ends at {separate} with a tail of its own, {shared} without"
 
 
@@ -75,7 +75,8 @@ def caption(settings: Mapping[str, Any]) -> str:
         f"Full batch: all that a method may draw from, {n}, or {n - settings['fixed']['batch']} before a separate tail "
         "(where drawing afresh is cycling). "
     )
-    afresh = " or each afresh (replacement)" if any("replacement" in name for name in settings["methods"]) else ""
+    has_replacement = any("replacement" in name for name in settings["methods"])
+    afresh = " or each afresh (replacement)" if has_replacement else ""
     return (
         f"Meta-training on {settings['n_way']}-way tasks of {n} samples. Reptile's update is $g_1 + \\ldots + g_k$, "
         "FOMAML's is $g_k$, the gradient of the last of k minibatches (the tail). "

@@ -35,13 +35,17 @@ def _curves(ax: plt.Axes, intervals: pd.DataFrame, settings: Mapping[str, Any]) 
     """Draw a line for each pair of rho and noise, over all sums that have it."""
     arms = pd.DataFrame.from_dict(settings["variants"], orient="index")[["rho", "noise"]].round(3)
     span = arms.rho.max()
-    curves = intervals.join(arms, on="variant").groupby(["rho", "noise", "iteration"], as_index=False)["mean"].mean()
+    by_place = intervals.join(arms, on="variant").groupby(["rho", "noise", "iteration"], as_index=False)
+    curves = by_place["mean"].mean()
     for (rho, noise), curve in curves.groupby(["rho", "noise"]):
         sums = int(((arms.rho == rho) & (arms.noise == noise)).sum())
+        label = f"ρ = {rho:.2f}, noise {noise:.2f}"
+        if sums > 1:
+            label += f" (mean of {sums} sums)"
         draw_curve(
             ax, curve.assign(low=float("nan")), line=LINES[sorted(set(arms.noise)).index(noise) % len(LINES)],
             marker="o", colour=plt.colormaps["viridis"](0.92 * rho / span),
-            label=f"ρ = {rho:.2f}, noise {noise:.2f}" + (f" (mean of {sums} sums)" if sums > 1 else ""),
+            label=label,
         )  # fmt: skip
     over_iterations(ax)
     ax.set(ylabel="accuracy on test characters (%)")

@@ -83,6 +83,8 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, summary: pd.DataFrame) -> None:
         )  # fmt: skip
     batches = sorted(summary[summary.variant == "plain"].batch.unique())
     ax.set(xscale="log", xlabel="images in a training minibatch")
-    ax.set_xticks(batches, [f"{batch:,}" if batch < max(batches) else f"{batch:,} (all)" for batch in batches])
+    labels = [f"{batch:,}" for batch in batches]
+    labels[-1] += " (all)"
+    ax.set_xticks(batches, labels)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.margins(x=0.12)

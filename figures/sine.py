@@ -31,7 +31,10 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 def finding(losses: pd.DataFrame, settings: Mapping[str, Any]) -> str:
     """Return the title: what is left of the waves after the last step."""
     final = losses[losses.step == losses.step.max()].set_index("initialization")["mean"]
-    left = {name: f"{100 * final[name]:.{0 if final[name] >= 0.1 else 1}f} %" for name in ("reptile", "joint")}
+    left = {}
+    for name in ("reptile", "joint"):
+        digits = 0 if final[name] >= 0.1 else 1
+        left[name] = f"{100 * final[name]:.{digits}f} %"
     return (
         f"What {losses.step.max()} steps on {settings['batch']} points leave unexplained of a sine:\n"
         f"{left['reptile']} from Reptile's initialization, {left['joint']} from joint training's"

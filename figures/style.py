@@ -67,8 +67,10 @@ def _wrapped(caption: str, width: int) -> list[str]:
     about."""
     formulas = re.findall(FORMULA, caption)
     held = re.sub(FORMULA, lambda formula: "\0" * _drawn(formula[0]), caption)
-    lines = "\n".join(line for part in held.split("\n") for line in textwrap.wrap(part, width, break_on_hyphens=False))
-    return re.sub("\0+", lambda _: formulas.pop(0), lines).split("\n")
+    lines: list[str] = []
+    for part in held.split("\n"):
+        lines += textwrap.wrap(part, width, break_on_hyphens=False)
+    return re.sub("\0+", lambda _: formulas.pop(0), "\n".join(lines)).split("\n")
 
 
 def _drawn(formula: str) -> int:

@@ -94,8 +94,9 @@ def _draw_pool(ax: Axes, case: pd.DataFrame, colour: str) -> None:
         mine = case[case.role == role]
         pool, which = mine.case.iloc[0].split(": ")
         words = f"{pool}, ${which}$" if role == "check" else "wrong term"
-        ax.plot(mine.alpha, mine.remainder, line, color=colour if role == "check" else WARNING, marker="o",
-                markersize=3, alpha=1 if role == "check" else 0.55,
+        opacity = 1 if role == "check" else 0.55
+        colour_of_role = colour if role == "check" else WARNING
+        ax.plot(mine.alpha, mine.remainder, line, color=colour_of_role, marker="o", markersize=3, alpha=opacity,
                 label=f"{words}: slope {mine.slope.iloc[0]:.3f}")  # fmt: skip
 
 

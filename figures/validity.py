@@ -66,7 +66,8 @@ def _draw_map(ax: Axes, rows: pd.DataFrame) -> None:
     grid = rows.groupby(["i", "multiple"]).explained.mean().unstack("multiple")
     sns.heatmap(grid, ax=ax, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f", annot_kws={"fontsize": 7.5},
                 cbar=False)  # fmt: skip
-    ax.set_xticklabels([f"1/{1 / m:.0f}" if m < 1 else f"{m:.0f}" for m in grid.columns], rotation=0, fontsize=7.5)
+    labels = [f"1/{1 / m:.0f}" if m < 1 else f"{m:.0f}" for m in grid.columns]
+    ax.set_xticklabels(labels, rotation=0, fontsize=7.5)
     ax.set_yticklabels([f"$g_{i}$" for i in grid.index], rotation=0)
     ax.set(xlabel="", ylabel="")
     at = (list(grid.columns).index(1.0), 0)

@@ -60,8 +60,11 @@ def _found(path: Path) -> str:
         if len(content) < 8 or (content[8:9] == b"{" and len(content) < 8 + length):
             return f"one cut short, to {len(content)} bytes"
         tensors = json.loads(content[8 : 8 + length])
-        whole = 8 + length + max(entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__")
-        return f"one cut short, to {len(content)} bytes of {whole}" if len(content) < whole else "one that was altered"
+        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends)
+        if len(content) < whole:
+            return f"one cut short, to {len(content)} bytes of {whole}"
+        return "one that was altered"
     except Exception:  # nothing can be relied on in such a file
         return "a file that is none"
 

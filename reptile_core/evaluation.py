@@ -66,7 +66,8 @@ def accuracies(
         chunk = tasks[slice(start, start + lanes)]
         width = chunk.test.label.shape[0]
         adapted = phi.expand(width, -1)
-        for step in inner_loop(loss, adapted, [pool.minibatch(b) for b in chunk.minibatches], optimizer, state):
+        minibatches = [pool.minibatch(batch) for batch in chunk.minibatches]
+        for step in inner_loop(loss, adapted, minibatches, optimizer, state):
             adapted = step.after
         test, support = pool.minibatch(chunk.test), pool.minibatch(chunk.support)
         for name, together in kinds.items():

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 SOURCES = {".py", ".c", ".h"}  # how the names of files end on which results depend
@@ -48,14 +49,17 @@ def sources_digest(root: Path, *names: str) -> str:
     Wherever `root` is, a checkout or the place of an installation, the same code has the same digest.
     """
     found = hashlib.sha256()
-    for path in sorted(path for name in names for path in _sources(root / name)):
+    paths = chain.from_iterable(_sources(root / name) for name in names)
+    for path in sorted(paths):
         content = hashlib.sha256(path.read_bytes()).hexdigest()
         found.update(f"{path.relative_to(root).as_posix()} {content}\n".encode())
     return found.hexdigest()
 
 
 def _sources(path: Path) -> list[Path]:
-    return [path] if path.is_file() else [file for file in path.rglob("*") if file.suffix in SOURCES]
+    if path.is_file():
+        return [path]
+    return [file for file in path.rglob("*") if file.suffix in SOURCES]
 
 
 def _naming(path: Path, error: OSError) -> OSError:

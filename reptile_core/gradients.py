@@ -106,9 +106,13 @@ class GradientByHand:
         order = len(self.calls)
         self.g.append(torch.zeros_like(self.phi))
         g = self.unflatten(self.g[-1])
-        forward = [call for block in self.stack for call in block.forward(order)]
-        top = self.top.calls(order, g)
-        self.calls.append(forward + top + [call for block in reversed(self.stack) for call in block.backward(order, g)])
+        calls: list[NativeCall] = []
+        for block in self.stack:
+            calls += block.forward(order)
+        calls += self.top.calls(order, g)
+        for block in reversed(self.stack):
+            calls += block.backward(order, g)
+        self.calls.append(calls)
 
 
 class Block:
@@ -121,7 +125,7 @@ class Block:
 
     def __init__(self, images: Tensor, p: Parameters, v: Parameters, blocks: Blocks, index: int) -> None:
         names = f"conv{index}.weight", f"norm{index}.scale", f"norm{index}.shift"
-        self.w, self.scale, self.shift = ([part[name] for part in (p, v)] for name in names)
+        self.w, self.scale, self.shift = ([p[name], v[name]] for name in names)
         self.names, self.filters, self.pool = names, self.w[0].shape[-1], blocks.pool
         self.shift.append(torch.zeros_like(self.shift[0]))  # a straight line has no second coefficient
         self.extent = extent_of(images, 1 if blocks.pool else 2, self.filters)
@@ -317,7 +321,7 @@ class Top:
     """
 
     def __init__(self, below: Block, y: Tensor, p: Parameters, v: Parameters, weight: float) -> None:
-        self.w, self.bias = ([part[name] for part in (p, v)] for name in ("linear.weight", "linear.bias"))
+        self.w, self.bias = ([p[name], v[name]] for name in ("linear.weight", "linear.bias"))
         self.below, self.y, self.weight = below, y, weight
         self.p, self.exponent = torch.zeros(2, len(y), len(self.bias[0]), dtype=self.w[0].dtype)
         self.g: list[Tensor] = []  # in the logits

@@ -26,7 +26,10 @@ WARM_UPS = 3  # calls before a capture, as torch asks for: libraries set themsel
 
 def shared(run: Run) -> Run:
     """What runs must have in common to be lanes: all but the seed and the values of the weights."""
-    return replace(run, seed=0, weights=run.weights if isinstance(run.weights, str) else (0.0,) * len(run.weights))
+    weights = run.weights
+    if not isinstance(weights, str):
+        weights = (0.0,) * len(weights)
+    return replace(run, seed=0, weights=weights)
 
 
 def lane_bytes(run: Run) -> int:
@@ -36,7 +39,8 @@ def lane_bytes(run: Run) -> int:
     much again for the derivatives of one step's gradient, and of every step phi, its gradient and the moments.
     """
     network = build_network(run)
-    numbers = run.sampling.batch * (STAGES * network.numbers if isinstance(network, OwnNetwork) else _in_blocks(run))
+    of_one_image = STAGES * network.numbers if isinstance(network, OwnNetwork) else _in_blocks(run)
+    numbers = run.sampling.batch * of_one_image
     maml = run.weights == "maml"
     vectors = VECTORS + (3 * run.sampling.steps if maml else 0)
     return (numbers * (2 if maml else 1) + vectors * network.n_parameters) * torch.empty(
@@ -47,10 +51,12 @@ def lane_bytes(run: Run) -> int:
 def _in_blocks(run: Run) -> int:
     """Numbers that the blocks of a network of the paper keep for one image."""
     numbers, size = 0, IMAGES[str(run.network)][0]
-    for rows, filters in (shape for name, shape in build_network(run).shapes.items() if name.startswith("conv")):
+    full = 4 if run.network != "omniglot" else 1  # pooled blocks are convolved at full size
+    shapes = build_network(run).shapes
+    kernels = [shape for name, shape in shapes.items() if name.startswith("conv")]
+    for rows, filters in kernels:
         size = same_size(size, 2)
-        positions = size * size * (4 if run.network != "omniglot" else 1)  # pooled blocks are convolved at full size
-        numbers += positions * (rows + STAGES * filters)
+        numbers += size * size * full * (rows + STAGES * filters)
     return numbers
 
 
@@ -153,7 +159,8 @@ def _joined(pools: Sequence[ImagePool]) -> tuple[ImagePool, Int[Tensor, "lanes 1
     images = torch.cat(list(distinct.values())) if len(distinct) > 1 else pools[0].images
     order = list(distinct)
     places = torch.tensor([order.index(pool.images.data_ptr()) for pool in pools], device=images.device)
-    return replace(pools[0], images=images), (places * pools[0].classes * pools[0].drawings).unsqueeze(-1)
+    offsets = places * pools[0].classes * pools[0].drawings
+    return replace(pools[0], images=images), offsets.unsqueeze(-1)
 
 
 def _weights(runs: Sequence[Run], phi: Tensor) -> list[Float[Tensor, "lanes 1"]] | Literal["maml"]:
@@ -168,7 +175,11 @@ def _stacked(states: Sequence[TrainingState]) -> TrainingState:
     def together(parts: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(parts)) if parts[0].ndim else parts[0]
 
-    iteration, inners, outers = states[0].iteration, [s.inner for s in states], [s.outer for s in states]
-    inner = tuple(map(together, zip(*filter(None, inners), strict=True))) or None
-    outer = {name: together([o[name] for o in outers if o]) for name in outers[0] or ()} or None
-    return TrainingState(iteration, together([s.phi for s in states]), inner, outer)
+    inners = [state.inner for state in states if state.inner]
+    outers = [state.outer for state in states if state.outer]
+    inner = tuple(map(together, zip(*inners, strict=True))) or None
+    outer: dict[str, Tensor] = {}
+    for name in states[0].outer or ():
+        outer[name] = together([part[name] for part in outers])
+    phi = together([state.phi for state in states])
+    return TrainingState(states[0].iteration, phi, inner, outer or None)

@@ -7,6 +7,7 @@ code does the same under Adam, where a step is not its gradient.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -61,7 +62,8 @@ def figure_3(k_max: int = 4) -> tuple[Variant, ...]:
     """The paper's ten variants for k_max = 4: g_1, and for each further k the sum, its average, the last gradient."""
     if k_max < 1:
         raise ValueError(f"k_max: expected at least 1 inner step, found {k_max}")
-    return (last(1), *(make(k) for k in range(2, k_max + 1) for make in (sum_of, average, last)))
+    each = product(range(2, k_max + 1), (sum_of, average, last))
+    return (last(1), *(make(k) for k, make in each))
 
 
 def weighted_sum(

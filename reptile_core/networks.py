@@ -131,7 +131,8 @@ def _convolutional(
     # Pooled after the activation, a smooth one could round different inputs to equal maxima
     by_hand = (act is F.relu or not pool) and native.supports_channels(filters) and KERNEL**2 * channels < filters
     takes = (side, side) if channels == 1 else (side, side, channels)
-    return Network(name, shapes, function, Blocks(side, channels, pool, activation) if by_hand else None, takes)
+    blocks = Blocks(side, channels, pool, activation) if by_hand else None
+    return Network(name, shapes, function, blocks, takes)
 
 
 def omniglot(n_way: int, *, activation: str = "relu") -> Network:

@@ -67,7 +67,8 @@ class OwnNetwork(Network):
             return one.reshape(*lanes, *one.shape)
         dims = (None if points is None else 0, None if inputs is None else 0)
         given = (phi if points is None else points, x if inputs is None else inputs)
-        found = vmap(self._one, dims)(*given) if self.together else torch.stack(self._one_by_one(*given, *dims, count))
+        of_lanes = vmap(self._one, dims) if self.together else partial(self._one_by_one, dims, count)
+        found = of_lanes(*given)
         return found.reshape(*lanes, *found.shape[1:])
 
     def initialize(self, seed: int, *, dtype: torch.dtype = torch.float32) -> Float[Tensor, " P"]:
@@ -94,8 +95,14 @@ class OwnNetwork(Network):
     def _one(self, phi: Float[Tensor, " P"], x: Tensor) -> Tensor:
         return functional_call(self._on(x.device, phi.dtype), self.unflatten(phi), (x,))
 
-    def _one_by_one(self, phi: Tensor, x: Tensor, of_phi: int | None, of_x: int | None, count: int) -> list[Tensor]:
-        return [self._alone(phi if of_phi is None else phi[i], x if of_x is None else x[i]) for i in range(count)]
+    def _one_by_one(self, dims: tuple[int | None, int | None], count: int, phi: Tensor, x: Tensor) -> Tensor:
+        of_phi, of_x = dims
+        found = []
+        for i in range(count):
+            phi_of_lane = phi if of_phi is None else phi[i]
+            x_of_lane = x if of_x is None else x[i]
+            found.append(self._alone(phi_of_lane, x_of_lane))
+        return torch.stack(found)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
         """The copy for a device, a dtype and a thread, as a call exchanges the copy's parameters."""
@@ -165,9 +172,10 @@ def _outputs(module: nn.Module, x: Tensor) -> tuple[int, int]:
         with torch.no_grad():
             found = module(x)
     except Exception as error:
+        message = str(error).splitlines()[0] if str(error) else "no message"
         raise ValueError(
             f"takes: expected the shape of one input of the module, found {tuple(x.shape[1:])} "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+            f"({type(error).__name__}: {message})"
         ) from error
     finally:
         for handle in handles:
@@ -195,7 +203,8 @@ def _check_noise(module: nn.Module, x: Tensor) -> None:
 
 
 def _check_state(module: nn.Module, kept: dict[str, Tensor]) -> None:
-    changed = [key for key, value in module.state_dict().items() if not torch.equal(value, kept[key])]
+    now = module.state_dict()
+    changed = [key for key, value in now.items() if not torch.equal(value, kept[key])]
     if changed:
         raise ValueError(
             f"module: expected a forward pass that keeps no state, found that it changes {', '.join(changed)}; "
@@ -205,10 +214,10 @@ def _check_state(module: nn.Module, kept: dict[str, Tensor]) -> None:
 
 def _check_parameters(network: OwnNetwork, x: Tensor) -> None:
     """Refuse a module that reaches its parameters past its attributes: it would not see phi, or not all of it."""
-    values = {key: value.detach().requires_grad_() for key, value in network.unflatten(_flat(network.module)).items()}
-    parts = torch.autograd.grad(
-        functional_call(network.module, values, (x,)).sum(), list(values.values()), allow_unused=True
-    )
+    parameters = network.unflatten(_flat(network.module))
+    values = {key: value.detach().requires_grad_() for key, value in parameters.items()}
+    total = functional_call(network.module, values, (x,)).sum()
+    parts = torch.autograd.grad(total, list(values.values()), allow_unused=True)
     if unused := [key for key, part in zip(values, parts, strict=True) if part is None]:
         raise ValueError(
             f"module: expected outputs that depend on every parameter, found none on {', '.join(unused)}; freeze what "
@@ -235,7 +244,7 @@ def _goes_together(network: OwnNetwork, x: Tensor) -> bool:
         point = phi.clone().requires_grad_()
         return torch.autograd.grad(call(point).log_softmax(-1)[..., 0].sum(), point)[0]
 
-    expected = gradient(lambda p: torch.stack(network._one_by_one(p, inputs, 0, 0, 2)))
+    expected = gradient(lambda p: network._one_by_one((0, 0), 2, p, inputs))
     found = _attempt(lambda: gradient(lambda p: vmap(network._one)(p, inputs)))
     return found is not None and _alike(expected, found)
 

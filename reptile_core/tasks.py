@@ -158,7 +158,8 @@ class ImagePool:
 
 
 def _as_tensor(images: np.ndarray) -> Tensor:
-    if images.dtype.kind not in "fbu" or images.dtype.itemsize > (8 if images.dtype.kind == "f" else 1):
+    largest = 8 if images.dtype.kind == "f" else 1
+    if images.dtype.kind not in "fbu" or images.dtype.itemsize > largest:
         raise TypeError(f"images: expected bytes (uint8) or floating-point numbers, found {images.dtype}")
     return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 

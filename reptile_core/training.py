@@ -123,7 +123,7 @@ class Run:
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         if isinstance(self.network, OwnNetwork):
             parts["network"] = self.network.identity
-        return {name: asdict(part) if is_dataclass(part) else part for name, part in parts.items()}  # type: ignore[arg-type]
+        return {name: _as_json(part) for name, part in parts.items()}
 
 
 @dataclass(frozen=True)
@@ -256,6 +256,10 @@ class OuterStep:
             return None
         state = self.optimizer.state[self.parameter]
         return {name: value.clone() for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _as_json(part: Any) -> Any:
+    return asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
 
 
 def _choice(name: str, found: str, allowed: tuple[str, ...]) -> None:

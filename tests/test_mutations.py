@@ -60,7 +60,7 @@ MUTATIONS = [
     Mutation(taylor, "later - minus_h_k_s_k", "later + minus_h_k_s_k", UPDATES[3]),
     Mutation(taylor, "products(g_bar_k, s_j)", "products(g_bar_k, g_bar_k)", UPDATES[3]),
     Mutation(taylor, "later = later + product", "later = product", UPDATES[4]),
-    Mutation(taylor, "sum_of(weights, [terms[n]", "sum_of(weights[::-1], [terms[n]", UPDATES[2]),
+    Mutation(taylor, "sum_of(weights, of_order_n", "sum_of(weights[::-1], of_order_n", UPDATES[2]),
     Mutation(taylor, "alpha**n for n in range(len(kept))", "alpha**n / (n + 1) for n in range(len(kept))", GRADIENTS),
     Mutation(expectations, "derivative(loss, phi, whole - g)", "derivative(loss, phi, whole)", IDENTITIES),
     Mutation(expectations, "grad(mean_inner_product)(phi) / 2", "grad(mean_inner_product)(phi)", IDENTITIES),

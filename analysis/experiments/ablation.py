@@ -6,6 +6,7 @@ annealed over 40,000 iterations, however few of them are trained.
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -160,7 +161,9 @@ def report(summary: pd.DataFrame) -> list[str]:
     """Return lines for the end of the run: where each variant has come to."""
     lines = ["accuracy on test characters (95 % interval over seeds)"]
     for row in summary.itertuples():
-        interval = f"  [{100 * max(row.low, 0):5.1f}, {100 * min(row.high, 1):5.1f}]" if row.seeds > 1 else ""
+        interval = ""
+        if row.seeds > 1:
+            interval = f"  [{100 * max(row.low, 0):5.1f}, {100 * min(row.high, 1):5.1f}]"
         lines.append(f"  {row.variant:<18}{100 * row.mean:5.1f} %{interval}  after {row.iteration:,}")
     return lines
 
@@ -209,17 +212,17 @@ def run(context: Context, scale: Scale, *, sampling: Sampling = EVALUATION) -> R
     """Train the variants over seeds, up to the iterations that the user asks for, and adapt to test tasks."""
     chosen = (*variants(context.profile), *context.options.get("variants", ()))
     seeds = context.seeds_of(scale.seeds)
-    runs = [(variant.name, configure(variant, seed)) for seed in seeds for variant in chosen]
+    runs = [(variant.name, configure(variant, seed)) for seed, variant in product(seeds, chosen)]
     further = looks_of_late(context, scale)
     curves = measure(context, NAME, runs, asked(context, scale), looks=further, sampling=sampling)
     table = curves.table(NAME)
     final = summary(table)
     tables = {NAME: table, f"{NAME}_intervals": over_seeds(table, ["variant", "iteration"]), f"{NAME}_summary": final}
+    lines = report(final)
     if not is_judged(context, scale):
-        return Result(
-            tables, NO_EVIDENCE.copy(), [*report(final), "  not judged: the claims are of the profile's looks"]
-        )
-    return Result(tables, tabulate(evidence(curves, scale.looks)), report(final))
+        lines.append("  not judged: the claims are of the profile's looks")
+        return Result(tables, NO_EVIDENCE.copy(), lines)
+    return Result(tables, tabulate(evidence(curves, scale.looks)), lines)
 
 
 def settings(context: Context, scale: Scale) -> dict[str, Any]:

@@ -7,6 +7,7 @@ run serves them all. CIFAR-FS, which is not in the paper, is run as Mini-ImageNe
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from math import hypot, log, nan
 from typing import Any
 
@@ -53,7 +54,7 @@ HINDERED, NOT_IN_PROFILE, NOT_ASKED, MEASURED = "hindered", "not in the profile"
 STATUSES = (HINDERED, NOT_IN_PROFILE, NOT_ASKED, MEASURED)
 NORMAL_95 = 1.96  # half of a 95 % interval in standard errors, for the mean over many tasks
 OTHER_DATA = {"mini-imagenet": "Mini-ImageNet", "cifar-fs": "CIFAR-FS"}  # than the script's own
-TABLE_OF = {b.name: "table-omniglot" if b.data == "omniglot" else f"table-{b.name}" for b in BENCHMARKS}
+TABLE_OF = {b.name: f"table-{'omniglot' if b.data == 'omniglot' else b.name}" for b in BENCHMARKS}
 UNTRAINED_IN_ITS_PLACE = "a random initialization in Reptile's place"
 QUARTER, DOUBLE = 0.25, log(2.0)
 FRESH_SEEDS = "Five fresh seeds are judged, where three were"
@@ -61,8 +62,11 @@ FRESH_SEEDS = "Five fresh seeds are judged, where three were"
 
 def _table_claim(id: str, where: str, *benchmarks: str) -> Claim:
     """Return the claim on the published cells of Reptile on some benchmarks."""
-    cells = [cell for (method, _, name, _), cell in PUBLISHED.items() if method == "reptile" and name in benchmarks]
-    widest = max(half / (100 - mean) for mean, half, _ in cells)
+    shares = []
+    for (method, _, name, _), (mean, half, _) in PUBLISHED.items():
+        if method == "reptile" and name in benchmarks:
+            shares.append(half / (100 - mean))
+    widest = max(shares)
     return Claim(
         id=id,
         kind="experiment",
@@ -186,9 +190,12 @@ def plan(context: Context) -> tuple[list[Training], dict[str, Unmeasured]]:
     others: dict[str, Unmeasured] = {}
     for benchmark in BENCHMARKS:
         names = {method: f"{benchmark.name}-{method.name}" for method in METHODS}
-        refused = {method: status for method in METHODS if (status := _refused(benchmark, method, context))}
-        others |= {names[method]: Unmeasured(status) for method, status in refused.items()}
-        chosen = [method for method in METHODS if method not in refused]
+        chosen = []
+        for method in METHODS:
+            if status := _refused(benchmark, method, context):
+                others[names[method]] = Unmeasured(status)
+            else:
+                chosen.append(method)
         for method, found in _possible(benchmark, chosen, context).items():
             if isinstance(found, Training):
                 trainings.append(found)
@@ -348,7 +355,8 @@ def _summarized(
     """Return one row of the summary. part: the cell's rows, one a seed."""
     benchmark, shots, method, transductive = key
     mean, half, source = PUBLISHED.get((method, transductive, benchmark, shots), (nan, nan, ""))
-    trained = METHODS[0].name if method == UNTRAINED else method  # no start is measured without some training
+    # No start is measured without some training.
+    trained = METHODS[0].name if method == UNTRAINED else method
     why = others.get(f"{benchmark}-{trained}", Unmeasured(HINDERED, "no results"))
     if len(part):
         why = Unmeasured(MEASURED)
@@ -415,12 +423,13 @@ def evidence(
         paper = PUBLISHED.get(("reptile", transductive, benchmark, shots))
         maml = logs.get((benchmark, shots, "maml", True))
         common = {"data": OTHER_DATA.get(benchmark)}
+        claim = TABLE_OF[benchmark]
         if paper is not None:
             ratio = mine.assign(value=mine.value - log(1 - paper[0] / 100))
-            found += [row | common for row in rows(TABLE_OF[benchmark], case, role, ratio)]
+            found += [row | common for row in rows(claim, case, role, ratio)]
         if transductive and maml is not None:
-            ratio = _ratio(mine, maml)
-            found += [row | common for row in rows(f"{TABLE_OF[benchmark]}-similar", case, role, ratio)]
+            similar = rows(f"{claim}-similar", case, role, _ratio(mine, maml))
+            found += [row | common for row in similar]
     if not found:
         return NO_EVIDENCE.copy()
     costs = {claim.id: _cost(claim.id, seconds or {}) for claim in CLAIMS}
@@ -448,8 +457,10 @@ def _ratio(mine: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 def _cost(claim: str, seconds: Mapping[str, float]) -> float:
     """Return what one more seed of a claim takes: all the trainings that it compares."""
     methods = ("reptile", "maml") if claim.endswith("-similar") else ("reptile",)
-    names = [name for name, table in TABLE_OF.items() if table == claim.removesuffix("-similar")]
-    taken = [seconds[f"{name}-{method}"] for name in names for method in methods if f"{name}-{method}" in seconds]
+    mine = claim.removesuffix("-similar")
+    benchmarks = [name for name, table in TABLE_OF.items() if table == mine]
+    names = [f"{benchmark}-{method}" for benchmark, method in product(benchmarks, methods)]
+    taken = [seconds[name] for name in names if name in seconds]
     return sum(taken) if taken else nan
 
 
@@ -465,9 +476,13 @@ def report(summary: pd.DataFrame, unjudged: Mapping[str, str | None]) -> list[st
             note = f" ({unjudged[benchmark]}: not judged)" if unjudged[benchmark] else ""
             lines.append(f"  {benchmark} {shots}-shot{note}")
             for r in cell.itertuples():
-                published = f"  ({r.published:.2f} ± {r.published_half:.2f})" if pd.notna(r.published) else ""
-                lines.append(f"    {r.row:<25}{r.mean:6.2f} ± {(r.high - r.low) / 2:5.2f}{published}")
+                found = f"{r.mean:6.2f} ± {(r.high - r.low) / 2:5.2f}"
+                lines.append(f"    {r.row:<25}{found}{_published_cell(r.published, r.published_half)}")
     return lines
+
+
+def _published_cell(mean: float, half: float) -> str:
+    return f"  ({mean:.2f} ± {half:.2f})" if pd.notna(mean) else ""
 
 
 def seeds_of(context: Context) -> list[int]:
@@ -478,15 +493,16 @@ def seeds_of(context: Context) -> list[int]:
 def run(context: Context) -> Result:
     """Train what the profile has, evaluate every cell, and put it next to what was published."""
     trainings, others = plan(context)
-    outcomes = context.train(NAME, [t.job(seed, context) for seed in seeds_of(context) for t in trainings])
+    jobs = [training.job(seed, context) for seed, training in product(seeds_of(context), trainings)]
+    outcomes = context.train(NAME, jobs)
     measured = measure(NAME, cells(trainings, context), outcomes, context)
     accuracies = table(measured)
     every = summary(accuracies, others)
     unjudged = {t.benchmark.name: t.unjudged(context) for t in trainings}
     tables = {NAME: accuracies, f"{NAME}_summary": every, f"{NAME}_layout": layout(every)}
     found = evidence(accuracies, unjudged, seconds_of(measured, outcomes))
-    data = list(dict.fromkeys(OTHER_DATA.get(t.benchmark.name, context.source.name) for t in trainings))
-    return Result(tables, found, report(every, unjudged), data)
+    data = [OTHER_DATA.get(t.benchmark.name, context.source.name) for t in trainings]
+    return Result(tables, found, report(every, unjudged), list(dict.fromkeys(data)))
 
 
 def seconds_of(measured: Iterable[Cell], outcomes: Mapping[Job, Outcome]) -> dict[str, float]:

@@ -10,6 +10,7 @@ raises the inner product too, so cosines and squared norms are in the tables as 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import chain, product
 from math import nan, perm
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, SHOWN, rows, tabulate
-from analysis.results.tables import over_seeds
+from analysis.results.tables import in_one_table, over_seeds
 from analysis.runs.workers import Progress
 from analysis.theory.derivatives import Loss, Vector, gradient
 from analysis.theory.expectations import SampleMean, expected_inner_gradients
@@ -137,7 +138,11 @@ def losses_of(point: TrainedPoint, characters: Part, tasks: int) -> list[list[Lo
     pool, run = point.pool(characters), point.job.run
     drawn = pool.sample(SAMPLING, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=0, task=torch.arange(tasks))
     loss = CrossEntropy(build_network(run), reduction=run.inner.reduction)
-    return [[on_minibatch(loss, pool.minibatch(batch)) for batch in drawn[i].minibatches] for i in range(tasks)]
+    found = []
+    for i in range(tasks):
+        minibatches = [pool.minibatch(batch) for batch in drawn[i].minibatches]
+        found.append([on_minibatch(loss, minibatch) for minibatch in minibatches])
+    return found
 
 
 def adapted(loss: Loss, phi: Vector, *, alpha: float, steps: int) -> Vector:
@@ -188,12 +193,15 @@ def measure(
     """Return rows of one point, before and perhaps after adaptation, and the Gram matrix before it."""
     point, characters = item
     losses, run, phi = losses_of(point, characters, tasks), point.job.run, point.phi
-    before = gradient_gram([loss for mine in losses for loss in mine], phi)
+    before = gradient_gram(list(chain.from_iterable(losses)), phi)
     found = {"before": before}
     if after_adaptation:
         found["after"] = adapted_gram(losses, phi, alpha=run.inner.learning_rate, steps=figure_3.EVALUATION_STEPS)
     where = {"variant": point.job.variant, "seed": run.seed, "iteration": point.iteration, "characters": characters}
-    table = [where | {"when": when} | row for when, gram in found.items() for row in summaries(gram, tasks)]
+    table = []
+    for when, gram in found.items():
+        common = where | {"when": when}
+        table += [common | row for row in summaries(gram, tasks)]
     progress(1)
     return table, before.cpu()
 
@@ -224,7 +232,8 @@ def step_effects(losses: Sequence[Loss], phi: Vector, alpha: float) -> list[dict
     found = []
     for direction, u in (("beyond", beyond), ("opposite", -beyond), ("AvgGrad", avg_grad)):
         after = pair_means(losses, phi - length * u / u.norm())
-        found += [{"direction": direction, "quantity": q, "before": before[q], "after": after[q]} for q in before]
+        for quantity, value in before.items():
+            found.append({"direction": direction, "quantity": quantity, "before": value, "after": after[quantity]})
     return found
 
 
@@ -234,7 +243,8 @@ def measure_steps(item: tuple[TrainedPoint, int], progress: Progress, *, tasks: 
     losses = losses_of(point, "train", tasks)[task]
     where = {"seed": point.job.run.seed, "iteration": point.iteration, "task": task}
     progress(1)
-    return [where | row for row in step_effects(losses, point.phi, point.job.run.inner.learning_rate)]
+    effects = step_effects(losses, point.phi, point.job.run.inner.learning_rate)
+    return [where | row for row in effects]
 
 
 def bounded_change(before: float, after: float) -> float:
@@ -288,9 +298,9 @@ def evidence(
             case = f"{variant.name}, change of the inner product, bounded"
             found += rows(claim, case, SHOWN, product_changes(table, variant.name), tasks=scale.tasks)
     roles = {"beyond": CHECK, "AvgGrad": CONTROL, "opposite": SHOWN}
-    for (direction, iteration), part in change_table[change_table.quantity == "inner product"].groupby(
-        ["direction", "iteration"], sort=False
-    ):
+    changes_of_products = change_table[change_table.quantity == "inner product"]
+    by_direction = changes_of_products.groupby(["direction", "iteration"], sort=False)
+    for (direction, iteration), part in by_direction:
         case = f"after {iteration:,} iterations" + f", {direction}" * (roles[direction] == SHOWN)
         found += rows(STEP, case, roles[direction], _by_seed(part, seeds), tasks=scale.step_tasks)
     return tabulate(found)
@@ -303,8 +313,9 @@ def product_changes(table: pd.DataFrame, variant: str) -> pd.Series:
         (table.variant == variant) & (table.quantity == "inner product") & (table.pairs == "within")
         & (table.characters == "train") & (table.when == "before")
     ].pivot_table(index="seed", columns="iteration", values="value")  # fmt: skip
-    ends = mine[mine.columns.min()], mine[mine.columns.max()]
-    return pd.Series({seed: bounded_change(ends[0][seed], ends[1][seed]) for seed in mine.index}, dtype=float)
+    start, end = mine[mine.columns.min()], mine[mine.columns.max()]
+    by_seed = {seed: bounded_change(start[seed], end[seed]) for seed in mine.index}
+    return pd.Series(by_seed, dtype=float)
 
 
 def gram_table(by_point: Iterable[tuple[TrainedPoint, Gram]]) -> pd.DataFrame:
@@ -341,14 +352,17 @@ def run(context: Context, scale: Scale) -> Result:
     table, grams = along_training(context, every, scale)
     steps = steps_of(context, every, scale)
     rise_table, change_table = rises(grams, scale), changes(steps)
-    first = [(point, gram) for point, part, gram in grams if part == "train" and point.job.run.seed == seeds[0]]
+    shown = []
+    for point, part, gram in grams:
+        if part == "train" and point.job.run.seed == seeds[0] and _is_shown(point, scale):
+            shown.append((point, gram))
     tables = {
         NAME: table,
         f"{NAME}_intervals": over_seeds(table, ["variant", "characters", "when", "quantity", "pairs", "iteration"]),
         f"{NAME}_rises": rise_table,
         f"{NAME}_steps": steps,
         f"{NAME}_changes": over_seeds(change_table, ["direction", "quantity", "iteration"]),
-        f"{NAME}_gram": gram_table(pair for pair in first if _is_shown(pair[0], scale)),
+        f"{NAME}_gram": gram_table(shown),
     }
     return Result(tables, evidence(table, rise_table, change_table, scale, seeds))
 
@@ -358,7 +372,7 @@ def along_training(
 ) -> tuple[pd.DataFrame, list[tuple[TrainedPoint, Part, Gram]]]:
     """Measure all points: the table of summaries, and the Gram matrices before adaptation."""
     chosen = same_phi(every)
-    items = [(point, characters) for point in dict.fromkeys(chosen.values()) for characters in scale.characters]
+    items = list(product(dict.fromkeys(chosen.values()), scale.characters))
     work = partial(measure, tasks=scale.tasks, after_adaptation=scale.after_adaptation)
     found = dict(zip(items, context.workers.map(NAME, work, items, unit=" points"), strict=True))
     table, grams = [], []
@@ -373,15 +387,12 @@ def along_training(
 def steps_of(context: Context, every: Sequence[TrainedPoint], scale: Scale) -> pd.DataFrame:
     """Take the steps of Reptile's runs at both ends, on every task."""
     ends = scale.iterations[0], scale.iterations[-1]
-    items = [
-        (point, task)
-        for point in every
-        if point.job.variant == REPTILE.name and point.iteration in ends
-        for task in range(scale.step_tasks)
-    ]
+    of_reptile = [point for point in every if point.job.variant == REPTILE.name]
+    mine = [point for point in of_reptile if point.iteration in ends]
+    items = list(product(mine, range(scale.step_tasks)))
     work = partial(measure_steps, tasks=scale.step_tasks)
     found = context.workers.map(f"{NAME}, steps", work, items, unit=" tasks")
-    return pd.DataFrame([row for table in found for row in table])
+    return in_one_table(found)
 
 
 def settings(context: Context, scale: Scale) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from a seed that is not judged: other characters held out, another start. The pl
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -169,7 +170,9 @@ def run(context: Context, scale: Scale) -> Result:
     step = float(chosen.step[chosen.accuracy.idxmax()])  # of equals the smallest
 
     seeds, chosen_methods = context.seeds_of(scale.seeds), methods(context)
-    runs = [(method, configure(method, seed, adam_step=step)) for seed in seeds for method in chosen_methods]
+    runs = []
+    for seed, method in product(seeds, chosen_methods):
+        runs.append((method, configure(method, seed, adam_step=step)))
     curves = measure(context, NAME, runs, scale, looks={ADAM: scale.looks[-1:]}, at_start=False)
     table, cost = curves.table(NAME), costs(curves)
     intervals = over_seeds(table, ["variant", "iteration"])
@@ -186,7 +189,8 @@ def run(context: Context, scale: Scale) -> Result:
 
 def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return what decides the outcome."""
-    common = {name: value for name, value in figure_3.SETTINGS.items() if name not in ("variants", "train_shots")}
+    own = ("variants", "train_shots")
+    common = {name: value for name, value in figure_3.SETTINGS.items() if name not in own}
     return asdict(scale) | common | {
         "k": K,
         "methods": list(methods(context)),

@@ -10,6 +10,7 @@ The paper gives neither learning rates nor grids. Here they are figure 3's, with
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -185,7 +186,10 @@ def configure(method: Method, point: SweepPoint, scale: Scale, seed: int) -> Run
 
 def cases(grid: Grid) -> list[tuple[Method, SweepPoint]]:
     """Return every method at every point where it is trained."""
-    return [(method, point) for point in grid.points() for method in grid.methods if is_trained(method, point)]
+    found = []
+    for point in grid.points():
+        found += [(method, point) for method in grid.methods if is_trained(method, point)]
+    return found
 
 
 def is_trained(method: Method, point: SweepPoint) -> bool:
@@ -261,7 +265,9 @@ def _contrast(
 def run(context: Context, scale: SweepScale) -> Result:
     """Train every method at every point over seeds."""
     seeds = context.seeds_of(scale.seeds, EPOCH)
-    runs = [(p.run_name(m), configure(m, p, scale, seed)) for seed in seeds for m, p in cases(scale.grid)]
+    runs = []
+    for seed, (method, point) in product(seeds, cases(scale.grid)):
+        runs.append((point.run_name(method), configure(method, point, scale, seed)))
     curves = measure(context, NAME, runs, scale, at_start=False)
     table = curves.table(NAME)
     intervals = over_seeds(finals(scale.grid, table), ["sweep", "method", "point"])

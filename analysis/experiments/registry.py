@@ -25,7 +25,8 @@ NAMES = (
     "variance",
     "zero_shot",
 )
-EXPERIMENTS: dict[str, Experiment] = {name: import_module(f"analysis.experiments.{name}").EXPERIMENT for name in NAMES}
+_MODULES = {name: import_module(f"analysis.experiments.{name}") for name in NAMES}
+EXPERIMENTS: dict[str, Experiment] = {name: module.EXPERIMENT for name, module in _MODULES.items()}
 DRAWN: dict[str, Draw | None] = {}  # how the experiments of plugins are drawn: None where they have no figure
 
 

@@ -15,6 +15,7 @@ theory cannot say.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from math import cos, pi, sin
 from typing import Any
 
@@ -38,8 +39,10 @@ K = 4
 STEP = figure_3.OUTER_STEP * K  # eps sum w_i of figure 3's longest sum
 ITERATIONS = 2_000  # of a schedule that anneals nothing, so that every scale's runs are prefixes of the same
 CENTRE = (1 / K,) * K
-TILT = tuple((2 * i - K - 1) / 12 for i in range(1, K + 1))  # along which rho changes, to the last weights of 0 or more
-NEAR, FAR = sum(t * t for t in TILT) ** 0.5, 0.45**0.5  # distances from the centre; the square is what noise gains
+# Along which rho changes, to the last weights of 0 or more.
+TILT = tuple((2 * i - K - 1) / 12 for i in range(1, K + 1))
+# Distances from the centre; the square is what noise gains.
+NEAR, FAR = sum(t * t for t in TILT) ** 0.5, 0.45**0.5
 # Of unit length, orthogonal to each other, to the tilt and to (1, 1, 1, 1): rho stays.
 AXES = (0.5, -0.5, -0.5, 0.5), tuple(x / 20**0.5 for x in (1, -3, 3, -1))
 
@@ -63,9 +66,8 @@ class Arm:
             self.first * cos(angle) - self.second * sin(angle),
             self.first * sin(angle) + self.second * cos(angle),
         )
-        return tuple(
-            c + self.tilt * t + along[0] * a + along[1] * b for c, t, a, b in zip(CENTRE, TILT, *AXES, strict=True)
-        )
+        places = zip(CENTRE, TILT, *AXES, strict=True)
+        return tuple(c + self.tilt * t + along[0] * a + along[1] * b for c, t, a, b in places)
 
 
 QUIET, LOW, HIGH = Arm("average"), Arm("small rho", tilt=-1), Arm("large rho", tilt=1)
@@ -158,16 +160,21 @@ def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
     """Return rows for the judge: every contrast is of the same seeds, and within a look of the same tasks."""
     found = []
     for claim, (check, control) in CONTRASTS.items():
-        found += rows(claim, claim.removeprefix("ablation-"), CHECK, curves.mean_contrast(check, looks))
-        found += rows(claim, "equal rho, equal noise", CONTROL, curves.mean_contrast(control, looks))
+        checked, controlled = curves.mean_contrast(check, looks), curves.mean_contrast(control, looks)
+        found += rows(claim, claim.removeprefix("ablation-"), CHECK, checked)
+        found += rows(claim, "equal rho, equal noise", CONTROL, controlled)
     return found
 
 
 def pairs(curves: Curves, looks: Sequence[int]) -> pd.DataFrame:
     """Return what arms that differ in noise, in rho or in neither are apart, over seeds: columns differ, mean, low,
     high, seeds, and spread (the standard deviation over seeds, so over drawn axes)."""
-    table = pd.concat(curves.mean_contrast(arms, looks).assign(differ=differ) for differ, arms in PAIRS.items())
-    return over_seeds(table, ["differ"]).merge(table.groupby("differ").value.std().rename("spread").reset_index())
+    parts = []
+    for differ, arms in PAIRS.items():
+        parts.append(curves.mean_contrast(arms, looks).assign(differ=differ))
+    table = pd.concat(parts)
+    spread = table.groupby("differ").value.std().rename("spread").reset_index()
+    return over_seeds(table, ["differ"]).merge(spread)
 
 
 def report(pairs: pd.DataFrame) -> list[str]:
@@ -177,7 +184,8 @@ def report(pairs: pd.DataFrame) -> list[str]:
 
 def run(context: Context, scale: Scale) -> Result:
     """Train all arms over seeds."""
-    runs = [(arm.name, configure(arm, seed)) for seed in context.seeds_of(scale.seeds, EPOCH) for arm in ARMS]
+    seeds = context.seeds_of(scale.seeds, EPOCH)
+    runs = [(arm.name, configure(arm, seed)) for seed, arm in product(seeds, ARMS)]
     curves = measure(context, NAME, runs, scale, at_start=False)
     table, compared = curves.table(NAME), pairs(curves, scale.looks)
     columns = ["variant", "seed", *(f"w_{i}" for i in range(1, K + 1))]
@@ -193,10 +201,12 @@ def run(context: Context, scale: Scale) -> Result:
 
 def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return what decides the outcome."""
-    common = {name: value for name, value in figure_3.SETTINGS.items() if name not in ("variants", "outer_step")}
-    arms = {
-        arm.name: {"rho": round(rho(w), 9), "noise": round(noise(w), 9)} for arm in ARMS for w in (arm.weights(seed=0),)
-    }
+    own = ("variants", "outer_step")
+    common = {name: value for name, value in figure_3.SETTINGS.items() if name not in own}
+    arms = {}
+    for arm in ARMS:
+        weights = arm.weights(seed=0)
+        arms[arm.name] = {"rho": round(rho(weights), 9), "noise": round(noise(weights), 9)}
     return asdict(scale) | common | {
         "train_shots": figure_3.SHOTS * K,
         "k": K,

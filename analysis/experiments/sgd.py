@@ -22,7 +22,7 @@ from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, R
 from analysis.paper import quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, SHOWN, rows
-from analysis.results.tables import over_seeds
+from analysis.results.tables import in_one_table, over_seeds
 from analysis.runs.workers import Progress
 from reptile_core import philox
 from reptile_core.inner_loop import SGD, Loss, Phi, gradient
@@ -250,11 +250,12 @@ def train_and_measure(item: Item, progress: Progress) -> list[dict[str, Any]]:
         steps = steps + more
     found = measure(phi, data, loss, seeds) | {"steps": steps}
     progress(1)
-    return [
-        {"batch": item.batch, "variant": item.variant, "seed": seed, "quantity": quantity, "value": value}
-        for quantity, values in found.items()
-        for seed, value in zip(seeds, values.tolist(), strict=True)
-    ]
+    table = []
+    for quantity, values in found.items():
+        for seed, value in zip(seeds, values.tolist(), strict=True):
+            row = {"batch": item.batch, "variant": item.variant, "seed": seed, "quantity": quantity, "value": value}
+            table.append(row)
+    return table
 
 
 def evidence(table: pd.DataFrame) -> pd.DataFrame:
@@ -307,7 +308,7 @@ def run(context: Context, scale: Scale) -> Result:
     """Train with every size of minibatches, compare the end points."""
     work = items(scale, context.seeds_of(scale.seeds))
     parts = context.workers.map(NAME, train_and_measure, work, unit=" runs")
-    table = pd.DataFrame([row for part in parts for row in part])
+    table = in_one_table(parts)
     summary = over_seeds(table, ["batch", "variant", "quantity"])
     tables: Mapping[str, pd.DataFrame] = {NAME: table, f"{NAME}_summary": summary}
     return Result(tables, evidence(table), report(summary))

@@ -8,7 +8,8 @@ same AvgGrad step: the two differ in where g_2 … g_k are taken and in nothing 
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import partial
+from itertools import chain, pairwise, product
 from math import inf, pi
 from typing import Any
 
@@ -127,7 +128,7 @@ def _claims(network: str) -> tuple[Claim, Claim]:
     )
 
 
-CLAIMS = tuple(claim for network in JUDGED for claim in _claims(network))
+CLAIMS = tuple(chain.from_iterable(map(_claims, JUDGED)))
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,8 @@ def draw_waves(
     task: Int[Tensor, "*tasks"] | int = 0,
 ) -> Waves:
     """Draw a sin(x + b), a ~ U[0.1, 5], b ~ U[0, 2 pi], at these addresses of each seed: (seeds, *tasks, points)."""
-    u = torch.stack([philox.uniform(seed, purpose, 2 + POINTS, iteration=iteration, task=task) for seed in seeds])
+    uniform = partial(philox.uniform, purpose=purpose, count=2 + POINTS, iteration=iteration, task=task)
+    u = torch.stack([uniform(seed) for seed in seeds])
     low, high = AMPLITUDE
     a, b = low + (high - low) * u[..., :1], 2 * pi * u[..., 1:2]
     return Waves((a * torch.sin(grid() + b)).float(), philox.permutations(u[..., 2:]))
@@ -199,7 +201,10 @@ def initialize(network: Network, seed: int, scheme: str) -> Float[Tensor, " P"]:
     """
     if scheme == "glorot":
         return network.initialize(seed)
-    bounds = [torch.full(((fan_in + 1) * fan_out,), fan_in**-0.5) for fan_in, fan_out in pairwise(WIDTHS)]
+    bounds = []
+    for fan_in, fan_out in pairwise(WIDTHS):
+        count = (fan_in + 1) * fan_out
+        bounds.append(torch.full((count,), fan_in**-0.5))
     u = philox.uniform(seed, Purpose.INITIALIZATION, network.n_parameters)
     return ((2 * u - 1) * torch.cat(bounds)).float()
 
@@ -241,7 +246,8 @@ def adapt(network: Network, phi: Float[Tensor, "seeds P"], seeds: Sequence[int],
 
     adapted = phi.unsqueeze(1).expand(-1, tasks, -1)
     predictions = [predict(adapted)]
-    for step in inner_loop(loss, adapted, waves.minibatches(1, size=BATCH) * TEST_STEPS, SGD(LEARNING_RATE)):
+    minibatches = waves.minibatches(1, size=BATCH) * TEST_STEPS
+    for step in inner_loop(loss, adapted, minibatches, SGD(LEARNING_RATE)):
         predictions.append(predict(step.after))
     f = torch.stack(predictions)
     return Adapted((f - waves.y).square().mean(-1), waves.y.square().mean(-1), f[:, 0, 0])
@@ -302,11 +308,10 @@ def evidence(losses: pd.DataFrame) -> pd.DataFrame:
 
 def items(scale: Scale, seeds: Sequence[int]) -> list[Item]:
     """Return every initialization of every network."""
-    return [
-        Item(name, network, scale.iterations, tuple(seeds), scale.tasks)
-        for network in scale.networks
-        for name in INITIALIZATIONS
-    ]
+    found = []
+    for network, name in product(scale.networks, INITIALIZATIONS):
+        found.append(Item(name, network, scale.iterations, tuple(seeds), scale.tasks))
+    return found
 
 
 def report(losses: pd.DataFrame) -> Sequence[str]:

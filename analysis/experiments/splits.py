@@ -8,6 +8,7 @@ change (`split_variance`); runs on both kinds of split show it, and whether the 
 
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from itertools import product
 from math import inf, nan
 from typing import Any
 
@@ -79,7 +80,8 @@ def kinds(context: Context) -> tuple[SplitKind, ...]:
 def trainings(context: Context) -> list[Training]:
     """Return Reptile's training on each kind of split."""
     scale = SCALES[context.profile]
-    return [Training(BENCHMARK, REPTILE, scale, replace(context.source, split=kind)) for kind in kinds(context)]
+    sources = [replace(context.source, split=kind) for kind in kinds(context)]
+    return [Training(BENCHMARK, REPTILE, scale, source) for source in sources]
 
 
 def shuffled_errors(measured: Mapping[Cell, Accuracies]) -> list[float]:
@@ -122,7 +124,8 @@ def evidence(shares: pd.DataFrame, seconds: float = nan) -> pd.DataFrame:
     for (shots, transductive), part in shares.groupby(["shots", "transductive"]):
         case = f"{shots}-shot, {few_shot.in_words('reptile', transductive)}"
         for role, name in ((CHECK, "share"), (CONTROL, "shuffled")):
-            found += rows(CLAIM, case, role, by_split(part, np.log(np.maximum(part[name] / part.published, FLOOR))))
+            log_ratio = np.log(np.maximum(part[name] / part.published, FLOOR))
+            found += rows(CLAIM, case, role, by_split(part, log_ratio))
     return pd.DataFrame(found).assign(seconds=seconds)
 
 
@@ -141,7 +144,8 @@ def report(table: pd.DataFrame) -> list[str]:
     """Return lines for the end of the run: each cell's accuracy by kind of split, and what another split would change
     of it."""
     lines = ["accuracy in % by kind of split: mean over seeds, 95 % interval; standard error over splits in points"]
-    for (shots, transductive, kind), part in table.groupby(["shots", "transductive", "split"], sort=False):
+    by_cell = table.groupby(["shots", "transductive", "split"], sort=False)
+    for (shots, transductive, kind), part in by_cell:
         mean, low, _ = student_t(100 * part.value)
         half = "" if np.isnan(low) else f" ± {mean - low:.2f}"
         lines.append(
@@ -154,15 +158,14 @@ def report(table: pd.DataFrame) -> list[str]:
 def run(context: Context) -> Result:
     """Train on both kinds of split over seeds, and evaluate every cell."""
     wanted, seeds = trainings(context), seeds_of(context)
-    outcomes = context.train(NAME, [t.job(seed, context) for seed in seeds for t in wanted])
-    cells = [
-        cell
-        for seed in seeds
-        for t in wanted
-        for cell in few_shot.cells_of(t, REPTILE.name, seed, t.scale.tasks, context)
-    ]
+    each = list(product(seeds, wanted))
+    outcomes = context.train(NAME, [training.job(seed, context) for seed, training in each])
+    cells: list[Cell] = []
+    for seed, training in each:
+        cells += few_shot.cells_of(training, REPTILE.name, seed, training.scale.tasks, context)
     measured = few_shot.measure(NAME, cells, outcomes, context)
-    table = with_bars(few_shot.table(measured).assign(experiment=NAME, shuffled_error=shuffled_errors(measured)))
+    accuracies = few_shot.table(measured)
+    table = with_bars(accuracies.assign(experiment=NAME, shuffled_error=shuffled_errors(measured)))
     every = shares(table)
     seconds = max(few_shot.seconds_of(measured, outcomes).values(), default=nan)
     return Result({NAME: table, f"{NAME}_shares": every}, evidence(every, seconds), report(table))

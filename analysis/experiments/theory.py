@@ -13,7 +13,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from analysis.experiments.shared.experiment import Context, Experiment, Result
 from analysis.experiments.theory_claims import CLAIMS, K_MAX
 from analysis.results.claims import PROFILES
 from analysis.results.evidence import CHECK, CONTROL, SHOWN
+from analysis.results.tables import in_one_table
 from analysis.runs.job import Source, record_digest, split_of
 from analysis.runs.workers import Progress
 from analysis.theory import manifolds, modified_loss
@@ -154,9 +154,16 @@ def update_rates(pool: Pool, k: int) -> Iterator[Rate]:
 def any_order_rates(pool: Pool, k: int = 3) -> Iterator[Rate]:
     """Yield the rates of taylor-any-order, on g_k and on MAML."""
     losses, phi = pool.losses[:k], pool.phi
+
+    def last_gradient(alpha: float) -> Tensor:
+        return inner_gradients(losses, phi, alpha)[-1]
+
+    def of_maml(alpha: float) -> Tensor:
+        return maml_gradient(losses, phi, alpha)
+
     cases: tuple[tuple[str, Callable[[float], Tensor], Series], ...] = (
-        (f"g_{k}", lambda alpha: inner_gradients(losses, phi, alpha)[-1], inner_gradient_series(losses, phi, 4)[-1]),
-        (f"MAML, k = {k}", lambda alpha: maml_gradient(losses, phi, alpha), maml_series(losses, phi, 4)),
+        (f"g_{k}", last_gradient, inner_gradient_series(losses, phi, 4)[-1]),
+        (f"MAML, k = {k}", of_maml, maml_series(losses, phi, 4)),
     )
     for name, gradient_at, series in cases:
         exact = cache(gradient_at)
@@ -184,11 +191,12 @@ def sgd_rates(pool: Pool, m: int = 4) -> Iterator[Rate]:
     def difference(alpha: float) -> Tensor:
         return modified_loss.order_difference(a, b, phi, alpha)
 
-    def prediction(alpha: float, sign: float) -> Tensor:
+    def prediction(alpha: float, sign: float = 1.0) -> Tensor:
         return sign * modified_loss.predicted_order_difference(a, b, phi, alpha)
 
-    yield Rate("minibatch-order", "two steps", CHECK, 3, difference, lambda alpha: prediction(alpha, 1.0))
-    yield Rate("minibatch-order", "two steps", CONTROL, 3, difference, lambda alpha: prediction(alpha, -1.0))
+    opposite = partial(prediction, sign=-1.0)
+    yield Rate("minibatch-order", "two steps", CHECK, 3, difference, prediction)
+    yield Rate("minibatch-order", "two steps", CONTROL, 3, difference, opposite)
 
 
 def identities(pool: Pool) -> Iterator[dict[str, Any]]:
@@ -210,7 +218,8 @@ def identities(pool: Pool) -> Iterator[dict[str, Any]]:
             yield row("taylor-maml-product", f"k = {k}", CONTROL, at_start, exact)
 
     k = 3
-    formula, nested = inner_gradient_terms(losses[:k], phi, 2)[-1], inner_gradient_series(losses[:k], phi, 2)[-1]
+    formula = inner_gradient_terms(losses[:k], phi, 2)[-1]
+    nested = inner_gradient_series(losses[:k], phi, 2)[-1]
     maml_formula, maml_nested = maml_terms(losses[:k], phi, 2), maml_series(losses[:k], phi, 2)
     for n in range(3):
         yield row("taylor-channels", f"g_{k}, order {n}", CHECK, formula[n], nested[n])
@@ -238,11 +247,15 @@ def expected_sums(pool: Pool, *, seed: int = 0) -> Iterator[dict[str, Any]]:
         random = torch.randn(k, generator=generator.manual_seed(seed), dtype=torch.float64)
         sums.append(("random weights", tuple(random.tolist())))
     matrix = torch.tensor([w + (0.0,) * (K_MAX - len(w)) for _, w in sums], dtype=torch.float64)
-    found = _measured(pool, lambda alpha: matrix @ expected_inner_gradients(pool.losses, pool.phi, alpha, K_MAX))
-    for (name, w), coefficients in zip(sums, found, strict=True):
+
+    def all_sums(alpha: float) -> Tensor:
+        return matrix @ expected_inner_gradients(pool.losses, pool.phi, alpha, K_MAX)
+
+    for (name, w), coefficients in zip(sums, _measured(pool, all_sums), strict=True):
         k, right = len(w), predicted(w)
         row = partial(_coefficient_rows, pool, k=k, found=coefficients, right=right)
-        yield from row("expectation-any-sum", name, wrong=(right[0], -sum(x * (i + 1) for i, x in enumerate(w))))
+        wrong = right[0], -sum(x * (i + 1) for i, x in enumerate(w))
+        yield from row("expectation-any-sum", name, wrong=wrong)
         if name == last(k).name:
             yield from row("expectation-fomaml", "FOMAML", wrong=predicted_maml(k))
         if name == sum_of(k).name:
@@ -251,7 +264,11 @@ def expected_sums(pool: Pool, *, seed: int = 0) -> Iterator[dict[str, Any]]:
 
 def expected_maml_gradient(pool: Pool, k: int) -> Iterator[dict[str, Any]]:
     """Yield the coefficients of E[g_MAML] with k steps."""
-    (found,) = _measured(pool, lambda alpha: expected_maml(pool.losses, pool.phi, alpha, k).unsqueeze(0))
+
+    def one_row(alpha: float) -> Tensor:
+        return expected_maml(pool.losses, pool.phi, alpha, k).unsqueeze(0)
+
+    (found,) = _measured(pool, one_row)
     right, wrong = predicted_maml(k), predicted(last(k).weights)
     yield from _coefficient_rows(pool, "expectation-maml", "MAML", k=k, found=found, right=right, wrong=wrong)
 
@@ -324,7 +341,8 @@ def checks() -> list[Check]:
     """Return all pieces, longest first: those on the paper's own network, then those on small losses."""
     ks = range(K_MAX, 1, -1)
     pieces = [Check("expected MAML", OMNIGLOT, k) for k in ks]
-    pieces += [Check(name, OMNIGLOT) for name in ("sgd", "any order", "expected sums", "gradients", "identities")]
+    on_omniglot = "sgd", "any order", "expected sums", "gradients", "identities"
+    pieces += [Check(name, OMNIGLOT) for name in on_omniglot]
     pieces += [*(Check("updates", OMNIGLOT, k) for k in ks), Check("joint training", OMNIGLOT)]
     for pool in ("tanh network", "cubic"):
         pieces += [Check("expected sums", pool), *(Check("expected MAML", pool, k) for k in ks)]
@@ -353,9 +371,10 @@ def run_check(check: Check, progress: Progress, *, source: Source) -> Found:
         if check.name in IDENTITIES:
             rows = list(IDENTITIES[check.name](pool, check.k))
         else:
-            measured = [rate_rows(rate, pool) for rate in RATES[check.name](pool, check.k)]
-            rows = [row for row, _ in measured]
-            points = [point for _, points in measured for point in points]
+            for rate in RATES[check.name](pool, check.k):
+                row, points_of_rate = rate_rows(rate, pool)
+                rows.append(row)
+                points += points_of_rate
     progress(1)
     data = data_of(check, source)
     return [row | {"data": data} for row in rows], points
@@ -371,7 +390,8 @@ def data_of(check: Check, source: Source) -> str:
     """Return what a piece stands on, in words: the images that the script loads, or losses of its own."""
     if check.pool != OMNIGLOT:
         return DATA[check.pool]
-    return f"Omniglot network with softplus, {'real minibatches' if source.real else f'minibatches of {source.name}'}"
+    minibatches = "real minibatches" if source.real else f"minibatches of {source.name}"
+    return f"Omniglot network with softplus, {minibatches}"
 
 
 def run_or_read(check: Check, progress: Progress, *, source: Source, folder: Path, fresh: bool) -> Found:
@@ -395,7 +415,7 @@ def key(check: Check, source: Source) -> str:
 @cache
 def code() -> str:
     """Return the SHA-256 of this file and of all Python files of the theory and of the core."""
-    folders = [Path(path) for package in (analysis.theory, reptile_core) for path in package.__path__]
+    folders = [Path(path) for path in (*analysis.theory.__path__, *reptile_core.__path__)]
     found = hashlib.sha256(Path(__file__).read_bytes())
     for folder in folders:
         for path in sorted(folder.rglob("*.py")):
@@ -430,8 +450,8 @@ def run(context: Context) -> Result:
     """Check every theorem on smooth losses."""
     work = partial(run_or_read, source=context.source, folder=context.runs / "checks", fresh=context.fresh)
     results = context.workers.map(NAME, work, checks(), unit=" checks")
-    rows = pd.DataFrame([row for rows, _ in results for row in rows])
-    points = pd.DataFrame([point for _, points in results for point in points])
+    rows = in_one_table(found for found, _ in results)
+    points = in_one_table(remainders for _, remainders in results)
     data = ("small smooth losses in float64", context.source.name)
     return Result({NAME: rows, "remainders": points}, rows[["claim", "case", "role", "value", "data"]], data=data)
 

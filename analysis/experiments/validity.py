@@ -12,6 +12,7 @@ Hessian. Kinks of ReLU have no term in the series: the same network with softplu
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import pandas as pd
@@ -23,6 +24,7 @@ from analysis.paper import figure_3
 from analysis.paper.quotes import beyond
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
+from analysis.results.tables import in_one_table
 from analysis.runs.workers import Progress
 from analysis.theory.curvature import extreme_eigenvalues
 from analysis.theory.derivatives import Loss, Vector
@@ -33,7 +35,8 @@ NAME = "validity"
 EXPLAINED, DIRECTION = "taylor-validity", "taylor-direction"
 VARIANT = sum_of(4)  # Reptile with four steps
 STEPS = range(2, VARIANT.k + 1)  # g_1 is g_bar_1
-FACTORS = tuple(2.0**n for n in (-24, -20, -16, -12, -9, *range(-6, 3)))  # of figure 3's learning rate, 1 among them
+# Of figure 3's learning rate, 1 among them.
+FACTORS = tuple(2.0**n for n in (-24, -20, -16, -12, -9, *range(-6, 3)))
 ACTIVATIONS = ("relu", "softplus")
 ORDERS = (1, 2)
 EIGENVALUE_TOLERANCE = 1e-2  # relative: a hundredth is finer than the eye on a logarithmic axis
@@ -99,7 +102,10 @@ def changes_and_terms(losses: Sequence[Loss], phi: Vector, alpha: float) -> list
     """Return (c, t) for i = 2 … k: g_i - g_bar_i and its first-order term."""
     exact = inner_gradients(losses, phi, alpha)
     series = inner_gradient_terms(losses, phi, 1)
-    return [(g - g_bar, alpha * term) for g, (g_bar, term) in zip(exact[1:], series[1:], strict=True)]
+    found = []
+    for g, (g_bar, term) in zip(exact[1:], series[1:], strict=True):
+        found.append((g - g_bar, alpha * term))
+    return found
 
 
 def agreement(change: Vector, term: Vector) -> dict[str, float]:
@@ -185,16 +191,11 @@ def run(context: Context, scale: Scale) -> Result:
     chosen = points(context, [VARIANT], seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks)
     found = context.workers.map(NAME, work, chosen, sizes=[scale.tasks] * len(chosen), unit=" tasks")
-    items = [
-        (point, task, activation)
-        for point in chosen
-        if point.job.run.seed == seeds[0]
-        for task in range(scale.map_tasks)
-        for activation in ACTIVATIONS
-    ]
+    of_first_seed = [point for point in chosen if point.job.run.seed == seeds[0]]
+    items = list(product(of_first_seed, range(scale.map_tasks), ACTIVATIONS))
     shares = context.workers.map(f"{NAME}, map", measure_map, items, unit=" maps")
-    table = pd.DataFrame([row for part in found for row in part])
-    tables = {NAME: table, f"{NAME}_map": pd.DataFrame([row for part in shares for row in part])}
+    table = in_one_table(found)
+    tables = {NAME: table, f"{NAME}_map": in_one_table(shares)}
     return Result(tables, evidence(table, scale, seeds))
 
 

@@ -12,6 +12,7 @@ u_1 … u_n, V = sum_t |u_t - u_bar|^2 / (n - 1) is an unbiased estimate of E|u 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import product
 from math import inf, log
 from typing import Any
 
@@ -26,7 +27,7 @@ from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
-from analysis.results.tables import over_seeds
+from analysis.results.tables import in_one_table, over_seeds
 from analysis.runs.workers import Progress
 from analysis.theory.expectations import monte_carlo
 from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, inner_loop
@@ -40,10 +41,11 @@ LAST, MAML = "variance-last", "variance-maml"
 ALONG = sum_of(4)  # the run at whose points every update is measured
 JOINT = last(1)
 STEPS = range(2, ALONG.k + 1)
-SUMS = (JOINT, *(make(k) for k in STEPS for make in (sum_of, last)))
+SUMS = (JOINT, *(make(k) for k, make in product(STEPS, (sum_of, last))))
 MAML_NAMES = tuple(f"MAML, k = {k}" for k in STEPS)
 UPDATES = (*(variant.name for variant in SUMS), *MAML_NAMES)
-AVG_GRAD = (*(sum(variant.weights) for variant in SUMS), *(1.0 for _ in STEPS))  # how much of it is in each
+# How much of it is in each.
+AVG_GRAD = (*(sum(variant.weights) for variant in SUMS), *(1.0 for _ in STEPS))
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,10 @@ def updates(
     """Return the updates named in UPDATES on one task: sums, all from one inner loop, and MAML's gradients."""
     g = torch.stack([step.gradient for step in inner_loop(loss, phi, minibatches, optimizer)])
     weights = g.new_tensor([variant.weights + (0.0,) * (len(g) - variant.k) for variant in SUMS])
-    mamls = [maml(loss, phi, minibatches[:k], optimizer)[0] / optimizer.learning_rate for k in STEPS]
+    mamls = []
+    for k in STEPS:
+        step, _ = maml(loss, phi, minibatches[:k], optimizer)
+        mamls.append(step / optimizer.learning_rate)
     return torch.cat([weights @ g, torch.stack(mamls)])
 
 
@@ -130,9 +135,10 @@ def measure(point: TrainedPoint, progress: Progress, *, tasks: int) -> list[dict
         return updates(loss, phi, minibatches, run.inner.build())
 
     _, standard_error = monte_carlo(draw, tasks)
+    noises = noise(standard_error, tasks).tolist()
     return [
         {"update": name, "seed": run.seed, "iteration": point.iteration, "noise": v / share**2}
-        for name, share, v in zip(UPDATES, AVG_GRAD, noise(standard_error, tasks).tolist(), strict=True)
+        for name, share, v in zip(UPDATES, AVG_GRAD, noises, strict=True)
     ]
 
 
@@ -172,7 +178,7 @@ def run(context: Context, scale: Scale) -> Result:
     chosen = points(context, [ALONG], seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks)
     found = context.workers.map(NAME, work, chosen, sizes=[scale.tasks] * len(chosen), unit=" tasks")
-    table = pd.DataFrame([row for part in found for row in part])
+    table = in_one_table(found)
     return Result({NAME: table, f"{NAME}_relative": relative(table)}, evidence(table, scale, seeds))
 
 

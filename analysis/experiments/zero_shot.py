@@ -23,6 +23,7 @@ from analysis.experiments.shared.trained_points import TrainedPoint, points
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
+from analysis.results.tables import in_one_table
 from analysis.runs.workers import Progress
 from reptile_core import meta_gradients
 from reptile_core.inner_loop import Phi, inner_loop
@@ -172,7 +173,8 @@ def evidence(table: pd.DataFrame, seed: int) -> pd.DataFrame:
     mine = table[table.seed == seed]
     found = []
     for quantity in ("accuracy", "loss"):
-        for variant, part in mine[mine.quantity == f"{quantity}_all"].groupby("variant", sort=False):
+        over_all = mine[mine.quantity == f"{quantity}_all"]
+        for variant, part in over_all.groupby("variant", sort=False):
             found += rows(CLAIM_ID, f"{quantity}, {variant}", CHECK, {seed: part.value.item()})
         one = mine[mine.quantity == f"{quantity}_one"].value.mean()
         found += rows(CLAIM_ID, f"{quantity}, one labelling", CONTROL, {seed: one})
@@ -195,7 +197,7 @@ def run(context: Context, scale: Scale) -> Result:
     every = points(context, scale.variants, seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks, adapted_tasks=scale.adapted_tasks)
     results = context.workers.map(NAME, work, every, unit=" points")
-    table = pd.DataFrame([row for part in results for row in part])
+    table = in_one_table(results)
     return Result({NAME: table}, evidence(table, seeds[0]))
 
 

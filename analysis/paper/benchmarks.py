@@ -8,6 +8,7 @@ and 1, until a first look at CIFAR-FS, where it learned more slowly than Reptile
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 from reptile_core.meta_gradients import last, sum_of
@@ -84,7 +85,7 @@ SCALES: dict[str, dict[str, Scale]] = {
 }
 SEEDS = {"smoke": 1, "quick": 1, "paper": 5}  # fewer than five judge nothing
 # What --cells may begin.
-CELLS = tuple(f"{benchmark.name}-{method.name}" for benchmark in BENCHMARKS for method in METHODS)
+CELLS = tuple(f"{benchmark.name}-{method.name}" for benchmark, method in product(BENCHMARKS, METHODS))
 
 FINN, NICHOL, BERTINETTO = "Finn et al. 2017", "Nichol et al. 2018", "Bertinetto et al. 2019"
 # Accuracy in %, half of its interval and where both stand, by method, transduction, benchmark and shots: the rows of

@@ -23,7 +23,8 @@ HISTORY = ("seconds", "look", "arithmetic")
 def record(paths: Iterable[Path]) -> None:
     """Record the digests of tables that were just written, with those of the others in their folder."""
     for folder in {path.parent for path in paths}:
-        sums = _recorded(folder) | {path.name: _sha256(path) for path in paths if path.parent == folder}
+        written = [path for path in paths if path.parent == folder]
+        sums = _recorded(folder) | {path.name: _sha256(path) for path in written}
         lines = [f"{digest}  {name}\n" for name, digest in sorted(sums.items())]
         write_atomically(folder / SUMS, "".join(lines).encode())
 
@@ -41,7 +42,9 @@ def verify(path: Path) -> pd.DataFrame:
 def evidence(path: Path) -> pd.DataFrame:
     """Return a table of evidence as this version wrote it; ResultsError where it is anything else."""
     table = verify(path)
-    versions = set(table.get("numerics", pd.Series([None])).dropna()) if len(table) else {NUMERICS_VERSION}
+    versions = {NUMERICS_VERSION}
+    if len(table):
+        versions = set(table.get("numerics", pd.Series([None])).dropna())
     if versions != {NUMERICS_VERSION}:
         found = ", ".join(f"{version:g}" for version in versions) or "none"
         raise ResultsError(f"{path}: expected numbers of numerics version {NUMERICS_VERSION}, found version {found}")
@@ -50,7 +53,8 @@ def evidence(path: Path) -> pd.DataFrame:
 
 def digest(path: Path) -> str:
     """Return the SHA-256 (hex) of a table but for its columns of HISTORY."""
-    return hashlib.sha256(_without_history(path).to_csv(index=False, lineterminator="\n").encode()).hexdigest()
+    text = _without_history(path).to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def compare(then: Mapping[str, str], old: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
@@ -77,8 +81,11 @@ def _by_how_much(old: Path, digest_then: str, new: Path) -> str:
     cells = (then != now).to_numpy()
     numbers = [pd.to_numeric(table.stack(), errors="coerce") for table in (then, now)]
     apart = (numbers[0] - numbers[1]).abs()
-    most = f", by up to {apart.max():.3g} (relative {(apart / numbers[0].abs()).max():.3g})" if apart.max() > 0 else ""
-    return f"differs in {cells.sum()} of {cells.size} entries{most}"
+    words = f"differs in {cells.sum()} of {cells.size} entries"
+    if apart.max() > 0:
+        relative = (apart / numbers[0].abs()).max()
+        words += f", by up to {apart.max():.3g} (relative {relative:.3g})"
+    return words
 
 
 def _without_history(path: Path) -> pd.DataFrame:

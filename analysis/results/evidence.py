@@ -17,7 +17,8 @@ COLUMNS = (
     "profile", "numerics", "diverged",
 )  # fmt: skip
 CHECK, CONTROL, SHOWN = "check", "control", "shown"  # roles; what is shown is not judged
-NO_EVIDENCE = pd.DataFrame({name: pd.Series(dtype=object if name in TEXT else float) for name in COLUMNS})
+_DTYPES = {name: object if name in TEXT else float for name in COLUMNS}
+NO_EVIDENCE = pd.DataFrame({name: pd.Series(dtype=dtype) for name, dtype in _DTYPES.items()})
 
 
 def rows(
@@ -31,9 +32,16 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of one case. values: by seed; a table with columns value, and perhaps task_error, tasks and
     queries, and the seeds as its index, has an error for each."""
-    table = values if isinstance(values, pd.DataFrame) else pd.DataFrame({"value": pd.Series(values, dtype=float)})
+    table = _as_table(values)
     common = {"claim": claim, "case": case, "role": role, "tasks": tasks, "queries": queries}
-    return [common | {"seed": seed, **row} for seed, row in zip(table.index, table.to_dict("records"), strict=True)]
+    records = zip(table.index, table.to_dict("records"), strict=True)
+    return [common | {"seed": seed, **record} for seed, record in records]
+
+
+def _as_table(values: pd.DataFrame | pd.Series | Mapping[int, float]) -> pd.DataFrame:
+    if isinstance(values, pd.DataFrame):
+        return values
+    return pd.DataFrame({"value": pd.Series(values, dtype=float)})
 
 
 def tabulate(found: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:

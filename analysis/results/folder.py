@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,13 @@ def write_evidence(folder: Path, experiment: str, table: pd.DataFrame) -> list[P
         before = checksums.evidence(path) if path.exists() else None
     except ResultsError:
         before = None
-    if before is not None and any(_values(before, name) != _values(table, name) for name in SAME_LOOK):
+    if before is not None and not _is_same_look(before, table):
         before = None
     return write_tables(folder, {path.stem: evidence.number_looks(table, before)})
+
+
+def _is_same_look(before: pd.DataFrame, table: pd.DataFrame) -> bool:
+    return all(_values(before, name) == _values(table, name) for name in SAME_LOOK)
 
 
 def judge_all(folder: Path, claims: Mapping[str, Sequence[Claim]]) -> list[Verdict]:
@@ -76,7 +81,7 @@ def judge_all(folder: Path, claims: Mapping[str, Sequence[Claim]]) -> list[Verdi
         except (ResultsError, ValueError) as error:
             warnings.warn(f"{error}; it is left as it is and not judged; rerun {name} to replace it", stacklevel=2)
     every = pd.concat([table for table in found if len(table)] or [evidence.NO_EVIDENCE])
-    return judge([claim for group in claims.values() for claim in group], every)
+    return judge(chain.from_iterable(claims.values()), every)
 
 
 def manifest_there(folder: Path) -> dict[str, Any] | None:

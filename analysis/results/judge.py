@@ -153,12 +153,24 @@ def judge(claims: Iterable[Claim], evidence: pd.DataFrame) -> list[Verdict]:
 
 def decide(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]) -> tuple[Decision, int]:
     """Return the decision of an experiment from its samples alone, and at which look it fell, counted from 1."""
-    looks = sorted({int(look) for sample in (*checks, *controls) for look in sample.looks})
+    looks = _looks_of((*checks, *controls))
     for number, look in enumerate(looks, start=1):
-        decision, *_ = _at_look(claim, [s.until(look) for s in checks], [s.until(look) for s in controls], number)
+        decision, *_ = _at_look(claim, _until(look, checks), _until(look, controls), number)
         if decision != UNDECIDED:
             return decision, number
     return UNDECIDED, len(looks)
+
+
+def _looks_of(samples: Iterable[Sample]) -> list[int]:
+    """Return the looks at which there are values of any of these samples, in order."""
+    found: set[int] = set()
+    for sample in samples:
+        found.update(map(int, sample.looks))
+    return sorted(found)
+
+
+def _until(look: int, samples: Iterable[Sample]) -> list[Sample]:
+    return [sample.until(look) for sample in samples]
 
 
 def _judge(claim: Claim, rows: pd.DataFrame) -> Verdict:
@@ -204,17 +216,20 @@ def _theorem_decision(places: set[Decision], control: ControlOutcome) -> tuple[D
 
 def _experiment(claim: Claim, rows: pd.DataFrame) -> Verdict:
     samples = _samples(rows)
-    checks, controls = ([s for s in samples if s.role == role] for role in (CHECK, CONTROL))
+    checks = [sample for sample in samples if sample.role == CHECK]
+    controls = [sample for sample in samples if sample.role == CONTROL]
     shown = tuple(_case(claim, s) for s in samples if s.role not in (CHECK, CONTROL))
     if not checks:
         return Verdict(claim, UNDECIDED, "shown only" if shown else "not measured", shown=shown)
     decision, look = decide(claim, checks, controls)
     last = max(int(sample.looks.max()) for sample in checks)
+    plan = None
     if decision == UNDECIDED:
         _, why, places, control = _at_look(claim, checks, controls, look)
+        plan = _plan(claim, checks, controls, last + 1, _seconds(rows))
     else:  # as it stood when it was decided
-        at = sorted({int(n) for sample in (*checks, *controls) for n in sample.looks})[look - 1]
-        _, why, places, control = _at_look(claim, [s.until(at) for s in checks], [s.until(at) for s in controls], look)
+        at = _looks_of((*checks, *controls))[look - 1]
+        _, why, places, control = _at_look(claim, _until(at, checks), _until(at, controls), look)
     return Verdict(
         claim,
         decision,
@@ -224,8 +239,14 @@ def _experiment(claim: Claim, rows: pd.DataFrame) -> Verdict:
         control,
         shown,
         look,
-        plan=_plan(claim, checks, controls, last + 1, _seconds(rows)) if decision == UNDECIDED else None,
+        plan=plan,
     )
+
+
+def _place(is_in: bool, is_out: bool) -> Decision:
+    if is_out:
+        return REFUTED
+    return SUPPORTED if is_in else UNDECIDED
 
 
 def _at_look(
@@ -238,9 +259,7 @@ def _at_look(
     means = [sample.mean for sample in checks]
     within = [enough and mean.inside(claim.band) <= support for mean in means]
     beyond = holm([mean.outside(claim.band) if enough else 1.0 for mean in means], refute)
-    places: list[Decision] = [
-        REFUTED if out else SUPPORTED if is_in else UNDECIDED for is_in, out in zip(within, beyond, strict=True)
-    ]
+    places = [_place(is_in, out) for is_in, out in zip(within, beyond, strict=True)]
     control = _control(claim, checks, controls)
     if any(beyond):
         return REFUTED, "", places, control
@@ -309,7 +328,10 @@ def _plan(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], lo
     refute = min(_needed(-depth, spent(REFUTE_ERROR, look) / len(checks)) for depth in depths)
     support = max([support, *(_needed_by_control(claim, checks, sample) for sample in controls)])
     total = max(min(support, refute), LEAST_SEEDS, have + 1)
-    return SeedPlan(None) if total > MAX_SEEDS else SeedPlan(int(total) - have, seconds * (int(total) - have))
+    if total > MAX_SEEDS:
+        return SeedPlan(None)
+    more = int(total) - have
+    return SeedPlan(more, seconds * more)
 
 
 def _needed_by_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> float:

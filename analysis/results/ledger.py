@@ -34,7 +34,8 @@ PLACES: dict[Decision, str] = {SUPPORTED: "inside", REFUTED: "outside", UNDECIDE
 
 def write(verdicts: Sequence[Verdict], folder: Path) -> Path:
     """Write claims.json: a list of objects, one a claim; see `as_record`."""
-    text = json.dumps([as_record(verdict) for verdict in verdicts], indent=1, ensure_ascii=False, allow_nan=False)
+    records = [as_record(verdict) for verdict in verdicts]
+    text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / NAME, (text + "\n").encode())
     return folder / NAME
 
@@ -198,7 +199,8 @@ def foremost(verdict: Verdict, count: int | None = None) -> tuple[tuple[Case, ..
 def _others(places: Sequence[str]) -> str:
     counts = {place: places.count(place) for place in dict.fromkeys(places)}
     if len(counts) > 1:
-        return f"and {len(places)} more: " + ", ".join(f"{number} {place}" for place, number in counts.items())
+        how_many = [f"{number} {place}" for place, number in counts.items()]
+        return f"and {len(places)} more: {', '.join(how_many)}"
     return f"and {len(places)} more {places[0]}" if places else ""
 
 
@@ -237,7 +239,10 @@ def outcome(verdict: Verdict) -> str:
 def seeds(cases: Iterable[Case], *, which: bool = True) -> str:
     """Write the seeds of some cases: "5 seeds of epoch 1 (1000–1004)", without the last if `which` is False; empty
     where they have none."""
-    every = sorted({seed for case in cases for seed in case.seeds if seed >= 0})
+    met: set[int] = set()
+    for case in cases:
+        met.update(case.seeds)
+    every = sorted(seed for seed in met if seed >= 0)
     if not every:
         return ""
     epochs = sorted({seed // SEEDS_OF_AN_EPOCH for seed in every})

@@ -171,13 +171,17 @@ def complete(
     other_data: the content of data other than the script's own, by name. What earlier commands wrote is dropped where
     an experiment has written it again.
     """
-    earlier = {name: record for name, record in manifest["earlier"].items() if name not in wall_seconds}
+    earlier = manifest["earlier"]
+    earlier = {name: record for name, record in earlier.items() if name not in wall_seconds}
+    digests: dict[str, str] = {}
+    for mine in tables.values():
+        digests.update(mine)
     return manifest | {
         "status": status,
         "finished": _now(),
         "wall_seconds": wall_seconds,
         "worker_seconds": worker_seconds,
-        "tables": {name: digest for group in tables.values() for name, digest in group.items()},
+        "tables": digests,
         "tables_of": {name: list(group) for name, group in tables.items()},
         "other_data": other_data,
         "earlier": earlier,
@@ -231,7 +235,8 @@ def commands(manifest: dict[str, Any], names: Iterable[str] = ()) -> list[dict[s
     """Return a record for each command that a manifest tells of, the last one last, with the experiments that it is
     the last to have been asked for. names: of experiments, for those alone; ManifestError for one that is not there."""
     chosen, last = set(names), set(manifest["experiments"])
-    every = {name: record for name, record in manifest.get("earlier", {}).items() if name not in last}
+    earlier = manifest.get("earlier", {})
+    every = {name: record for name, record in earlier.items() if name not in last}
     known = [*every, *manifest["experiments"]]
     if odd := sorted(chosen - set(known)):
         raise ManifestError(f"expected an experiment of the manifest ({', '.join(known)}), found {odd[0]!r}")
@@ -250,12 +255,15 @@ def part_of(manifest: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     part = {name: value for name, value in manifest.items() if name != "earlier"}
     part["experiments"] = only(manifest["experiments"])
     seeds = manifest["options"].get("seeds")
-    part["options"] = manifest["options"] | {"seeds": only(seeds) if isinstance(seeds, dict) else seeds}
+    if isinstance(seeds, dict):
+        seeds = only(seeds)
+    part["options"] = manifest["options"] | {"seeds": seeds}
     for name in ("wall_seconds", "tables_of"):
         if name in manifest:
             part[name] = only(manifest[name])
     if "tables" in manifest:
-        part["tables"] = {name: digest for name, digest in manifest["tables"].items() if _is_of(name, kept, manifest)}
+        tables = manifest["tables"]
+        part["tables"] = {name: digest for name, digest in tables.items() if _is_of(name, kept, manifest)}
     return part
 
 

@@ -27,7 +27,11 @@ def fault(value: Any, shape: Any, path: str = "") -> str | None:
             return f"{path or WHOLE}: expected the entries of its schema, found {found}"
         known = {name.removesuffix("?"): entry for name, entry in shape.items()}
         parts = [(f"{path}.{name}".lstrip("."), entry, known[name]) for name, entry in value.items()]
-    return next((words for name, entry, one in parts if (words := fault(entry, one, name)) is not None), None)
+    for name, entry, shape_of_entry in parts:
+        words = fault(entry, shape_of_entry, name)
+        if words is not None:
+            return words
+    return None
 
 
 def _fault_of_choice(value: Any, shapes: tuple[Any, ...], path: str) -> str | None:
@@ -68,4 +72,6 @@ def _words(shape: Any) -> str:
     names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", object: "anything"}
     if isinstance(shape, type):
         return names[shape]
-    return "a list" if isinstance(shape, list) else "an object" if isinstance(shape, dict) else json.dumps(shape)
+    if isinstance(shape, list):
+        return "a list"
+    return "an object" if isinstance(shape, dict) else json.dumps(shape)

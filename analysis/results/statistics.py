@@ -31,7 +31,9 @@ class Mean:
         n = len(values)
         total = float(values.sum())
         mean = total / n if n else nan
-        deviation = sqrt(float(np.square(values - mean).sum()) / (n - 1)) if n > 1 and isfinite(total) else 0.0
+        deviation = 0.0
+        if n > 1 and isfinite(total):
+            deviation = sqrt(float(np.square(values - mean).sum()) / (n - 1))
         return cls(n, mean if isfinite(total) else nan, max(deviation, floor))
 
     def above(self, end: float) -> float:
@@ -45,12 +47,16 @@ class Mean:
     def inside(self, band: Band) -> float:
         """Return the p-value of an expectation at an end of the band or beyond: two one-sided tests."""
         low, high = band
-        return max(self.above(low) if isfinite(low) else 0.0, self.below(high) if isfinite(high) else 0.0)
+        below_it = self.above(low) if isfinite(low) else 0.0
+        above_it = self.below(high) if isfinite(high) else 0.0
+        return max(below_it, above_it)
 
     def outside(self, band: Band) -> float:
         """Return the p-value of an expectation in the band, tested at either end of it."""
         low, high = band
-        return min(self.below(low) if isfinite(low) else 1.0, self.above(high) if isfinite(high) else 1.0)
+        at_low_end = self.below(low) if isfinite(low) else 1.0
+        at_high_end = self.above(high) if isfinite(high) else 1.0
+        return min(at_low_end, at_high_end)
 
     def depth(self, band: Band) -> float:
         """Return how far the mean lies inside the band, from its nearer end, in standard deviations over seeds;

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,11 @@ def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Return the rows as a table, one row a measurement. standard_error and count are those of `value` over the tasks
     it is a mean of."""
     return pd.DataFrame(list(rows), columns=COLUMNS)
+
+
+def in_one_table(parts: Iterable[Iterable[Mapping[str, Any]]]) -> pd.DataFrame:
+    """Return the rows of all parts, one part after the other, as one table."""
+    return pd.DataFrame(list(chain.from_iterable(parts)))
 
 
 def student_t(values: Sequence[float] | pd.Series) -> tuple[float, float, float]:

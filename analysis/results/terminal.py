@@ -27,7 +27,9 @@ def verdicts(verdicts: Sequence[Verdict], *, colour: bool) -> list[str]:
         rows += mine
         codes += [FAINT if verdict.why == "not measured" else COLOURS[verdict.decision]] * len(mine)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)][:-1]
-    return [_line(row, widths, code if colour else None) for row, code in zip(rows, codes, strict=True)]
+    if not colour:
+        return [_line(row, widths, None) for row in rows]
+    return [_line(row, widths, code) for row, code in zip(rows, codes, strict=True)]
 
 
 def tally(verdicts: Sequence[Verdict]) -> str:
@@ -38,10 +40,11 @@ def tally(verdicts: Sequence[Verdict]) -> str:
 def _rows(verdict: Verdict) -> list[tuple[str, ...]]:
     """Return a claim's rows: its name, band, control and verdict stand in the first."""
     cases, others = ledger.foremost(verdict)
-    measured = [
-        (case.name, ledger.interval(case), ledger.PLACES[case.decision] if verdict.cases else "only shown")
-        for case in cases
-    ] or [("", "–", "")]
+    measured = []
+    for case in cases:
+        place = ledger.PLACES[case.decision] if verdict.cases else "only shown"
+        measured.append((case.name, ledger.interval(case), place))
+    measured = measured or [("", "–", "")]
     measured[-1] = (", ".join(filter(None, (measured[-1][0], others))), *measured[-1][1:])
     control = verdict.control if verdict.controls else "–"
     first = (verdict.claim.id, ledger.band(verdict.claim.band), control, ledger.whole(verdict))

@@ -29,7 +29,9 @@ class RunInProgress:
         self.stored = (None if job.fresh else load(job)) or Stored(begin, {}, 0.0, "running")
         missing = self.stored.missing(job)
         self.done = not missing
-        self.state = begin if self.done else max(self._starts(begin, missing[0]), key=lambda state: state.iteration)
+        self.state = begin
+        if missing:
+            self.state = max(self._starts(begin, missing[0]), key=lambda state: state.iteration)
         self.seconds = self._seconds_to(self.state.iteration)
         self.began = self.saved = time.perf_counter()
         self.steps = job.run.meta_batch * job.run.sampling.steps  # of the inner loop in an iteration: progress counts
@@ -38,7 +40,9 @@ class RunInProgress:
 
     def _starts(self, begin: TrainingState, iteration: int) -> list[TrainingState]:
         """Return the states from which one can go on to an iteration."""
-        kept = [*self.stored.snapshots.values(), *([] if self.stored.diverged else [self.stored.state])]
+        kept = list(self.stored.snapshots.values())
+        if not self.stored.diverged:
+            kept.append(self.stored.state)
         return [begin, *(state for state in kept if state.iteration < iteration)]
 
     def begin(self) -> None:
@@ -85,8 +89,11 @@ class RunInProgress:
     def outcome(self) -> Outcome:
         stored = self.stored
         status = stored.status if stored.diverged else "finished"
-        phi = {n: digest_of(state.phi) for n in self.job.wanted if (state := stored.at(n)) is not None}
-        phi |= {stored.state.iteration: digest_of(stored.state.phi)}
+        phi = {}
+        for n in self.job.wanted:
+            if (state := stored.at(n)) is not None:
+                phi[n] = digest_of(state.phi)
+        phi[stored.state.iteration] = digest_of(stored.state.phi)
         return Outcome(status, stored.seconds, stored.state.iteration, phi, stored.kinds).up_to(self.job.end)
 
 
@@ -112,7 +119,7 @@ def execute_together(jobs: Sequence[Job], progress: Progress = silent) -> list[O
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = len(jobs) // 2
-    return [outcome for half in (jobs[:middle], jobs[middle:]) for outcome in execute_together(half, progress)]
+    return execute_together(jobs[:middle], progress) + execute_together(jobs[middle:], progress)
 
 
 def _execute(jobs: Sequence[Job], progress: Progress) -> list[Outcome]:
@@ -182,6 +189,9 @@ def _part(state: TrainingState, index: int | None) -> TrainingState:
 
 def _copy(state: TrainingState) -> TrainingState:
     """Copy it into memory of its own: a file holds no tensor twice, and lanes overwrite theirs."""
-    inner = None if state.inner is None else tuple(part.clone() for part in state.inner)
-    outer = None if state.outer is None else {name: part.clone() for name, part in state.outer.items()}
+    inner, outer = state.inner, state.outer
+    if inner is not None:
+        inner = tuple(part.clone() for part in inner)
+    if outer is not None:
+        outer = {name: part.clone() for name, part in outer.items()}
     return TrainingState(state.iteration, state.phi.clone(), inner, outer)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Executor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -62,7 +62,8 @@ class ClusterWorkers(Workers):
         marker.touch()
         try:
             addresses = list(self._client.nthreads())
-            asked = [self._client.submit(check, self._terms, workers=[at], pure=False) for at in addresses]
+            submit = partial(self._client.submit, check, self._terms, pure=False)
+            asked = [submit(workers=[at]) for at in addresses]
             self._client.gather(asked)
         except Exception as error:  # whatever a worker cannot do shows here: import our code, for one
             self._leave()

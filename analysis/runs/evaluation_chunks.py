@@ -54,7 +54,9 @@ class EvaluationChunk:
     def key(self) -> str:
         """Digest of everything that decides the outcome. At iteration 0 nothing that only training asks for does."""
         record = asdict(self.evaluation) | {"tasks": [self.tasks.start, self.tasks.stop]}
-        job = self.job if self.iteration else replace(self.job, run=_untrained(self.job), until=None, keep=())
+        job = self.job
+        if not self.iteration:
+            job = replace(job, run=_untrained(job), until=None, keep=())
         return record_digest({"run": job.key, "iteration": self.iteration, "evaluation": record})
 
     @property
@@ -72,16 +74,19 @@ class EvaluationChunk:
 
 def chunks(job: Job, iteration: int, evaluation: Evaluation) -> list[EvaluationChunk]:
     """Return an evaluation as pieces of work."""
-    cuts = range(0, evaluation.tasks, CHUNK)
-    return [
-        EvaluationChunk(job, iteration, evaluation, range(first, min(first + CHUNK, evaluation.tasks)))
-        for first in cuts
-    ]
+    found = []
+    for first in range(0, evaluation.tasks, CHUNK):
+        tasks = range(first, min(first + CHUNK, evaluation.tasks))
+        found.append(EvaluationChunk(job, iteration, evaluation, tasks))
+    return found
 
 
 def joined(parts: Sequence[Accuracies]) -> Accuracies:
     """Return the accuracies of all chunks of one evaluation."""
-    return {quantity: np.concatenate([part[quantity] for part in parts]) for quantity in parts[0]}
+    found = {}
+    for quantity in parts[0]:
+        found[quantity] = np.concatenate([part[quantity] for part in parts])
+    return found
 
 
 def evaluate_chunk(chunk: EvaluationChunk, progress: Progress) -> Accuracies:

@@ -84,7 +84,8 @@ class Job:
     @property
     def wanted(self) -> tuple[int, ...]:
         """The iterations at which phi is to be had, in order; the last is the end."""
-        return tuple(sorted({*(iteration for iteration in self.keep if 0 < iteration < self.end), self.end}))
+        before_the_end = {iteration for iteration in self.keep if 0 < iteration < self.end}
+        return tuple(sorted(before_the_end | {self.end}))
 
     @property
     def decisive(self) -> dict[str, Any]:

@@ -143,9 +143,10 @@ def restore(row: Mapping[str, Any], source: Source, folder: Path, device: str) -
     until = run.iterations if diverged else end
     job = Job(run, replace(source, split=row["split"]), folder, row["variant"], device, tf32, until=until, keep=keep)
     now = json.loads(_text(job.decisive))
-    others = [
-        words for name, words in KEY_PARTS_IN_WORDS.items() if name not in ELSEWHERE and now[name] != decisive[name]
-    ]
+    others = []
+    for name, words in KEY_PARTS_IN_WORDS.items():
+        if name not in ELSEWHERE and now[name] != decisive[name]:
+            others.append(words)
     if others or record_digest(decisive) != row["key"]:
         found = " and ".join(others) or "a key that is not its own"
         raise OtherRun(f"expected the run {row['key']} of today's code and data, found {found}")
@@ -172,9 +173,10 @@ def compare(run: Restored, outcome: Outcome, found: Mapping[Measured, Accuracies
         return [*lines, "it was not evaluated: there is nothing else to compare"], False
     most = TOLERANCE * hypot(then["standard_error"], now["standard_error"])
     within = bool(abs(now["accuracy"] - then["accuracy"]) <= most)
+    is_within = "within" if within else "not within"
     lines.append(
         f"accuracy at the last evaluation: {then['accuracy']:.4f} then, {now['accuracy']:.4f} now, "
-        f"{'within' if within else 'not within'} {TOLERANCE:g} standard errors of the difference ({most:.4f})"
+        f"{is_within} {TOLERANCE:g} standard errors of the difference ({most:.4f})"
     )
     return lines, within
 
@@ -182,7 +184,10 @@ def compare(run: Restored, outcome: Outcome, found: Mapping[Measured, Accuracies
 def named(table: pd.DataFrame, variant: str, seed: str) -> Sequence[Mapping[str, Any]]:
     """Return the rows of a variant and a seed."""
     rows = table[(table["variant"] == variant) & (table["seed"].astype(str) == seed)]
-    return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+    found = []
+    for row in rows.to_dict("records"):
+        found.append({str(name): value for name, value in row.items()})
+    return found
 
 
 def _run(record: Mapping[str, Any]) -> Run:

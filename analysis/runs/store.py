@@ -98,7 +98,8 @@ def load(job: Job) -> Stored | None:
     iterations = sorted(int(found[1]) for name in tensors if (found := PHI_AT.fullmatch(name)))
     snapshots = {n: _state(tensors, n, record["inner"], f"at.{n}") for n in iterations if n}
     # Once phi alone was kept, which is not enough where the optimizers have states of their own.
-    complete = {n: state for n, state in snapshots.items() if _parts(state).keys() == _parts(furthest).keys()}
+    whole = _parts(furthest).keys()
+    complete = {n: state for n, state in snapshots.items() if _parts(state).keys() == whole}
     kinds = tuple(record.get("kinds", (NOT_RECORDED,)))
     return Stored(furthest, complete, record["seconds"], record["status"], kinds)
 
@@ -125,9 +126,12 @@ def save(job: Job, stored: Stored) -> None:
 def or_of_another_device(job: Job) -> Job:
     """Return the job itself, or the same run as another device has trained it, where the folder holds that whole and
     not this device's. So CPU and GPU runs can be different seeds of one table."""
-    there = [replace(job, trained_on=device) for device in DEVICES if device != job.decisive["device"]]
-    there = [other for other in there if other.path.exists()]
-    return next((one for one in (job, *there) if _is_whole(one)), job) if there else job
+    devices = [device for device in DEVICES if device != job.decisive["device"]]
+    elsewhere = [replace(job, trained_on=device) for device in devices]
+    there = [other for other in elsewhere if other.path.exists()]
+    if not there:
+        return job
+    return next((one for one in (job, *there) if _is_whole(one)), job)
 
 
 def _is_whole(job: Job) -> bool:
@@ -170,7 +174,10 @@ def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
 def _described(job: Job, record: Mapping[str, Any]) -> str:
     """Return what another run's file holds, and in which of all that is decisive it differs."""
     decisive = json.loads(json.dumps(job.decisive))  # tuples are lists there
-    others = [words for name, words in KEY_PARTS_IN_WORDS.items() if record.get(name) != decisive[name]]
+    others = []
+    for name, words in KEY_PARTS_IN_WORDS.items():
+        if record.get(name) != decisive[name]:
+            others.append(words)
     return f"the run {record.get('key')}, of {' and '.join(others) or 'no known kind'}"
 
 
@@ -232,4 +239,5 @@ def _state(tensors: Mapping[str, Tensor], iteration: int, count: int | None, pre
     inner = [tensors[name] for i in range(count or 0) if (name := f"{inside}inner.{i}") in tensors]
     mark = f"{inside}outer."
     outer = {name.removeprefix(mark): tensor for name, tensor in tensors.items() if name.startswith(mark)}
-    return TrainingState(iteration, tensors[prefix or "phi"], None if count is None else tuple(inner), outer or None)
+    inner_state = None if count is None else tuple(inner)
+    return TrainingState(iteration, tensors[prefix or "phi"], inner_state, outer or None)

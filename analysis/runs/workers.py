@@ -202,14 +202,17 @@ class Lines:
 def local_executor(count: int, updates: Any = None) -> ProcessPoolExecutor:
     """Return an executor with processes of one thread each. They inherit the environment, which is set here before the
     first of them starts."""
-    os.environ.update({name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()})
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(updates,))
 
 
 def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
     """Return the number of cores that this process may use: those of its affinity, and no more than its container's
     share of time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
     try:
         share, period = quota.read_text().split()  # "max 100000" where there is no limit
         return min(cores, max(1, int(share) // int(period)))

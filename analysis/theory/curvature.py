@@ -80,19 +80,23 @@ def extreme_eigenvalues(
     first = _signs(phi, generator)
     if not product(first).any():
         # A Hessian of few eigenvalues may take signs to 0, such as that of (phi_1 - phi_2)^2 equal ones.
-        first = torch.randn(len(phi), generator=generator, dtype=torch.float64, device=generator.device).to(phi)
+        drawn = torch.randn(len(phi), generator=generator, dtype=torch.float64, device=generator.device)
+        first = drawn.to(phi)
         if not product(first).any():  # as of a linear loss
             vectors = torch.eye(count, len(phi), dtype=phi.dtype, device=phi.device)
             return Eigenpairs(phi.new_zeros(count), vectors, phi.new_zeros(count))
     start = first.cpu().numpy()
-    operator = LinearOperator(
-        2 * (len(phi),), matvec=lambda v: product(torch.from_numpy(v).to(phi)).cpu().numpy(), dtype=start.dtype
-    )
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        return product(torch.from_numpy(v).to(phi)).cpu().numpy()
+
+    operator = LinearOperator(2 * (len(phi),), matvec=matvec, dtype=start.dtype)
     values, columns = eigsh(operator, k=count, which=which, v0=start, tol=tolerance)
     falling = np.argsort(values)[::-1]
     found, vectors = (torch.from_numpy(a[falling].copy()).to(phi) for a in (values, columns.T))
-    residuals = torch.stack([(product(v) - value * v).norm() for value, v in zip(found, vectors, strict=True)])
-    return Eigenpairs(found, vectors, residuals)
+    pairs = zip(found, vectors, strict=True)
+    residuals = [(product(v) - value * v).norm() for value, v in pairs]
+    return Eigenpairs(found, vectors, torch.stack(residuals))
 
 
 def spectral_density(

@@ -119,7 +119,11 @@ def sampled_inner_gradients(
     The errors of different i and parameters are those of one sample: they go together.
     """
     _check_steps(k, len(pool))
-    return monte_carlo(lambda: torch.stack(inner_gradients(_draw(pool, k, generator), phi, alpha)), samples)
+
+    def sample() -> Tensor:
+        return torch.stack(inner_gradients(_draw(pool, k, generator), phi, alpha))
+
+    return monte_carlo(sample, samples)
 
 
 def sampled_terms(
@@ -210,7 +214,8 @@ def pair_expectation(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
         "disjoint": (gradients.sum(0) - gradients) / (len(pool) - 1),
         "repeated": gradients,
     }[case]
-    return torch.stack([derivative(loss, phi, v) for loss, v in zip(pool, other, strict=True)]).mean(0)
+    products = [derivative(loss, phi, v) for loss, v in zip(pool, other, strict=True)]
+    return torch.stack(products).mean(0)
 
 
 def pair_prediction(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:

@@ -57,7 +57,11 @@ def example_gram(terms: Terms, phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gra
     point = phi.detach().requires_grad_()
     with torch.enable_grad():
         each = terms(point).unbind()
-    return _gram(lambda index: torch.autograd.grad(each[index], point, retain_graph=True)[0], len(each), phi, max_bytes)
+
+    def gradient_of(index: int) -> Vector:
+        return torch.autograd.grad(each[index], point, retain_graph=True)[0]
+
+    return _gram(gradient_of, len(each), phi, max_bytes)
 
 
 def example_terms(network: Network, batch: Minibatch) -> Terms:

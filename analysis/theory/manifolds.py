@@ -7,6 +7,7 @@ sum_tau A⁺ (A phi - b) = 0. The inner loop replaces P by k steps of gradient d
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -46,8 +47,9 @@ def affine_tasks(count: int = 5, *, rows: int = 2, parameters: int = 6, seed: in
 def nearest_point(tasks: Sequence[AffineTask]) -> Vector:
     """Return the minimizer of the mean squared distance to all W_tau, in closed form."""
     inverses = [torch.linalg.pinv(task.a) for task in tasks]
-    matrix = torch.stack([inverse @ task.a for inverse, task in zip(inverses, tasks, strict=True)]).sum(0)
-    vector = torch.stack([inverse @ task.b for inverse, task in zip(inverses, tasks, strict=True)]).sum(0)
+    pairs = list(zip(inverses, tasks, strict=True))
+    matrix = torch.stack([inverse @ task.a for inverse, task in pairs]).sum(0)
+    vector = torch.stack([inverse @ task.b for inverse, task in pairs]).sum(0)
     return torch.linalg.solve(matrix, vector)
 
 
@@ -62,7 +64,7 @@ def reptile_fixed_point(tasks: Sequence[AffineTask], k: int, *, alpha: float = 1
     for task in tasks:
         points = starts
         for _ in range(k):
-            points = points - alpha * vmap(lambda phi, task=task: derivative(task.loss, phi))(points)
+            points = points - alpha * vmap(partial(derivative, task.loss))(points)
         update += (starts - points) / len(tasks)
     constant, columns = update[0], (update[1:] - update[0]).T
     return torch.linalg.solve(columns, -constant)

@@ -50,7 +50,10 @@ def _method_norm(
 def _linalg_norm(A: Tensor, ord: Any = None, dim: Dims = None, keepdim: bool = False, **options: Any) -> Tensor:
     found = torch.linalg.norm(A, ord, dim, keepdim, **options)
     of_vectors = isinstance(dim, int) or len(dim if dim is not None else A.shape) == 1
-    return _keeping(found, A, 2 if ord in ("fro", None) else ord if of_vectors else None, dim, keepdim)
+    p = ord if of_vectors else None
+    if ord in ("fro", None):
+        p = 2
+    return _keeping(found, A, p, dim, keepdim)
 
 
 def _vector_norm(x: Tensor, ord: Any = 2, dim: Dims = None, keepdim: bool = False, **options: Any) -> Tensor:
@@ -106,7 +109,8 @@ def _keeping(norm: Tensor, x: Tensor, p: Any, dim: Dims, keepdim: bool) -> Tenso
         dims = list(range(x.ndim)) if dim is None else dim
         powers = _pow(x.to(norm.dtype), int(p))
         without = x.ndim == 0 or (isinstance(dims, tuple) and not dims)
-        setattr(norm, _KEPT, _Sum(powers if without else powers.sum(dims, keepdim), int(p), norm._version))
+        whole = powers if without else powers.sum(dims, keepdim)
+        setattr(norm, _KEPT, _Sum(whole, int(p), norm._version))
     return norm
 
 

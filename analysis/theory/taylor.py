@@ -104,7 +104,9 @@ def maml_terms(losses: Sequence[Loss], phi: Vector, order: int, *, products_at: 
     _check_order(order)
     before = inner_gradient_terms(losses[:-1], phi, max(order - 1, 0), products_at=products_at)
     partial_sums = _partial_sums([terms[0] for terms in before], phi)
-    firsts = _partial_sums([terms[1] for terms in before], phi)[-1] if order >= 2 else torch.zeros_like(phi)
+    firsts = torch.zeros_like(phi)
+    if order >= 2:
+        firsts = _partial_sums([terms[1] for terms in before], phi)[-1]
     terms = _terms(products_at(losses[-1], phi), partial_sums[-1], firsts, order)
     if order == 0:
         return terms
@@ -126,15 +128,26 @@ def weighted_terms(series: Sequence[Series], weights: Sequence[float]) -> Series
     """Return the series of sum_i w_i g_i from those of the g_i."""
     if len(weights) != len(series):
         raise ValueError(f"weights: expected one per inner step ({len(series)}), found {len(weights)}")
-    return [sum_of(weights, [terms[n] for terms in series]) for n in range(len(series[0]))]
+    found = []
+    for n in range(len(series[0])):
+        of_order_n = [terms[n] for terms in series]
+        found.append(sum_of(weights, of_order_n))
+    return found
 
 
 def inner_gradient_series(losses: Sequence[Loss], phi: Vector, order: int) -> list[Series]:
     """Return the series of each g_i to any order, as derivatives in alpha at 0, by nested automatic differentiation: an
     independent check of the formulas."""
     zero = torch.zeros((), dtype=phi.dtype, device=phi.device)
-    stacked = coefficients_in(lambda alpha: torch.stack(inner_gradients(losses, phi, alpha)), order, at=zero)
-    return [[term[i] for term in stacked] for i in range(len(losses))]
+
+    def stacked(alpha: Tensor) -> Tensor:
+        return torch.stack(inner_gradients(losses, phi, alpha))
+
+    coefficients = coefficients_in(stacked, order, at=zero)
+    found = []
+    for i in range(len(losses)):
+        found.append([coefficient[i] for coefficient in coefficients])
+    return found
 
 
 def maml_series(losses: Sequence[Loss], phi: Vector, order: int) -> Series:

@@ -274,7 +274,8 @@ def _without_fast_libraries(recurrent: Callable[..., Any]) -> Callable[..., Any]
 
 def _names(operation: Any) -> list[Any]:
     """List what torch.ops.aten calls one operation: itself, and its overloads."""
-    return [operation, operation._op, *(getattr(operation, overload) for overload in operation.overloads())]
+    overloads = [getattr(operation, name) for name in operation.overloads()]
+    return [operation, operation._op, *overloads]
 
 
 _ATEN = torch.ops.aten
@@ -324,5 +325,7 @@ def _by_channel(x: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Ten
     if prod(x.shape[d] for d in dims) == 1:
         raise ValueError(f"input: expected more than one value to take statistics of, found shape {tuple(x.shape)}")
     # (C,) to (C, 1, …), so that it goes along dimension 1.
-    weight, bias = (None if v is None else v.reshape(-1, *[1] * (x.ndim - 2)) for v in (weight, bias))
+    shape = -1, *[1] * (x.ndim - 2)
+    weight = None if weight is None else weight.reshape(shape)
+    bias = None if bias is None else bias.reshape(shape)
     return _affine(_standardize(x, dims, eps), weight, bias)

@@ -39,7 +39,11 @@ def initialization(run: Run, state: TrainingState, sampling: Sampling) -> "Initi
 def _cut(wide: Network, narrow: Network, vector: Float[Tensor, " P"]) -> Float[Tensor, " Q"]:
     """Cut parameters, or moments shaped like them, to those that a network with fewer outputs has too."""
     parts = wide.unflatten(vector)
-    return torch.cat([parts[name][tuple(map(slice, shape))].flatten() for name, shape in narrow.shapes.items()])
+    kept = []
+    for name, shape in narrow.shapes.items():
+        corner = tuple(map(slice, shape))
+        kept.append(parts[name][corner].flatten())
+    return torch.cat(kept)
 
 
 def adapt(

@@ -5,6 +5,7 @@ resized these by nearest neighbour, and so does this.
 """
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from jaxtyping import UInt8
@@ -34,11 +35,14 @@ def rasterize(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
 
 def place(strokes: Strokes) -> Strokes:
     """Return the strokes with the middle of what they cover in the middle of the paper, and no larger than LARGEST."""
-    points = np.array([point for stroke in strokes for point in stroke], float)
+    points = np.array(list(chain.from_iterable(strokes)), float)
     if not points.size:
         raise ValueError("strokes: expected at least one point, found none")
     low, high = points.min(0), points.max(0)
     scale = LARGEST / max(*(high - low), LARGEST)
     moved = (points - (low + high) / 2) * scale + 0.5
     ends = np.cumsum([len(stroke) for stroke in strokes])[:-1]
-    return [[(x, y) for x, y in stroke.tolist()] for stroke in np.split(moved, ends)]
+    placed = []
+    for stroke in np.split(moved, ends):
+        placed.append([(x, y) for x, y in stroke.tolist()])
+    return placed

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -39,7 +40,8 @@ def read(body: bytes) -> Question:
         raise ValueError(f"drawings: expected a list of {N_WAY} examples and a query, found {_shown(drawings)}")
     if type(steps) is not int or not 0 <= steps <= MAX_STEPS:
         raise ValueError(f"steps: expected a whole number from 0 to {MAX_STEPS}, found {_shown(steps)}")
-    return Question(np.stack([_image(f"drawings[{i}]", drawing) for i, drawing in enumerate(drawings)]), steps)
+    images = [_image(f"drawings[{i}]", drawing) for i, drawing in enumerate(drawings)]
+    return Question(np.stack(images), steps)
 
 
 def text(image: Image) -> str:
@@ -58,7 +60,7 @@ def _image(name: str, drawing: Any) -> Image:
 def _strokes(name: str, drawing: Any) -> Strokes:
     if not isinstance(drawing, list) or not drawing or not all(isinstance(s, list) and s for s in drawing):
         raise ValueError(f"{name}: expected a list of strokes, none empty, found {_shown(drawing)}")
-    points = [point for stroke in drawing for point in stroke]
+    points = list(chain.from_iterable(drawing))
     if len(points) > MAX_POINTS:
         raise ValueError(f"{name}: expected at most {MAX_POINTS} points, found {len(points)}")
     for point in points:

@@ -6,6 +6,7 @@ about a minute, as runs like all others: kept, resumed and never done twice.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from analysis.experiments import ablation
@@ -68,7 +69,8 @@ def of_figure_3(context: Context, folder: Path, scale: Scale = ablation.SCALES["
     where there are none."""
     there = replace(context, runs=folder)
     evaluation = Evaluation(figure_3.EVALUATION, scale.tasks, scale.queries, look=scale.until)
-    for seed in (seed for epoch in range(EPOCH, -1, -1) for seed in claims.seeds(epoch, scale.seeds)):
+    latest_first = [claims.seeds(epoch, scale.seeds) for epoch in range(EPOCH, -1, -1)]
+    for seed in chain.from_iterable(latest_first):
         runs = {
             name: figure_3.configure(variant, seed, iterations=scale.iterations)
             for name, variant in ((REPTILE, sum_of(4)), (JOINT, last(1)))

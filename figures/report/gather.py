@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from PIL import Image
 
 from analysis import program
 from analysis.experiments.registry import EXPERIMENTS
-from analysis.experiments.shared.experiment import Experiment
+from analysis.experiments.shared.experiment import Experiment, claims_of
 from analysis.results import ledger
 from analysis.results.claims import Claim
 from analysis.results.judge import Decision, Verdict
@@ -43,6 +44,17 @@ class Layout:
     images: str = ""
 
 
+def _few_shot(benchmark: str, images: str) -> Layout:
+    columns = (f"{benchmark} 1-shot", f"{benchmark} 5-shot")
+    return Layout(
+        "few_shot",
+        "few_shot_layout",
+        f"Accuracy in % on {images}: measured here ± half a 95 % interval, in brackets as published; - where not",
+        {"row": "method"} | {column: column for column in columns},
+        images,
+    )
+
+
 SHOWN = (
     Layout(
         "ablation",
@@ -50,16 +62,7 @@ SHOWN = (
         f"Accuracy after training by meta-gradient: {ledger.MEASURED}",
         {"variant": "meta-gradient", **INTERVAL},
     ),
-    *(
-        Layout(
-            "few_shot",
-            "few_shot_layout",
-            f"Accuracy in % on {images}: measured here ± half a 95 % interval, in brackets as published; - where not",
-            {"row": "method"} | {column: column for column in (f"{benchmark} 1-shot", f"{benchmark} 5-shot")},
-            images,
-        )
-        for benchmark, images in BENCHMARKS.items()
-    ),
+    *(_few_shot(benchmark, images) for benchmark, images in BENCHMARKS.items()),
     Layout(
         "rho",
         "rho_pairs",
@@ -143,7 +146,7 @@ class Report:
 
     @property
     def judged(self) -> list[Judged]:
-        return [judged for section in self.sections for judged in section.judged]
+        return list(chain.from_iterable(section.judged for section in self.sections))
 
     @property
     def counts(self) -> dict[str, int]:
@@ -160,18 +163,22 @@ def gather(out: Path) -> Report:
     verdicts = _ledger(out)
     manifest = _manifest(out / "manifest.json")
     pictures = list(_pictures(out / "figures"))
-    sections = tuple(
-        _section(experiment, verdicts, pictures, out / "tables", manifest) for experiment in EXPERIMENTS.values()
-    )
-    lines = Counter(line for section in sections for judged in section.judged for line in judged.data)
+    sections = []
+    lines: Counter[str] = Counter()
+    for experiment in EXPERIMENTS.values():
+        section = _section(experiment, verdicts, pictures, out / "tables", manifest)
+        sections.append(section)
+        for judged in section.judged:
+            lines.update(judged.data.keys())
     data = tuple(line for line, _ in lines.most_common())
-    return Report(sections, data, manifest["status"] if manifest else "unknown", provenance.commands(manifest, out))
+    status = manifest["status"] if manifest else "unknown"
+    return Report(tuple(sections), data, status, provenance.commands(manifest, out))
 
 
 def _ledger(out: Path) -> dict[str, Verdict]:
     """Return the verdicts by claim: those of this version's claims, no more and no fewer."""
     by_id = {verdict.claim.id: verdict for verdict in ledger.read(out)}
-    known = {claim.id for experiment in EXPERIMENTS.values() for claim in experiment.claims}
+    known = {claim.id for claim in claims_of(EXPERIMENTS.values())}
     if odd := sorted(known ^ set(by_id)):
         found = f"found {odd[0]!r}" if odd[0] in by_id else f"found no {odd[0]!r}"
         raise ResultsError(
@@ -192,7 +199,7 @@ def _section(
     name, profile = experiment.name, manifest["profile"] if manifest else "quick"
     judged = tuple(_judged(verdicts[claim.id], name, profile) for claim in experiment.claims)
     own = tuple(picture for source, picture in pictures if source == name)
-    data = tuple(dict.fromkeys(line for one in judged for line in one.data))
+    data = tuple(dict.fromkeys(chain.from_iterable(one.data for one in judged)))
     shown = tuple(_shown(tables, name, data))
     runs, files = provenance.runs(tables, name), provenance.files(tables, name)
     return Section(name, experiment.shows, judged, own, shown, provenance.settings(manifest, name), runs, files)
@@ -215,14 +222,24 @@ def _pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
     for path in sorted(folder.glob("*.png")):
         try:
             with Image.open(path) as image:
-                words = {name: " ".join(str(image.info.get(name, "")).split()) for name in ("Title", "Description")}
+                title, description = _words(image, "Title"), _words(image, "Description")
                 source = str(image.info.get("Source", ""))
                 buffer = io.BytesIO()
                 flat = image.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
                 flat.save(buffer, "png", optimize=True)
         except (OSError, SyntaxError, ValueError) as error:
             raise ResultsError(f"{path}: expected a figure, found {error}") from error
-        yield source, Picture(path.stem, words["Title"], words["Description"], buffer.getvalue(), flat.size)
+        yield source, Picture(path.stem, title, description, buffer.getvalue(), flat.size)
+
+
+def _words(image: Image.Image, name: str) -> str:
+    """Return what a figure's file says under this name, in one line."""
+    return " ".join(str(image.info.get(name, "")).split())
+
+
+def _has_measured(row: tuple[Any, ...]) -> bool:
+    """Return whether any cell of a row, after its first, was measured."""
+    return not all(str(cell).startswith("- ") for cell in row[1:])
 
 
 def _shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Shown]:
@@ -233,8 +250,8 @@ def _shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Sho
             table = read_csv(path)
             if missing := [column for column in layout.columns if column not in table.columns]:
                 raise ResultsError(f"{path}: expected the column {missing[0]!r}, found {', '.join(table.columns)}")
-            rows = tuple(table[list(layout.columns)].itertuples(index=False, name=None))
-            rows = tuple(row for row in rows if not all(str(cell).startswith("- ") for cell in row[1:]))
+            every = table[list(layout.columns)].itertuples(index=False, name=None)
+            rows = tuple(row for row in every if _has_measured(row))
             own = tuple(line for line in data if layout.images.lower() in line.lower())
             if rows:
                 yield Shown(layout.caption, own, tuple(layout.columns.values()), rows)

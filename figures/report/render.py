@@ -6,7 +6,7 @@ in Markdown. LaTeX gets tables only, which hold none.
 
 import base64
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import unescape
 from math import ceil, isfinite, isnan, log10
 from typing import Any
@@ -75,16 +75,19 @@ def latex(report: Report) -> str:
 
 def math(text: str) -> Markup:
     """Return HTML: text with its formulas as MathML; those that are none stay as they are written."""
-    return Markup("").join(
-        _mathml(part) if formula else escape(part) for formula, part in _parts(text) if formula or part
-    )
+    found = []
+    for formula, part in _parts(text):
+        if formula or part:
+            found.append(_mathml(part) if formula else escape(part))
+    return Markup("").join(found)
 
 
 def markdown_math(text: str) -> Markup:
     """Return Markdown: text with its formulas as GitHub has them, dollar and backtick."""
-    return Markup("").join(
-        Markup(f"$`{part.replace('`', '')}`$") if formula else markdown_text(part) for formula, part in _parts(text)
-    )
+    found = []
+    for formula, part in _parts(text):
+        found.append(Markup(f"$`{part.replace('`', '')}`$") if formula else markdown_text(part))
+    return Markup("").join(found)
 
 
 def markdown_text(value: object) -> str:
@@ -102,7 +105,8 @@ def markdown_code(text: str) -> Markup:
 def latex_text(value: object) -> str:
     """Return LaTeX in which nothing is a command, for pdfLaTeX and the like."""
     parts = re.split(f"([{RAISED}]+)", str(value))
-    parts[::2] = ["".join(TEX.get(character, character) for character in part) for part in parts[::2]]
+    to_tex = str.maketrans(TEX)
+    parts[::2] = [part.translate(to_tex) for part in parts[::2]]
     parts[1::2] = [f"$^{{{part.translate(str.maketrans(RAISED, LEVEL))}}}$" for part in parts[1::2]]
     return "".join(parts)
 
@@ -187,8 +191,15 @@ def details(judged: Judged) -> tuple[list[str], list[list[str]]]:
             "data": case.data.removeprefix("Data: ") if mixed else "",
         }
         rows.append(row)
-    columns = [name for name in rows[0] if any(row[name] for row in rows)] if rows else []
-    return columns, [[row[name] or "–" for name in columns] for row in rows]
+    columns = [name for name in (rows[0] if rows else ()) if _is_in_any(rows, name)]
+    cells = []
+    for row in rows:
+        cells.append([row[name] or "–" for name in columns])
+    return columns, cells
+
+
+def _is_in_any(rows: Iterable[Mapping[str, str]], name: str) -> bool:
+    return any(row[name] for row in rows)
 
 
 def source(codes: Sequence[str]) -> str:
@@ -240,5 +251,6 @@ def _mathml(formula: str) -> Markup:
         if node.tag not in TAGS:
             return escape(f"${formula}$")
         node.attrib = {name: value for name, value in node.attrib.items() if name in ATTRIBUTES}
-        node.text = unescape(node.text) if node.text else node.text  # the library writes characters as references
+        if node.text:  # the library writes characters as references
+            node.text = unescape(node.text)
     return Markup(ElementTree.tostring(element, encoding="unicode"))

@@ -101,8 +101,12 @@ def members(source: Archive, kind: FileKind, *, limit: int, where: object) -> It
     """
     if isinstance(source, Path) and source.is_dir():
         paths = {entry.path: Path(entry.path) for entry in files(source, limit=limit)}
-        named = [(path.relative_to(source.parent).as_posix(), text) for text, path in paths.items()]
-        yield [(name, partial(read_file, text, kind.file_bytes)) for name, text in named if name in kind]
+        found: Members = []
+        for text, path in paths.items():
+            name = path.relative_to(source.parent).as_posix()
+            if name in kind:
+                found.append((name, partial(read_file, text, kind.file_bytes)))
+        yield found
         return
     size = source.stat().st_size if isinstance(source, Path) else source.seek(0, io.SEEK_END)
     if size > kind.zip_bytes:

@@ -187,7 +187,10 @@ def _files(source: Path, edition: Edition) -> list[str]:
     """Return all files that the images may depend on."""
     if source.is_file():
         return [str(source)]
-    return [entry.path for folder in (source, _images_beside(source)) for entry in files(folder, limit=edition.limit)]
+    found = []
+    for folder in (source, _images_beside(source)):
+        found += [entry.path for entry in files(folder, limit=edition.limit)]
+    return found
 
 
 def load(

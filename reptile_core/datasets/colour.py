@@ -54,13 +54,15 @@ def arranged(classes: Iterable[Class], where: object) -> tuple[list[Class], tupl
     if times > 1:
         places = " and ".join(c.split for c in ordered if c.name == name)
         raise DataError(f"{where}: expected every class once, found {name!r} in {places}")
-    return ordered, tuple(sum(c.split == split for c in ordered) for split in SPLITS)
+    splits = [c.split for c in ordered]
+    return ordered, tuple(map(splits.count, SPLITS))
 
 
 def decode(classes: list[Class], counts: tuple[int, ...], shape: tuple[int, ...], *, quiet: bool) -> Decoded:
     """Read every class, and put its images in order."""
     pixels = np.empty((len(classes), *shape), np.uint8)
-    for i, found in enumerate(tqdm(classes, desc="decoding images", disable=quiet or None, delay=1, leave=False)):
+    bar = tqdm(classes, desc="decoding images", disable=quiet or None, delay=1, leave=False)
+    for i, found in enumerate(bar):
         pixels[i] = in_order(found.read())
     return Decoded(pixels, counts, identity(pixels, counts))
 

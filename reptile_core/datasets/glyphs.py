@@ -130,7 +130,10 @@ def generate(
     for start in range(0, characters, BATCH):
         batch = range(start, min(start + BATCH, characters))
         strokes = [_strokes(_stream(seed, c, SHAPE), hand.extent) for c in batch]
-        hands = zip(batch, strokes, strict=True)
-        points = np.concatenate([_drawings(_stream(seed, c, HAND), s, drawings, hand) for c, s in hands])
+        points_of_each = []
+        for character, its_strokes in zip(batch, strokes, strict=True):
+            stream = _stream(seed, character, HAND)
+            points_of_each.append(_drawings(stream, its_strokes, drawings, hand))
+        points = np.concatenate(points_of_each)
         images[start : batch.stop] = _render(points, size, hand.pen).reshape(-1, drawings, size, size)
     return images

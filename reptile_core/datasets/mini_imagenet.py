@@ -16,6 +16,7 @@ import io
 import os
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -67,13 +68,14 @@ def _images(folder: str) -> list[str]:
 
 def _from_folders(folder: Path) -> Listing:
     with os.scandir(folder) as entries:
-        return {entry.name: _images(entry.path) for entry in entries if entry.is_dir() and entry.name[0] != "."}
+        classes = [entry for entry in entries if entry.is_dir() and entry.name[0] != "."]
+        return {entry.name: _images(entry.path) for entry in classes}
 
 
 def _from_table(path: Path) -> Listing:
     lines = _text(path).splitlines()
     delimiter = max(",;\t", key=lines[0].count) if lines else ","  # as spreadsheets of other countries save it
-    rows = [row for row in csv.reader(lines, delimiter=delimiter) if any(cell.strip() for cell in row)]
+    rows = [row for row in csv.reader(lines, delimiter=delimiter) if "".join(row).strip()]
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if header != ["filename", "label"]:
         raise DataError(f"{path}: expected the columns filename and label, found {', '.join(header) or 'none'}")
@@ -90,7 +92,8 @@ def _from_list(path: Path) -> Listing:
     for line in _text(path).split():
         label, slash, name = line.partition("/")
         folder = f"{path.parent}/{_inside(label, path)}"
-        listing.setdefault(label, []).extend([f"{folder}/{_inside(name, path)}"] if slash else _images(folder))
+        images = [f"{folder}/{_inside(name, path)}"] if slash else _images(folder)
+        listing.setdefault(label, []).extend(images)
     return listing
 
 
@@ -113,9 +116,10 @@ def _inside(name: str, where: Path) -> str:
 
 def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
     """Return the images of each class by (split, class), equally many of every one."""
-    found = {
-        (split, name): paths for split in SPLITS for name, paths in LAYOUTS[suffix](root / f"{split}{suffix}").items()
-    }
+    found: dict[tuple[str, str], list[str]] = {}
+    for split in SPLITS:
+        listing = LAYOUTS[suffix](root / f"{split}{suffix}")
+        found |= {(split, name): paths for name, paths in listing.items()}
     for split in SPLITS:
         if split not in {owner for owner, _ in found}:
             raise DataError(f"{root}: expected classes in {split}{suffix}, found none")
@@ -148,8 +152,10 @@ def _decode(path: str, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
                 raise DataError(f"{path}: expected at most {MAX_PIXELS} pixels, found {image.width}×{image.height}")
             depth = _eight_bits(image)
             # A palette has no colours between two of its own, so that Pillow would take the nearest one.
-            whole = depth if resampling == "nearest" or depth.mode not in ("P", "1") else depth.convert("RGB")
-            return np.asarray(whole.resize((SIZE, SIZE), Image.Resampling[resampling.upper()]).convert("RGB"))
+            if resampling != "nearest" and depth.mode in ("P", "1"):
+                depth = depth.convert("RGB")
+            resized = depth.resize((SIZE, SIZE), Image.Resampling[resampling.upper()])
+            return np.asarray(resized.convert("RGB"))
 
 
 def _eight_bits(image: "Image") -> "Image":
@@ -214,7 +220,7 @@ def load(
     root, suffix = located
     with faults(root):
         listings = _listings(root, suffix)
-        paths = [path for images in listings.values() for path in images]
+        paths = list(chain.from_iterable(listings.values()))
         n_images = len(paths) // len(listings)
         lists = (f"{root}/{split}{suffix}" for split in SPLITS)
         key = fingerprint((root.resolve(), resampling), [*paths, *lists])

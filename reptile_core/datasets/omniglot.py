@@ -78,7 +78,10 @@ PUBLISHED = Edition(
 
 
 def _some(names: list[str]) -> str:
-    return f"{len(names)}: {', '.join(map(repr, names[:SHOWN]))}{', …' if len(names) > SHOWN else ''}"
+    shown = list(map(repr, names[:SHOWN]))
+    if len(names) > SHOWN:
+        shown.append("…")
+    return f"{len(names)}: {', '.join(shown)}"
 
 
 def _in_order(names: list[str], part: Part, first: int, where: object) -> list[str]:
@@ -139,7 +142,8 @@ def _read(sources: Mapping[str, Archive], edition: Edition, quiet: bool) -> Imag
     firsts = accumulate((part.characters for part in edition.parts[:-1]), initial=1)
     with tqdm(total=total, desc="verifying Omniglot", disable=quiet or None, delay=1, leave=False) as bar:
         pairs = zip(edition.parts, firsts, strict=True)
-        images = np.concatenate([_read_part(sources[part.name], part, n, bar.update) for part, n in pairs])
+        parts = [_read_part(sources[part.name], part, first, bar.update) for part, first in pairs]
+    images = np.concatenate(parts)
     if (found := images_digest(images)) != edition.decoded:
         raise DataError(f"PIL: expected the verified drawings to decode to {edition.decoded}, found {found}")
     return images

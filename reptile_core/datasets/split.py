@@ -58,7 +58,9 @@ def split_characters(
 def authors_order(characters: int) -> Sequence[int]:
     """Return Omniglot's characters, counted from 0, as the authors' code has them: by alphabet, then shuffled by
     Python's own generator. It trains on the first 1,200 and tests on the others."""
-    order = [first - 1 + i for first, count in ALPHABETS for i in range(count)]
+    order: list[int] = []
+    for first, count in ALPHABETS:
+        order += range(first - 1, first - 1 + count)
     if characters != len(order):
         raise ValueError(f"split: expected Omniglot's {len(order)} characters for the authors', found {characters}")
     random.Random(AUTHORS_SEED).shuffle(order)

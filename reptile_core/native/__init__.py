@@ -16,6 +16,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from itertools import chain
 from math import prod
 from pathlib import Path
 
@@ -58,7 +59,8 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
         return None
     flags = FLAGS + TYPES[dtype]
     sources = b"".join(source.read_bytes() for source in SOURCES)
-    key = hashlib.sha256(sources + repr((flags, compiler, platform.machine(), _abilities())).encode()).hexdigest()[:16]
+    built_by = repr((flags, compiler, platform.machine(), _abilities()))
+    key = hashlib.sha256(sources + built_by.encode()).hexdigest()[:16]
     import pooch  # here, because nothing else that trains needs it
 
     built = Path(pooch.os_cache("reptile-verification")) / f"native-{key}.so"
@@ -98,7 +100,7 @@ def prepare(name: str, *arguments: Argument) -> NativeCall:
     Tensors go as pointers to their numbers, and the first one says of which type these are; sequences of tensors go as
     lists of pointers, and None as one to nothing. ValueError for a tensor whose numbers do not lie one after the other.
     """
-    tensors = [a for argument in arguments for a in _tensors(argument)]
+    tensors = list(chain.from_iterable(map(_tensors, arguments)))
     for a in tensors:
         if not a.is_contiguous():
             raise ValueError(
@@ -170,7 +172,9 @@ def adam(
 
 
 def _tensors(argument: Argument) -> Sequence[Tensor]:
-    return [argument] if isinstance(argument, Tensor) else argument if isinstance(argument, tuple | list) else []
+    if isinstance(argument, Tensor):
+        return [argument]
+    return argument if isinstance(argument, tuple | list) else []
 
 
 def _raw(argument: Argument) -> object:
@@ -200,4 +204,7 @@ def _abilities() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return next((line for line in lines if line.lower().startswith(("flags", "features"))), platform.processor())
+    for line in lines:
+        if line.lower().startswith(("flags", "features")):
+            return line
+    return platform.processor()

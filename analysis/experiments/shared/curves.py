@@ -6,6 +6,7 @@ have different tasks, so that means along a curve are over many.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from math import nan
 from typing import Any
 
@@ -77,7 +78,7 @@ class Curves:
                 term = weight * self.accuracy[variant, seed, iteration]
                 by_iteration[iteration] = by_iteration.get(iteration, np.zeros_like(term)) + term
             parts = by_iteration.values()
-            variances = [float(part.var(ddof=1)) / len(part) if len(part) > 1 else nan for part in parts]
+            variances = [_variance_of_mean(part) for part in parts]
             names = {name for name, _ in weights}
             rows[seed] = {
                 "value": sum(float(part.mean()) for part in parts),
@@ -91,7 +92,8 @@ class Curves:
     def mean_contrast(self, weights: Mapping[str, float], iterations: Sequence[int]) -> pd.DataFrame:
         """Return the contrast of the variants' mean accuracies over these iterations."""
         share = 1 / len(iterations)
-        return self.contrast({(name, n): share * w for name, w in weights.items() for n in iterations})
+        shares = {name: share * weight for name, weight in weights.items()}
+        return self.contrast({(name, n): shares[name] for name, n in product(weights, iterations)})
 
     def table(self, experiment: str) -> pd.DataFrame:
         """Return the tidy table of means over tasks, in the order of variants, seeds and iterations."""
@@ -133,14 +135,21 @@ def measure(
         for iteration in (*((0,) if at_start else ()), *looks.get(job.variant, scale.looks)):
             evaluation = Evaluation(sampling, scale.tasks, scale.queries, look=iteration)
             wanted[job.variant, job.run.seed, iteration] = (job, iteration, evaluation)
-    there = {key: item for key, item in wanted.items() if _reached(outcomes[item[0]], item[1])}
-    found = context.evaluate(name, list(there.values()))
-    accuracy = {
-        key: found[item]["accuracy"] if key in there else np.full(scale.tasks, CHANCE) for key, item in wanted.items()
-    }
-    seconds = {(job.variant, job.run.seed): _seconds(outcomes[job], job, wanted.values()) for job in jobs}
-    an_iteration = {(job.variant, job.run.seed): _seconds_an_iteration(outcomes[job]) for job in jobs}
+    there = [item for item in wanted.values() if _reached(outcomes[item[0]], item[1])]
+    found = context.evaluate(name, there)
+    accuracy = {}
+    for key, item in wanted.items():
+        accuracy[key] = found[item]["accuracy"] if item in found else np.full(scale.tasks, CHANCE)
+    seconds, an_iteration = {}, {}
+    for job in jobs:
+        key_of_run = job.variant, job.run.seed
+        seconds[key_of_run] = _seconds(outcomes[job], job, wanted.values())
+        an_iteration[key_of_run] = _seconds_an_iteration(outcomes[job])
     return Curves(accuracy, seconds, scale.queries, an_iteration)
+
+
+def _variance_of_mean(values: Float[np.ndarray, " tasks"]) -> float:
+    return float(values.var(ddof=1)) / len(values) if len(values) > 1 else nan
 
 
 def kept(iterations: Sequence[int]) -> tuple[int, ...]:
@@ -155,8 +164,10 @@ def _reached(outcome: Outcome, iteration: int) -> bool:
 def _seconds(outcome: Outcome, job: Job, wanted: Iterable[tuple[Job, int, Evaluation]]) -> float:
     """Return the seconds of training and evaluating a job on one core: an evaluation takes as long as training takes
     for as many steps."""
-    looks = [chunk for owner, n, what in wanted if owner == job for chunk in chunks(owner, n, what)]
-    steps = job.training_steps + sum(chunk.steps for chunk in looks)
+    steps = job.training_steps
+    for owner, iteration, evaluation in wanted:
+        if owner == job:
+            steps += sum(chunk.steps for chunk in chunks(owner, iteration, evaluation))
     return _seconds_an_iteration(outcome) * job.end * steps / max(job.training_steps, 1)
 
 

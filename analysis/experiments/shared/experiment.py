@@ -3,8 +3,9 @@
 Its namesake in figures/ draws it from the tables and settings alone, so that figures can be redrawn from files.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +99,14 @@ class Context:
     def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
         """Train all runs, by whatever worker is free, and on a GPU those that are alike side by side. Those that are
         done are only read, unless all is to be fresh and this is the first time that they are asked for."""
-        due = [replace(job, fresh=self.fresh and job.key not in self.trained) for job in united(jobs)]
+        due = [replace(job, fresh=self._is_afresh(job.key)) for job in united(jobs)]
         groups = in_lanes(due)
-        sizes = [sum(job.training_steps for job in group) for group in groups]
+        sizes = [_training_steps(group) for group in groups]
         found = self.workers.map(name, execute_together, groups, sizes=sizes)
-        by_key = {
-            job.key: outcome
-            for group, ended in zip(groups, found, strict=True)
-            for job, outcome in zip(group, ended, strict=True)
-        }
+        by_key: dict[str, Outcome] = {}
+        for group, outcomes in zip(groups, found, strict=True):
+            for job, outcome in zip(group, outcomes, strict=True):
+                by_key[job.key] = outcome
         self.trained.update(by_key)
         ended = {job: by_key[job.key].up_to(job.end) for job in jobs}
         self.diverged.extend(line for line in ended_early(ended) if line not in self.diverged)
@@ -117,17 +117,29 @@ class Context:
         """Return the accuracies of every task, measured by whatever worker is free. Each is measured once, however
         often it is asked for; runs that begin alike share what is measured at iteration 0."""
         parts = {item: chunks(*item) for item in dict.fromkeys(wanted)}
-        once = {chunk.key: chunk for chunk_list in parts.values() for chunk in chunk_list}
-        due = [
-            replace(chunk, job=replace(chunk.job, fresh=self.fresh and key not in self.trained))
-            for key, chunk in once.items()
-        ]
+        once = {chunk.key: chunk for chunk in chain.from_iterable(parts.values())}
+        due = []
+        for key, chunk in once.items():
+            job = replace(chunk.job, fresh=self._is_afresh(key))
+            due.append(replace(chunk, job=job))
         sizes = [chunk.steps for chunk in due]
-        found = dict(zip(once, self.workers.map(f"{name}, evaluation", evaluate_chunk, due, sizes=sizes), strict=True))
+        measured = self.workers.map(f"{name}, evaluation", evaluate_chunk, due, sizes=sizes)
+        found = dict(zip(once, measured, strict=True))
         self.trained.update(once)
-        all_of = {item: joined([found[chunk.key] for chunk in chunk_list]) for item, chunk_list in parts.items()}
+        all_of = {}
+        for item, chunk_list in parts.items():
+            all_of[item] = joined([found[chunk.key] for chunk in chunk_list])
         self.measured.update(all_of)
         return all_of
+
+    def _is_afresh(self, key: str) -> bool:
+        """Tell whether a run or an evaluation is to be done whatever is there: all is to be fresh, and this is the
+        first time that it is asked for."""
+        return self.fresh and key not in self.trained
+
+
+def _training_steps(jobs: Iterable[Job]) -> int:
+    return sum(job.training_steps for job in jobs)
 
 
 @dataclass(frozen=True)
@@ -190,3 +202,8 @@ class Experiment:
     def taken(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return those of the user's options that decide something here."""
         return {name: value for name, value in given.items() if name in self.options}
+
+
+def claims_of(experiments: Iterable[Experiment]) -> list[Claim]:
+    """Return the claims of all these experiments, in order."""
+    return list(chain.from_iterable(experiment.claims for experiment in experiments))

@@ -46,5 +46,7 @@ def shortened(scale: Scale, iterations: int | None) -> Scale:
     """Return the scale with another last look: curves up to there, in place of the profile's."""
     if iterations is None:
         return scale
-    looks = tuple(n for n in scale.looks if n < iterations) or ((iterations // 2,) if iterations > 1 else ())
+    looks = [n for n in scale.looks if n < iterations]
+    if not looks and iterations > 1:
+        looks = [iterations // 2]
     return replace(scale, looks=(*looks, iterations))

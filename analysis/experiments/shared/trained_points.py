@@ -5,6 +5,7 @@ The runs are those of `ablation`: the first experiment that asks trains them, th
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Literal
 
 import torch
@@ -74,14 +75,12 @@ def points(
     schedule: the length over which the outer step is annealed.
     """
     until = max(iterations)
-    jobs = [
-        context.job(
-            figure_3.configure(variant, seed, iterations=schedule), variant.name, until=until, keep=kept(iterations)
-        )
-        for seed in seeds  # a worker keeps the split of the last seed it met
-        for variant in variants
-    ]
+    jobs = []
+    # Seed by seed: a worker keeps the split of the last seed it met.
+    for seed, variant in product(seeds, variants):
+        run = figure_3.configure(variant, seed, iterations=schedule)
+        jobs.append(context.job(run, variant.name, until=until, keep=kept(iterations)))
     outcomes = context.train("figure 3's runs", jobs)
-    return [
-        TrainedPoint(job, iteration) for job in jobs if outcomes[job].finished for iteration in sorted({*iterations})
-    ]
+    finished = [job for job in jobs if outcomes[job].finished]
+    in_order = sorted({*iterations})
+    return [TrainedPoint(job, iteration) for job, iteration in product(finished, in_order)]

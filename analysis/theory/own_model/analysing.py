@@ -91,7 +91,9 @@ def analyse(
             phi, unflatten = flatten(parameters)
             batches = check_minibatches(minibatches, phi)
             m = len(batches)
-            k = m if steps is None else check_whole("steps", steps, 1, m, ", the number of minibatches")
+            k = m
+            if steps is not None:
+                k = check_whole("steps", steps, 1, m, ", the number of minibatches")
             pool = [OwnLoss(function, loss, unflatten, batch, keeper) for batch in batches]
             with same_randomness(phi.device), _made_on(phi.device):
                 stops = _check(model, pool, phi)
@@ -109,7 +111,9 @@ def _analysis(setting: Setting, unflatten: Callable[[Vector], Tree], most_orders
     m = len(setting.pool)
     left_out = _why_left_out(m, setting.k, most_orders)
     avg_grad, avg_grad_inner = found.g_bar.mean(0), found.products.sum(0) / perm(m, 2)
-    coefficients = [] if left_out else _coefficients(setting, found.maml_way, avg_grad, avg_grad_inner)
+    coefficients = []
+    if not left_out:
+        coefficients = _coefficients(setting, found.maml_way, avg_grad, avg_grad_inner)
     gram = found.g_bar @ found.g_bar.T
     rows = expansion(setting.names, found.exact, found.terms, found.at_half)
     distrust, notes = explain(setting, certificate, found, rows)
@@ -140,7 +144,9 @@ def _made_on(device: torch.device) -> AbstractContextManager:
 
 def _why_left_out(m: int, k: int, most_orders: int) -> str:
     orders = perm(m, k)
-    return f"{orders} ordered choices of {k} of {m} minibatches, above {most_orders}" if orders > most_orders else ""
+    if orders <= most_orders:
+        return ""
+    return f"{orders} ordered choices of {k} of {m} minibatches, above {most_orders}"
 
 
 def _coefficients(
@@ -166,15 +172,14 @@ def _coefficients(
         found = [Coefficients(float("nan"), float("nan"), float("nan"))] * 3
     else:
         found = measure(updates, avg_grad, avg_grad_inner, alpha=setting.alpha)
-    return [
-        row
-        for (update, (first, inner)), measured in zip(theorem.items(), found, strict=True)
-        for row in (
+    rows = []
+    for (update, (first, inner)), measured in zip(theorem.items(), found, strict=True):
+        rows += [
             (update, "AvgGrad", first, measured.avg_grad),
             (update, "AvgGradInner", inner, measured.avg_grad_inner),
             (update, "unexplained", 0.0, measured.unexplained),
-        )
-    ]
+        ]
+    return rows
 
 
 def _as_function(model: Any, parameters: Tree) -> tuple[Callable[[Tree, Tree], Tree], Tree]:

@@ -88,10 +88,12 @@ class Analysis:
         if not len(self.certificate):
             return "Checked: nothing, as certify=False."
         whole = int(self.certificate.decides.sum())
+        withheld = "nothing is withheld"
+        if self.withheld:
+            withheld = f"withheld: {', '.join(self.withheld)}"
         return (
             f"Checked: {len(held)} of {whole} comparisons with channels that share no rule hold, "
-            f"the farthest to {held.agreement.max():.0e}; "
-            f"{'withheld: ' + ', '.join(self.withheld) if self.withheld else 'nothing is withheld'}."
+            f"the farthest to {held.agreement.max():.0e}; {withheld}."
         )
 
     def _slopes(self) -> str:
@@ -99,8 +101,8 @@ class Analysis:
         if not len(rows):
             return "Series: round-off hides how the remainders fall, or there is a single step."
         by_order = rows.groupby("order").slope.agg(["min", "max"])
-        ranges = ", ".join(f"{row['min']:.2f} … {row['max']:.2f} for {n + 1}" for n, row in by_order.iterrows())
-        return f"Series: at alpha = {self.alpha:g} the remainders fall as alpha to the power {ranges}."
+        ranges = [f"{row['min']:.2f} … {row['max']:.2f} for {n + 1}" for n, row in by_order.iterrows()]
+        return f"Series: at alpha = {self.alpha:g} the remainders fall as alpha to the power {', '.join(ranges)}."
 
     def _reach(self) -> str:
         if (reach := self.reach()) is None:
@@ -118,7 +120,8 @@ class Analysis:
         """
         if self.terms.shape[1] < 3:
             return None
-        first, second = self.terms[:, 1].norm(dim=-1).tolist(), self.terms[:, 2].norm(dim=-1).tolist()
+        first = self.terms[:, 1].norm(dim=-1).tolist()
+        second = self.terms[:, 2].norm(dim=-1).tolist()
         limits = {
             name: self.alpha * (1 - FAR) ** 0.5 * a / b
             for name, a, b in zip(self.names, first, second, strict=True)
@@ -132,8 +135,8 @@ class Analysis:
         if self.left_out or not len(self.coefficients):
             return f"{mean}; the coefficients are left out: {self.left_out or 'none were asked for'}."
         table = self.coefficients[self.coefficients.term == "AvgGradInner"]
-        each = ", ".join(f"{row.update} {row.measured:.3f} (theorem {row.predicted:g})" for row in table.itertuples())
-        return f"{mean}; of alpha AvgGradInner there are {each}."
+        each = [f"{row.update} {row.measured:.3f} (theorem {row.predicted:g})" for row in table.itertuples()]
+        return f"{mean}; of alpha AvgGradInner there are {', '.join(each)}."
 
     def _distrusted(self) -> str:
         notes = f" Note: {' '.join(self.notes)}" if self.notes else ""
@@ -161,7 +164,8 @@ def expansion(
         "slope": torch.where(half > round_off, (remainder / half).log2(), torch.nan),
     }
     rows = pd.MultiIndex.from_product([names, range(terms.shape[1])], names=["gradient", "order"])
-    return pd.DataFrame({name: c.flatten().tolist() for name, c in columns.items()}, index=rows).reset_index()
+    values = {name: column.flatten().tolist() for name, column in columns.items()}
+    return pd.DataFrame(values, index=rows).reset_index()
 
 
 def inner_products(gram: Float[Tensor, "m m"]) -> pd.DataFrame:

@@ -8,9 +8,10 @@
 Differences decide. A second rule that is not what the first one is gets named all the same.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
+from itertools import chain
 from typing import Any
 
 import pandas as pd
@@ -75,7 +76,7 @@ class Certificate(dict[Key, list[Agreement]]):
 
     def verdict(self, *keys: Key) -> str:
         """Return the worst of some quantities, as the channels see it that decide."""
-        deciding = [a for key in keys for a in self.get(key, []) if a.decides]
+        deciding = self._deciding(keys)
         return worst(deciding).verdict if deciding else HOLDS
 
     def differs(self, *keys: Key) -> bool:
@@ -83,7 +84,7 @@ class Certificate(dict[Key, list[Agreement]]):
 
     def spread(self, source: Key) -> None:
         """Let every quantity differ where one differs that all are built on."""
-        wrong = [a for a in self.get(source, []) if a.decides and a.verdict == DIFFERS]
+        wrong = [a for a in self._deciding([source]) if a.verdict == DIFFERS]
         for key in self.keys() - {source}:
             self.add(key, *(a for a in wrong if a not in self[key]))
 
@@ -92,11 +93,10 @@ class Certificate(dict[Key, list[Agreement]]):
 
     def table(self) -> pd.DataFrame:
         """Return the rows of `Analysis.certificate`: the worst of each quantity and channel, and what follows."""
-        rows = [
-            (*key, a.channel, a.error, a.explained, a.verdict, a.decides)
-            for key, agreements in {**self, **self._derived()}.items()
-            for a in _worst_of_each_channel(agreements)
-        ]
+        rows = []
+        for key, agreements in {**self, **self._derived()}.items():
+            for a in _worst_of_each_channel(agreements):
+                rows.append((*key, a.channel, a.error, a.explained, a.verdict, a.decides))
         columns = ["quantity", "gradient", "order", "channel", "agreement", "explained", "verdict", "decides"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -110,10 +110,16 @@ class Certificate(dict[Key, list[Agreement]]):
         }
         derived: dict[Key, list[Agreement]] = {}
         for quantity, of in sources.items():
-            agreements = [a for key, several in self.items() if key[0] in of for a in several if a.decides]
+            agreements = self._deciding(key for key in self if key[0] in of)
             if agreements:
-                derived[quantity, "", 0] = [replace(worst(agreements), channel=f"those of {', '.join(of)}")]
+                channel = f"those of {', '.join(of)}"
+                derived[quantity, "", 0] = [replace(worst(agreements), channel=channel)]
         return derived
+
+    def _deciding(self, keys: Iterable[Key]) -> list[Agreement]:
+        """Return the agreements of some quantities with the channels that decide."""
+        every = chain.from_iterable(self.get(key, []) for key in keys)
+        return [a for a in every if a.decides]
 
 
 @dataclass(frozen=True)
@@ -154,20 +160,21 @@ class Probe:
     def products(self, way: Way, products: Sequence[Vector]) -> list[Agreement]:
         """Hold products with the pairings, taken in some way, to differences and to the other way."""
         at = self.setting
-        found = [compare("differences of gradients", p, q) for p, q in zip(products, self.by_gradients, strict=True)]
+        pairs = zip(products, self.by_gradients, strict=True)
+        found = [compare("differences of gradients", product, differences) for product, differences in pairs]
         other = reverse if way is forward else forward
         if at.stops:  # backward passes alone hold constant what is stopped
             return found
-        for loss, v, product in list(zip(at.pool, self.pairings, products, strict=True))[:ASKED_TWICE]:
+        cases = list(zip(at.pool, self.pairings, products, strict=True))
+        for loss, v, product in cases[:ASKED_TWICE]:
             if (again := attempt(partial(other, loss, at.phi, v))) is not None:
                 found.append(compare_rules(CHANNELS[other], product, again, decides=False))
         return found
 
     @cached_property
     def _of_slopes(self) -> list[Agreement]:
-        return [
-            self._gradient(loss, self.setting.phi, g) for loss, g in zip(self.setting.pool, self.g_bar, strict=True)
-        ]
+        cases = zip(self.setting.pool, self.g_bar, strict=True)
+        return [self._gradient(loss, self.setting.phi, g) for loss, g in cases]
 
     @cached_property
     def pairings(self) -> list[Vector]:
@@ -178,9 +185,8 @@ class Probe:
     @cached_property
     def by_gradients(self) -> list[Differences]:
         """The same products, by differences of gradients."""
-        return [
-            self._moved(loss, g, v) for loss, g, v in zip(self.setting.pool, self.g_bar, self.pairings, strict=True)
-        ]
+        cases = zip(self.setting.pool, self.g_bar, self.pairings, strict=True)
+        return [self._moved(loss, g, v) for loss, g, v in cases]
 
     def series(self, maml_way: Way) -> list[Differences]:
         """For each of g_1 … g_k and MAML its coefficients of alpha^1 …, by differences in alpha of the loop.
@@ -197,7 +203,8 @@ class Probe:
             *(partial(_row, loop, row) for row in range(1, at.k + 1)),
         ]  # g_1 is constant
         starts = [*self.g_bar[: at.k], self.g_bar[at.k - 1]]
-        return [Differences(row, unit, start.dtype, at.order, start) for row, start in zip(rows, starts, strict=True)]
+        cases = zip(rows, starts, strict=True)
+        return [Differences(row, unit, start.dtype, at.order, start) for row, start in cases]
 
     @cached_property
     def _length(self) -> float:
@@ -241,5 +248,7 @@ def _row(rows: Callable[[float], Tensor], row: int, t: float) -> Tensor:
 
 
 def _worst_of_each_channel(agreements: list[Agreement]) -> list[Agreement]:
-    channels = dict.fromkeys(a.channel for a in agreements)
-    return [worst([a for a in agreements if a.channel == channel]) for channel in channels]
+    by_channel: dict[str, list[Agreement]] = {}
+    for a in agreements:
+        by_channel.setdefault(a.channel, []).append(a)
+    return [worst(mine) for mine in by_channel.values()]

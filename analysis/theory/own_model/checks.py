@@ -70,7 +70,8 @@ def check_module(model: nn.Module) -> None:
         raise TypeError("model: expected a module in Python, found one compiled by torch.jit; give its original")
     layers = list(model.named_modules())
     for name, layer in layers:
-        if any(is_lazy(p) for p in [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]):
+        own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
+        if any(map(is_lazy, own)):
             raise ValueError(
                 f"model: expected parameters with shapes, found {named(name, layer)} not yet initialized; "
                 "call the module once on inputs"
@@ -127,7 +128,9 @@ def evaluations_against_noise(minibatches: int) -> int:
 
 
 def check_finite(names: Iterable[str], exact: Tensor, alpha: float) -> None:
-    if bad := [name for name, finite in zip(names, exact.isfinite().all(-1), strict=True) if not finite]:
+    is_finite = exact.isfinite().all(-1)
+    bad = [name for name, finite in zip(names, is_finite, strict=True) if not finite]
+    if bad:
         raise NotFinite(f"alpha: expected one at which all gradients stay finite, found {alpha}: {', '.join(bad)}")
 
 

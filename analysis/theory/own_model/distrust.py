@@ -1,6 +1,7 @@
 """What a certificate means, in sentences: what is wrong, where, and the way out."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import chain
 
 import pandas as pd
 import torch
@@ -10,7 +11,7 @@ from analysis.theory.own_model.checks import check_loss
 from analysis.theory.own_model.locate import KINK_HERE, culprits, heard, own_rules
 from analysis.theory.own_model.loops import forward, gradients_met
 from analysis.theory.own_model.quantities import Quantities
-from analysis.theory.own_model.quotients import DIFFERS, KINK, STOPPED, UNDECIDED
+from analysis.theory.own_model.quotients import DIFFERS, KINK, STOPPED, UNDECIDED, Agreement
 from analysis.theory.own_model.watching import at_zero, kinks
 
 MORE_EVALUATIONS = 300  # to find noise where channels differ: that of one call in fifty is missed once in 400
@@ -20,7 +21,7 @@ def explain(
     setting: Setting, certificate: Certificate, found: Quantities, expansion: pd.DataFrame
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return sentences on what to distrust, and notes on what is right but not as one may expect."""
-    verdicts = {a.verdict for agreements in certificate.values() for a in agreements}
+    verdicts = {a.verdict for a in chain.from_iterable(certificate.values())}
     jumps = _jumps_here(setting, certificate)
     if DIFFERS in verdicts or jumps:
         for i, on_minibatch in enumerate(setting.pool):
@@ -42,9 +43,10 @@ def _of_differences(setting: Setting, certificate: Certificate) -> str:
         order = 1
     places = "; ".join(culprits(setting.model, setting.pool[0], setting.phi, order)) or _nowhere(setting, certificate)
     if not withheld:
-        channels = {a.channel for agreements in certificate.values() for a in agreements if a.verdict == DIFFERS}
+        every = chain.from_iterable(certificate.values())
+        channels = {a.channel.split(",")[0] for a in every if a.verdict == DIFFERS}
         return (
-            f"torch's {' and '.join(sorted({channel.split(',')[0] for channel in channels}))} is wrong here: {places}. "
+            f"torch's {' and '.join(sorted(channels))} is wrong here: {places}. "
             "What is taken instead agrees with differences; elsewhere do not rely on torch in that."
         )
     return (
@@ -54,7 +56,8 @@ def _of_differences(setting: Setting, certificate: Certificate) -> str:
 
 
 def _of_kinks(setting: Setting) -> str:
-    at = [name for name in culprits(setting.model, setting.pool[0], setting.phi, 1) if KINK_HERE in name]
+    named = culprits(setting.model, setting.pool[0], setting.phi, 1)
+    at = [name for name in named if KINK_HERE in name]
     all_of_them = dict.fromkeys(kinks(heard(setting.model, setting.pool[0], setting.phi)))
     where = ", ".join(at or all_of_them) or "no layer alone shows it"
     return (
@@ -100,8 +103,8 @@ def _jumps_here(setting: Setting, certificate: Certificate) -> bool:
     In float32 the shortest step also reaches kinks that are only near. There some number must be 0 where a function has
     a kink at 0.
     """
-    held = (a for key in _of(certificate, "g_bar", "exact", verdict=KINK) for a in certificate[key] if a.decides)
-    if not any(a.here for a in held):
+    held = [certificate[key] for key in _of(certificate, "g_bar", "exact", verdict=KINK)]
+    if not any(a.decides and a.here for a in chain.from_iterable(held)):
         return False
     if setting.phi.dtype == torch.float64:
         return True
@@ -111,7 +114,8 @@ def _jumps_here(setting: Setting, certificate: Certificate) -> bool:
 def _kinks_on_the_way(setting: Setting) -> list[str]:
     """Return the functions with kinks; with one at 0 only if a number crosses it in the loop's last minibatch."""
     points, _ = gradients_met(setting.steps, setting.phi, setting.alpha)
-    first, last = (heard(setting.model, setting.steps[-1], point) for point in (setting.phi, points[setting.k - 1]))
+    first = heard(setting.model, setting.steps[-1], setting.phi)
+    last = heard(setting.model, setting.steps[-1], points[setting.k - 1])
     return list(dict.fromkeys(kinks(first, last)))
 
 
@@ -122,11 +126,16 @@ def _spoiled(expansion: pd.DataFrame) -> list[str]:
 
 
 def _differing(certificate: Certificate) -> list[Key]:
-    return [key for key, agreements in certificate.items() if any(a.verdict == DIFFERS for a in agreements)]
+    return [key for key, agreements in certificate.items() if _any_differs(agreements)]
+
+
+def _any_differs(agreements: Iterable[Agreement]) -> bool:
+    return any(a.verdict == DIFFERS for a in agreements)
 
 
 def _nowhere(setting: Setting, certificate: Certificate) -> str:
-    if any(a.verdict == DIFFERS and a.channel == "the module itself" for a in certificate.get(("g_bar", "", 0), [])):
+    of_gradients = certificate.get(("g_bar", "", 0), [])
+    if any(a.verdict == DIFFERS and a.channel == "the module itself" for a in of_gradients):
         return (
             "the module itself has another gradient, as with a hook on a parameter, numbers written through .data, or "
             "parameters that the loss or the module reaches past its attributes"

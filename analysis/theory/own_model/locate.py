@@ -3,7 +3,7 @@
 A layer or function alone is a scalar of its own parameters and inputs: the sum of its results with fixed weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from analysis.theory.own_model.keeping import Keeper
 from analysis.theory.own_model.loops import Way, forward, reverse
 from analysis.theory.own_model.losses import ModuleFunction, OwnLoss, evaluated, flatten
 from analysis.theory.own_model.quotients import DIFFERS, Differences, compare
-from analysis.theory.own_model.trees import leaves, map_leaves
+from analysis.theory.own_model.trees import copied, leaves, map_leaves
 from analysis.theory.own_model.watching import Call, Watcher, layer_names, named
 from analysis.theory.torch_fixes import right_derivatives
 
@@ -47,9 +47,13 @@ def culprits(model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: boo
         fault = _fault_of_call(call, beyond, order)
         if FAILS in fault if failing else fault:
             functions.setdefault(f"{call.name} in {call.layer}" if call.layer else call.name, fault)
-    named_in = {layer for layer in blamed if any(name.endswith(f" in {layer}") for name in functions)}
-    rest = [f"{layer}: {fault}" for layer, fault in found if layer not in named_in]
+    rest = [f"{layer}: {fault}" for layer, fault in found if not _is_one_in(layer, functions)]
     return [*(f"{name}: {fault}" for name, fault in functions.items()), *rest]
+
+
+def _is_one_in(layer: str, functions: Iterable[str]) -> bool:
+    """Return whether one of the named functions is of this layer."""
+    return any(name.endswith(f" in {layer}") for name in functions)
 
 
 def heard(model: Any, loss: OwnLoss, phi: Vector) -> list[Call]:
@@ -91,7 +95,8 @@ def _near(phi: Vector) -> Vector:
 
     Arguments are moved as they move from phi to there: a symmetric matrix stays symmetric.
     """
-    d = torch.randn(len(phi), generator=torch.Generator().manual_seed(1), dtype=torch.float64, device="cpu").to(phi)
+    generator = torch.Generator().manual_seed(1)
+    d = torch.randn(len(phi), generator=generator, dtype=torch.float64, device="cpu").to(phi)
     return phi + d * (1e-3 * (float(phi.norm()) / float(d.norm()) + 0.01))
 
 
@@ -116,9 +121,15 @@ def _in_layers(module: nn.Module, path: str, calls: tuple[_Calls, _Calls], order
     for name, child in module.named_children():
         full = f"{path}.{name}" if path else name
         called = all(id(child) in at for at in calls)
-        fault = _fault_of_layer(child, calls[0][id(child)], calls[1][id(child)], order) if called else ""
+        fault = ""
+        if called:
+            here, beyond = calls
+            fault = _fault_of_layer(child, here[id(child)], beyond[id(child)], order)
         if fault or not called:  # such as a list of layers
-            found += _in_layers(child, full, calls, order) or ([(named(full, child), fault)] if fault else [])
+            inside = _in_layers(child, full, calls, order)
+            if fault and not inside:
+                inside = [(named(full, child), fault)]
+            found += inside
     return found
 
 
@@ -250,7 +261,7 @@ def _weighted(results: Any, _: Any = None) -> Tensor:
 
 
 def _constants(tree: Any) -> Any:
-    return map_leaves(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
+    return map_leaves(copied, tree)
 
 
 def _first_line(error: Exception) -> str:

@@ -80,17 +80,17 @@ class ModuleFunction:
         self.parameters = {name: p for name, p in named if p.requires_grad}
         self.frozen = [p for _, p in named if not p.requires_grad]
         # The places of parameters and buffers: a keeper sees to it that they are the same before each call.
-        every = [vars(module) for module in model.modules()]
-        self._parameters = [
-            (s["_parameters"], k, id(p)) for s in every for k, p in s["_parameters"].items() if p is not None
-        ]
-        self._buffers = [(s["_buffers"], k, b) for s in every for k, b in s["_buffers"].items() if b is not None]
-        self._kept = [
-            (slots, name, value)
-            for slots in every
-            for name, value in slots.items()
-            if name != "_parameters" and any(isinstance(entry, nn.Parameter) for entry in _entries(value))
-        ]
+        self._parameters: list[tuple[dict[str, Any], str, int]] = []
+        self._buffers: list[tuple[dict[str, Any], str, Tensor]] = []
+        self._kept: list[tuple[dict[str, Any], str, Any]] = []
+        for module in model.modules():
+            slots = vars(module)
+            parameters, buffers = slots["_parameters"], slots["_buffers"]
+            self._parameters += [(parameters, name, id(p)) for name, p in parameters.items() if p is not None]
+            self._buffers += [(buffers, name, b) for name, b in buffers.items() if b is not None]
+            for name, value in slots.items():
+                if name != "_parameters" and _holds_parameters(value):
+                    self._kept.append((slots, name, value))
         self._signature = _signature(model)
 
     def __call__(self, values: dict[str, Tensor], inputs: Tree) -> Tree:
@@ -177,6 +177,10 @@ def _entries(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list | tuple) else ()
+
+
+def _holds_parameters(value: Any) -> bool:
+    return any(isinstance(entry, nn.Parameter) for entry in _entries(value))
 
 
 def _versions(tree: Tree) -> list[int]:

@@ -118,7 +118,8 @@ def _higher(
         formulas = inner_gradient_terms(at.steps, at.phi, at.order, products_at=products_at)
         formulas.append(maml_terms(at.steps, at.phi, at.order, products_at=products_at))
         powers = at.alpha ** torch.arange(at.order + 1, dtype=at.phi.dtype)
-        terms = torch.stack([torch.stack(coefficients) for coefficients in formulas]) * powers[:, None]
+        stacked = [torch.stack(coefficients) for coefficients in formulas]
+        terms = torch.stack(stacked) * powers[:, None]
         if at.stops:
             _put_differences(at, series, terms, rows=[-1])
         return terms, torch.stack(products)
@@ -196,7 +197,8 @@ def _not_finite(at: Setting, i: int) -> ValueError:
 
 def _no_derivative(at: Setting, error: Exception) -> NotImplementedError:
     """An error that names the layers in which torch has no derivative, and ways out."""
-    places = culprits(at.model, at.pool[0], at.phi, order=at.order + 1 if at.k > 1 else 2, failing=True)
+    order = at.order + 1 if at.k > 1 else 2
+    places = culprits(at.model, at.pool[0], at.phi, order=order, failing=True)
     return NotImplementedError(
         f"model: expected derivatives up to order {max(2, at.order + 1)}, found none in torch for "
         f"{'; '.join(places) or 'a part of it that was not found'} ({str(error).splitlines()[0]}). "

@@ -160,7 +160,8 @@ def compare(channel: str, found: Tensor, other: Differences, n: int = 1, *, size
         least = max(0.1 * size, 1e-3 * other.natural(n))
         verdict = KINK if other.jump(n, sharpest) > 0.1 * size else UNDECIDED
         here = verdict == KINK and other.jump(n, HALVINGS[-1]) > least  # a jump of f only grows as steps get shorter
-    return Agreement(channel, error / size if size else 0.0, explained / size if size else 0.0, verdict, here=here)
+    relative, explained_of_it = (error / size, explained / size) if size else (0.0, 0.0)
+    return Agreement(channel, relative, explained_of_it, verdict, here=here)
 
 
 @dataclass(frozen=True)
@@ -217,7 +218,11 @@ def compare_rules(channel: str, found: Tensor, other: Tensor, *, decides: bool, 
 
 def worst(agreements: list[Agreement]) -> Agreement:
     """Return the one with the worst verdict; of several such, that which leaves most of what is explained behind."""
-    return max(agreements, key=lambda a: (VERDICTS.index(a.verdict), a.error / a.explained if a.explained else 0.0))
+
+    def badness(a: Agreement) -> tuple[int, float]:
+        return VERDICTS.index(a.verdict), a.error / a.explained if a.explained else 0.0
+
+    return max(agreements, key=badness)
 
 
 def _floor(like: Tensor) -> float:

@@ -53,7 +53,12 @@ def leaves(tree: Tree) -> Iterator[tuple[str, Any]]:
 
 def fresh(tree: Tree) -> Tree:
     """Copy the tensors of a tree, so that what alters them alters no data of the caller's."""
-    return map_leaves(lambda leaf: leaf.detach().clone() if isinstance(leaf, Tensor) else leaf, tree)
+    return map_leaves(copied, tree)
+
+
+def copied(leaf: Any) -> Any:
+    """Return a copy of a tensor, without its graph; anything else as it is."""
+    return leaf.detach().clone() if isinstance(leaf, Tensor) else leaf
 
 
 def outline(tree: Tree) -> str:
@@ -62,9 +67,12 @@ def outline(tree: Tree) -> str:
     def describe(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return type(leaf).__name__
-        return f"{leaf.dtype}[{', '.join(['*', *map(str, leaf.shape[1:])]) if leaf.ndim else ''}]"
+        shape = ["*", *map(str, leaf.shape[1:])] if leaf.ndim else []
+        return f"{leaf.dtype}[{', '.join(shape)}]"
 
-    return str(map_leaves(describe, tuple(tree) if isinstance(tree, list) else tree)).replace("'", "")
+    if isinstance(tree, list):
+        tree = tuple(tree)
+    return str(map_leaves(describe, tree)).replace("'", "")
 
 
 def is_record(tree: Tree) -> bool:

@@ -51,7 +51,9 @@ class Watcher(TorchFunctionMode):
 
 def layer_names(model: Any) -> dict[int, str]:
     """Name the modules of a model by their identity."""
-    return {id(m): named(name, m) for name, m in model.named_modules()} if isinstance(model, nn.Module) else {}
+    if not isinstance(model, nn.Module):
+        return {}
+    return {id(m): named(name, m) for name, m in model.named_modules()}
 
 
 def named(name: str, layer: nn.Module) -> str:
