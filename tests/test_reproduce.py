@@ -63,6 +63,7 @@ def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, monkeypatch, 
         (["--dataset", "auto", "--data", "/no/such/folder"], "data: expected a directory"),
         (["--data", "/"], "data: expected none with the glyphs"),
         (["--split", "authors"], "--split: expected Omniglot for the authors' split, found glyphs"),
+        (["--iterations", "40001"], "--iterations: expected at most the 40,000 of ablation, found 40001"),
     ],
 )
 def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys):
@@ -77,7 +78,7 @@ def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys)
     ("experiments", "option", "value"),
     [
         (["sgd"], "--iterations", "3"),
-        (["ablation"], "--iterations", "1000"),
+        (["theory", "variance"], "--iterations", "1000"),
         (["theory", "sine"], "--cells", "cifar-fs"),
         (["splits"], "--tail-shots", "2"),
         (["theory"], "--variant", "mine=0,0,1,1"),
@@ -86,8 +87,8 @@ def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys)
 )
 def test_an_option_that_decides_nothing_is_refused(experiments, option, value, tmp_path, capsys):
     assert reproduce.main([*experiments, option, value, "--out", str(tmp_path / "x")]) == 2
-    takes = "on images of characters" if option == "--split" else "that takes it (few_shot)"
-    takes = takes.replace("few_shot", "ablation") if option == "--variant" else takes
+    takes = {"--split": "on images of characters", "--iterations": "that takes it (ablation, few_shot)",
+             "--variant": "that takes it (ablation)"}.get(option, "that takes it (few_shot)")  # fmt: skip
     expected = f"{option}: expected an experiment {takes}, found {', '.join(experiments)}"
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
