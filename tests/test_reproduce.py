@@ -102,7 +102,7 @@ def test_each_experiment_is_given_the_options_that_it_takes(tmp_path):
     assert begin_manifest(plan)["options"]["iterations"] == 3
 
 
-def test_the_ablation_takes_iterations_with_a_variant_and_has_a_folder_for_it(tmp_path, monkeypatch):
+def test_the_ablation_takes_iterations_and_has_a_folder_for_a_variant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["ablation", "few_shot", "--profile", "smoke", "--dataset", "glyphs", "--iterations", "3"]
     (plan,) = reproduce.plans(reproduce.parse([*options, "--variant", "mine=0,0,1,1"]))
@@ -111,7 +111,7 @@ def test_the_ablation_takes_iterations_with_a_variant_and_has_a_folder_for_it(tm
     assert str(plan.out) == "results/smoke-mine"
     assert begin_manifest(plan)["options"]["variants"] == ["mine=0.0,0.0,1.0,1.0"]
     (plan,) = reproduce.plans(reproduce.parse(options))
-    assert plan.context_of(plan.experiments[0]).options == {} and str(plan.out) == "results/smoke"
+    assert plan.context_of(plan.experiments[0]).options == {"iterations": 3} and str(plan.out) == "results/smoke"
 
 
 @pytest.mark.parametrize("experiments", [["theory"], ["sine", "sgd"], ["theory", "sine", "sgd"]])
