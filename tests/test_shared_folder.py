@@ -34,7 +34,7 @@ def test_commands_share_a_folder_and_more_seeds_reuse_all(
         raise KeyboardInterrupt  # as SIGTERM does, once training is done
 
     with monkeypatch.context() as patch:
-        patch.setattr(experiment, "evaluate", stop)
+        patch.setattr(experiment, "evaluate_chunk", stop)
         assert script(*FEW_SHOT, "--out", out).code == 130
     record = manifest.read(out / "manifest.json")
     assert record["status"] == "interrupted" and list(record["earlier"]) == ["ablation"]

@@ -222,7 +222,7 @@ def run(context: Context, scale: Scale, *, sampling: Sampling = EVALUATION) -> R
     if not is_judged(context, scale):
         lines.append("  not judged: the claims are of the profile's looks")
         return Result(tables, NO_EVIDENCE.copy(), lines)
-    return Result(tables, tabulate(evidence(curves, scale.looks)), lines)
+    return Result(tables, tabulate(evidence(curves, asked(context, scale).looks)), lines)
 
 
 def settings(context: Context, scale: Scale) -> dict[str, Any]:
