@@ -21,7 +21,7 @@ which no such power is asked, is held to a smaller error.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite, nan
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -108,6 +108,9 @@ class Case:
     queries: float = nan
     seeds: tuple[int, ...] = ()
     data: str = ""
+
+
+Named = TypeVar("Named", Sample, Case)
 
 
 @dataclass(frozen=True)
@@ -304,7 +307,7 @@ def _one_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> Con
     return "passed" if mean.inside(claim.band) <= CONTROL_ERROR else "uninformative"
 
 
-def rivals(checks: Sequence[Sample], control: Sample) -> list[Sample]:
+def rivals(checks: Sequence[Named], control: Named) -> list[Named]:
     """Return what a foil is compared with: the check of its own case, or every check where there is none of its
     name."""
     return [sample for sample in checks if sample.name == control.name] or list(checks)

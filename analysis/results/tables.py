@@ -41,12 +41,6 @@ def student_t(values: Sequence[float] | pd.Series) -> tuple[float, float, float]
     return mean, mean - half, mean + half
 
 
-def spearman(a: Sequence[float] | pd.Series, b: Sequence[float] | pd.Series) -> float:
-    """Return Spearman's rank correlation of paired values, in [-1, 1]; ties share their mean rank."""
-    ranks = [pd.Series(np.asarray(values)).rank() for values in (a, b)]
-    return float(ranks[0].corr(ranks[1]))
-
-
 def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Return the mean of `value` over seeds with a Student-t interval of the seeds' means: columns mean, low, high,
     seeds.

@@ -144,7 +144,7 @@ def _nowhere(setting: Setting, certificate: Certificate) -> str:
     calls = heard(setting.model, setting.pool[0], setting.phi)
     suspects = [
         *(f"the backward pass of {rule}" for rule in own_rules(setting.pool[0], setting.phi)),
-        *(f"{call.name} in {call.layer}" for call in calls if call.name == "register_hook"),
+        *(call.place for call in calls if call.name == "register_hook"),
         *(f"the kink of {name}" for name in at_zero(calls)),
     ]
     return f"{together}; look at {', '.join(dict.fromkeys(suspects))}" if suspects else together

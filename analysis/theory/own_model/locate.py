@@ -46,7 +46,7 @@ def culprits(model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: boo
             break
         fault = _fault_of_call(call, beyond, order)
         if FAILS in fault if failing else fault:
-            functions.setdefault(f"{call.name} in {call.layer}" if call.layer else call.name, fault)
+            functions.setdefault(call.place, fault)
     rest = [f"{layer}: {fault}" for layer, fault in found if not _is_one_in(layer, functions)]
     return [*(f"{name}: {fault}" for name, fault in functions.items()), *rest]
 
@@ -167,7 +167,7 @@ def not_finite(model: Any, loss: OwnLoss, phi: Vector) -> list[str]:
         except RuntimeError:  # no function of tensors alone
             continue
         if finite:
-            found[f"{call.name} in {call.layer}" if call.layer else call.name] = None
+            found[call.place] = None
     return list(found)[:MAX_NAMED]
 
 

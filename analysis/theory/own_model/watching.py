@@ -28,6 +28,11 @@ class Call:
     constant: bool  # whether it gave floats none of which requires a gradient
     in_rule: bool  # in the forward pass of a torch.autograd.Function, whose backward pass speaks for itself
 
+    @property
+    def place(self) -> str:
+        """The function and the layer that called it, in words."""
+        return f"{self.name} in {self.layer}" if self.layer else self.name
+
 
 class Watcher(TorchFunctionMode):
     """Hears of every function that a model calls; a function inside a function is not heard of."""
@@ -90,7 +95,7 @@ def stopped_gradients(calls: list[Call]) -> Iterator[str]:
         if call.in_rule or not _varies((call.args, call.kwargs)) or call.name in NEW or call.name.startswith("__set"):
             continue
         if call.name in NUMBERS or _is_padding(call):
-            yield f"{call.name} in {call.layer}"
+            yield call.place
         elif call.constant and (call.name in DETACHING or not call.with_grad):
             yield f"{call.name if call.name in DETACHING else 'no_grad'} in {call.layer}"
 
@@ -106,9 +111,9 @@ def kinks(calls: list[Call], beyond: list[Call] | None = None) -> Iterator[str]:
         if name not in KINKED or not _varies((call.args, call.kwargs)):
             continue
         if beyond is None or name not in AT_ZERO or call.name != other.name:
-            yield f"{call.name} in {call.layer}"
+            yield call.place
         elif crossing := int((call.args[0] * other.args[0] <= 0).sum()):
-            yield f"{call.name} in {call.layer}, where {crossing} of {call.args[0].numel()} numbers cross it"
+            yield f"{call.place}, where {crossing} of {call.args[0].numel()} numbers cross it"
 
 
 DETACHING = {"detach", "data", "detach_"}
@@ -123,7 +128,7 @@ def at_zero(calls: list[Call]) -> Iterator[str]:
     """Name the calls of functions with a kink at 0 that get a 0."""
     for call in calls:
         if call.name.removesuffix("_") in AT_ZERO and bool((call.args[0] == 0).any()):
-            yield f"{call.name} in {call.layer}"
+            yield call.place
 
 
 AT_ZERO = {"relu", "leaky_relu", "prelu", "elu", "selu", "celu", "abs", "absolute"}
