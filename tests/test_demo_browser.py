@@ -143,7 +143,7 @@ def test_samples_and_slider_answer_and_curves_have_their_steps(page):
     for name in weights.NAMES:
         cells = page.locator(f"article[aria-label='{name}'] td:last-child").all_inner_texts()
         assert sum(float(cell.removesuffix(" %")) for cell in cells) == pytest.approx(100, abs=0.3)  # rounded
-    page.wait_for_function("document.querySelector('#spoken').textContent.startsWith('Reptile says')")
+    page.locator("#spoken", has_text="Reptile says").wait_for(state="attached")
     page.get_by_role("button", name="Others").click()
     page.get_by_role("button", name="Sample 7:").wait_for()
 

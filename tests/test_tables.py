@@ -5,9 +5,8 @@ import csv
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
 
-from analysis.results.tables import COLUMNS, ResultsError, over_seeds, read_csv, spearman, tidy, write_csv
+from analysis.results.tables import COLUMNS, ResultsError, over_seeds, read_csv, tidy, write_csv
 
 
 def _table(values):
@@ -37,12 +36,6 @@ def test_csv_keeps_every_bit(tmp_path):
         again = list(csv.DictReader(file))
     assert list(again[0]) == COLUMNS
     assert float(again[0]["value"]) == 0.1 + 0.2 and float(again[0]["standard_error"]) == 1 / 3
-
-
-def test_rank_correlation_is_scipys():
-    a, b = [3.0, 1.0, 1.0, 5.0, 2.0], [0.2, 0.1, 0.4, 0.9, 0.1]
-    assert spearman(a, b) == pytest.approx(stats.spearmanr(a, b).statistic, abs=1e-12)
-    assert np.isnan(spearman(a, [1.0] * 5))
 
 
 def test_a_table_that_another_program_saved_is_read_or_named(tmp_path):
