@@ -39,6 +39,7 @@ from analysis.results import checksums, folder, ledger, manifest, terminal
 from analysis.results.claims import Claim
 from analysis.results.judge import SUPPORTED, Verdict
 from analysis.runs import redo
+from figures.background import Drawing
 
 # Modules with a main(arguments) of their own.
 COMMANDS = {"report": "figures.report", "demo": "figures.demo", "publish": "figures.publish"}
@@ -111,11 +112,12 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     tables: dict[str, dict[str, str]] = {}
     status = "interrupted"
     try:
-        for experiment in plan.experiments:
-            seconds[experiment.name] = run_one(experiment, plan, tables)
-        if plan.until_decided:
-            plan = add_seeds(plan, seconds, tables)
-            record |= {name: begin_manifest(plan)[name] for name in ("options", "experiments")}
+        with Drawing() as drawing:
+            for experiment in plan.experiments:
+                seconds[experiment.name] = run_one(experiment, plan, tables, drawing)
+            if plan.until_decided:
+                plan = add_seeds(plan, seconds, tables, drawing)
+                record |= {name: begin_manifest(plan)[name] for name in ("options", "experiments")}
         status = "finished"
     finally:
         record = manifest.complete(
@@ -130,21 +132,22 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     verdicts = plan.verdicts(folder.judge_all(plan.out, claims()))
     print("\n".join(["", *terminal.verdicts(verdicts, colour=terminal.in_colour(sys.stdout))]))
     reports = import_module(COMMANDS["report"]).write(plan.out)
-    written = [f"wrote {file}" for file in (path, *reports)]
+    written = [f"wrote {file}" for file in (*drawing.files(), path, *reports)]
     print("\n".join(["", terminal.tally(verdicts), *written, *sources]))
     return verdicts, record
 
 
-def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]]) -> float:
-    """Run an experiment, write what it found, judge its claims, draw it, and print all that. Put the checksums of its
-    tables into `tables`, under its name. Return how many seconds it took."""
+def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]], drawing: Drawing) -> float:
+    """Run an experiment, write what it found, judge its claims, and print all that; its figures are left to `drawing`.
+    Put the checksums of its tables into `tables`, under its name. Return how many seconds it took."""
     began, worked = time.perf_counter(), plan.context.workers.processor_seconds()
     plan.context.begin()
     result = experiment.result(plan.context_of(experiment))
     paths = write(experiment, result, plan, time.perf_counter() - began)
     tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
     verdicts = folder.judge_all(plan.out, claims())
-    written = [*paths, ledger.write(verdicts, plan.out), *draw(experiment, result, plan)]
+    written = [*paths, ledger.write(verdicts, plan.out)]
+    drawing.begin(experiment, result, plan)
     mine = [verdict for verdict in verdicts if verdict.claim in experiment.claims]
     seconds = round(time.perf_counter() - began, 2)
     plan.context.add_work(experiment.name, plan.context.workers.processor_seconds() - worked)
@@ -175,19 +178,7 @@ def write(experiment: Experiment, result: Result, plan: Plan, seconds: float) ->
     return paths + folder.write_evidence(plan.out, experiment.name, evidence)
 
 
-def draw(experiment: Experiment, result: Result, plan: Plan) -> list[Path]:
-    """Draw an experiment's figures; return the files."""
-    return import_module("figures.drawing").draw(
-        experiment.name,
-        result.tables,
-        experiment.settings_in(plan.context_of(experiment)),
-        plan.out / "figures",
-        data=plan.data_line(experiment, result.data),
-        real=plan.is_real(experiment, result.data),
-    )
-
-
-def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, dict[str, str]]) -> Plan:
+def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, dict[str, str]], drawing: Drawing) -> Plan:
     """Rerun experiments with more seeds until every claim of theirs that can be decided here is. Return the plan with
     the numbers of seeds at the end."""
     while more := budget.more_seeds(plan.verdicts(folder.judge_all(plan.out, claims())), claims()):
@@ -197,7 +188,7 @@ def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, dict[str,
         for experiment in plan.experiments:
             if experiment.name in more:
                 before = seconds.get(experiment.name, 0.0)
-                seconds[experiment.name] = before + run_one(experiment, plan, tables)
+                seconds[experiment.name] = before + run_one(experiment, plan, tables, drawing)
     return plan
 
 

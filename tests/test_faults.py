@@ -452,3 +452,13 @@ def test_infinite_and_nan_are_found_at_the_very_iteration(tmp_path: Path, monkey
         outcome = execute(job)
         assert (outcome.status, outcome.iteration) == ("diverged at iteration 5", 5)
         assert execute(job).status == outcome.status
+
+
+def test_an_error_in_drawing_costs_no_table_and_is_not_swallowed(tmp_path):
+    def draw(*_):
+        raise OSError("no room for figures")
+
+    said = script(*ablation_in(tmp_path), draw=draw)
+    assert said.code == 1 and "no room for figures" in said.error
+    assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "finished"
+    assert (tmp_path / "tables" / "ablation.csv").exists() and (tmp_path / "report.html").exists()

@@ -46,7 +46,7 @@ def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, monkeypatch, 
 
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     before = (tmp_path / "tables" / "ablation.csv").read_bytes()
-    monkeypatch.setattr(reproduce, "draw", lambda *_: [])
+    monkeypatch.setattr("figures.background.draw", lambda *_: [])
     assert _run(tmp_path, "--workers", "1") == 0  # all is reused
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == files
     assert (tmp_path / "tables" / "ablation.csv").read_bytes() == before

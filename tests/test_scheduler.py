@@ -230,7 +230,7 @@ def test_the_script_on_a_cluster_writes_the_tables_of_local_workers(
 ) -> None:
     shorter = {"smoke": Scale(looks=(2,), tasks=1, seeds=1)}
     monkeypatch.setitem(reproduce.EXPERIMENTS, "ablation", replace(TINY_ABLATION, scales=shorter))
-    monkeypatch.setattr(reproduce, "draw", lambda *_: [])
+    monkeypatch.setattr("figures.background.draw", lambda *_: [])
     monkeypatch.chdir(tmp_path)  # the workers' folder is another one
     assert _ablation(Path("there"), "--scheduler", cluster.address) == 0
     assert _ablation(Path("here"), "--workers", "1") == 0

@@ -52,13 +52,14 @@ class Said:
         return self.err
 
 
-def script(*arguments: object) -> Said:
-    """reproduce.main on these arguments, with the ablation's smoke profile made tiny and nothing drawn."""
+def script(*arguments: object, draw: Callable[..., list[Path]] = lambda *_: []) -> Said:
+    """reproduce.main on these arguments, with the ablation's smoke profile made tiny and nothing drawn, unless by
+    `draw`."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr("analysis.prepare.Workers", InProcess)
         patch.setattr("analysis.one_run.Workers", InProcess)
-        patch.setattr(reproduce, "draw", lambda *_: [])
+        patch.setattr("figures.background.draw", draw)
         patch.setattr(datasets, "_glyphs", glyphs)
         patch.setitem(EXPERIMENTS, "ablation", TINY_ABLATION)
         code = reproduce.main([str(argument) for argument in arguments])
