@@ -171,6 +171,24 @@ def _decisions(*effects, **more):
     return tuple(verdict.decision for verdict in _verdicts(*effects, **more))
 
 
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [2]), (10, [10]), (11, [5, 6]), (40, [10] * 4)])
+def test_every_seed_is_in_one_part(count, sizes):
+    parts = sgd.in_parts(range(count), 10)
+    assert [len(part) for part in parts] == sizes
+    assert [seed for part in parts for seed in part] == list(range(count))
+
+
+def test_parts_of_seeds_make_the_table_of_all_in_one(monkeypatch):
+    scale, seeds = sgd.Scale(seeds=4, target=1.0, batches=(sgd.SMALL, sgd.FULL)), (0, 1, 2, 3)
+    found = []
+    for most in (4, 2):
+        monkeypatch.setattr(sgd, "LANES", most)
+        parts = [pd.DataFrame(sgd.train_and_measure(item, silent)) for item in sgd.items(scale, seeds)]
+        found.append(sgd.in_order(pd.concat(parts)))
+    assert (len(found[0]), found[0].variant.nunique()) == (5 * 8 * 4, 4)
+    pd.testing.assert_frame_equal(*found, check_exact=True)
+
+
 def test_verdicts_on_made_up_tables():
     assert _decisions(0.1, 0.0) == (SUPPORTED, SUPPORTED)
     assert _decisions(-0.1, 0.0) == (REFUTED, SUPPORTED)
