@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.experiments import ablation
-from analysis.experiments.shared.curves import Curves, Scale, measure
+from analysis.experiments.shared.curves import Curves, Scale, jobs_of, measure
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
@@ -113,12 +113,17 @@ def methods(context: Context) -> tuple[str, ...]:
     return tuple(method for method in METHODS if method not in LEFT_OUT.get(context.profile, ()))
 
 
-def validation(context: Context, scale: Scale) -> pd.DataFrame:
-    """Try each of Adam's steps on the seed set aside: columns step, accuracy (after the last look)."""
-    scale = replace(scale, looks=scale.looks[-1:], tasks=VALIDATION_TASKS[context.profile])
+def validation(context: Context, scale: Scale, others: Sequence[tuple[str, Run]]) -> pd.DataFrame:
+    """Try each of Adam's steps on the seed set aside: columns step, accuracy (after the last look).
+
+    others: runs that are trained in the same go, so that no worker waits for the last of these few.
+    """
+    choosing = replace(scale, looks=scale.looks[-1:], tasks=VALIDATION_TASKS[context.profile])
+    name = f"{NAME}: choosing Adam's step"
     runs = [(f"{step:g}", configure(ADAM, VALIDATION_SEED, adam_step=step)) for step in ADAM_STEPS]
-    found = measure(context, f"{NAME}: choosing Adam's step", runs, scale, at_start=False).accuracy
-    ends = [float(found[name, VALIDATION_SEED, scale.until].mean()) for name, _ in runs]
+    context.train(name, [*jobs_of(context, runs, choosing), *jobs_of(context, others, scale)])
+    found = measure(context, name, runs, choosing, at_start=False).accuracy
+    ends = [float(found[label, VALIDATION_SEED, choosing.until].mean()) for label, _ in runs]
     return pd.DataFrame({"step": ADAM_STEPS, "accuracy": ends})
 
 
@@ -166,12 +171,16 @@ def report(step: float, ends: Mapping[str, float], costs: pd.DataFrame) -> list[
 
 def run(context: Context, scale: Scale) -> Result:
     """Choose Adam's step, then train all methods over seeds."""
-    chosen = validation(context, scale)
+    everything = list(product(context.seeds_of(scale.seeds), methods(context)))
+    meanwhile = []
+    for seed, method in everything:
+        if method not in (ADAM, JOINT):  # Joint training is short, and fills up what Adam's runs leave of the time.
+            meanwhile.append((method, configure(method, seed, adam_step=ADAM_STEPS[0])))
+    chosen = validation(context, scale, meanwhile)
     step = float(chosen.step[chosen.accuracy.idxmax()])  # of equals the smallest
 
-    seeds, chosen_methods = context.seeds_of(scale.seeds), methods(context)
     runs = []
-    for seed, method in product(seeds, chosen_methods):
+    for seed, method in everything:
         runs.append((method, configure(method, seed, adam_step=step)))
     curves = measure(context, NAME, runs, scale, looks={ADAM: scale.looks[-1:]}, at_start=False)
     table, cost = curves.table(NAME), costs(curves)

@@ -125,10 +125,7 @@ def measure(
     is asked of the start.
     """
     looks = looks or {}
-    jobs = []
-    for variant, run in dict.fromkeys(runs):
-        mine = looks.get(variant, scale.looks)
-        jobs.append(context.job(run, variant, until=mine[-1], keep=kept(mine)))
+    jobs = jobs_of(context, runs, scale, looks)
     outcomes = context.train(name, jobs)
     wanted = {}
     for job in jobs:
@@ -146,6 +143,17 @@ def measure(
         seconds[key_of_run] = _seconds(outcomes[job], job, wanted.values())
         an_iteration[key_of_run] = _seconds_an_iteration(outcomes[job])
     return Curves(accuracy, seconds, scale.queries, an_iteration)
+
+
+def jobs_of(
+    context: Context, runs: Iterable[tuple[str, Run]], scale: Scale, looks: Mapping[str, Sequence[int]] | None = None
+) -> list[Job]:
+    """Return what `measure` trains."""
+    jobs = []
+    for variant, run in dict.fromkeys(runs):
+        mine = (looks or {}).get(variant, scale.looks)
+        jobs.append(context.job(run, variant, until=mine[-1], keep=kept(mine)))
+    return jobs
 
 
 def _variance_of_mean(values: Float[np.ndarray, " tasks"]) -> float:
