@@ -49,7 +49,7 @@ def _experiments(path: Path) -> list[tuple[Experiment, registry.Draw | None]]:
 
 
 def _imported(path: Path) -> ModuleType:
-    """The file as a module of its own name, so that worker processes, which get our path, can import it too."""
+    """Return the file as a module of its own name, so that worker processes, which get our path, can import it too."""
     if not path.is_file() or not path.stem.isidentifier():
         raise UsageError(f"--plugin: expected a Python file whose name is an identifier, found {str(path)!r}")
     folder = str(path.resolve().parent)

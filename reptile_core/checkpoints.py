@@ -52,8 +52,8 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _found(path: Path) -> str:
-    """What an unreadable file seems to be: a safetensors file begins with its header's length and the header, JSON that
-    says where each tensor ends."""
+    """Return what an unreadable file seems to be: a safetensors file begins with its header's length and the header,
+    JSON that says where each tensor ends."""
     try:
         content = path.read_bytes()
         length = int.from_bytes(content[:8], "little")

@@ -25,7 +25,7 @@ WARM_UPS = 3  # calls before a capture, as torch asks for: libraries set themsel
 
 
 def shared(run: Run) -> Run:
-    """What runs must have in common to be lanes: all but the seed and the values of the weights."""
+    """Return what runs must have in common to be lanes: all but the seed and the values of the weights."""
     weights = run.weights
     if not isinstance(weights, str):
         weights = (0.0,) * len(weights)
@@ -33,7 +33,8 @@ def shared(run: Run) -> Run:
 
 
 def lane_bytes(run: Run) -> int:
-    """About how much memory a lane takes, from above: what an inner step keeps for its gradient, phi and its like.
+    """Return about how much memory a lane takes, from above: what an inner step keeps for its gradient, phi and its
+    like.
 
     Per position of a block's output: its patches, and as often the output itself as the block has stages. MAML holds as
     much again for the derivatives of one step's gradient, and of every step phi, its gradient and the moments.
@@ -49,7 +50,7 @@ def lane_bytes(run: Run) -> int:
 
 
 def _in_blocks(run: Run) -> int:
-    """Numbers that the blocks of a network of the paper keep for one image."""
+    """Return numbers that the blocks of a network of the paper keep for one image."""
     numbers, size = 0, IMAGES[str(run.network)][0]
     full = 4 if run.network != "omniglot" else 1  # pooled blocks are convolved at full size
     shapes = build_network(run).shapes
@@ -104,7 +105,7 @@ def train_lanes(
 
 
 def lane(state: TrainingState, index: int) -> TrainingState:
-    """One run's part of a state of many lanes. What has no lanes, such as a number of steps, is everyone's."""
+    """Return one run's part of a state of many lanes. Scalars such as a number of steps are shared."""
 
     def of(part: Tensor) -> Tensor:
         return part[index].clone() if part.ndim else part.clone()
@@ -154,7 +155,7 @@ def _common(runs: Sequence[Run], pools: Sequence[ImagePool], states: Sequence[Tr
 
 
 def _joined(pools: Sequence[ImagePool]) -> tuple[ImagePool, Int[Tensor, "lanes 1"]]:
-    """All images in one pool, each kept once, and what to add to a lane's indices to find its own."""
+    """Return all images in one pool, each kept once, and what to add to a lane's indices to find its own."""
     distinct = {pool.images.data_ptr(): pool.images for pool in pools}
     images = torch.cat(list(distinct.values())) if len(distinct) > 1 else pools[0].images
     order = list(distinct)
@@ -164,7 +165,7 @@ def _joined(pools: Sequence[ImagePool]) -> tuple[ImagePool, Int[Tensor, "lanes 1
 
 
 def _weights(runs: Sequence[Run], phi: Tensor) -> list[Float[Tensor, "lanes 1"]] | Literal["maml"]:
-    """Of each step, one weight a lane."""
+    """Return one weight a lane, for each step."""
     if isinstance(runs[0].weights, str):
         return "maml"
     table = torch.tensor([run.weights for run in runs], dtype=phi.dtype, device=phi.device)

@@ -39,17 +39,17 @@ class Variant:
 
 
 def sum_of(k: int) -> Variant:
-    """g_1 + … + g_k: Reptile with k steps."""
+    """Return g_1 + … + g_k: Reptile with k steps."""
     return Variant("+".join(f"g{i}" for i in range(1, k + 1)), (1.0,) * k, _sum_label(k))
 
 
 def average(k: int) -> Variant:
-    """(g_1 + … + g_k) / k."""
+    """Return (g_1 + … + g_k) / k."""
     return Variant(f"({sum_of(k).name})/{k}", (1.0 / k,) * k, rf"\frac{{1}}{{{k}}}({_sum_label(k)})")
 
 
 def last(k: int) -> Variant:
-    """g_k: first-order MAML with k steps."""
+    """Return g_k: first-order MAML with k steps."""
     return Variant(f"g{k}", (0.0,) * (k - 1) + (1.0,), f"g_{k}")
 
 
@@ -59,7 +59,8 @@ def own(name: str, weights: Sequence[float]) -> Variant:
 
 
 def figure_3(k_max: int = 4) -> tuple[Variant, ...]:
-    """The paper's ten variants for k_max = 4: g_1, and for each further k the sum, its average, the last gradient."""
+    """Return the paper's ten variants for k_max = 4: g_1, and for each further k the sum, its average, the last
+    gradient."""
     if k_max < 1:
         raise ValueError(f"k_max: expected at least 1 inner step, found {k_max}")
     each = product(range(2, k_max + 1), (sum_of, average, last))
@@ -74,7 +75,7 @@ def weighted_sum(
     weights: Sequence[float | Float[Tensor, "lanes 1"]],
     state: State | None = None,
 ) -> tuple[Phi, State]:
-    """sum_i w_i (phi_i - phi_{i+1}), alpha sum_i w_i g_i under SGD, and the optimizer's state after the task.
+    """Return sum_i w_i (phi_i - phi_{i+1}), alpha sum_i w_i g_i under SGD, and the optimizer's state after the task.
 
     A weight is a number, or one for each lane.
     """

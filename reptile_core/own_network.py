@@ -105,7 +105,7 @@ class OwnNetwork(Network):
         return torch.stack(found)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """The copy for a device, a dtype and a thread, as a call exchanges the copy's parameters."""
+        """Return the copy for a device, a dtype and a thread, as a call exchanges the copy's parameters."""
         key = device, dtype, get_ident()
         if key not in self._copies:
             self._copies[key] = copy.deepcopy(self.module).to(device, dtype)
@@ -260,7 +260,7 @@ def _goes_with_channels_last(network: OwnNetwork, x: Tensor) -> bool:
 
 
 def _attempt(call: Callable[[], Tensor]) -> Tensor | None:
-    """The result, or None where torch cannot do it: vmap and functional_call raise errors of many kinds."""
+    """Return the result, or None where torch cannot do it: vmap and functional_call raise errors of many kinds."""
     try:
         return call()
     except Exception:

@@ -46,7 +46,8 @@ def test_every_profile_is_a_prefix_of_the_papers_schedule(profile):
 
 
 def _run(curve, *, seeds=5, profile="smoke"):
-    """Made-up curves(variant, iteration), a little better from seed to seed, not by the same in every variant."""
+    """Return made-up curves(variant, iteration), a little better from seed to seed, not by the same in every
+    variant."""
 
     def accuracy(job, iteration):
         found = curve(job.variant, iteration)
@@ -57,7 +58,8 @@ def _run(curve, *, seeds=5, profile="smoke"):
 
 
 def _paper(variant, iteration=1):
-    """As the paper's figure has it: g1 flat, the rest better the longer, sums gaining more than the last."""
+    """Return curves as the paper's figure has them: g1 flat, the rest better the longer, sums gaining more than the
+    last."""
     k = variant.count("g") if "+" in variant else int(variant[1])
     if k == 1 or iteration == 0:
         return 0.5

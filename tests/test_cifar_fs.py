@@ -48,7 +48,7 @@ def zipped(files: Files, kind: int = zipfile.ZIP_STORED) -> bytes:
 
 
 def canonical(images: np.ndarray) -> np.ndarray:
-    """The oracle: images in order of their digests."""
+    """Return the oracle: images in order of their digests."""
     return np.array(sorted(images, key=lambda image: hashlib.sha256(image.tobytes()).hexdigest()))
 
 
@@ -84,7 +84,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def folders(root: Path, *, images: str = "data") -> Path:
-    """The authors' layout, its files called otherwise and in another order than on the sheets."""
+    """Return the authors' layout, its files called otherwise and in another order than on the sheets."""
     (root / "splits" / "bertinetto").mkdir(parents=True)
     for split, names in CLASSES.items():
         (root / "splits" / "bertinetto" / f"{split}.txt").write_text("\n".join(names) + "\n")

@@ -182,7 +182,8 @@ def _outer() -> Simulation:
 
 
 def _overlap() -> Simulation:
-    """What overlaps has gained five points over what does not, and a shared tail costs five everywhere."""
+    """Return accuracies where what overlaps has gained five points over what does not, and a shared tail costs five
+    everywhere."""
     grid, look = overlap.Grid(steps=(4, 8), batch=(25, 50)), 100
     levels = {
         (point.run_name(method), look): 0.75 + 0.05 * point.overlaps - 0.05 * _shared(method)
@@ -199,7 +200,7 @@ def _shared(method: overlap.Method) -> bool:
 
 
 def _rho() -> Simulation:
-    """Every contrast is 0.04, those of sums that theory cannot tell apart as well."""
+    """Return accuracies whose every contrast is 0.04, those of sums that theory cannot tell apart as well."""
     look = 50
     levels = {
         "average": 0.78, "small rho": 0.70, "large rho": 0.74, "as far, +": 0.78, "as far, -": 0.74,
@@ -289,7 +290,7 @@ def _sine() -> Simulation:
 
 
 def _few_shot() -> Simulation:
-    """Logs of error rates: all methods have the published one of Reptile."""
+    """Return logs of error rates: all methods have the published one of Reptile."""
     names = ("benchmark", "shots", "method", "transductive")
     levels = {
         (benchmark.name, shots, method, transductive): _published_log(transductive, benchmark.name, shots)
@@ -312,7 +313,7 @@ def _published_log(transductive: bool, benchmark: str, shots: int) -> float:
 
 
 def _splits() -> Simulation:
-    """Logs of shares over the paper's, of runs on both kinds of split."""
+    """Return logs of shares over the paper's, of runs on both kinds of split."""
     names = ("name", "split", "shots", "transductive")
     arms = [
         (name, kind, shots, transductive)
@@ -452,12 +453,12 @@ def alike(claim: str) -> list[Draw]:
 
 
 def is_constant(draws: Sequence[Draw]) -> bool:
-    """Does some control have the same mean whatever is drawn?"""
+    """Tell whether some control has the same mean whatever is drawn."""
     return any(bool(np.ptp(_means(draws, i)) <= ROUND_OFF) for i in range(len(draws[0].controls)))
 
 
 def is_function_of_checks(draws: Sequence[Draw]) -> bool:
-    """Is some control, seed by seed, a sum of multiples of the checks' values, squares and sizes?"""
+    """Tell whether some control is, seed by seed, a sum of multiples of the checks' values, squares and sizes."""
     checks = np.array([np.concatenate([d.checks[i].values for d in draws]) for i in range(len(draws[0].checks))])
     columns = np.vstack([np.ones_like(checks[:1]), checks, checks**2, np.abs(checks)]).T
     return any(
@@ -474,7 +475,7 @@ def _explained(columns: Float[np.ndarray, "rows columns"], y: Float[np.ndarray, 
 
 
 def is_of_other_seeds(few: Sequence[Draw], many: Sequence[Draw]) -> bool:
-    """Does some control change where more seeds are added?"""
+    """Tell whether some control changes where more seeds are added."""
     return any(
         _change([draw.controls[i] for draw in few], [draw.controls[i] for draw in many])
         for i in range(len(few[0].controls))
@@ -482,8 +483,8 @@ def is_of_other_seeds(few: Sequence[Draw], many: Sequence[Draw]) -> bool:
 
 
 def _change(few: Sequence[Sample], many: Sequence[Sample]) -> bool:
-    """A seed's own value must stay as it is, so that its expectation does; a value of all runs together must stay
-    within four standard errors, in the mean."""
+    """Tell whether values change: a seed's own value must stay as it is, so that its expectation does; a value of all
+    runs together must stay within four standard errors, in the mean."""
     of_a_seed, of_all = [], []
     for less, more in zip(few, many, strict=True):
         changes = paired(more, less)
@@ -497,8 +498,8 @@ def _change(few: Sequence[Sample], many: Sequence[Sample]) -> bool:
 
 
 def is_deaf(draws: Sequence[Draw]) -> bool:
-    """Is some control's mean distributed alike in all populations, as that of a quantity is that knows the seeds and
-    their number alone? Ranks are compared, whatever the distribution."""
+    """Tell whether some control's mean is distributed alike in all populations, as that of a quantity is that knows the
+    seeds and their number alone. Ranks are compared, whatever the distribution."""
     for i in range(len(draws[0].controls)):
         pairs = rankdata(_means(draws, i)).reshape(-1, 2)
         between, within = 2 * pairs.mean(1).var(ddof=1), pairs.var(1, ddof=1).mean()
@@ -539,7 +540,7 @@ def _mean_over_sd(check: Sample) -> Sample:
 
 
 def _number_of_seeds(check: Sample) -> Sample:
-    """One value of all runs together, which no seed's own value shows."""
+    """Return one value of all runs together, which no seed's own value shows."""
     value = np.array([len(check.values) ** -0.5])
     return Sample(check.name, CONTROL, np.array([ALL_RUNS]), value, np.array([np.nan]), np.ones(1, int))
 
@@ -563,7 +564,7 @@ VOIDS: dict[str, tuple[Void, str]] = {
 
 
 def _always_failing(claim: Claim) -> Void:
-    """A foil that any treatment beats, or that lies outside a band with two ends."""
+    """Return a foil that any treatment beats, or that lies outside a band with two ends."""
     return lambda check: _everywhere(check, -10.0 if claim.direction > 0 else 10.0)
 
 

@@ -17,7 +17,7 @@ RUNS = [(v.name, configure(v, seed)) for v in (sum_of(2), last(2)) for seed in (
 
 
 def _curves():
-    """g2 of seed FIRST_SEED + 1 diverges before its end."""
+    """Return curves in which g2 of seed FIRST_SEED + 1 diverges before its end."""
     made = context(
         lambda job, i: None if (job.variant, job.run.seed, i) == ("g2", FIRST_SEED + 1, 4) else 0.5 + 0.1 * i
     )

@@ -262,7 +262,7 @@ def test_remark_tells_how_long_and_how_accurate(context):
 
 
 def _get(address, body=None):
-    """Status and content; a body is posted."""
+    """Return status and content; a body is posted."""
     try:
         with urllib.request.urlopen(urllib.request.Request(address, data=body), timeout=20) as response:
             return response.status, response.read().decode()

@@ -25,7 +25,7 @@ OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
 def arc(start, end, *, radius=(0.3, 0.3), turns=1.0, points=24):
-    """Around the middle from one angle to another, in turns."""
+    """Return an arc around the middle from one angle to another, in turns."""
     angles = 2 * np.pi * np.linspace(start, end, points) * turns
     return np.stack([0.5 + radius[0] * np.cos(angles), 0.5 + radius[1] * np.sin(angles)], -1)
 
@@ -45,7 +45,8 @@ SHAPES = {
 
 
 def drawn(rng, shape):
-    """A shape by an unsteady hand: turned by up to some 10 degrees, stretched, shifted, each point off its place."""
+    """Return a shape by an unsteady hand: turned by up to some 10 degrees, stretched, shifted, each point off its
+    place."""
     turn, stretch, shift = rng.normal(0, 0.1), np.exp(rng.normal(0, 0.12, 2)), rng.normal(0, 0.04, 2)
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     strokes = [((stroke - 0.5) * stretch) @ rotation + 0.5 + shift for stroke in SHAPES[shape]]
@@ -53,7 +54,7 @@ def drawn(rng, shape):
 
 
 def trial(rng):
-    """Three different shapes, each drawn once, one of them drawn again, and which one that is."""
+    """Return three different shapes, each drawn once, one of them drawn again, and which one that is."""
     chosen = rng.choice(list(SHAPES), 3, replace=False)
     answer = int(rng.integers(3))
     return [*(drawn(rng, shape) for shape in chosen), drawn(rng, chosen[answer])], answer
@@ -61,7 +62,7 @@ def trial(rng):
 
 @pytest.fixture(scope="module")
 def address():
-    """Of a page with a briefly trained Reptile, and its own start in the place of joint training."""
+    """The address of a page with a briefly trained Reptile, and its own start in the place of joint training."""
     characters = datasets.load("omniglot" if os.environ.get("REPTILE_DATA") else "glyphs", quiet=True)
     split = split_characters(characters.images, seed=0)
     run = weights.configure(sum_of(weights.STEPS), ITERATIONS)
@@ -96,7 +97,7 @@ def page(browser, address):
 
 
 def draw(page, paper, strokes):
-    """With the mouse, as a hand does: down, along, up."""
+    """Draw with the mouse, as a hand does: down, along, up."""
     box = paper.bounding_box()
     for stroke in strokes:
         (x, y), *rest = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in stroke.tolist()]
@@ -108,7 +109,7 @@ def draw(page, paper, strokes):
 
 
 def verdict(page, name):
-    """The letter that a network holds most likely, once all answers are in; None where it has none."""
+    """Return the letter that a network holds most likely, once all answers are in; None where it has none."""
     page.wait_for_selector("#results[aria-busy=false]")
     letter = page.locator(f"article[aria-label='{name}'] tr.first th")
     return letter.inner_text() if letter.count() else None

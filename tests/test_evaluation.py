@@ -49,13 +49,13 @@ def tasks(queries: int = 1) -> Tasks:
 
 
 def pictures(part) -> tuple[Tensor, Tensor]:
-    """Images and labels of one task, looked up one at a time."""
+    """Return images and labels of one task, looked up one at a time."""
     images = [POOL.images[i // POOL.drawings, i % POOL.drawings].double() for i in part.index.tolist()]
     return torch.stack(images), part.label
 
 
 def naive(optimizer: str, warm_up: list[Minibatch] | None = None, *, queries: int = 1) -> Naive:
-    """Every task from phi_1 and, for Adam, from the moments that `warm_up` left."""
+    """Evaluate every task from phi_1 and, for Adam, from the moments that `warm_up` left."""
     result = Naive([], [])
     for t in range(COUNT):
         task = tasks(queries)[t]
@@ -74,7 +74,7 @@ def naive(optimizer: str, warm_up: list[Minibatch] | None = None, *, queries: in
 
 
 def evaluate(*arguments: Any, **options: Any) -> dict[str, Estimate]:
-    """The means of what is measured of each task."""
+    """Return the means of what is measured of each task."""
     return {name: estimate(per_task) for name, per_task in accuracies(*arguments, **options).items()}
 
 

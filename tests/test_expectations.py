@@ -87,7 +87,7 @@ def test_the_papers_table():
 
 
 def _standard_errors(found, expected, standard_error):
-    """The largest deviation, in standard errors."""
+    """Return the largest deviation, in standard errors."""
     return float(((found - expected).abs() / standard_error).max())
 
 

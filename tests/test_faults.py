@@ -79,7 +79,7 @@ def _job(folder: Path, iterations: int) -> Job:
 
 
 def _stands(out: Path) -> dict[str, int]:
-    """How far each run is; all of them can be read, and nothing else has a run's name."""
+    """Return how far each run is; all of them can be read, and nothing else has a run's name."""
     return {path.name: load_checkpoint(path)[1]["iteration"] for path in (out / "runs").glob("*.safetensors")}
 
 
@@ -89,7 +89,7 @@ WITH_TIMES = {  # which have times and names in them
 
 
 def _assert_same(one: Path, other: Path) -> None:
-    """Runs, tables, figures and the ledger, bit for bit, and no other files."""
+    """Compare runs, tables, figures and the ledger bit for bit; there may be no other files."""
     names = [{path.relative_to(out) for path in out.rglob("*") if path.is_file()} for out in (one, other)]
     assert names[0] == names[1]
     for name in sorted(names[0]):
@@ -111,7 +111,7 @@ def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path: P
     )  # fmt: skip
 
     def run(out: Path, seconds: float | None) -> int:
-        """How it ended: 0, or by which signal."""
+        """Return how it ended: 0, or by which signal."""
         assert forks.stdin is not None and forks.stdout is not None
         print(out, file=forks.stdin, flush=True)
         child = int(forks.stdout.readline())
@@ -149,7 +149,7 @@ def test_what_a_killed_writer_leaves_is_removed_and_nothing_else(tmp_path: Path)
 
 
 def _alive() -> dict[int, int]:
-    """The parent of every process that has not ended, by number."""
+    """Return the parent of every process that has not ended, by number."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -172,7 +172,8 @@ def _wait(for_what: str, condition: object, seconds: float = 300) -> None:
 
 @contextlib.contextmanager
 def _started(out: Path, until: str) -> Iterator[subprocess.Popen[str]]:
-    """The script at work, as soon as it has written such a file. It hears Ctrl-C even where these tests do not."""
+    """Start the script, and return it as soon as it has written such a file. It hears Ctrl-C even where these tests do
+    not."""
     command = [*COMMAND, "--workers", "1", "--out", str(out)]
     with subprocess.Popen(
         command,
@@ -399,7 +400,7 @@ def test_sums_are_as_sha256sum_has_them(tmp_path: Path) -> None:
 
 
 def _judged(out: Path) -> str:
-    """Why ablation-g1 is undecided."""
+    """Return why ablation-g1 is undecided."""
     return _why(folder.judge_all(out, reproduce.claims()))
 
 

@@ -111,7 +111,7 @@ def test_published_numbers():
 
 
 def _small(monkeypatch, name, scale, **changes):
-    """Smoke is one benchmark in miniature, evaluated in pieces of two tasks."""
+    """Make the smoke profile one benchmark in miniature, evaluated in pieces of two tasks."""
     small = replace(BENCHMARK[name], batch=5, steps=2, train_shots=2, **changes)
     monkeypatch.setattr(few_shot, "BENCHMARKS", [small])
     monkeypatch.setitem(few_shot.SCALES, "smoke", {name: scale})
@@ -228,7 +228,7 @@ def test_unknown_cells_are_told_before_work(tmp_path, capsys):
 
 
 def _photographs(folder, classes=5, images=3):
-    """Mini-ImageNet in miniature: one colour for each class, and noise."""
+    """Return Mini-ImageNet in miniature: one colour for each class, and noise."""
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         for c in range(classes):
@@ -283,8 +283,8 @@ BOTH = dict.fromkeys(("omniglot-5way", "omniglot-20way"))
 
 
 def _table(accuracy, *, benchmarks=tuple(BOTH), seeds=5, split="seed"):
-    """Made-up results: accuracy(method, transductive, benchmark, shots) in %, and error rates that are a hundredth
-    larger from seed to seed."""
+    """Return made-up results: accuracy(method, transductive, benchmark, shots) in %, and error rates that are a
+    hundredth larger from seed to seed."""
     rows = []
     for benchmark in benchmarks:
         for shots in (1, 5):
@@ -300,14 +300,14 @@ def _table(accuracy, *, benchmarks=tuple(BOTH), seeds=5, split="seed"):
 
 
 def _as_published(method, transductive, benchmark, shots):
-    """The paper's where it has a number, MAML as Reptile; little without training."""
+    """Return the paper's number where it has one, MAML as Reptile; little without training."""
     if method == "untrained":
         return 20.0
     return PUBLISHED["reptile", transductive, benchmark, shots][0]
 
 
 def _worse(ratio, shots=1):
-    """Reptile's error rate of one number of shots `ratio` times the published."""
+    """Return Reptile's error rate of one number of shots `ratio` times the published."""
 
     def accuracy(method, transductive, benchmark, cell):
         found = _as_published(method, transductive, benchmark, cell)

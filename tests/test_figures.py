@@ -90,7 +90,7 @@ def test_titles_fit(tables):
 
 
 def _fits(figure):
-    """Does the title end within the figure, with room for larger numbers?"""
+    """Tell whether the title ends within the figure, with room for larger numbers."""
     return figure._suptitle.get_window_extent(figure.canvas.get_renderer()).x1 <= 0.95 * figure.bbox.width
 
 

@@ -87,7 +87,7 @@ sys.addaudithook(_watch)  # there is no way to take one away; it sees nothing bu
 
 @contextmanager
 def contained(*folders: Path) -> Iterator[None]:
-    """Fails if anything outside these folders is written, or if it takes forever."""
+    """Fail if anything outside these folders is written, or if it takes forever."""
 
     def hang(*_: object) -> None:
         raise AssertionError(f"still at it after {SECONDS} seconds")
@@ -131,7 +131,7 @@ def _no_network(url: str, **_: object) -> None:
 
 
 def ends_well(*arguments: object) -> int:
-    """The exit code of a script that said at most one line of an error and no traceback."""
+    """Return the exit code of a script, which may have said at most one line of an error and no traceback."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -179,7 +179,7 @@ def _manifest() -> str:
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Where something stands in a JSON value."""
+    """Return where something stands in a JSON value."""
     inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
     return [path, *(place for key, entry in inner for place in _places(entry, (*path, key)))]
 

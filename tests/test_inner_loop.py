@@ -33,7 +33,7 @@ BOTH = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
 
 def assert_same_course(steps: list[Step], trace: oracles.Trace, tolerance: float) -> None:
-    """Each step's gradient and displacement, in norm."""
+    """Compare each step's gradient and displacement, in norm."""
     assert len(steps) == len(trace.gradients)
     for i, step in enumerate(steps):
         found, expected = step.after - step.before, trace.phis[i + 1] - trace.phis[i]
@@ -106,7 +106,7 @@ def test_lanes_equal_one_at_a_time(optimizer: str, carried: bool) -> None:
 
 
 def scalar_steps(optimizer: InnerOptimizer, gradients: list[float], dtype: torch.dtype) -> list[Tensor]:
-    """Displacements under given gradients, from a loss that is linear in phi."""
+    """Return displacements under given gradients, from a loss that is linear in phi."""
     batches = [Minibatch(torch.tensor([g], dtype=dtype), torch.zeros(1)) for g in gradients]
     phi = torch.zeros(1, dtype=dtype)
     return [s.after - s.before for s in inner_loop(lambda p, b: (p * b.x).sum(-1), phi, batches, optimizer)]

@@ -123,7 +123,7 @@ def test_cosines(gram):
 
 
 def _naive(matrix, tasks):
-    """Means over pairs, by loops: every task and every pair of tasks counts the same."""
+    """Return means over pairs, by loops: every task and every pair of tasks counts the same."""
 
     def pairs(s, t):
         return [float(matrix[i, j]) for i, j in combinations(range(len(tasks)), 2) if {tasks[i], tasks[j]} == {s, t}]

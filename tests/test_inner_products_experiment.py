@@ -37,7 +37,7 @@ SEEDS = range(FIRST_SEED, FIRST_SEED + 5)
 
 
 def _point(iteration=7):
-    """A point of a run on made-up images, as far as the measurement looks at it."""
+    """Return a point of a run on made-up images, as far as the measurement looks at it."""
     pools = {
         part: image_pool(classes=12, dtype=torch.float32, seed=seed) for seed, part in enumerate(("train", "test"))
     }
@@ -237,7 +237,8 @@ def _noise(seed):
 
 
 def _tables(sums=0.3, lasts=0.3, joint=0.0, beyond=0.02, avg_grad=-0.1, seeds=SEEDS):
-    """How much the difference of cosines rises, by kind, and how the inner product changes, by direction of a step."""
+    """Return how much the difference of cosines rises, by kind, and how the inner product changes, by direction of a
+    step."""
     of_kind = {"joint": joint, "sum": sums, "last": lasts}
     rises = [
         {"variant": v.name, "seed": seed, "characters": characters, "value": of_kind[v.kind] + _noise(seed),

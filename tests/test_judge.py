@@ -33,7 +33,7 @@ def claim(band=(0.0, inf), control=FOIL, kind="experiment", **more):
 
 
 def table(checks, controls=None, **columns):
-    """Evidence from lists of values by case; the seeds of a case are 0, 1, …"""
+    """Return evidence from lists of values by case; the seeds of a case are 0, 1, …"""
     found, far = [], {"foil": [-9.0 + 0.1 * i for i in range(9)]}
     for role, cases in (("check", checks), ("control", far if controls is None else controls)):
         for case, values in cases.items():
@@ -268,7 +268,7 @@ def sample(name, role, values, looks=None):
 
 
 def rates(draw, *, cases, n, mean=0.0, looks=None, foil=-20.0, seed=0, band=(0.0, inf)):
-    """How often each decision falls."""
+    """Return how often each decision falls."""
     rng = np.random.default_rng(seed)
     of, found = claim(band=band), {"supported": 0.0, "refuted": 0.0, "undecided": 0.0}
     for _ in range(SIMULATIONS):

@@ -21,7 +21,7 @@ SAMPLING = SGD_RUN.sampling
 
 
 def _lanes(run):
-    """Two variants of one seed and one of another, whose images are others; with their pools."""
+    """Return two variants of one seed and one of another, whose images are others; with their pools."""
     other = run.weights if run.weights == "maml" else (0.0, -0.5)
     runs = [replace(run, weights=other), run, replace(run, seed=7)]  # no two ends alike: an order turned round shows
     first, second = image_pool(classes=6, seed=1), image_pool(classes=6, seed=2)

@@ -230,7 +230,7 @@ IMAGES, READ_OUT = normal(3, 6, 6, 1, seed=9), normal(3, 3, 3, 2, seed=10)
 
 
 def network_loss(phi: Tensor) -> Tensor:
-    """Two blocks of convolution, batch norm and softplus; about 1 at random weights."""
+    """Return two blocks of convolution, batch norm and softplus; about 1 at random weights."""
     parts = zip(phi.split(NUMBERS), SHAPES, strict=True)
     w0, a0, b0, w1, a1, b1 = (part.view(shape) for part, shape in parts)
     x = F.softplus(convolution_batch_norm(IMAGES, w0, a0, b0, stride=2))
@@ -245,7 +245,7 @@ def directions() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def along(function: Callable[[Tensor], Tensor], v: Tensor) -> Callable[[Tensor], Tensor]:
-    """The derivative in a direction, by forward mode."""
+    """Return the derivative in a direction, by forward mode."""
     return lambda phi: jvp(function, (phi,), (v,))[1]
 
 

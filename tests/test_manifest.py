@@ -20,14 +20,14 @@ PUBLISHED = sorted((Path(__file__).parents[1] / "figures" / "published").rglob("
 
 
 def begun(*experiments: str, command: str = "a", before: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A manifest as a command begins it, but for what is the same in all."""
+    """Return a manifest as a command begins it, but for what is the same in all."""
     record = {"status": "running", "command": [command], "options": {"seeds": None}, "commit": {"sha": command}}
     settings = {name: {"tasks": len(name)} for name in experiments}
     return record | {"experiments": settings, "earlier": by_experiment(before) if before else {}}
 
 
 def ended(record: dict[str, Any], *experiments: str, status: str = "finished") -> dict[str, Any]:
-    """The same after these experiments, each with a table."""
+    """Return the same after these experiments, each with a table."""
     tables = {name: {f"{name}.csv": f"{record['command'][0]} {name}"} for name in experiments}
     return complete(
         record,
@@ -83,7 +83,7 @@ def test_published_manifests_of_every_age_are_read(path: Path) -> None:
 
 
 def wanted(path: Path) -> list[object]:
-    """A published manifest whole, and each experiment of it."""
+    """Return a published manifest whole, and each experiment of it."""
     name = path.relative_to(PUBLISHED[0].parent).as_posix()
     names = json.loads(path.read_text())["experiments"]
     every = [[], *([[one] for one in names] if len(names) > 1 else [])]

@@ -33,7 +33,7 @@ def photograph(rng: np.random.Generator) -> bytes:
 
 
 def nearest(pixels: np.ndarray) -> np.ndarray:
-    """The oracle: the source pixel under the centre of each of 84×84 pixels."""
+    """Return the oracle: the source pixel under the centre of each of 84×84 pixels."""
     rows, columns = (((np.arange(84) + 0.5) * size / 84).astype(int) for size in pixels.shape[:2])
     return pixels[rows][:, columns]
 
@@ -78,7 +78,8 @@ def tables(root: Path) -> None:
 
 
 def lists(root: Path, *, images: bool = False) -> None:
-    """Folders of all classes, one more than the lists name; `images`: of each class also an image that is not named."""
+    """Return folders of all classes, one more than the lists name; `images`: of each class also an image that is not
+    named."""
     for split, names in CLASSES.items():
         chosen = [f"{name}/{name}_{i}.JPEG" for name in names for i in range(3)]
         write(root / f"{split}.txt", "\n".join(chosen if images else names).encode() + b"\n")
@@ -224,7 +225,7 @@ def test_palettes_are_interpolated_between_their_colours(tmp_path: Path) -> None
 
 
 def huge_png() -> bytes:
-    """A PNG whose header promises 9,000×9,000 pixels."""
+    """Return a PNG whose header promises 9,000×9,000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 9_000, 9_000, 8, 2, 0, 0, 0)
     data = b"IDAT" + zlib.compress(bytes(9))
     chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data)]

@@ -55,7 +55,7 @@ def test_takes_tensors_that_are_not_contiguous(without_native):
 
 
 def _trilinear(size, stride, lanes, batch, channels, filters):
-    """x, w and g of <x * w, g>."""
+    """Return x, w and g of <x * w, g>."""
     outputs = [same_size(side, stride) for side in size]
     return (
         normal(*lanes, batch, *size, channels, dtype=torch.float32),
@@ -118,7 +118,8 @@ def test_lanes_of_images_and_weights_may_differ(x_lanes, w_lanes, without_native
 
 
 def _block(lanes, rows, channels):
-    """Inputs of the two epilogues, and a cotangent: x far from centred, so that a careless variance would show."""
+    """Return inputs of the two epilogues, and a cotangent: x far from centred, so that a careless variance would
+    show."""
     x = 10 + normal(*lanes, rows, channels, dtype=torch.float32)
     scale, shift = (normal(*lanes, 1, channels, seed=seed, dtype=torch.float32) for seed in (1, 2))
     return x, scale, shift, normal(*lanes, rows, channels, seed=3, dtype=torch.float32)
@@ -203,7 +204,7 @@ DERIVATIVES = {torch.float32: 1e-4, torch.float64: 1e-12}
 
 
 def _phi(network, dtype):
-    """In float64, where no kink is near, with scales, shifts and biases that are not all alike."""
+    """Return phi in float64, where no kink is near, with scales, shifts and biases that are not all alike."""
     start = network.initialize(1, dtype=dtype)
     return start + 0.03 * normal(network.n_parameters, seed=7) if dtype == torch.float64 else start
 

@@ -62,7 +62,7 @@ CASES = {
 
 
 def random_phi(network: Network, dtype: torch.dtype, seed: int = 0) -> Tensor:
-    """An initialization with scales and shifts off their trivial values."""
+    """Return an initialization with scales and shifts off their trivial values."""
     noise = 0.1 * normal(network.n_parameters, seed=seed)
     return (network.initialize(seed, dtype=torch.float64) + noise).to(dtype)
 
@@ -139,7 +139,7 @@ def test_number_of_parameters(network: Network, expected: int) -> None:
 
 
 def fans(name: str, shape: tuple[int, ...]) -> int:
-    """fan in + fan out as TensorFlow counts them: a convolution's are 9 c_in and 9 c_out."""
+    """Return fan in + fan out as TensorFlow counts them: a convolution's are 9 c_in and 9 c_out."""
     return shape[0] + (9 if name.startswith("conv") else 1) * shape[1]
 
 

@@ -28,7 +28,7 @@ Pngs = dict[str, bytes]
 
 
 def nearest(drawing: np.ndarray) -> np.ndarray:
-    """The oracle: the source pixel under the centre of each of 28×28 pixels."""
+    """Return the oracle: the source pixel under the centre of each of 28×28 pixels."""
     centres = ((np.arange(28) + 0.5) * 105 / 28).astype(int)
     return drawing[centres][:, centres].astype(np.uint8)
 
@@ -53,7 +53,7 @@ def content(pngs: Pngs) -> str:
 
 
 def _made_up() -> tuple[dict[str, Pngs], np.ndarray, omniglot.Edition]:
-    """Two parts of 2 and 1 characters, whose order by number is not that of their alphabets' names."""
+    """Return two parts of 2 and 1 characters, whose order by number is not that of their alphabets' names."""
     drawings = np.random.default_rng(0).random((3, 20, 105, 105)) < 0.9
     pngs: dict[str, Pngs] = {"images_background": {}, "images_evaluation": {}}
     background, evaluation = pngs
@@ -160,7 +160,7 @@ def test_environment_is_second_and_may_hold_other_data(
 
 
 def encrypted() -> bytes:
-    """The flag set in each header, local and central, as an encrypting packer does."""
+    """Set the flag in each header, local and central, as an encrypting packer does."""
     archive = bytearray(zipped(BACKGROUND))
     for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         at = archive.find(signature)
@@ -184,7 +184,7 @@ def without(*names: str) -> Pngs:
 
 
 def corrupt() -> bytes:
-    """One bit of one stored drawing flipped, which the zip's own checksum notices."""
+    """Flip one bit of one stored drawing, which the zip's own checksum notices."""
     archive = bytearray(zipped(BACKGROUND, zipfile.ZIP_STORED))
     archive[archive.find(b"IDAT") + 20] ^= 1
     return bytes(archive)

@@ -31,7 +31,7 @@ def again(then: Path, *more: object, run: str = RUN):
 
 
 def changed(then: Path, **columns: object) -> None:
-    """The table of runs with other entries in the row of RUN, written as if it had been so."""
+    """Return the table of runs with other entries in the row of RUN, written as if it had been so."""
     path = then.parent / "tables" / "ablation_runs.csv"
     table = pd.read_csv(path)
     for name, value in columns.items():

@@ -45,8 +45,8 @@ def test_the_seed_that_chooses_is_not_judged():
 
 
 def _run(curve, *, seeds=5, profile="smoke"):
-    """Made-up curves(method, share of what is trained, outer step), a little better from seed to seed, not by the same
-    in every method."""
+    """Return made-up curves(method, share of what is trained, outer step), a little better from seed to seed, not by
+    the same in every method."""
     until = outer.SCALES[profile].until
 
     def accuracy(job, iteration):
@@ -59,7 +59,8 @@ def _run(curve, *, seeds=5, profile="smoke"):
 
 
 def _as_claimed(method, share, step):
-    """Reptile arrives half way and stays, MAML at the end; joint training falls; Adam as good, best at 1e-3."""
+    """Return curves where Reptile arrives half way and stays, MAML at the end; joint training falls; Adam as good, best
+    at 1e-3."""
     if method == "joint training":
         return 0.6 - 0.2 * share
     rate = 2.0 if method.startswith("Reptile") else 1.0

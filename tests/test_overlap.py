@@ -71,7 +71,7 @@ def test_every_scale_anneals_within_its_own_run():
 
 
 def _run(final, *, seeds=5):
-    """Made-up final accuracies by (method's name, steps, batch), a little better from seed to seed."""
+    """Return made-up final accuracies by (method's name, steps, batch), a little better from seed to seed."""
     grid = Grid(steps=(2, 4, 6, 8), batch=(25, 100), outer_step=(0.25,))
     scale = replace(overlap.SCALES["smoke"], grid=grid, seeds=seeds)
 

@@ -48,7 +48,7 @@ def batch_norm_net(**options):
 
 
 def made(make, seed=0):
-    """In float64, all parameters random: scales and shifts of norms begin at 1 and 0."""
+    """Make a module in float64, all parameters random: scales and shifts of norms begin at 1 and 0."""
     torch.manual_seed(seed)  # torch's own initialization knows no generator
     network, g = make().double(), generator(seed)
     with torch.no_grad():
@@ -112,7 +112,7 @@ def gradient(loss, phi):
 
 
 def by_double_backward(loss, phi, *vectors):
-    """L'' u, or L'''[u, v]."""
+    """Return L'' u, or L'''[u, v]."""
     phi = phi.clone().requires_grad_()
     (g,) = torch.autograd.grad(loss(phi), phi, create_graph=True)
     for v in vectors:
@@ -125,7 +125,8 @@ def by_dense_hessian(loss, phi, u):
 
 
 def by_hand(losses, phi, alpha, product):
-    """(exact, terms) of g_1 … g_k and MAML, from the paper's sums; MAML's exactly, by autograd through the loop."""
+    """Return (exact, terms) of g_1 … g_k and MAML, from the paper's sums; MAML's exactly, by autograd through the
+    loop."""
     k, zero = len(losses), torch.zeros_like(phi)
     g_bar = [gradient(loss, phi) for loss in losses]
     s = [sum(g_bar[:i], zero) for i in range(k)]
@@ -214,7 +215,7 @@ def entropy(logits, labels):
 
 
 def slopes(analysis):
-    """Of all gradients but g_1, which is g_bar_1."""
+    """Return the slopes of all gradients but g_1, which is g_bar_1."""
     table = analysis.expansion
     return table[table.gradient != "g_1"].pivot(index="gradient", columns="order", values="slope")
 

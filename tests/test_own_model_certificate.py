@@ -102,7 +102,7 @@ class FusedNorm(torch.autograd.Function):
 
 
 def once_for_some(x):
-    """A wrong second derivative of one number in thirty."""
+    """Return a wrong second derivative of one number in thirty."""
     return torch.cat([Late.apply(x.flatten()[:1]), x.flatten()[1:].sin()])
 
 

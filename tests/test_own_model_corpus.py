@@ -45,20 +45,20 @@ class Function(nn.Module):
 
 
 def weighted(outputs, _):
-    """A loss with derivatives of all orders in all outputs."""
+    """Return a loss with derivatives of all orders in all outputs."""
     outputs = outputs[0] if isinstance(outputs, tuple) else outputs
     y = outputs.flatten()
     return (y.sin() * torch.arange(1, len(y) + 1, dtype=y.dtype).cos()).sum() + y.square().mean()
 
 
 def square(h):
-    """(5, 6) to (5, 3, 3), well conditioned and symmetric positive."""
+    """Turn (5, 6) into (5, 3, 3), well conditioned and symmetric positive."""
     a = torch.stack([h[:, :3], h[:, 3:], h[:, ::2]], 1)
     return a @ a.mT + 2 * torch.eye(3, dtype=h.dtype)
 
 
 def general(h):
-    """(5, 6) to (5, 3, 3), well conditioned and not symmetric."""
+    """Turn (5, 6) into (5, 3, 3), well conditioned and not symmetric."""
     return torch.stack([h[:, :3], h[:, 3:], h[:, ::2]], 1) / 2 + 2 * torch.eye(3, dtype=h.dtype)
 
 
@@ -274,7 +274,8 @@ def network_of(name):
 
 
 def copies_of(name):
-    """What makes the network again: by a copy, if it can be copied, as seeding torch takes longer than all else."""
+    """Return what makes the network again: by a copy, if it can be copied, as seeding torch takes longer than all
+    else."""
     network = network_of(name)
     return (lambda: network_of(name)) if name == "utils.weight_norm" else (lambda: copy.deepcopy(network))
 
@@ -285,7 +286,7 @@ def pairs(seed=0):
 
 
 def wrong_numbers(found, make, loss, minibatches):
-    """What is finite and at no step what differences say, to 1e-6 of its size or of what is natural for it."""
+    """Return what is finite and at no step what differences say, to 1e-6 of its size or of what is natural for it."""
     wrong = None
     for step in STEPS:
         apart = _apart(found, by_differences(make, loss, minibatches, found.alpha, step))

@@ -111,7 +111,7 @@ HOLDING = {f.__name__: f for f in (Shared, Caching, hooked, frozen, one_norm_twi
 
 
 def held(thing, depth=0):
-    """Identities and bits of all that is reachable."""
+    """Return identities and bits of all that is reachable."""
     if isinstance(thing, nn.Module):
         return id(thing), type(thing), [(k, held(v, depth + 1)) for k, v in vars(thing).items()]
     if isinstance(thing, torch.Tensor):
@@ -527,7 +527,7 @@ def test_a_stopped_gradient_has_one_meaning_and_is_flagged(name):
     start = [p.detach().clone() for p in own]
 
     def loop(a):
-        """g_1 … g_k and MAML's gradient, by plain autograd on the module's own functions."""
+        """Return g_1 … g_k and MAML's gradient, by plain autograd on the module's own functions."""
         first = [s.clone().requires_grad_() for s in start]
         here, gradients = first, []
         for i, (x, y) in enumerate(minibatches):
@@ -634,7 +634,7 @@ def test_every_quantity_has_agreements_and_a_verdict():
 
 
 def near_start(penalty):
-    """A model with a penalty on how far its parameters are from where they start, its loss, and the start."""
+    """Return a model with a penalty on how far its parameters are from where they start, its loss, and the start."""
     net = seeded(lambda: nn.Linear(3, 4))
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
 

@@ -73,7 +73,7 @@ def run_of(network, weights=REPTILE, **options):
 
 
 def by_plain_torch(net, weights, images, seed=0):
-    """Meta-training as a loop over the module's own parameters; MAML by autograd through its steps."""
+    """Meta-train by a loop over the module's own parameters; MAML by autograd through its steps."""
     phi = {name: p.detach().clone() for name, p in net.named_parameters()}
     for iteration, tasks in enumerate(training_stream(LEARN, images, seed=seed, iterations=range(3), meta_batch=1)):
         point = begin = {name: p.clone().requires_grad_() for name, p in phi.items()}

@@ -24,7 +24,7 @@ KNOWN_ANSWERS = [  # kat_vectors of Random123: counter, key, answer of philox4x3
 
 
 def in_integers(key: tuple[int, ...], counter: tuple[int, ...]) -> tuple[int, ...]:
-    """The published algorithm in unbounded integers."""
+    """Return the published algorithm in unbounded integers."""
     (a, b, c, d), (k, m) = counter, key
     for _ in range(10):
         x, y = 0xD2511F53 * a, 0xCD9E8D57 * c

@@ -40,7 +40,7 @@ def directions(phi, count):
 
 
 def course(loss, phi, batch, along):
-    """The loss, its gradient, and this differentiated along one direction after the other, in reverse mode."""
+    """Return the loss, its gradient, and this differentiated along one direction after the other, in reverse mode."""
     point = phi.clone().requires_grad_()
     found = [loss(point, batch)]
     found.append(torch.autograd.grad(found[-1], point, create_graph=True)[0])

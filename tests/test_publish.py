@@ -74,8 +74,8 @@ HOUR = (
 
 
 def _numbers(claim: dict) -> set[str]:
-    """What may be written of a claim: means and ends of its cases, plain or in points, with 0 to 3 decimals, and the
-    number of seeds."""
+    """Return what may be written of a claim: means and ends of its cases, plain or in points, with 0 to 3 decimals, and
+    the number of seeds."""
     found = {str(len(case["seeds"])) for case in claim["cases"]}
     for case in (*claim["cases"], *claim["control"]["cases"], *claim["shown"]):
         for value in (case["mean"], case["low"], case["high"]):

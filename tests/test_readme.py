@@ -23,7 +23,7 @@ def name_of(path: Path) -> str:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Fenced blocks of one language."""
+    """Return fenced blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
@@ -32,7 +32,7 @@ def without_code(text: str) -> str:
 
 
 def prose_words(text: str) -> list[str]:
-    """Words outside code blocks, tables, HTML comments and the targets of links."""
+    """Return words outside code blocks, tables, HTML comments and the targets of links."""
     text = re.sub(r"<!--.*?-->", "", without_code(text), flags=re.DOTALL)
     text = re.sub(r"\]\([^)]*\)", "]", text)
     lines = [line for line in text.splitlines() if not line.startswith("|")]
@@ -45,7 +45,7 @@ def snippets() -> list[object]:
 
 
 def commands() -> list[object]:
-    """Command lines of this script, without their comments."""
+    """Return command lines of this script, without their comments."""
     found = []
     for path in READMES:
         text = path.read_text()
@@ -56,7 +56,7 @@ def commands() -> list[object]:
 
 
 def slugs(path: Path) -> set[str]:
-    """Anchors of a page's headings, as GitHub makes them."""
+    """Return anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", without_code(path.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -121,7 +121,7 @@ def test_every_claim_is_there_with_its_verdict(texts, page):
 
 
 def _article(texts, claim):
-    """The words of a claim's card, and its part of the Markdown."""
+    """Return the words of a claim's card, and its part of the Markdown."""
     html = texts[0][texts[0].index(f'<article id="{claim}"') :]
     words = " ".join(" ".join(Page(html[: html.index("</article>")]).words).split()).replace(" ,", ",")
     markdown = texts[1][texts[1].index(f"\n### {claim}\n") + 1 :]

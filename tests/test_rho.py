@@ -89,12 +89,12 @@ def test_contrasts_differ_in_one_thing(contrast, of_rho, of_noise):
 
 
 def _wiggle(name, seed):
-    """Something small that differs between arms and seeds."""
+    """Return something small that differs between arms and seeds."""
     return 1e-4 * (sum(map(ord, name)) * seed % 7)
 
 
 def _run(gain, *, seeds=5, profile="smoke"):
-    """Made-up curves from 0.5 by gain(weights) up to the last look, a little more for each seed and arm."""
+    """Return made-up curves from 0.5 by gain(weights) up to the last look, a little more for each seed and arm."""
     last = rho.SCALES[profile].until
 
     def accuracy(job, iteration):

@@ -64,7 +64,7 @@ def _job(source: Source, folder: Path, *, until: int | None = None, keep: tuple[
 
 
 def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What a run left behind, but for how long it took."""
+    """Return what a run left behind, but for how long it took."""
     tensors, record = load_checkpoint(path)
     return tensors, {name: value for name, value in record.items() if name != "seconds"}
 
@@ -88,13 +88,13 @@ def assert_same_state(one: TrainingState, other: TrainingState) -> None:
 
 
 def course(job: Job) -> list[TrainingState]:
-    """The states of a job's run after each iteration, the start included, by the core alone."""
+    """Return the states of a job's run after each iteration, the start included, by the core alone."""
     begin = training.start(job.run)
     return [begin, *training.train(job.run, job.pool("train"), begin)]
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The iterations that are trained from now on."""
+    """Count the iterations that are trained from now on."""
     trained: list[int] = []
     train = training.train
 
@@ -432,7 +432,7 @@ def test_data_that_changed_under_a_run_is_refused(source, tmp_path):
 
 
 def write_old(job: Job, states: list[TrainingState], *, at: int, snapshots: tuple[int, ...], every: int = 3) -> Path:
-    """The file that the version before wrote of a run at an iteration, with phi alone at others."""
+    """Write the file that the version before wrote of a run at an iteration, with phi alone at others."""
     evaluation = {"sampling": asdict(Sampling(n_way=2, shots=1, batch=2, steps=1)), "tasks": 2, "every": every}
     decisive = job.decisive | {"run": asdict(job.run) | {"evaluation": evaluation}}
     key, state = record_digest(decisive), states[at]

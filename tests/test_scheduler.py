@@ -106,7 +106,7 @@ def _jobs(folder: Path, *, seeds: int, iterations: int) -> list[Job]:
 
 
 def noted(job: Job, progress: Progress) -> Outcome:
-    """A run that leaves word of each time it is begun, and by whom."""
+    """Return a run that leaves word of each time it is begun, and by whom."""
     folder = job.folder.parent / "begun"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{job.key} {os.getpid()}").touch()

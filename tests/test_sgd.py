@@ -146,8 +146,8 @@ VARIANTS = (10, "plain"), (10, "another order"), (10, "settled"), (500, "plain")
 
 
 def _table(cosine, gap, *, half=0.05, order=0.0, seeds=16):
-    """Made-up rows: how far minibatches of 10 lie above the full batch in cosine and below it in gap, how far half of
-    the images lies above it in gap, and how far another order lies above the first in cosine."""
+    """Return made-up rows: how far minibatches of 10 lie above the full batch in cosine and below it in gap, how far
+    half of the images lies above it in gap, and how far another order lies above the first in cosine."""
     chance = torch.randn(seeds, generator=torch.Generator().manual_seed(0)).mul(0.001).tolist()
     rows = []
     for seed in range(seeds):

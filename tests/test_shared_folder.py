@@ -18,7 +18,7 @@ FEW_SHOT = ("few_shot", "--profile", "smoke", "--dataset", "glyphs", "--cells", 
 
 
 def written(out: Path) -> dict[str, int]:
-    """When each file of a run or an evaluation was written."""
+    """Return when each file of a run or an evaluation was written."""
     return {path.name: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
 
 

@@ -57,7 +57,7 @@ def test_waves_are_sines_of_the_papers_amplitudes_and_phases():
 
 
 def _module(phi, activation):
-    """The network as torch.nn has it; its weights are the transposes of ours."""
+    """Return the network as torch.nn has it; its weights are the transposes of ours."""
     act = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[activation]
     widths = (1, 64), (64, 64), (64, 1)
     layers = [torch.nn.Linear(*w) for w in widths]
@@ -147,7 +147,7 @@ def test_predicting_zero_leaves_all():
 
 
 def _losses(final, seeds=6):
-    """A made-up table: 1 before the steps, final[initialization] after the last."""
+    """Return a made-up table: 1 before the steps, final[initialization] after the last."""
     rows = []
     for name, last in final.items():
         for seed in range(seeds):

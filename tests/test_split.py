@@ -14,12 +14,12 @@ from reptile_core.datasets.split import ALPHABETS, Split, authors_order, split_c
 
 
 def characters(count: int, drawings: int = 1, size: int = 9) -> np.ndarray:
-    """Random grey images: no two of them are the same, turned or not."""
+    """Return random grey images: no two of them are the same, turned or not."""
     return np.random.default_rng(0).integers(0, 256, (count, drawings, size, size), dtype=np.uint8)
 
 
 def places(part: np.ndarray, images: np.ndarray) -> list[int]:
-    """Which character each of `part` is."""
+    """Return which character each of `part` is."""
     known = {image.tobytes(): i for i, image in enumerate(images)}
     return [known[image.tobytes()] for image in part]
 

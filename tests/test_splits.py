@@ -80,7 +80,7 @@ def test_a_run_that_diverged_says_nothing_of_splits(context, monkeypatch):
 
 
 def _shares(share, shuffled, *, seeds=5, spread=0.002):
-    """Made-up shares of every run and cell, a little larger from run to run; the paper's is 0.02."""
+    """Return made-up shares of every run and cell, a little larger from run to run; the paper's is 0.02."""
     rows = []
     for run in range(2 * seeds):
         for shots in (1, 5):

@@ -29,7 +29,7 @@ EACH = pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 
 
 def draw(sampling: Sampling, *, count: int = COUNT, test_shots: int = 1, seed: int = 0, iteration: int = 0) -> Tasks:
-    """`count` tasks of one iteration."""
+    """Return `count` tasks of one iteration."""
     return sample_tasks(
         sampling,
         classes=CLASSES,
@@ -52,7 +52,7 @@ def assert_same(a: Tasks, b: Tasks) -> None:
 
 
 def examples(part: Examples) -> list[int]:
-    """The pictures of one task."""
+    """Return the pictures of one task."""
     return part.index.tolist()
 
 

@@ -40,7 +40,7 @@ MIX, WEIGHTS = normal(24, 24, seed=4) / 3, normal(24, seed=5)
 
 
 def scalar(f):
-    """A function of a vector that has derivatives of all orders along all directions."""
+    """Return a function of a vector that has derivatives of all orders along all directions."""
 
     def loss(phi):
         y = f((MIX @ phi).tanh().reshape(6, 4)).flatten()
@@ -50,7 +50,7 @@ def scalar(f):
 
 
 def nested(f, modes):
-    """Derivatives along A, B, …, the innermost first, each by forward (F) or reverse mode (R)."""
+    """Return derivatives along A, B, …, the innermost first, each by forward (F) or reverse mode (R)."""
     for mode, v in zip(modes, (A, B, C), strict=False):
         f = _forward(f, v) if mode == "F" else _reverse(f, v)
     return f
@@ -65,7 +65,8 @@ def _reverse(f, v):
 
 
 def central(f, v):
-    """Of fourth order at step 2e-3: truncation 1e-11 and, twice nested, round-off 1e-16 / 4e-6, with room below."""
+    """Return central differences of fourth order at step 2e-3: truncation 1e-11 and, twice nested, round-off 1e-16 /
+    4e-6, with room below."""
     h = 2e-3
     return lambda phi: (8 * (f(phi + h * v) - f(phi - h * v)) - f(phi + 2 * h * v) + f(phi - 2 * h * v)) / (12 * h)
 

@@ -79,7 +79,7 @@ def optimizer_of(run: Run, module: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def naive_reptile(run: Run, *, last_only: bool = False) -> list[Tensor]:
-    """Algorithm 2: phi <- phi + eps 1/n sum_t (W_t - phi), W_t after k steps on task t; phi after each iteration.
+    """Run Algorithm 2: phi <- phi + eps 1/n sum_t (W_t - phi), W_t after k steps on task t; phi after each iteration.
 
     last_only: FOMAML's (W_t - phi_k) in place of (W_t - phi).
     """
@@ -164,7 +164,7 @@ def test_outer_step_is_annealed_linearly(final: float) -> None:
 
 
 def copy(state: TrainingState) -> TrainingState:
-    """Another object with the same bits, as if read from a file."""
+    """Return another object with the same bits, as if read from a file."""
     inner = None if state.inner is None else tuple(tensor.clone() for tensor in state.inner)
     outer = None if state.outer is None else {name: tensor.clone() for name, tensor in state.outer.items()}
     return TrainingState(state.iteration, state.phi.clone(), inner, outer)

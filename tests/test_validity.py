@@ -24,7 +24,7 @@ SCALE = validity.SCALES["quick"]
 
 
 def _quadratic_point(seed=FIRST_SEED):
-    """A point whose two tasks are quadratics, as far as the measurement looks at it."""
+    """Return a point whose two tasks are quadratics, as far as the measurement looks at it."""
     pools = [quadratic(4, seed=task) for task in range(2)]
     run = SimpleNamespace(seed=seed, sampling=None, inner=SimpleNamespace(learning_rate=0.05))
     return pools, SimpleNamespace(
@@ -89,7 +89,8 @@ def test_explained_shares_on_quadratics_are_exact():
 
 
 def _table(q=0.8, cosine=0.5, other=0.1, seeds=SEEDS):
-    """What the term of every step agrees to, a little more for each seed and task; another task's agrees as `other`."""
+    """Return a table: what the term of every step agrees to, a little more for each seed and task; another task's
+    agrees as `other`."""
     levels = {
         "seed": seeds, "iteration": SCALE.iterations, "task": range(4), "i": (2, 3, 4),
         "term": ("own", "another task's"),

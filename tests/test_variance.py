@@ -92,7 +92,7 @@ def test_logs_are_means_over_the_points():
 
 
 def _table(*, last_over_sum=2.0, maml_over_sum=4.0, sum_over_joint=0.5, seeds=SEEDS):
-    """Noise per unit of AvgGrad: g1's is 1, up to a factor for each seed."""
+    """Return a table of noise per unit of AvgGrad: g1's is 1, up to a factor for each seed."""
     rows = []
     for seed in seeds:
         of_rival = exp(0.01 * (seed - SEEDS[2]))

@@ -41,7 +41,7 @@ def touch(path: Path, progress: Progress) -> None:
 
 
 def die_once(path: Path, progress: Progress) -> str:
-    """Its worker is killed the first time; the second time it finds what the first wrote down."""
+    """Kill the worker the first time; the second time find what the first wrote down."""
     if path.exists():
         return "resumed"
     path.touch()

@@ -100,7 +100,7 @@ def test_measures_the_untouched_network(is_last):
 
 
 def _table(**changed):
-    """Every variant at the start and at the end, in two seeds."""
+    """Return a table of every variant at the start and at the end, in two seeds."""
     before = {"accuracy_before": 0.2, "loss_before": 2.0, "accuracy_spread": 0.01}
     end = {
         "accuracy_after": 0.9, "loss_after": 0.1, "accuracy_all": 1e-17, "loss_all": 0.0, "accuracy_one": 0.01,

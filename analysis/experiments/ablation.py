@@ -51,7 +51,7 @@ G1_INSTEAD = Control(kind="foil", words="g1 in the place of the longer one")
 
 
 def _longer(suffix: str, statement: str) -> Claim:
-    """The claim that one family of methods learns faster with more minibatches."""
+    """Return the claim that one family of methods learns faster with more minibatches."""
     return Claim(
         id=f"ablation-more-is-better{suffix}",
         kind="experiment",

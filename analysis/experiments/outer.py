@@ -45,7 +45,7 @@ JOINT_INSTEAD = Control(kind="foil", words="joint training in Reptile's place")
 
 
 def _faster(suffix: str, sources: tuple[str, ...], statement: str, quotation: str) -> Claim:
-    """The claim that Reptile, in one of two forms, learns faster than MAML."""
+    """Return the claim that Reptile, in one of two forms, learns faster than MAML."""
     return Claim(
         id=f"faster-than-maml{suffix}",
         kind="experiment",

@@ -113,11 +113,11 @@ class SweepPoint:
 
     @property
     def overlaps(self) -> bool:
-        """Must a shared tail, cycling, hold samples that were met before?"""
+        """Whether a shared tail, cycling, has to hold samples that were met before."""
         return self.steps * self.batch > SAMPLES
 
     def run_name(self, method: Method) -> str:
-        """Points of two sweeps may be the same runs."""
+        """Return the run's name in tables; points of two sweeps may be the same runs."""
         return f"{method.name}: {self.steps} steps of {self.batch}, outer step {self.outer_step:g}"
 
 
@@ -222,7 +222,7 @@ def evidence(grid: Grid, curves: Curves, iteration: int) -> list[dict[str, Any]]
 def _tails(
     curves: Curves, iteration: int, grid: Grid, points: Sequence[SweepPoint], words: str
 ) -> list[dict[str, Any]]:
-    """What a shared tail loses, where it overlaps earlier minibatches and where it does not."""
+    """Return what a shared tail loses, where it overlaps earlier minibatches and where it does not."""
 
     def lost(shared: Method, points: Sequence[SweepPoint]) -> pd.DataFrame:
         return _contrast(curves, iteration, [(1.0, SEPARATE, points), (-1.0, shared, points)])
@@ -239,7 +239,7 @@ def _tails(
 
 
 def _falls(curves: Curves, iteration: int, points: Sequence[SweepPoint], words: str) -> list[dict[str, Any]]:
-    """How far each method is, where a shared tail overlaps, above where it is at the last point without."""
+    """Return how far each method is, where a shared tail overlaps, above where it is at the last point without."""
     overlapping = [point for point in points if point.overlaps]
     edge = max((point for point in points if not point.overlaps), key=lambda point: point.value)
     found = []
@@ -253,7 +253,7 @@ def _falls(curves: Curves, iteration: int, points: Sequence[SweepPoint], words: 
 def _contrast(
     curves: Curves, iteration: int, terms: Sequence[tuple[float, Method, Sequence[SweepPoint]]]
 ) -> pd.DataFrame:
-    """The contrast of methods' means over points."""
+    """Return the contrast of methods' means over points."""
     weights: dict[tuple[str, int], float] = {}
     for weight, method, points in terms:
         for point in points:

@@ -349,6 +349,6 @@ EXPERIMENT = Experiment(
 def _orders(
     seeds: Sequence[int], purpose: Purpose, count: int, *, iteration: int = 0, task: int = 0
 ) -> Int[Tensor, "seeds count"]:
-    """A permutation for each seed."""
+    """Return a permutation for each seed."""
     keys = [philox.bits(seed, purpose, count, iteration=iteration, task=task) for seed in seeds]
     return philox.permutations(torch.stack(keys))

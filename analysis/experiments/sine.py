@@ -90,7 +90,8 @@ PAIRED = "The control has to be beaten seed by seed, where it had to lie outside
 
 
 def _claims(network: str) -> tuple[Claim, Claim]:
-    """What section 4 says, of one network: the authors' script has tanh, the paper's text ReLU, and they differ."""
+    """Return the claims of section 4 for one network: the authors' script has tanh, the paper's text ReLU, and they
+    differ."""
     quantity = f"squared error on all {POINTS} points after {TEST_STEPS} steps, over that of f = 0 ({network})"
     joint, suffix = "joint training's initialization", JUDGED[network]
     how = f"from {BATCH} points in {TEST_STEPS} steps"
@@ -139,7 +140,7 @@ class Waves:
     order: Int[Tensor, "*tasks points"]
 
     def minibatches(self, count: int, *, size: int) -> list[Minibatch]:
-        """The first `count` disjoint parts of the points in their random order: x, y (*tasks, size, 1)."""
+        """Return the first `count` disjoint parts of the points in their random order: x, y (*tasks, size, 1)."""
         x, y = grid()[self.order], self.y.gather(-1, self.order)
         cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
         return [Minibatch(x[..., cut].unsqueeze(-1), y[..., cut].unsqueeze(-1)) for cut in cuts]

@@ -56,7 +56,7 @@ def processor() -> str:
 
 @cache
 def _of_processor(*names: str) -> str:
-    """What /proc/cpuinfo says under the first of these names; empty where it says nothing."""
+    """Return what /proc/cpuinfo says under the first of these names; empty where it says nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

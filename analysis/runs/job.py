@@ -46,7 +46,7 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """Of what is trained and tested on."""
+        """A digest of what is trained and tested on."""
         return self.content + f", split: {self.split}" * (self.split != "seed")
 
 

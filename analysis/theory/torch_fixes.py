@@ -29,8 +29,8 @@ from analysis.theory.powers_of_norms import POWERS_OF_NORMS
 
 @contextmanager
 def right_derivatives() -> Iterator[None]:
-    """Inside, these functions, and the layers that call them, have right derivatives of any order, and attention is
-    computed step by step. Values stay the same but for round-off; running statistics are read and never updated.
+    """Give these functions, and the layers that call them, right derivatives of any order, and compute
+    attention step by step. Values stay the same but for round-off; running statistics are read and never updated.
 
     Not covered: what torch gets wrong elsewhere, such as forward mode twice through torch.linalg.solve.
     """

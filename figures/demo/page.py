@@ -91,7 +91,7 @@ def sample_tasks(pool: ImagePool, first: int) -> list[dict[str, list[str]]]:
 
 
 async def body(request: Request) -> bytes:
-    """At most MAX_BYTES, however many are sent."""
+    """Return at most MAX_BYTES of a request, however many are sent."""
     received = bytearray()
     async for chunk in request.stream():
         received += chunk

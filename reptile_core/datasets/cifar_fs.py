@@ -61,12 +61,13 @@ class Edition:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a class."""
+        """The shape of a class's images."""
         return self.images, SIZE, SIZE, 3
 
     @property
     def limit(self) -> int:
-        """Most files and folders looked at in one place: macOS doubles the published number by hidden files."""
+        """At most so many files and folders are looked at in one place: macOS doubles the published number by hidden
+        files."""
         return 4 * sum(self.counts) * self.images + 1000
 
 

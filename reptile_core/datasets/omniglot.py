@@ -49,7 +49,8 @@ class Part:
 
     @property
     def limit(self) -> int:
-        """Most files and folders looked at: macOS doubles the published 1.05 per drawing by hidden files."""
+        """At most so many files and folders are looked at: macOS doubles the published 1.05 per drawing by hidden
+        files."""
         return 4 * self.characters * DRAWINGS + 1000
 
 

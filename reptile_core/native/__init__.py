@@ -53,7 +53,7 @@ Argument = Tensor | Sequence[Tensor] | Shape | int | float | None
 
 @lru_cache
 def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
-    """The loops compiled for this type of number, or None where they cannot be had."""
+    """Return the loops compiled for this type of number, or None where they cannot be had."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if os.environ.get("REPTILE_NATIVE") == "0" or compiler is None or os.name != "posix":
         return None
@@ -115,24 +115,24 @@ def prepare(name: str, *arguments: Argument) -> NativeCall:
 
 
 def call(name: str, *arguments: Argument) -> None:
-    """NativeCall a loop once."""
+    """Call a loop once."""
     prepare(name, *arguments)()
 
 
 def meetings(shape: Shape) -> Tensor:
-    """Room for the meetings of every position of an input or an output."""
+    """Allocate room for the meetings of every position of an input or an output."""
     return torch.zeros(shape.height * shape.width * (2 * TAPS + 1), dtype=torch.long)
 
 
 def packing(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Room for the images and outputs that `correlate` packs, and for the pairs of them that meet."""
+    """Allocate room for the images and outputs that `correlate` packs, and for the pairs of them that meet."""
     inside, outside = shape.height * shape.width, shape.out_height * shape.out_width
     packed = torch.zeros(shape.n * (inside * shape.channels + outside * shape.filters), dtype=dtype)
     return packed, torch.zeros(2 * TAPS * outside, dtype=torch.long)
 
 
 def normalize_relu(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(out, normalized, rstd) for x (*lanes, rows, channels) and scale, shift (*lanes, 1, channels)."""
+    """Return (out, normalized, rstd) for x (*lanes, rows, channels) and scale, shift (*lanes, 1, channels)."""
     out, normalized, rstd = torch.empty_like(x), torch.empty_like(x), torch.empty_like(scale)
     call("normalize_relu", x, scale, shift, normalized, rstd, out, _scratch(x), eps, *_extent(x))
     return out, normalized, rstd
@@ -141,7 +141,7 @@ def normalize_relu(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple
 def normalize_relu_backward(
     g: Tensor, out: Tensor, normalized: Tensor, rstd: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients in x, scale and shift."""
+    """Return gradients in x, scale and shift."""
     g_x, g_scale, g_shift = torch.empty_like(g), torch.empty_like(scale), torch.empty_like(scale)
     arrays = (g, out, normalized, rstd, scale, g_x, g_scale, g_shift, _scratch(g))
     call("normalize_relu_backward", *arrays, *_extent(g))
@@ -149,14 +149,14 @@ def normalize_relu_backward(
 
 
 def product_relu(x: Tensor, weight: Tensor) -> Tensor:
-    """max(0, x @ weight) for x (*lanes, rows, size) and weight (*lanes, size, filters)."""
+    """Return max(0, x @ weight) for x (*lanes, rows, size) and weight (*lanes, size, filters)."""
     out = x.new_empty(*x.shape[:-1], weight.shape[-1])
     call("product_relu", x, weight, out, *_extent(x), weight.shape[-1])
     return out
 
 
 def product_relu_backward(g: Tensor, out: Tensor, x: Tensor) -> Tensor:
-    """The gradient in weight."""
+    """Return the gradient in weight."""
     g_weight = g.new_empty(*x.shape[:-2], x.shape[-1], g.shape[-1])
     call("product_relu_backward", g, out, x, g_weight, *_extent(x), g.shape[-1])
     return g_weight
@@ -165,7 +165,7 @@ def product_relu_backward(g: Tensor, out: Tensor, x: Tensor) -> Tensor:
 def adam(
     phi: Tensor, g: Tensor, v: Tensor, *, beta2: float, correction: float, learning_rate: float, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """(phi, v) after a step of Adam with beta1 = 0, v corrected by 1 / correction."""
+    """Return (phi, v) after a step of Adam with beta1 = 0, v corrected by 1 / correction."""
     after, v_after = torch.empty_like(phi), torch.empty_like(v)
     call("adam", phi, g, v, after, v_after, phi.numel(), beta2, correction, learning_rate, eps)
     return after, v_after
@@ -199,7 +199,7 @@ def _scratch(x: Tensor) -> Tensor:
 
 
 def _abilities() -> str:
-    """What this processor can do, where the system tells: code made for one may not run on another."""
+    """Return what this processor can do, where the system tells: code made for one may not run on another."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -13,7 +13,7 @@ from reptile_core.sizes import KERNEL, same_padding, same_size
 
 
 def extent_of(x: Tensor, stride: int, filters: int = 0) -> native.Shape:
-    """The extent of a convolution of images x (*lanes, batch, height, width, channels)."""
+    """Return the extent of a convolution of images x (*lanes, batch, height, width, channels)."""
     *lanes, n, height, width, channels = x.shape
     outputs = same_size(height, stride), same_size(width, stride)
     before = same_padding(height, stride)[0], same_padding(width, stride)[0]
@@ -155,5 +155,5 @@ class ProductReLU(Function):
 
 
 def where_above(out: Tensor, g: Tensor) -> Tensor:
-    """g where out > 0, else 0: linear in g, a constant in out. (Ten times as fast as torch.where on a CPU.)"""
+    """Return g where out > 0, else 0: linear in g, a constant in out. (Ten times as fast as torch.where on a CPU.)"""
     return torch.ops.aten.threshold_backward(g, out.detach(), 0)

@@ -148,7 +148,7 @@ def minibatches(dtype: torch.dtype) -> list[Minibatch]:
 
 
 def measure(calls: dict[tuple[str, str], Call], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Time a call by round, in seconds: each finds its own data in the caches, and short ones are repeated."""
+    """Return the seconds a call takes, by round: each finds its own data in the caches, and short ones are repeated."""
     counts = {name: max(1, round(TURN / timed(call, 1))) for name, call in calls.items()}
     seconds: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
     for _ in range(rounds):

@@ -24,7 +24,7 @@ FACTORS = 1, 2, 4
 
 
 def rows(iterations: int) -> list[str]:
-    """Runs as the script does them, files included, in a worker of their own for each row."""
+    """Time runs as the script does them, files included, in a worker of their own for each row."""
     run = replace(ABLATION, iterations=iterations)
     cases: dict[str, Callable[[int], list[Run]]] = {
         "iterations": lambda n: [replace(run, iterations=n * iterations)],
@@ -46,7 +46,7 @@ def rows(iterations: int) -> list[str]:
 
 
 def work(runs: list[Run]) -> tuple[float, float]:
-    """Seconds for these runs, and the megabytes that this process holds after them."""
+    """Return the seconds for these runs, and the megabytes that this process holds after them."""
     source = Source("glyphs", None, datasets.load("glyphs").content)
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()

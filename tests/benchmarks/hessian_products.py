@@ -32,7 +32,7 @@ OURS = "our gradient"
 
 
 def candidates(batch: int, vectors: int) -> dict[str, tuple[Callable[[], object], int]]:
-    """What is timed, and how many products one call makes."""
+    """Return what is timed, and how many products one call makes."""
     data = minibatch(batch=batch, dtype=torch.float32)
     network = omniglot(N_WAY)
     mean_loss, phi = CrossEntropy(network, reduction="mean"), network.initialize(0)
@@ -63,7 +63,7 @@ def candidates(batch: int, vectors: int) -> dict[str, tuple[Callable[[], object]
 
 
 def measure(timed: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, list[float]]:
-    """Seconds a product, by round; the first round is not counted."""
+    """Return seconds a product, by round; the first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for counted in [False] + [True] * rounds:
         for name, (call, products) in timed.items():

@@ -42,7 +42,7 @@ def images() -> torch.Tensor:
 
 
 def take_turns(plain: Callable[[], object], ours: Callable[[], object], *, rounds: int, seconds: float) -> list[Round]:
-    """Rounds in this process, on one thread; each side is repeated for about so long a turn."""
+    """Time both sides in turns in this process, on one thread; each side is repeated for about so long a turn."""
     torch.set_num_threads(1)
     counts = []
     for side in (plain, ours):
@@ -52,7 +52,7 @@ def take_turns(plain: Callable[[], object], ours: Callable[[], object], *, round
 
 
 def timed(call: Callable[[], object], count: int) -> float:
-    """Seconds a call."""
+    """Return seconds a call."""
     began = time.perf_counter()
     for _ in range(count):
         call()
@@ -60,7 +60,7 @@ def timed(call: Callable[[], object], count: int) -> float:
 
 
 def matrix_peak(seconds: float) -> float:
-    """Floating-point operations a second of a float32 matrix product in this process."""
+    """Return floating-point operations a second of a float32 matrix product in this process."""
     a = torch.randn(1024, 1024)
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
@@ -70,7 +70,7 @@ def matrix_peak(seconds: float) -> float:
 
 
 def everywhere(executor: Executor, workers: int, function: Callable[..., float], *arguments: Any) -> list[float]:
-    """The same call in every worker at once."""
+    """Run the same call in every worker at once."""
     return [future.result() for future in [executor.submit(function, *arguments) for _ in range(workers)]]
 
 
@@ -78,7 +78,8 @@ HEADER = ["| | plain (ms) | ours (ms) | plain / ours | of the matrix product |",
 
 
 def row(name: str, rounds: list[Round], flops: float | None = None) -> str:
-    """A row of the table: medians, and the range of the ratio. flops: of the work's products, if they are counted."""
+    """Return a row of the table: medians, and the range of the ratio. flops: of the work's products, if they are
+    counted."""
     ratios = [r.plain / r.ours for r in rounds]
     share = f"{median(flops / r.ours / r.peak for r in rounds):.0%}" if flops else ""
     return (
@@ -88,5 +89,5 @@ def row(name: str, rounds: list[Round], flops: float | None = None) -> str:
 
 
 def of(run: Run) -> str:
-    """In words: the inner loop of a run."""
+    """Describe the inner loop of a run."""
     return f"batch {run.sampling.batch}, {'SGD' if run.inner.optimizer == 'sgd' else 'Adam'}"

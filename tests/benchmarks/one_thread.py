@@ -28,7 +28,7 @@ def rows(rounds: int, seconds: float) -> list[str]:
 
 
 def inner_step(run: Run) -> tuple[tuple, float]:
-    """Both sides, and the flops of the products."""
+    """Return both sides, and the flops of the products."""
     pool, sampling = images().float(), run.sampling
     model = plain.model_of(sampling.n_way)
     theirs = plain.optimizer_of(run, model)

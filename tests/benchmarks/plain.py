@@ -39,7 +39,7 @@ def optimizer_of(run: Run, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def batches(pool: Tensor, sampling: Sampling, *, spare: int = 0) -> Iterator[Batch]:
-    """Disjoint minibatches of a task; then, of `spare` drawings of each class, one more."""
+    """Return disjoint minibatches of a task; then, of `spare` drawings of each class, one more."""
     chosen, body, rest = random.sample(range(CLASSES), sampling.n_way), [], []
     for label, c in enumerate(chosen):
         drawings = random.sample(range(DRAWINGS), sampling.shots + spare)
@@ -60,7 +60,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> No
 
 
 def iterate(run: Run, iterations: int, threads: int, *, device: str = "cpu") -> float:
-    """Seconds for so many meta-iterations on `threads` threads, or on another device than the CPU."""
+    """Return seconds for so many meta-iterations on `threads` threads, or on another device than the CPU."""
     torch.set_num_threads(threads)
     pool, model = images().float().to(device), model_of(run.sampling.n_way).to(device)
     optimizer = optimizer_of(run, model)
@@ -79,7 +79,7 @@ def iterate(run: Run, iterations: int, threads: int, *, device: str = "cpu") -> 
 
 
 def evaluate(run: Run, model: nn.Module, pool: Tensor, sampling: Sampling) -> float:
-    """One task: adapt to the support, then classify each test example beside it alone."""
+    """Adapt to a task's support set, then classify each test example alone with it."""
     adapted = copy.deepcopy(model)
     optimizer = optimizer_of(run, adapted)
     support = list(batches(pool, Sampling(sampling.n_way, sampling.shots, sampling.n_way * sampling.shots, 1), spare=1))
@@ -107,7 +107,7 @@ def hessian_product(loss: Loss, at: Parameters, v: list[Tensor]) -> list[Tensor]
 
 
 def taylor_terms(losses: list[Loss], at: Parameters, order: int) -> list[list[list[Tensor]]]:
-    """The series of g_1, g_2, … to the first or second order: each term differentiated from nothing."""
+    """Return the series of g_1, g_2, … to the first or second order: each term differentiated from nothing."""
     sums = [[torch.zeros_like(p) for p in at.values()] for _ in range(order)]  # over j < i, of orders 0 and 1
     series = []
     for loss in losses:
@@ -124,7 +124,7 @@ def taylor_terms(losses: list[Loss], at: Parameters, order: int) -> list[list[li
 
 
 def maml(losses: list[Loss], at: Parameters, alpha: float) -> list[Tensor]:
-    """d/dphi_1 L_k(phi_k) through one graph of all inner steps."""
+    """Return d/dphi_1 L_k(phi_k) through one graph of all inner steps."""
     now = at
     for loss in losses[:-1]:
         steps = torch.autograd.grad(loss(now), list(now.values()), create_graph=True)

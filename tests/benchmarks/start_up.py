@@ -33,7 +33,7 @@ CASES = {
 
 
 def rows(rounds: int) -> list[str]:
-    """All cases take turns; the first round, which fills the file system's caches, is not counted."""
+    """Time all cases in turns; the first round, which fills the file system's caches, is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in CASES}
     for counted in [False] + [True] * rounds:
         for name, code in CASES.items():

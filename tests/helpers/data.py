@@ -45,7 +45,8 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 def image_pool(
     *, classes: int = 30, drawings: int = 20, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> ImagePool:
-    """28 x 28 images of 0 and 1: a random pattern for each class, a fifth of its pixels flipped in each drawing."""
+    """Return 28 x 28 images of 0 and 1: a random pattern for each class, a fifth of its pixels flipped in each
+    drawing."""
     g = generator(seed)
     patterns = torch.rand(classes, 1, 28, 28, generator=g) < 0.5
     flips = torch.rand(classes, drawings, 28, 28, generator=g) < 0.2
@@ -60,7 +61,7 @@ def minibatch(
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
 ) -> Minibatch:
-    """Images in [0, 1] and labels, both random."""
+    """Return images in [0, 1] and labels, both random."""
     g = generator(seed)
     x = torch.rand(*lanes, batch, *shape, generator=g, dtype=torch.float64).to(dtype)
     return Minibatch(x, torch.randint(n_way, (*lanes, batch), generator=g))
@@ -78,12 +79,13 @@ def minibatches(
 
 
 def pairs(batches: list[Minibatch] | tuple[Minibatch, ...], *lane: int) -> list[Batch]:
-    """Minibatches as the oracles take them, of one lane."""
+    """Return minibatches as the oracles take them, of one lane."""
     return [(batch.x[lane], batch.y[lane]) for batch in batches]
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """Largest difference relative to the largest number expected: round-off is absolute within one reduction."""
+    """Return the largest difference relative to the largest number expected: round-off is absolute within one
+    reduction."""
     assert found.shape == expected.shape and found.dtype == expected.dtype
     return float(((found - expected).abs().max() / expected.abs().max()).detach())
 

@@ -29,7 +29,7 @@ class Numbers:
 
 
 def by_differences(make, loss, pairs, alpha, step):
-    """Two steps over two minibatches."""
+    """Take two steps over two minibatches."""
     net = make()
     phi = parameters_to_vector(p for p in net.parameters() if p.requires_grad).detach()
     g = torch.Generator().manual_seed(3)
@@ -64,7 +64,7 @@ def by_differences(make, loss, pairs, alpha, step):
     moved = {n: (phi + n * e * d, gradient(phi + n * e * d, 0)) for n in (-2, -1, 1, 2)}
 
     def maml(a):
-        """The slope of L_2(phi - a L_1') along d."""
+        """Return the slope of L_2(phi - a L_1') along d."""
         return _first({n: value(point - a * start, 1) for n, (point, start) in moved.items()}, e)
 
     slopes = {n: maml(n * h) for n in (-2, -1, 0, 1, 2)}

@@ -43,7 +43,7 @@ VERDICTS = {"supported": 1, "refuted": 1, "undecided": len(CLAIMS) - 2}
 
 
 def exact(name: str, value: float, decision: Decision, role: str = "check", data: str = DATA) -> Case:
-    """A theorem's case, whose value stands for itself."""
+    """Return a theorem's case, whose value stands for itself."""
     return Case(name, role, decision, value, value, value, data=data)
 
 
@@ -51,12 +51,12 @@ def case(
     name: str, mean: float, low: float, high: float, decision: Decision = UNDECIDED, role: str = "check",
     data: str = DATA, seeds: tuple[int, ...] = SEEDS,
 ) -> Case:  # fmt: skip
-    """An experiment's case."""
+    """Return an experiment's case."""
     return Case(name, role, decision, mean, low, high, 0.016, 0.004, 600, 1, seeds, data)
 
 
 def verdicts(data: str = DATA) -> list[Verdict]:
-    """A verdict of every claim: one supported, one refuted, the others undecided for four reasons."""
+    """Return a verdict of every claim: one supported, one refuted, the others undecided for four reasons."""
     common: dict[str, Any] = {"epochs": (1,), "profile": "quick", "data": (data,), "look": 1}
     found: dict[str, dict[str, Any]] = {
         THEOREM: {
@@ -123,7 +123,7 @@ def write(out: Path, *, data: str = DATA) -> Path:
 
 
 def draw(out: Path) -> None:
-    """The figure of the ablation."""
+    """Return the figure of the ablation."""
     with style():
         figure, ax = plt.subplots(figsize=(6, 3))
         ax.plot([1, 2])
@@ -133,5 +133,5 @@ def draw(out: Path) -> None:
 
 
 def _amended(claim: Claim) -> Claim:
-    """The claim, of an experiment with words on what was changed."""
+    """Return the claim, of an experiment with words on what was changed."""
     return replace(claim, amended=AMENDED) if claim.kind == "experiment" else claim

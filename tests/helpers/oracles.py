@@ -20,7 +20,7 @@ ACTIVATIONS = {"relu": nn.ReLU, "softplus": nn.Softplus, "tanh": nn.Tanh}
 
 
 def naive_patches(x: Tensor, stride: int) -> Tensor:
-    """TensorFlow's "same" 3 x 3 patches of x (height, width, channels), pixel by pixel."""
+    """Return TensorFlow's "same" 3 x 3 patches of x (height, width, channels), pixel by pixel."""
     height, width, channels = x.shape
     (top, out_height), (left, out_width) = _same(height, stride), _same(width, stride)
     out = x.new_zeros(out_height, out_width, 3, 3, channels)
@@ -32,7 +32,7 @@ def naive_patches(x: Tensor, stride: int) -> Tensor:
 
 
 def _same(size: int, stride: int) -> tuple[int, int]:
-    """Zeros before, and length of the output, by TensorFlow's manual."""
+    """Return zeros before, and length of the output, by TensorFlow's manual."""
     total = max(3 - (size % stride or stride), 0)
     return total // 2, (size + stride - 1) // stride
 
@@ -80,13 +80,13 @@ def mlp_module(widths: Sequence[int], *, activation: str, dtype: torch.dtype = t
 
 
 def learned(module: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that phi holds: all but the inert biases of the convolutions."""
+    """Return the parameters that phi holds: all but the inert biases of the convolutions."""
     inert = {f"{name}.bias" for name, part in module.named_modules() if isinstance(part, nn.Conv2d)}
     return {name: p for name, p in module.named_parameters() if name not in inert}
 
 
 def to_named(module: nn.Module, phi: Tensor) -> dict[str, Tensor]:
-    """phi as the module's tensors, differentiably."""
+    """Return phi as the module's tensors, differentiably."""
     parts = phi.split([p.numel() for p in learned(module).values()])
     return {n: _layout(part, p.shape) for (n, p), part in zip(learned(module).items(), parts, strict=True)}
 
@@ -99,7 +99,7 @@ def _layout(part: Tensor, shape: torch.Size) -> Tensor:
 
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
-    """The module's tensors (or their gradients) as phi is laid out."""
+    """Return the module's tensors (or their gradients) as phi is laid out."""
     return torch.cat([t.permute(*(2, 3, 1, 0) if t.ndim == 4 else range(t.ndim)[::-1]).flatten() for t in tensors])
 
 
@@ -115,7 +115,7 @@ def weights_of(module: nn.Module) -> Tensor:
 
 
 def loss_and_gradient(module: nn.Module, batch: Batch, *, reduction: str) -> tuple[Tensor, Tensor]:
-    """The cross entropy of a batch at the module's weights and its gradient as phi is laid out."""
+    """Return the cross entropy of a batch at the module's weights and its gradient as phi is laid out."""
     module.zero_grad()
     loss = F.cross_entropy(module(batch[0]), batch[1], reduction=reduction)
     loss.backward()
@@ -135,7 +135,7 @@ def sgd(learning_rate: float) -> MakeOptimizer:
 
 
 def adam(learning_rate: float) -> MakeOptimizer:
-    """As the authors use it inside: beta1 = 0."""
+    """Return Adam as the authors use it inside: beta1 = 0."""
     return lambda parameters: torch.optim.Adam(parameters, lr=learning_rate, betas=(0.0, 0.999))
 
 
@@ -165,7 +165,7 @@ def maml_gradient(
     *,
     reduction: str = "sum",
 ) -> Tensor:
-    """d/dphi_1 L_k(phi_k), through k - 1 steps phi_{i+1} = step(phi_i, g_i) whose graph is kept."""
+    """Return d/dphi_1 L_k(phi_k), through k - 1 steps phi_{i+1} = step(phi_i, g_i) whose graph is kept."""
     start = phi.detach().clone().requires_grad_()
 
     def loss(at: Tensor, batch: Batch) -> Tensor:
@@ -192,17 +192,17 @@ class WrittenAdam:
 
 
 def plain_eps(step: float, iteration: int, iterations: int) -> float:
-    """The outer step, annealed linearly to 0."""
+    """Return the outer step, annealed linearly to 0."""
     return step * (iterations - iteration) / iterations
 
 
 def classify_one_by_one(module: nn.Module, test: Tensor, support: Tensor) -> list[int]:
-    """Each test example in one batch with the whole support set (no transduction)."""
+    """Classify each test example in one batch with the whole support set (no transduction)."""
     with torch.no_grad():
         return [int(module(torch.cat([support, x.unsqueeze(0)]))[-1].argmax()) for x in test]
 
 
 def classify_together(module: nn.Module, test: Tensor) -> list[int]:
-    """All test examples of a task in one batch (transduction)."""
+    """Classify all test examples of a task in one batch (transduction)."""
     with torch.no_grad():
         return module(test).argmax(1).tolist()

@@ -54,11 +54,11 @@ def context(
 
 
 def judged(experiment: Experiment, result: Result) -> dict[str, Verdict]:
-    """By claim; seeds belong to the epoch that their number says."""
+    """Return verdicts by claim; seeds belong to the epoch that their number says."""
     evidence = result.evidence.assign(epoch=result.evidence.seed // SEEDS_OF_AN_EPOCH)
     return {verdict.claim.id: verdict for verdict in judge(experiment.claims, evidence)}
 
 
 def verdicts(experiment: Experiment, result: Result) -> dict[str, str]:
-    """By claim."""
+    """Return verdicts by claim."""
     return {claim: str(verdict.decision) for claim, verdict in judged(experiment, result).items()}

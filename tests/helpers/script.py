@@ -53,7 +53,7 @@ class Said:
 
 
 def script(*arguments: object, draw: Callable[..., list[Path]] = lambda *_: []) -> Said:
-    """reproduce.main on these arguments, with the ablation's smoke profile made tiny and nothing drawn, unless by
+    """Run reproduce.main on these arguments, with the ablation's smoke profile made tiny and nothing drawn, unless by
     `draw`."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):

@@ -10,7 +10,7 @@ from figures.demo.weights import Weights
 
 @contextmanager
 def serving(loaded: Weights) -> Iterator[str]:
-    """The page's address while the block runs."""
+    """Serve a page while the block runs, and yield its address."""
     import uvicorn
 
     from figures.demo.page import application

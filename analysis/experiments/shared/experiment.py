@@ -62,7 +62,7 @@ class Context:
 
     @property
     def device_name(self) -> str:
-        """As users call it: one of `job.DEVICES`."""
+        """The device as users call it: one of `job.DEVICES`."""
         return self.device + "-tf32" * self.tf32
 
     def seeds_of(self, count: int, epoch: int = EPOCH) -> list[int]:

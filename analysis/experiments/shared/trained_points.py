@@ -41,7 +41,7 @@ class TrainedPoint:
         return self.iteration == self.job.end
 
     def pool(self, part: Literal["train", "test"], dtype: torch.dtype | None = None) -> ImagePool:
-        """As the job has it."""
+        """Return the images of the job's split."""
         return self.job.pool(part, dtype)
 
     def losses(

@@ -189,7 +189,7 @@ class Probe:
         return [self._moved(loss, g, v) for loss, g, v in cases]
 
     def series(self, maml_way: Way) -> list[Differences]:
-        """For each of g_1 … g_k and MAML its coefficients of alpha^1 …, by differences in alpha of the loop.
+        """Return for each of g_1 … g_k and MAML its coefficients of alpha^1 …, by differences in alpha of the loop.
 
         maml_way: that in which MAML's gradient is held to differences of the adapted loss.
         """

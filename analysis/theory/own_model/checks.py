@@ -116,7 +116,7 @@ def check_loss(on_minibatch: OwnLoss, phi: Vector, i: int, evaluations: int) -> 
 
 
 def evaluations_against_noise(minibatches: int) -> int:
-    """How often to evaluate the loss of each minibatch, so that of a block that is skipped once in ten calls
+    """Return how often to evaluate the loss of each minibatch, so that of a block that is skipped once in ten calls
 
     all evaluations of a minibatch are alike, for all minibatches, with a probability of 0.0005 or less: half of what
     is promised, as the evaluations with derivatives come on top.

@@ -91,7 +91,7 @@ _Calls = dict[int, _LayerCall]  # the first call of each module, by the module's
 
 
 def _near(phi: Vector) -> Vector:
-    """A point a thousandth of its length away in a random direction.
+    """Return a point a thousandth of its length away in a random direction.
 
     Arguments are moved as they move from phi to there: a symmetric matrix stays symmetric.
     """

@@ -196,7 +196,7 @@ def _not_finite(at: Setting, i: int) -> ValueError:
 
 
 def _no_derivative(at: Setting, error: Exception) -> NotImplementedError:
-    """An error that names the layers in which torch has no derivative, and ways out."""
+    """Return an error that names the layers in which torch has no derivative, and ways out."""
     order = at.order + 1 if at.k > 1 else 2
     places = culprits(at.model, at.pool[0], at.phi, order=order, failing=True)
     return NotImplementedError(
