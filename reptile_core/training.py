@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, optim
 
 from reptile_core import evaluation
 from reptile_core.inner_loop import SGD, Adam, InnerOptimizer, Loss, Phi, State
@@ -30,11 +30,20 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 }
 IMAGES = {"omniglot": (28, 28), "mini_imagenet": (84, 84, 3), "cifar_fs": (32, 32, 3)}  # what each of them takes
 
-# torch's optimizers by lower-case name, but for those that need more than a gradient of a vector.
-OUTER_OPTIMIZERS = {
-    name.lower(): kind
-    for name, kind in vars(torch.optim).items()
-    if isinstance(kind, type) and name not in ("Optimizer", "LBFGS", "SparseAdam", "Muon")
+# torch's optimizers that need no more than the gradient of a vector.
+OUTER_OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
+    "adafactor": optim.Adafactor,
+    "adadelta": optim.Adadelta,
+    "adagrad": optim.Adagrad,
+    "adam": optim.Adam,
+    "adamax": optim.Adamax,
+    "adamw": optim.AdamW,
+    "asgd": optim.ASGD,
+    "nadam": optim.NAdam,
+    "radam": optim.RAdam,
+    "rmsprop": optim.RMSprop,
+    "rprop": optim.Rprop,
+    "sgd": optim.SGD,
 }
 
 
@@ -233,7 +242,7 @@ class OuterStep:
 
     def __init__(self, run: Run, state: TrainingState) -> None:
         self.run = run
-        self.optimizer: torch.optim.Optimizer | None = None
+        self.optimizer: optim.Optimizer | None = None
         if run.outer.optimizer != "plain":
             self.parameter = state.phi.clone().requires_grad_()
             self.optimizer = OUTER_OPTIMIZERS[run.outer.optimizer]([self.parameter], lr=run.outer.step)

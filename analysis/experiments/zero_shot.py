@@ -37,7 +37,7 @@ from reptile_core.training import Run, build_network
 NAME = "zero_shot"
 CLAIM_ID = "zero-shot"
 CHUNK = 20  # tasks whose images are in memory together
-CHANCE, LOG_N = 1 / figure_3.N_WAY, log(figure_3.N_WAY)
+CHANCE = 1 / figure_3.N_WAY
 Logits = Float[Tensor, "tasks images n_way"]
 Labels = Int[Tensor, "tasks images"]
 
