@@ -75,6 +75,16 @@ def test_coefficients_meet_the_theorem_and_miss_each_others(k):
     assert abs(found[3].avg_grad_inner - found[1].avg_grad_inner) > 0.9  # MAML is not FOMAML
 
 
+def test_coefficients_are_those_of_least_squares_and_the_same_bits_each_time():
+    first, second, zeroth, slope = (torch.randn(23, dtype=torch.float64, generator=generator(n)) for n in range(4))
+    columns = torch.stack([first, second + 3 * first], -1)  # far from orthogonal
+    found = [measure(lambda t: (zeroth + t * slope).unsqueeze(0), *columns.T, alpha=0.1)[0] for _ in range(20)]
+    assert len(set(found)) == 1
+    expected = [torch.linalg.lstsq(columns, part.unsqueeze(-1)).solution for part in (zeroth, slope)]
+    assert found[0].avg_grad == pytest.approx(expected[0][0].item(), rel=1e-12)
+    assert found[0].avg_grad_inner == pytest.approx(expected[1][1].item(), rel=1e-12)
+
+
 def test_the_papers_table():
     for k in range(1, 6):
         assert predicted(sum_of(k).weights) == (k, -k * (k - 1) / 2)

@@ -179,9 +179,18 @@ def measure(
 
 
 def _project(vector: Vector, first: Vector, second: Vector) -> tuple[float, float]:
-    """Return the coefficients of the least-squares combination of two vectors."""
-    solution = torch.linalg.lstsq(torch.stack([first, second], -1), vector.unsqueeze(-1)).solution
-    return float(solution[0]), float(solution[1])
+    """Return the coefficients of the least-squares combination of two vectors.
+
+    By Gram and Schmidt: the last bits of LAPACK's solution depend on where in memory its workspace happens to be.
+    """
+
+    def share(one: Vector, of: Vector) -> Tensor:
+        return (one * of).sum() / one.square().sum()
+
+    overlap, alone = share(first, second), share(first, vector)
+    own = second - overlap * first
+    b = share(own, vector - alone * first)
+    return float(alone - b * overlap), float(b)
 
 
 def _tree(
