@@ -337,7 +337,7 @@ def run(context: Context, scale: Scale) -> Result:
 EXPERIMENT = Experiment(
     name=NAME,
     shows="outside meta-learning: small minibatches against the full batch at equal training loss",
-    takes={"smoke": "seconds", "quick": "about 1.5 minutes", "paper": "about 5 minutes (no scale of the paper's own)"},
+    takes={"smoke": "seconds", "quick": "about a minute", "paper": "about 5 minutes (no scale of the paper's own)"},
     claims=CLAIMS,
     settings=settings,
     run=run,
