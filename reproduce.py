@@ -22,7 +22,7 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from analysis.again import compare
 from analysis.command_line import listing, parse
 from analysis.ending import FAILURE, guarded
 from analysis.experiments.registry import EXPERIMENTS
-from analysis.experiments.shared.experiment import Experiment, Result
+from analysis.experiments.shared.experiment import Asked, Experiment, Result
 from analysis.plan import Plan, begin_manifest
 from analysis.prepare import plans
 from analysis.results import checksums, folder, ledger, manifest, terminal
@@ -98,6 +98,23 @@ def do(options: argparse.Namespace) -> int:
     return FAILURE if fell or differences else 0
 
 
+@dataclass
+class Done:
+    """What was done so far, by experiment: seconds, processor seconds of the workers where they are known, checksums of
+    the tables. And the content of other data than the script's own, by name."""
+
+    wall_seconds: dict[str, float] = field(default_factory=dict)
+    worker_seconds: dict[str, float] = field(default_factory=dict)
+    tables: dict[str, dict[str, str]] = field(default_factory=dict)
+    other_data: dict[str, str] = field(default_factory=dict)
+
+    def add_time(self, name: str, wall: float, workers: float) -> None:
+        """Add seconds to an experiment's; `workers` is nan or 0 where nobody counts."""
+        self.wall_seconds[name] = round(self.wall_seconds.get(name, 0.0) + wall, 2)
+        if workers > 0:
+            self.worker_seconds[name] = round(self.worker_seconds.get(name, 0.0) + workers, 2)
+
+
 def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     """Write the manifest, run the experiments and print what each found, complete the manifest, write the report.
     Return the verdicts on the claims of what was run, and the manifest."""
@@ -108,26 +125,17 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     sources = list(dict.fromkeys(map(plan.data_line, plan.experiments)))
     where = f"{context.workers.count} workers on {context.device} · results in {plan.out}/"
     print("\n".join([*sources, where]))
-    seconds: dict[str, float] = {}
-    tables: dict[str, dict[str, str]] = {}
-    status = "interrupted"
+    done, status = Done(), "interrupted"
     try:
         with Drawing() as drawing:
             for experiment in plan.experiments:
-                seconds[experiment.name] = run_one(experiment, plan, tables, drawing)
+                run_one(experiment, plan, done, drawing)
             if plan.until_decided:
-                plan = add_seeds(plan, seconds, tables, drawing)
+                plan = add_seeds(plan, done, drawing)
                 record |= {name: begin_manifest(plan)[name] for name in ("options", "experiments")}
         status = "finished"
     finally:
-        record = manifest.complete(
-            record,
-            status=status,
-            wall_seconds=seconds,
-            worker_seconds=context.worked,
-            tables=tables,
-            other_data=context.found,
-        )
+        record = manifest.complete(record, status=status, **vars(done))
         manifest.write(record, path)
     verdicts = plan.verdicts(folder.judge_all(plan.out, claims()))
     print("\n".join(["", *terminal.verdicts(verdicts, colour=terminal.in_colour(sys.stdout))]))
@@ -137,31 +145,31 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     return verdicts, record
 
 
-def run_one(experiment: Experiment, plan: Plan, tables: dict[str, dict[str, str]], drawing: Drawing) -> float:
-    """Run an experiment, write what it found, judge its claims, and print all that; its figures are left to `drawing`.
-    Put the checksums of its tables into `tables`, under its name. Return how many seconds it took."""
-    began, worked = time.perf_counter(), plan.context.workers.processor_seconds()
-    plan.context.begin()
-    result = experiment.result(plan.context_of(experiment))
-    paths = write(experiment, result, plan, time.perf_counter() - began)
-    tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
+def run_one(experiment: Experiment, plan: Plan, done: Done, drawing: Drawing) -> None:
+    """Run an experiment, write what it found, judge its claims, and print and note all that; its figures are left to
+    `drawing`."""
+    workers, context = plan.context.workers, plan.context_of(experiment)
+    began, worked = time.perf_counter(), workers.processor_seconds()
+    result = experiment.result(context)
+    paths = write(experiment, result, plan, context.asked, time.perf_counter() - began)
+    done.tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
+    done.other_data |= context.asked.data
     verdicts = folder.judge_all(plan.out, claims())
     written = [*paths, ledger.write(verdicts, plan.out)]
     drawing.begin(experiment, result, plan)
     mine = [verdict for verdict in verdicts if verdict.claim in experiment.claims]
-    seconds = round(time.perf_counter() - began, 2)
-    plan.context.add_work(experiment.name, plan.context.workers.processor_seconds() - worked)
-    said = [f"\n{experiment.name}, {seconds:,.0f} s", *result.lines, *plan.context.diverged]
+    seconds = time.perf_counter() - began
+    done.add_time(experiment.name, seconds, workers.processor_seconds() - worked)
+    said = [f"\n{experiment.name}, {seconds:,.0f} s", *result.lines, *context.asked.diverged]
     said += terminal.verdicts(mine, colour=terminal.in_colour(sys.stdout))
     print("\n".join([*said, *(f"wrote {path}" for path in written)]))
-    return seconds
 
 
-def write(experiment: Experiment, result: Result, plan: Plan, seconds: float) -> list[Path]:
+def write(experiment: Experiment, result: Result, plan: Plan, asked: Asked, seconds: float) -> list[Path]:
     """Write an experiment's tables, that of its runs included, and, with data, profile and seconds, its evidence;
     return the files."""
-    runs = redo.tabulate(plan.context.asked, plan.context.measured)
-    tables = redo.with_devices(result.tables, plan.context.asked)
+    runs = redo.tabulate(asked.runs, asked.evaluations)
+    tables = redo.with_devices(result.tables, asked.runs)
     if len(runs):
         tables[f"{experiment.name}{redo.SUFFIX}"] = runs
     paths = folder.write_tables(plan.out, tables)
@@ -171,14 +179,14 @@ def write(experiment: Experiment, result: Result, plan: Plan, seconds: float) ->
         result.evidence,
         data=plan.data_line(experiment),
         profile=plan.context.profile,
-        diverged=plan.context.diverged,
+        diverged=asked.diverged,
         seconds=seconds,
         workers=plan.context.workers.count,
     )
     return paths + folder.write_evidence(plan.out, experiment.name, evidence)
 
 
-def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, dict[str, str]], drawing: Drawing) -> Plan:
+def add_seeds(plan: Plan, done: Done, drawing: Drawing) -> Plan:
     """Rerun experiments with more seeds until every claim of theirs that can be decided here is. Return the plan with
     the numbers of seeds at the end."""
     while more := budget.more_seeds(plan.verdicts(folder.judge_all(plan.out, claims())), claims()):
@@ -187,8 +195,7 @@ def add_seeds(plan: Plan, seconds: dict[str, float], tables: dict[str, dict[str,
         plan = replace(plan, seeds=plan.seeds | more)
         for experiment in plan.experiments:
             if experiment.name in more:
-                before = seconds.get(experiment.name, 0.0)
-                seconds[experiment.name] = before + run_one(experiment, plan, tables, drawing)
+                run_one(experiment, plan, done, drawing)
     return plan
 
 

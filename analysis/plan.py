@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.experiments.shared import own_variants
-from analysis.experiments.shared.experiment import Context, Experiment, claims_of
+from analysis.experiments.shared.experiment import Asked, Context, Experiment, claims_of
 from analysis.results import manifest
 from analysis.results.judge import Verdict
 from reptile_core import datasets
@@ -37,10 +37,10 @@ class Plan:
     differences: Sequence[str] = ()
 
     def context_of(self, experiment: Experiment) -> Context:
-        """Return the context of an experiment, with the options that it takes, and its number of seeds where it has one
-        of its own."""
+        """Return the context of an experiment, which has asked for nothing yet, with the options that it takes, and its
+        number of seeds where it has one of its own."""
         seeds = self.seeds.get(experiment.name, self.context.seeds)
-        return replace(self.context, options=experiment.taken(self.options), seeds=seeds)
+        return replace(self.context, options=experiment.taken(self.options), seeds=seeds, asked=Asked())
 
     def verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Return those on the claims of the plan's experiments."""

@@ -31,7 +31,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 IMAGES = {"omniglot": (28, 28), "mini_imagenet": (84, 84, 3), "cifar_fs": (32, 32, 3)}  # what each of them takes
 
 # torch's optimizers that need no more than the gradient of a vector.
-OUTER_OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
+OUTER_OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
     "adafactor": optim.Adafactor,
     "adadelta": optim.Adadelta,
     "adagrad": optim.Adagrad,

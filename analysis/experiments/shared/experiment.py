@@ -29,9 +29,20 @@ OPTIONS = {"cells": "--cells", "iterations": "--iterations", "tail_shots": "--ta
 Measured = tuple[Job, int, Evaluation]  # a run, an iteration of it, and how it is evaluated there
 
 
+@dataclass
+class Asked:
+    """What an experiment has asked for so far: how its runs ended, every evaluation of them, lines that name the runs
+    that ended early, and the content of other data than the script's own, by name."""
+
+    runs: dict[Job, Outcome] = field(default_factory=dict)
+    evaluations: dict[Measured, Accuracies] = field(default_factory=dict)
+    diverged: list[str] = field(default_factory=list)
+    data: dict[str, str] = field(default_factory=dict)
+
+
 @dataclass(frozen=True)
 class Context:
-    """What every experiment is given: scale, data, device, workers, and where runs are kept.
+    """What every experiment is given: scale, data, device, workers, and where runs are kept. It notes what is asked.
 
     source: the data that the script loads. seeds: how many, where the user says so, else the profile's number. epoch:
     which seeds, where the user says so, else those of EPOCH. options: what the user gave of the options that this
@@ -49,16 +60,7 @@ class Context:
     tf32: bool = False
     fresh: bool = False
     trained: set[str] = field(default_factory=set)  # keys of what this invocation has seen to
-    asked: dict[Job, Outcome] = field(default_factory=dict)  # every run of the experiment, and how it ended
-    measured: dict[Measured, Accuracies] = field(default_factory=dict)  # and every evaluation of them
-    diverged: list[str] = field(default_factory=list)  # lines that name the runs that ended early
-    found: dict[str, str] = field(default_factory=dict)  # content of other data than the script's own, by name
-    worked: dict[str, float] = field(default_factory=dict)  # processor seconds of the workers, by experiment
-
-    def add_work(self, name: str, seconds: float) -> None:
-        """Count the processor seconds of an experiment's workers, unless they are not known (nan or 0)."""
-        if seconds > 0:
-            self.worked[name] = round(self.worked.get(name, 0.0) + seconds, 2)
+    asked: Asked = field(default_factory=Asked)
 
     @property
     def device_name(self) -> str:
@@ -84,16 +86,11 @@ class Context:
         job = Job(run, source or self.source, self.runs, name, self.device, self.tf32, until=until, keep=tuple(keep))
         return job if self.fresh else or_of_another_device(job)
 
-    def begin(self) -> None:
-        """Forget what an experiment before this one asked for."""
-        for noted in (self.diverged, self.asked, self.measured):
-            noted.clear()
-
     def find(self, name: str) -> Source:
         """Return other data than these, by name, from where the user keeps these or wherever data are looked for.
         DataError, with the reason, where they are not to be had."""
         source = find(name, self.source.directory, quiet=self.workers.quiet)
-        self.found[name] = source.content
+        self.asked.data[name] = source.content
         return source
 
     def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
@@ -109,8 +106,8 @@ class Context:
                 by_key[job.key] = outcome
         self.trained.update(by_key)
         ended = {job: by_key[job.key].up_to(job.end) for job in jobs}
-        self.diverged.extend(line for line in ended_early(ended) if line not in self.diverged)
-        self.asked.update(ended)
+        self.asked.diverged.extend(line for line in ended_early(ended) if line not in self.asked.diverged)
+        self.asked.runs.update(ended)
         return ended
 
     def evaluate(self, name: str, wanted: Sequence[Measured]) -> dict[Measured, Accuracies]:
@@ -129,7 +126,7 @@ class Context:
         all_of = {}
         for item, chunk_list in parts.items():
             all_of[item] = joined([found[chunk.key] for chunk in chunk_list])
-        self.measured.update(all_of)
+        self.asked.evaluations.update(all_of)
         return all_of
 
     def _is_afresh(self, key: str) -> bool:
