@@ -275,6 +275,10 @@ def _first_case(rows):
     return next(row["cases"][0] for row in rows if row["cases"])
 
 
+def _replace(path, old, new):
+    path.write_text(path.read_text().replace(old, new))
+
+
 BROKEN = {
     "manifest cut": ("manifest.json", _cut),
     "manifest empty": ("manifest.json", lambda path: path.write_bytes(b"")),
@@ -300,9 +304,11 @@ BROKEN = {
     "odd seeds": ("claims.json", lambda path: _edit(path, lambda rows: _first_case(rows).update(seeds=["x"]))),
     "a case without a mean": ("claims.json", lambda path: _edit(path, lambda rows: _first_case(rows).pop("mean"))),
     "no band": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(band=None))),
-    "shown table binary": ("tables/few_shot_layout.csv", lambda path: path.write_bytes(b"\xff\x00\n")),
+    "shown table binary": ("tables/few_shot_summary.csv", lambda path: path.write_bytes(b"\xff\x00\n")),
     "shown table cut": ("tables/ablation_summary.csv", _cut),
     "shown table of other columns": ("tables/ablation_summary.csv", lambda path: path.write_text("a,b\n1,2\n")),
+    "shown table of words": ("tables/few_shot_summary.csv", lambda path: _replace(path, "60.1", "sixty")),
+    "shown table twice": ("tables/few_shot_summary.csv", lambda path: path.write_text(path.read_text() * 2)),
     "figure cut": ("figures/ablation.png", _cut),
     "figure no figure": ("figures/ablation.png", lambda path: path.write_text("nonsense")),
 }

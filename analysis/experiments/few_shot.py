@@ -383,23 +383,6 @@ def _interval(part: pd.DataFrame) -> dict[str, Any]:
     return {"mean": mean, "low": low, "high": high, "seeds": len(part), "tasks": part["count"].sum()}
 
 
-def layout(summary: pd.DataFrame) -> pd.DataFrame:
-    """Return the paper's layout: methods by cells, each "ours ± half its interval (published ± its own)", in %."""
-
-    def words(mean: float, half: float) -> str:
-        return "-" if pd.isna(mean) else f"{mean:.2f} ± {half:.2f}"
-
-    rows = summary.assign(
-        column=[f"{r.benchmark} {r.shots}-shot" for r in summary.itertuples()],
-        entry=[
-            f"{words(r.mean, (r.high - r.low) / 2)} ({words(r.published, r.published_half)})"
-            for r in summary.itertuples()
-        ],
-    )
-    wide = rows.pivot(index="row", columns="column", values="entry")
-    return wide.loc[rows.row.unique(), rows.column.unique()].reset_index()
-
-
 def in_words(method: str, transductive: bool) -> str:
     """Return what the paper's rows are called."""
     return WORDS[method] + (" + transduction" if transductive else "")
@@ -499,7 +482,7 @@ def run(context: Context) -> Result:
     accuracies = table(measured)
     every = summary(accuracies, others)
     unjudged = {t.benchmark.name: t.unjudged(context) for t in trainings}
-    tables = {NAME: accuracies, f"{NAME}_summary": every, f"{NAME}_layout": layout(every)}
+    tables = {NAME: accuracies, f"{NAME}_summary": every}
     found = evidence(accuracies, unjudged, seconds_of(measured, outcomes))
     data = [OTHER_DATA.get(t.benchmark.name, context.source.name) for t in trainings]
     return Result(tables, found, report(every, unjudged), list(dict.fromkeys(data)))

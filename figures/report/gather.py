@@ -22,54 +22,13 @@ from analysis.experiments.shared.experiment import Experiment, claims_of
 from analysis.results import ledger
 from analysis.results.claims import Claim
 from analysis.results.judge import Decision, Verdict
-from analysis.results.tables import ResultsError, read_csv
+from analysis.results.tables import ResultsError
 from figures.report import provenance
+from figures.report.tables import Shown
+from figures.report.tables import shown as tables_of
 
 MADE_UP = "NOT OMNIGLOT"  # begins the line that names data which only stand in for it
 COLOURS = 256  # of the palette that figures are embedded with: flat colours need no more, and a third of the bytes do
-INTERVAL = {"mean": "mean", "low": "from", "high": "to", "seeds": "seeds"}
-BENCHMARKS = {"omniglot-5way": "Omniglot", "omniglot-20way": "Omniglot", "mini-imagenet": "Mini-ImageNet",
-              "cifar-fs": "CIFAR-FS"}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Layout:
-    """A table that the report shows whole. experiment, name: whose and which. columns: what it calls those that it
-    shows. images: what is named by the line of its data, where the experiment has several."""
-
-    experiment: str
-    name: str
-    caption: str
-    columns: Mapping[str, str]
-    images: str = ""
-
-
-def _few_shot(benchmark: str, images: str) -> Layout:
-    columns = (f"{benchmark} 1-shot", f"{benchmark} 5-shot")
-    return Layout(
-        "few_shot",
-        "few_shot_layout",
-        f"Accuracy in % on {images}: measured here ± half a 95 % interval, in brackets as published; - where not",
-        {"row": "method"} | {column: column for column in columns},
-        images,
-    )
-
-
-SHOWN = (
-    Layout(
-        "ablation",
-        "ablation_summary",
-        f"Accuracy after training by meta-gradient: {ledger.MEASURED}",
-        {"variant": "meta-gradient", **INTERVAL},
-    ),
-    *(_few_shot(benchmark, images) for benchmark, images in BENCHMARKS.items()),
-    Layout(
-        "rho",
-        "rho_pairs",
-        f"Difference in accuracy early in training of sums of inner gradients that differ in: {ledger.MEASURED}",
-        {"differ": "differ in", **INTERVAL},
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -107,16 +66,6 @@ class Picture:
     caption: str
     png: bytes
     size: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A table of the report. rows: text or numbers, as many as there are columns. data: the lines that name them."""
-
-    caption: str
-    data: tuple[str, ...]
-    columns: tuple[str, ...]
-    rows: tuple[tuple[Any, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -200,7 +149,7 @@ def _section(
     judged = tuple(_judged(verdicts[claim.id], name, profile) for claim in experiment.claims)
     own = tuple(picture for source, picture in pictures if source == name)
     data = tuple(dict.fromkeys(chain.from_iterable(one.data for one in judged)))
-    shown = tuple(_shown(tables, name, data))
+    shown = tuple(tables_of(tables, name, data))
     runs, files = provenance.runs(tables, name), provenance.files(tables, name)
     return Section(name, experiment.shows, judged, own, shown, provenance.settings(manifest, name), runs, files)
 
@@ -235,26 +184,6 @@ def _pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
 def _words(image: Image.Image, name: str) -> str:
     """Return what a figure's file says under this name, in one line."""
     return " ".join(str(image.info.get(name, "")).split())
-
-
-def _has_measured(row: tuple[Any, ...]) -> bool:
-    """Return whether any cell of a row, after its first, was measured."""
-    return not all(str(cell).startswith("- ") for cell in row[1:])
-
-
-def _shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Shown]:
-    """Yield those of SHOWN that the experiment has written, but for rows of which nothing was measured."""
-    for layout in SHOWN:
-        path = folder / f"{layout.name}.csv"
-        if layout.experiment == experiment and path.exists():
-            table = read_csv(path)
-            if missing := [column for column in layout.columns if column not in table.columns]:
-                raise ResultsError(f"{path}: expected the column {missing[0]!r}, found {', '.join(table.columns)}")
-            every = table[list(layout.columns)].itertuples(index=False, name=None)
-            rows = tuple(row for row in every if _has_measured(row))
-            own = tuple(line for line in data if layout.images.lower() in line.lower())
-            if rows:
-                yield Shown(layout.caption, own, tuple(layout.columns.values()), rows)
 
 
 def _manifest(path: Path) -> dict[str, Any] | None:

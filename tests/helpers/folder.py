@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from analysis.results.claims import Claim
 from analysis.results.folder import write_tables
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, Case, Decision, SeedPlan, Verdict
 from figures.report.gather import MADE_UP
+from figures.report.tables import BENCHMARKS, ENTRY
 from figures.style import finish, save, stamp, style
 
 DATA = "Data: Omniglot, 1,623 characters × 20 drawings · profile: quick"
@@ -109,13 +111,12 @@ def verdicts(data: str = DATA) -> list[Verdict]:
 def write(out: Path, *, data: str = DATA) -> Path:
     """Fill a folder as a run does, but for its runs and figures."""
     summary = {"variant": ["g1", "g1+g2"], "mean": [0.6, 0.9], "low": [0.5, 0.8], "high": [0.7, 1.0], "seeds": [3, 3]}
-    layout = {"row": ["Reptile"], **{f"cifar-fs {shots}-shot": ["60.1 ± 0.5 [-]"] for shots in (1, 5)}}
-    layout |= {
-        f"{name} {shots}-shot": ["- [97.68]"]
-        for name in ("omniglot-5way", "omniglot-20way", "mini-imagenet")
-        for shots in (1, 5)
-    }
-    tables = {"ablation_summary": pd.DataFrame(summary), "few_shot_layout": pd.DataFrame(layout)}
+    cells = []
+    for benchmark in BENCHMARKS:
+        interval = (60.1, 59.6, 60.6, nan) if benchmark == "cifar-fs" else (nan, nan, nan, 97.68)
+        place = [(benchmark, "Reptile", shots, *interval, 0.04) for shots in (1, 5)]
+        cells += [dict(zip(ENTRY, cell, strict=True)) for cell in place]
+    tables = {"ablation_summary": pd.DataFrame(summary), "few_shot_summary": pd.DataFrame(cells)}
     write_tables(out, tables)
     ledger.write(verdicts(data), out)
     (out / "manifest.json").write_text(json.dumps(MANIFEST))
