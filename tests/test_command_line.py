@@ -46,7 +46,7 @@ def test_a_manifest_is_enough_to_get_the_same_tables(done: Path, tmp_path: Path)
     then, now = (manifest.read(path) for path in (done, tmp_path / "now" / "manifest.json"))
     assert manifest.work(then) == manifest.work(now)
     moved = tmp_path / "moved.json"
-    done.rename(moved)  # its tables need not lie beside it
+    done.rename(moved)  # its tables need not be next to it
     assert script("--from", moved, "--quiet", "--out", tmp_path / "now").code == 0
 
 

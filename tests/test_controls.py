@@ -564,7 +564,7 @@ VOIDS: dict[str, tuple[Void, str]] = {
 
 
 def _always_failing(claim: Claim) -> Void:
-    """Return a foil that any treatment beats, or that lies outside a band with two ends."""
+    """Return a foil that any treatment beats, or that is outside a band with two ends."""
     return lambda check: _everywhere(check, -10.0 if claim.direction > 0 else 10.0)
 
 

@@ -89,7 +89,7 @@ def test_a_cell_of_the_tables_is_evaluated_at_the_end() -> None:
 
 @pytest.mark.parametrize(("cores", "seconds"), [(1, 12), (2, 7), (3, 5), (64, 5)])
 def test_runs_are_handed_out_longest_first(cores: int, seconds: float) -> None:
-    """5, then 3 beside it, then 2 on the second core, then 2: on two cores (5 + 2, 3 + 2)."""
+    """5, then 3 with it, then 2 on the second core, then 2: on two cores (5 + 2, 3 + 2)."""
     assert cost.makespan([2, 5, 3, 2], cores) == seconds
 
 

@@ -39,7 +39,7 @@ from tests.test_runs import RUN, assert_same_run
 FULL = bool(os.environ.get("REPTILE_FULL"))
 ROOT = Path(__file__).parents[1]
 COMMAND = [sys.executable, "reproduce.py", "ablation", "--profile", "smoke", "--dataset", "glyphs", "--quiet"]
-# The script, in a child that is forked whenever it is told to: libraries and data are loaded once. It says the child's
+# The script, in a child that is forked on request: libraries and data are loaded once. It says the child's
 # number, and once it is asked, how the child ended.
 FORKS = """
 import os, sys, torch

@@ -252,8 +252,8 @@ def test_mini_imagenet_from_a_folder_of_the_users(context, monkeypatch, tmp_path
     assert set(result.evidence.role) == {"shown"}  # five colours are not the published classes
     assert set(result.evidence.data) == {"Mini-ImageNet"}
     assert result.data == ["Mini-ImageNet"]
-    beside = replace(context, source=replace(context.source, directory=tmp_path / "data"))
-    assert beside.find("mini_imagenet").directory == tmp_path / "data"
+    near = replace(context, source=replace(context.source, directory=tmp_path / "data"))
+    assert near.find("mini_imagenet").directory == tmp_path / "data"
     elsewhere = replace(context, source=replace(context.source, directory=tmp_path))
     assert elsewhere.find("mini_imagenet").directory is None  # found by $REPTILE_DATA
 

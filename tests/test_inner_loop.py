@@ -69,7 +69,7 @@ def test_state_makes_a_difference(optimizer: str) -> None:
     again = next(inner_loop(LOSS, phi, batches, mine, first.state))
     afresh = next(inner_loop(LOSS, phi, batches, mine))
     assert torch.equal(afresh.after, first.after)
-    # the same gradient twice: v is (1 - 0.999^2) g^2, corrected to g^2, up to round-off and eps beside small g
+    # the same gradient twice: v is (1 - 0.999^2) g^2, corrected to g^2, up to round-off and eps next to small g
     assert_close(again.after - phi, first.after - phi, 0.01)
     other = next(inner_loop(LOSS, phi, minibatches(1, dtype=torch.float32, seed=5), mine, first.state))
     fresh = next(inner_loop(LOSS, phi, minibatches(1, dtype=torch.float32, seed=5), mine))

@@ -9,7 +9,7 @@ from scipy.stats import chi2
 
 from reptile_core.philox import Purpose, bits, distinct, permutations, philox, uniform
 
-FALSE_ALARM = 1e-4  # of each chi-square below, were its seed drawn anew; the seeds are fixed
+FALSE_ALARM = 1e-4  # of each chi-square below, if its seed were drawn again; the seeds are fixed
 FULL = 0xFFFFFFFF
 
 KNOWN_ANSWERS = [  # kat_vectors of Random123: counter, key, answer of philox4x32-10

@@ -61,7 +61,7 @@ def test_an_epoch_meets_every_image_once(data):
 
 
 def test_full_batch_is_plain_gradient_descent_to_the_target(data, start):
-    """Seed by seed, and the end point's loss lies at the target, on the segment of the last step."""
+    """Seed by seed, and the end point's loss is the target, on the segment of the last step."""
     target = 1.5
     end, steps = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=500, target=target)
     for seed in range(len(SEEDS)):
@@ -147,7 +147,7 @@ VARIANTS = (10, "plain"), (10, "another order"), (10, "settled"), (500, "plain")
 
 def _table(cosine, gap, *, half=0.05, order=0.0, seeds=16):
     """Return made-up rows: how far minibatches of 10 lie above the full batch in cosine and below it in gap, how far
-    half of the images lies above it in gap, and how far another order lies above the first in cosine."""
+    half of the images is above it in gap, and how far another order is above the first in cosine."""
     chance = torch.randn(seeds, generator=torch.Generator().manual_seed(0)).mul(0.001).tolist()
     rows = []
     for seed in range(seeds):

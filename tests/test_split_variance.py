@@ -34,16 +34,16 @@ def test_finds_the_variance_of_effects_that_add_up_under_noise():
 
 
 def test_split_error_is_the_spread_of_means_over_splits_of_finitely_many_classes():
-    """300 splits of 60 classes, 20 of which test: their means over all tasks, beside what one of them tells of it."""
+    """300 splits of 60 classes, 20 of which test: their means over all tasks, and what one of them says of it."""
     rng, every, test, n = np.random.default_rng(1), 60, 20, 4
     effects = rng.normal(0, 0.05, every)
-    means, told = [], []
+    means, said = [], []
     for _ in range(300):
         split = rng.permutation(every)[:test]
         classes = _tasks(rng, 400, n, test)
         means.append(n * effects[split].mean())  # over all tasks of these classes
-        told.append(split_error(effects[split][classes].sum(1), classes, test=test, every=every) ** 2)
-    assert np.sqrt(np.mean(told)) == pytest.approx(np.std(means), rel=0.1)  # 4 % is its own error over 300 splits
+        said.append(split_error(effects[split][classes].sum(1), classes, test=test, every=every) ** 2)
+    assert np.sqrt(np.mean(said)) == pytest.approx(np.std(means), rel=0.1)  # 4 % is its own error over 300 splits
 
 
 def test_without_effects_there_is_none():

@@ -12,7 +12,7 @@ from reptile_core.tasks import Examples, ImagePool, Sampling, Tasks, sample_task
 from tests.helpers.data import image_pool
 
 CLASSES, DRAWINGS, COUNT = 30, 20, 40
-FALSE_ALARM = 1e-4  # of each chi-square below, were its seed drawn anew; the seeds are fixed
+FALSE_ALARM = 1e-4  # of each chi-square below, if its seed were drawn again; the seeds are fixed
 
 SAMPLINGS = {
     "one batch": Sampling(5, 5, 25, 1),

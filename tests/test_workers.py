@@ -101,14 +101,14 @@ def test_lines_say_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch, capsys:
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     lines, resumed = Lines("runs", 100), Lines("more", 100, done=50)
-    told = []
+    said = []
     for seconds, show, done in (
         (29, lines, 10), (61, lines, 34), (62, lines, 50), (70, resumed, 50), (100, resumed, 75), (200, lines, 100)
     ):  # fmt: skip
         now[0] = 1000.0 + seconds
         show.tell(done)
-        told.append(capsys.readouterr().err)
-    assert told == [
+        said.append(capsys.readouterr().err)
+    assert said == [
         "",
         "runs: 34 % after 61 s, about 118 s left\n",
         "",
@@ -147,7 +147,7 @@ def test_what_a_killed_worker_left_undone_is_done_by_another(tmp_path: Path) -> 
         assert workers.map("numbers", twice, [1, 2, 3], sizes=[1, 5, 3]) == [2, 4, 6]
 
 
-def test_deaths_without_end_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deaths_without_end_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs_workers, "ATTEMPTS", 2)
     with (
         pytest.raises(BrokenProcessPool, match="deaths: expected workers that live"),

@@ -1,4 +1,4 @@
-"""Whole-machine throughput of meta-training, sampling included: processes of one thread a core beside a plain loop.
+"""Whole-machine throughput of meta-training, sampling included: processes of one thread a core, next to a plain loop.
 
     python -m tests.benchmarks.throughput [--rounds N] [--seconds S] [--threads N]
 
