@@ -5,6 +5,7 @@ import re
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import reproduce
@@ -99,6 +100,24 @@ def test_every_number_that_the_readme_cites_is_the_published_one(run: str, least
         allowed = _numbers(claims[id])
         for number in re.findall(r"(?<![\w=])-?\d+(?:\.\d+)?", words.replace("k = 4", "")):
             assert number in allowed, f"{id}: {number}"
+
+
+def test_figure_3s_page_has_the_numbers_of_its_tables() -> None:
+    claims = {claim["id"]: claim for claim in _verdicts("figure_3_to_5000")}
+    page = (PUBLISHED / "README.md").read_text()
+    section = page[page.index("\n## Figure 3") : page.index("\n## Omniglot")]
+    cited = CITED.findall(section)
+    assert {id for id, _ in cited} == {id for id, claim in claims.items() if claim["cases"]}
+    for id, words in cited:
+        assert set(re.findall(r"-?\d+\.\d+", words)) <= _numbers(claims[id]), id
+        assert ("undecided" in words) == (claims[id]["verdict"] == "undecided"), id
+    intervals = pd.read_csv(PUBLISHED / "figure_3_to_5000" / "tables" / "ablation_intervals.csv")
+    for variant, curve in intervals.set_index("iteration").groupby("variant"):
+        looks = [curve.loc[iteration, ["mean", "low", "high"]] * 100 for iteration in (1_000, 5_000)]
+        cells = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in looks]
+        assert f"| {variant} | {' | '.join(cells)} |" in section
+    seconds = json.loads((PUBLISHED / "figure_3_to_5000" / "manifest.json").read_text())["wall_seconds"]["ablation"]
+    assert f"took {seconds / 60:.0f} minutes" in section
 
 
 def test_an_hours_verdicts_are_those_of_the_default_run_or_decide_more() -> None:
