@@ -120,6 +120,17 @@ def test_figure_3s_page_has_the_numbers_of_its_tables() -> None:
     assert f"took {seconds / 60:.0f} minutes" in section
 
 
+def test_what_is_cited_of_the_papers_scale_is_published() -> None:
+    claims = {claim["id"]: claim for claim in _verdicts("paper")}
+    page = (PUBLISHED / "README.md").read_text()
+    section = page[page.index("[At the paper's own scale]") : page.index("\n## Figure 3")]
+    cited = re.findall(r"`([a-z0-9-]+)`:\s([^;)]*)[;)]", section)
+    assert len(cited) == 4
+    for id, words in cited:
+        assert set(re.findall(r"\d+\.\d+", words)) <= _numbers(claims[id]), id
+        assert ("undecided" in words) == (claims[id]["verdict"] == "undecided"), id
+
+
 def test_an_hours_verdicts_are_those_of_the_default_run_or_decide_more() -> None:
     decided = {claim["id"]: claim["verdict"] for claim in _verdicts("quick") if claim["verdict"] != "undecided"}
     hour = {claim["id"]: claim["verdict"] for claim in _verdicts("hour")}
