@@ -107,8 +107,7 @@ def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
         for ax, quantity in zip(axes[:, column], ("cosine", "inner_product"), strict=True):
             grid = part.pivot(index="row", columns="column", values=quantity)
             top = 1 if quantity == "cosine" else grid.abs().to_numpy().max()
-            bare = {"xticklabels": False, "yticklabels": False}  # placing a label a minibatch would take seconds
-            sns.heatmap(grid, ax=ax, vmin=-top, vmax=top, cmap="RdBu_r", square=True, cbar_kws={"shrink": 0.7}, **bare)
+            sns.heatmap(grid, ax=ax, vmin=-top, vmax=top, cmap="RdBu_r", square=True, cbar_kws={"shrink": 0.7})
             ax.collections[0].colorbar.ax.tick_params(labelsize=7.5)
             edges = range(0, len(grid), size)
             for edge in edges[1:]:
