@@ -89,6 +89,11 @@ def _verdicts(run: str) -> list[dict]:
     return json.loads((PUBLISHED / run / "claims.json").read_text())
 
 
+def _section(begins: str, ends: str) -> str:
+    page = (PUBLISHED / "README.md").read_text()
+    return page[page.index(begins) : page.index(ends)]
+
+
 @pytest.mark.parametrize(("run", "least"), [("quick", 6), ("hour", 4)])
 def test_every_number_that_the_readme_cites_is_the_published_one(run: str, least: int) -> None:
     claims = {claim["id"]: claim for claim in _verdicts(run)}
@@ -102,33 +107,32 @@ def test_every_number_that_the_readme_cites_is_the_published_one(run: str, least
             assert number in allowed, f"{id}: {number}"
 
 
-def test_figure_3s_page_has_the_numbers_of_its_tables() -> None:
-    claims = {claim["id"]: claim for claim in _verdicts("figure_3_to_5000")}
-    page = (PUBLISHED / "README.md").read_text()
-    section = page[page.index("\n## Figure 3") : page.index("\n## Omniglot")]
-    cited = CITED.findall(section)
-    assert {id for id, _ in cited} == {id for id, claim in claims.items() if claim["cases"]}
+@pytest.mark.parametrize(
+    ("run", "begins", "ends", "count"),
+    [
+        ("paper", "[At the paper's own scale]", "\n## Figure 3", 4),
+        ("figure_3_to_5000", "\n## Figure 3", "\n## Omniglot", 6),
+    ],
+)
+def test_every_number_that_the_page_cites_is_the_published_one(run: str, begins: str, ends: str, count: int) -> None:
+    claims = {claim["id"]: claim for claim in _verdicts(run)}
+    cited = CITED.findall(_section(begins, ends))
+    assert len(cited) == count
     for id, words in cited:
         assert set(re.findall(r"-?\d+\.\d+", words)) <= _numbers(claims[id]), id
         assert ("undecided" in words) == (claims[id]["verdict"] == "undecided"), id
-    intervals = pd.read_csv(PUBLISHED / "figure_3_to_5000" / "tables" / "ablation_intervals.csv")
-    for variant, curve in intervals.set_index("iteration").groupby("variant"):
-        looks = [curve.loc[iteration, ["mean", "low", "high"]] * 100 for iteration in (1_000, 5_000)]
-        cells = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in looks]
+
+
+def test_figure_3s_table_is_the_published_one() -> None:
+    section, folder = _section("\n## Figure 3", "\n## Omniglot"), PUBLISHED / "figure_3_to_5000"
+    measured = {claim["id"] for claim in _verdicts("figure_3_to_5000") if claim["cases"]}
+    assert {id for id, _ in CITED.findall(section)} == measured
+    for variant, curve in pd.read_csv(folder / "tables" / "ablation_intervals.csv").groupby("variant"):
+        looks = curve.set_index("iteration").loc[[1_000, 5_000], ["mean", "low", "high"]] * 100
+        cells = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in looks.to_numpy()]
         assert f"| {variant} | {' | '.join(cells)} |" in section
-    seconds = json.loads((PUBLISHED / "figure_3_to_5000" / "manifest.json").read_text())["wall_seconds"]["ablation"]
+    seconds = json.loads((folder / "manifest.json").read_text())["wall_seconds"]["ablation"]
     assert f"took {seconds / 60:.0f} minutes" in section
-
-
-def test_what_is_cited_of_the_papers_scale_is_published() -> None:
-    claims = {claim["id"]: claim for claim in _verdicts("paper")}
-    page = (PUBLISHED / "README.md").read_text()
-    section = page[page.index("[At the paper's own scale]") : page.index("\n## Figure 3")]
-    cited = re.findall(r"`([a-z0-9-]+)`:\s([^;)]*)[;)]", section)
-    assert len(cited) == 4
-    for id, words in cited:
-        assert set(re.findall(r"\d+\.\d+", words)) <= _numbers(claims[id]), id
-        assert ("undecided" in words) == (claims[id]["verdict"] == "undecided"), id
 
 
 def test_an_hours_verdicts_are_those_of_the_default_run_or_decide_more() -> None:

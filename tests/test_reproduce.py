@@ -2,12 +2,15 @@
 
 import json
 import os
+from math import nan
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 
 import reproduce
 from analysis.experiments.registry import EXPERIMENTS
+from analysis.experiments.shared.experiment import Asked, Experiment, Result
 from analysis.paper import figure_3
 from analysis.plan import begin_manifest
 from analysis.results.manifest import read, work, write
@@ -195,6 +198,29 @@ def test_an_experiment_may_have_data_of_its_own(tmp_path):
     both = plan.data_line(plan.experiments[0], ("glyphs", "CIFAR-FS"))
     assert both == images.replace(" · profile", "; CIFAR-FS · profile")
     assert plan.data_line(plan.experiments[0], ("CIFAR-FS",)) == "Data: CIFAR-FS · profile: smoke"
+
+
+def test_what_is_done_is_noted_and_each_experiment_has_asked_for_nothing_yet(tmp_path):
+    def run(context):
+        assert context.asked == Asked()
+        context.asked.data["photographs"] = "0f"
+        return Result({"made_up": pd.DataFrame({"x": [1.0]})})
+
+    (plan,) = reproduce.plans(reproduce.parse(["sgd", "--profile", "smoke", "--out", str(tmp_path)]))
+    one = Experiment(name="made_up", shows="", takes={}, claims=(), settings=lambda _: {}, run=run)
+    done = reproduce.Done()
+    for _ in range(2):
+        reproduce.run_one(one, plan, done, SimpleNamespace(begin=lambda *_: None))
+    assert done.other_data == {"photographs": "0f"}
+    assert done.tables["made_up"].keys() == {"made_up.csv"}
+
+
+def test_times_of_an_experiment_add_up():
+    done = reproduce.Done()
+    done.add_time("sgd", 1.5, nan)
+    done.add_time("sgd", 2.0, 3.0)
+    done.add_time("sgd", 2.5, 4.0)
+    assert (done.wall_seconds, done.worker_seconds) == ({"sgd": 6.0}, {"sgd": 7.0})
 
 
 def test_seeds_are_added_until_it_is_decided(tmp_path, monkeypatch):

@@ -24,6 +24,7 @@ from analysis.paper import figure_3, quotes
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows, tabulate
 from analysis.results.tables import over_seeds
+from analysis.runs.job import Job
 from reptile_core.meta_gradients import average, last, sum_of
 from reptile_core.training import Outer, Run
 
@@ -113,17 +114,13 @@ def methods(context: Context) -> tuple[str, ...]:
     return tuple(method for method in METHODS if method not in LEFT_OUT.get(context.profile, ()))
 
 
-def validation(context: Context, scale: Scale, others: Sequence[tuple[str, Run]]) -> pd.DataFrame:
-    """Try each of Adam's steps on the seed set aside: columns step, accuracy (after the last look).
-
-    others: runs that are trained in the same go, so that no worker waits for the last of these few.
-    """
-    choosing = replace(scale, looks=scale.looks[-1:], tasks=VALIDATION_TASKS[context.profile])
-    name = f"{NAME}: choosing Adam's step"
+def validation(context: Context, scale: Scale, also: Sequence[Job]) -> pd.DataFrame:
+    """Try each of Adam's steps on the seed set aside: columns step, accuracy (after the last look). also: as in
+    `measure`."""
+    scale = replace(scale, looks=scale.looks[-1:], tasks=VALIDATION_TASKS[context.profile])
     runs = [(f"{step:g}", configure(ADAM, VALIDATION_SEED, adam_step=step)) for step in ADAM_STEPS]
-    context.train(name, [*jobs_of(context, runs, choosing), *jobs_of(context, others, scale)])
-    found = measure(context, name, runs, choosing, at_start=False).accuracy
-    ends = [float(found[label, VALIDATION_SEED, choosing.until].mean()) for label, _ in runs]
+    found = measure(context, f"{NAME}: choosing Adam's step", runs, scale, at_start=False, also=also).accuracy
+    ends = [float(found[name, VALIDATION_SEED, scale.until].mean()) for name, _ in runs]
     return pd.DataFrame({"step": ADAM_STEPS, "accuracy": ends})
 
 
@@ -176,7 +173,7 @@ def run(context: Context, scale: Scale) -> Result:
     for seed, method in everything:
         if method not in (ADAM, JOINT):  # Joint training is short, and fills up what Adam's runs leave of the time.
             meanwhile.append((method, configure(method, seed, adam_step=ADAM_STEPS[0])))
-    chosen = validation(context, scale, meanwhile)
+    chosen = validation(context, scale, jobs_of(context, meanwhile, scale))
     step = float(chosen.step[chosen.accuracy.idxmax()])  # of equals the smallest
 
     runs = []

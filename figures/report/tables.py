@@ -1,7 +1,7 @@
 """The tables that the report shows whole, and how they are laid out there."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ class Layout:
     columns: Mapping[str, str]
     images: str = ""
     arrange: Callable[[pd.DataFrame], pd.DataFrame] | None = None
-    of: tuple[str, ...] = field(default=())
+    of: tuple[str, ...] = ()
 
 
 def papers(summary: pd.DataFrame, benchmark: str) -> pd.DataFrame:
@@ -53,7 +53,8 @@ def papers(summary: pd.DataFrame, benchmark: str) -> pd.DataFrame:
     for cell in mine.itertuples():
         ours, published = _words(cell.mean, (cell.high - cell.low) / 2), _words(cell.published, cell.published_half)
         entries.append(f"{ours} ({published})")
-    wide = mine.assign(entry=entries, column=_shots(mine.shots)).pivot(index="row", columns="column", values="entry")
+    columns = mine.shots.astype(str) + "-shot"
+    wide = mine.assign(entry=entries, column=columns).pivot(index="row", columns="column", values="entry")
     return wide.loc[mine.row.unique()].reset_index()
 
 
@@ -81,10 +82,6 @@ def shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Show
 
 def _words(mean: float, half: float) -> str:
     return "-" if pd.isna(mean) else f"{mean:.2f} ± {half:.2f}"
-
-
-def _shots(shots: pd.Series) -> pd.Series:
-    return shots.astype(str) + "-shot"
 
 
 def _of_benchmark(benchmark: str, images: str) -> Layout:

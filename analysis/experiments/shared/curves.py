@@ -118,15 +118,16 @@ def measure(
     looks: Mapping[str, Sequence[int]] | None = None,
     sampling: Sampling = EVALUATION,
     at_start: bool = True,
+    also: Sequence[Job] = (),
 ) -> Curves:
     """Train all runs, each with what tables call it, and evaluate them at the start and after each look.
 
     looks: iterations of some of the variants, by name, where they are not the scale's. at_start: False where nothing
-    is asked of the start.
+    is asked of the start. also: jobs that are trained together with these, so that no worker waits for the last of few.
     """
     looks = looks or {}
     jobs = jobs_of(context, runs, scale, looks)
-    outcomes = context.train(name, jobs)
+    outcomes = context.train(name, [*jobs, *also])
     wanted = {}
     for job in jobs:
         for iteration in (*((0,) if at_start else ()), *looks.get(job.variant, scale.looks)):
