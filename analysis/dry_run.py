@@ -138,7 +138,7 @@ def _line(one: Left, rate: float, workers: int, profile: str) -> str:
 
 
 def _iterations_left(job: Job) -> int:
-    """Return iterations from where the job's file stands to its end."""
+    """Return the iterations from where the job's file stands to its end."""
     stored = store.load(job)
     if stored is None:
         return job.end

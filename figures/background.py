@@ -1,4 +1,4 @@
-"""Figures that are drawn while other work goes on. Plotting libraries are loaded there too, as this takes seconds."""
+"""Figures that are drawn while other work goes on. Plotting libraries take seconds to load, so this module does not."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module

@@ -50,7 +50,7 @@ def lane_bytes(run: Run) -> int:
 
 
 def _in_blocks(run: Run) -> int:
-    """Return numbers that the blocks of a network of the paper keep for one image."""
+    """Return how many numbers the blocks of a network of the paper keep for one image."""
     numbers, size = 0, IMAGES[str(run.network)][0]
     full = 4 if run.network != "omniglot" else 1  # pooled blocks are convolved at full size
     shapes = build_network(run).shapes

@@ -36,7 +36,7 @@ NAME = "sgd"
 TRAINING_IMAGES = 500  # the other 1,297 test
 SMALL, FULL = 10, TRAINING_IMAGES
 LEARNING_RATE = 0.3  # on the mean loss: both reach the target in about as many steps, seen on the training loss alone
-LANES = 10  # seeds of one piece of work: what more of them hold no longer fits into a core's cache
+LANES = 10  # seeds of one piece of work: with 40 at once, a seed takes nearly twice as long
 BISECTIONS = 40  # more than float32 can tell apart
 NETWORK = mlp((64, 32, 10), activation="tanh")  # smooth, as the theory has it
 PLAIN, REORDERED, SETTLED, HALVED = "plain", "another order", "settled", "half of the images"

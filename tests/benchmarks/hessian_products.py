@@ -63,7 +63,7 @@ def candidates(batch: int, vectors: int) -> dict[str, tuple[Callable[[], object]
 
 
 def measure(timed: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, list[float]]:
-    """Return seconds a product, by round; the first round is not counted."""
+    """Return the seconds that a product takes, by round; the first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for counted in [False] + [True] * rounds:
         for name, (call, products) in timed.items():

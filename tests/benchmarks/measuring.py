@@ -52,7 +52,7 @@ def take_turns(plain: Callable[[], object], ours: Callable[[], object], *, round
 
 
 def timed(call: Callable[[], object], count: int) -> float:
-    """Return seconds a call."""
+    """Return the seconds that a call takes."""
     began = time.perf_counter()
     for _ in range(count):
         call()
@@ -60,7 +60,7 @@ def timed(call: Callable[[], object], count: int) -> float:
 
 
 def matrix_peak(seconds: float) -> float:
-    """Return floating-point operations a second of a float32 matrix product in this process."""
+    """Return the floating-point operations a second of a float32 matrix product in this process."""
     a = torch.randn(1024, 1024)
     began, count = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:

@@ -60,7 +60,7 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> No
 
 
 def iterate(run: Run, iterations: int, threads: int, *, device: str = "cpu") -> float:
-    """Return seconds for so many meta-iterations on `threads` threads, or on another device than the CPU."""
+    """Return the seconds that so many meta-iterations take on `threads` threads, or on another device than the CPU."""
     torch.set_num_threads(threads)
     pool, model = images().float().to(device), model_of(run.sampling.n_way).to(device)
     optimizer = optimizer_of(run, model)

@@ -21,7 +21,7 @@ from tests.benchmarks.measuring import HEADER, SETTINGS, Round, everywhere, imag
 
 
 def our_iterations(run: Run, seconds: float) -> float:
-    """Return meta-iterations a second of this project's core in this process."""
+    """Return the meta-iterations a second of this project's core in this process."""
     stream = training.train(run, ImagePool(images()), training.start(run))
     next(stream)
     began, count = time.perf_counter(), 0

@@ -232,7 +232,8 @@ def _floor(like: Tensor) -> float:
 
 
 def _jump(whole: Tensor, half: Tensor, step: float, n: int) -> float:
-    """Return what kinks within the step add to a quotient, from even(h) = (f(h) - 2 f(0) + f(-h)) / 2 h^2 at two h.
+    """Return what kinks within the step add to a quotient, from even(h) = (f(h) - 2 f(0) + f(-h)) / 2 h^2
+    at h and h / 2.
 
     2 h even(h) is the difference of the slopes on both sides. With h it falls by half where f is smooth, so that twice
     the half less the whole is what does not fall: a jump of the slope, or thrice a jump of f over h. In second order a
