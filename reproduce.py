@@ -1,20 +1,23 @@
-"""Reproduce the experiments of "On First-Order Meta-Learning Algorithms" (Nichol, Achiam, Schulman 2018).
+"""Reproduce the experiments of "On First-Order Meta-Learning Algorithms" (Nichol, Achiam, Schulman
+2018).
 
-python reproduce.py                           all experiments, quick profile, Omniglot if it can be had
-python reproduce.py theory                    the theorems alone
-python reproduce.py ablation --profile paper  the learning curves of figure 3 at the paper's own scale
-python reproduce.py --list                    what there is, what it shows and how long it takes
-python reproduce.py --from manifest.json      rerun a manifest and compare its tables bit by bit; --only RUN: one run
+python reproduce.py                           all experiments, quick profile, Omniglot if it can be
+had python reproduce.py theory                    the theorems alone python reproduce.py ablation
+--profile paper  the learning curves of figure 3 at the paper's own scale python reproduce.py --list
+what there is, what it shows and how long it takes python reproduce.py --from manifest.json
+rerun a manifest and compare its tables bit by bit; --only RUN: one run
 """
 
 import signal
 import sys
 
 if (
-    (__name__ == "__main__" or sys.argv[0].endswith("reptile-verify"))  # which imports this where it is installed
+    # Which imports this where it is installed.
+    (__name__ == "__main__" or sys.argv[0].endswith("reptile-verify"))
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it at once while libraries load, which takes seconds
+    # Ctrl-C ends it at once while libraries load, which takes seconds.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
 import contextlib
@@ -43,7 +46,8 @@ from figures.background import Drawing
 
 # Modules with a main(arguments) of their own.
 COMMANDS = {"report": "figures.report", "demo": "figures.demo", "publish": "figures.publish"}
-COME_LAST = ("scipy.special", "figures.drawing", COMMANDS["report"])  # needed at the end, loaded while others work
+# Needed at the end, loaded while others work.
+COME_LAST = ("scipy.special", "figures.drawing", COMMANDS["report"])
 
 
 def claims() -> dict[str, tuple[Claim, ...]]:
@@ -91,7 +95,12 @@ def do(options: argparse.Namespace) -> int:
                     differences += compare(plan, record)
     if options.json:
         records = [ledger.as_record(verdict) for verdict in verdicts]
-        summary = {"out": str(todo[-1].out), "manifest": record, "claims": records, "differences": differences}
+        summary = {
+            "out": str(todo[-1].out),
+            "manifest": record,
+            "claims": records,
+            "differences": differences,
+        }
         print(json.dumps(summary, indent=2, ensure_ascii=False))
     theorems = [verdict for verdict in verdicts if verdict.claim.kind == "theorem"]
     fell = options.strict and not all(verdict.decision == SUPPORTED for verdict in theorems)
@@ -100,8 +109,8 @@ def do(options: argparse.Namespace) -> int:
 
 @dataclass
 class Done:
-    """What was done so far, by experiment: seconds, processor seconds of the workers where they are known, checksums of
-    the tables. And the content of other data than the script's own, by name."""
+    """What was done so far, by experiment: seconds, processor seconds of the workers where they are
+    known, checksums of the tables. And the content of other data than the script's own, by name."""
 
     wall_seconds: dict[str, float] = field(default_factory=dict)
     worker_seconds: dict[str, float] = field(default_factory=dict)
@@ -116,8 +125,8 @@ class Done:
 
 
 def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
-    """Write the manifest, run the experiments and print what each found, complete the manifest, write the report.
-    Return the verdicts on the claims of what was run, and the manifest."""
+    """Write the manifest, run the experiments and print what each found, complete the manifest,
+    write the report. Return the verdicts on the claims of what was run, and the manifest."""
     path, context = plan.out / "manifest.json", plan.context
     record = begin_manifest(plan, folder.manifest_there(plan.out))
     manifest.write(record, path)
@@ -146,8 +155,8 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
 
 
 def run_one(experiment: Experiment, plan: Plan, done: Done, drawing: Drawing) -> None:
-    """Run an experiment, write what it found, judge its claims, and print and note all that; its figures are left to
-    `drawing`."""
+    """Run an experiment, write what it found, judge its claims, and print and note all that; its
+    figures are left to `drawing`."""
     workers, context = plan.context.workers, plan.context_of(experiment)
     began, worked = time.perf_counter(), workers.processor_seconds()
     result = experiment.result(context)
@@ -165,9 +174,11 @@ def run_one(experiment: Experiment, plan: Plan, done: Done, drawing: Drawing) ->
     print("\n".join([*said, *(f"wrote {path}" for path in written)]))
 
 
-def write(experiment: Experiment, result: Result, plan: Plan, asked: Asked, seconds: float) -> list[Path]:
-    """Write an experiment's tables, that of its runs included, and, with data, profile and seconds, its evidence;
-    return the files."""
+def write(
+    experiment: Experiment, result: Result, plan: Plan, asked: Asked, seconds: float
+) -> list[Path]:
+    """Write an experiment's tables, that of its runs included, and, with data, profile and seconds,
+    its evidence; return the files."""
     runs = redo.tabulate(asked.runs, asked.evaluations)
     tables = redo.with_devices(result.tables, asked.runs)
     if len(runs):
@@ -187,8 +198,8 @@ def write(experiment: Experiment, result: Result, plan: Plan, asked: Asked, seco
 
 
 def add_seeds(plan: Plan, done: Done, drawing: Drawing) -> Plan:
-    """Rerun experiments with more seeds until every claim of theirs that can be decided here is. Return the plan with
-    the numbers of seeds at the end."""
+    """Rerun experiments with more seeds until every claim of theirs that can be decided here is.
+    Return the plan with the numbers of seeds at the end."""
     while more := budget.more_seeds(plan.verdicts(folder.judge_all(plan.out, claims())), claims()):
         lines = [f"{name}: {count} seeds, to decide more" for name, count in more.items()]
         print("\n" + "\n".join(lines))

@@ -7,13 +7,17 @@ from analysis.results import checksums, manifest
 
 
 def compare(plan: Plan, record: dict[str, Any]) -> list[str]:
-    """Print and return lines that name the tables, and the other data, which are not those of the manifest that the
-    plan reruns. record: the manifest of the rerun, complete."""
+    """Print and return lines that name the tables, and the other data, which are not those of the
+    manifest that the plan reruns. record: the manifest of the rerun, complete."""
     if plan.again is None or plan.again_from is None:
         raise ValueError("plan: expected one that reruns a manifest, found none to rerun")
     then = plan.again.get("tables", {})
-    lines = checksums.compare(then, plan.again_from / "tables", plan.out / "tables", record["tables"])
-    lines += manifest.differences(plan.again.get("other_data", {}), record["other_data"], "other data")
+    lines = checksums.compare(
+        then, plan.again_from / "tables", plan.out / "tables", record["tables"]
+    )
+    lines += manifest.differences(
+        plan.again.get("other_data", {}), record["other_data"], "other data"
+    )
     same = sum(record["tables"].get(name) == digest for name, digest in then.items())
     print("\n".join(["", f"{same} of {len(then)} tables are the same, bit for bit", *lines]))
     return lines

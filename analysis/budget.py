@@ -1,9 +1,10 @@
 """How many seeds, and of which experiments, decide most claims in a given time.
 
-Means and spreads are those of an earlier run's ledger, of other seeds, and costs those that it measured. From nothing,
-the step (an experiment's next number of seeds) with the largest gain in the expected number of decided claims per
-second is taken, until the time is spent. Runs that experiments share are paid once. Then everything is run, and judged
-once, on seeds of another epoch than the pilot's.
+Means and spreads are those of an earlier run's ledger, of other seeds, and costs those that it
+measured. From nothing, the step (an experiment's next number of seeds) with the largest gain in the
+expected number of decided claims per second is taken, until the time is spent. Runs that
+experiments share are paid once. Then everything is run, and judged once, on seeds of another epoch
+than the pilot's.
 
     python -m analysis.budget results/quick    make the pilot from output folders
 """
@@ -39,8 +40,8 @@ from reptile_core.checkpoints import load_checkpoint
 from reptile_core.meta_gradients import average, figure_3, last, sum_of
 
 PILOT = Path(__file__).parent / "pilot"  # claims.json and costs.csv of an earlier run
-# Of the seeds that a budget is spent on, unless the user names another. It was fixed before anybody looked at epoch 8;
-# the pilot has epoch 6, and rho is judged on epoch 7 by default.
+# Of the seeds that a budget is spent on, unless the user names another. It was fixed before anybody
+# looked at epoch 8; the pilot has epoch 6, and rho is judged on epoch 7 by default.
 EPOCH = 8
 # Which of figure 3's runs an experiment shares with others.
 SUM, AVERAGE, JOINT = sum_of(4).name, average(4).name, last(1).name
@@ -57,17 +58,20 @@ MAX_AT_ONCE = 20  # seeds that are added in one round of --until-decided
 
 @dataclass(frozen=True)
 class Cost:
-    """What an experiment takes on one core: fixed seconds, seconds a seed of its own, and seconds a seed of each of the
-    runs that it shares with others, by their names."""
+    """What an experiment takes on one core: fixed seconds, seconds a seed of its own, and seconds a
+    seed of each of the runs that it shares with others, by their names."""
 
     fixed: float
     seed: float
     runs: Mapping[str, float]
 
 
-def choose(names: Sequence[str], seconds: float, *, workers: int, pilot: Path = PILOT) -> dict[str, int]:
-    """Return the number of seeds of each experiment worth running, of those named; 1 of experiments whose claims are
-    theorems, which more seeds do not decide. UsageError where the time does not suffice for anything."""
+def choose(
+    names: Sequence[str], seconds: float, *, workers: int, pilot: Path = PILOT
+) -> dict[str, int]:
+    """Return the number of seeds of each experiment worth running, of those named; 1 of experiments
+    whose claims are theorems, which more seeds do not decide. UsageError where the time does not
+    suffice for anything."""
     verdicts, costs = ledger.read(pilot), read_costs(pilot / "costs.csv")
     by_experiment = _claims_of(verdicts, costs)
     chosen: dict[str, int] = {}
@@ -78,13 +82,17 @@ def choose(names: Sequence[str], seconds: float, *, workers: int, pilot: Path = 
         chosen[name] = count
         left -= price
     if not chosen:
-        raise UsageError(f"--budget: expected time for at least one experiment, found {seconds:g} seconds")
+        raise UsageError(
+            f"--budget: expected time for at least one experiment, found {seconds:g} seconds"
+        )
     return chosen
 
 
-def more_seeds(verdicts: Iterable[Verdict], claims: Mapping[str, Sequence[Claim]]) -> dict[str, int]:
-    """Return how many seeds each experiment needs in all for what is still undecided and can be decided; empty if
-    there is nothing left to do."""
+def more_seeds(
+    verdicts: Iterable[Verdict], claims: Mapping[str, Sequence[Claim]]
+) -> dict[str, int]:
+    """Return how many seeds each experiment needs in all for what is still undecided and can be
+    decided; empty if there is nothing left to do."""
     owner: dict[str, str] = {}
     for name, group in claims.items():
         owner.update({claim.id: name for claim in group})
@@ -101,8 +109,8 @@ def more_seeds(verdicts: Iterable[Verdict], claims: Mapping[str, Sequence[Claim]
 
 
 def power(verdict: Verdict, seeds: int) -> float:
-    """Return the probability that so many fresh seeds decide a claim, were mean and spread of its cases as in a
-    verdict."""
+    """Return the probability that so many fresh seeds decide a claim, were mean and spread of its
+    cases as in a verdict."""
     if seeds < LEAST_SEEDS or not verdict.cases:
         return 0.0
     depths = [_depth(_mean(case), verdict.claim.band) for case in verdict.cases]
@@ -112,8 +120,9 @@ def power(verdict: Verdict, seeds: int) -> float:
 
 
 def measure_costs(folder: Path) -> pd.DataFrame:
-    """Return what each experiment of a finished run took, as `read_costs` reads it. A shared run is paid by the first
-    that asked for it; what else an experiment took is its own, an equal share for each seed."""
+    """Return what each experiment of a finished run took, as `read_costs` reads it. A shared run is
+    paid by the first that asked for it; what else an experiment took is its own, an equal share for
+    each seed."""
     record = manifest.read(folder / "manifest.json")
     runs = _seconds_of_runs(folder / "runs")
     paid: set[str] = set()
@@ -137,14 +146,18 @@ def _seconds_of_runs(folder: Path) -> dict[str, float]:
     for path in sorted(folder.glob("*.safetensors")):
         _, record = load_checkpoint(path)
         run, name = record["run"], record["variant"]
-        if name in known and run["iterations"] == ITERATIONS and run["outer"]["optimizer"] == "plain":
+        if (
+            name in known
+            and run["iterations"] == ITERATIONS
+            and run["outer"]["optimizer"] == "plain"
+        ):
             found.setdefault(name, []).append(record["seconds"])
     return {name: sum(seconds) / len(seconds) for name, seconds in found.items()}
 
 
 def read_costs(path: Path) -> dict[str, Cost]:
-    """Read costs: a table with the columns experiment, what ("fixed", "seed", or the name of a shared run) and
-    seconds."""
+    """Read costs: a table with the columns experiment, what ("fixed", "seed", or the name of a
+    shared run) and seconds."""
     table = pd.read_csv(path)
     costs = {}
     for name, part in table.groupby("experiment", sort=False):
@@ -171,8 +184,8 @@ def _best_step(
     verdicts: Mapping[str, Sequence[Verdict]],
     left: float,
 ) -> tuple[str, int, float] | None:
-    """Return the experiment, its number of seeds and the price of the step that decides most per second; None where no
-    step is worth taking or can be paid."""
+    """Return the experiment, its number of seeds and the price of the step that decides most per
+    second; None where no step is worth taking or can be paid."""
     best: tuple[float, tuple[str, int, float]] | None = None
     for name in names:
         has = chosen.get(name, 0)
@@ -189,15 +202,16 @@ def _best_step(
 
 
 def _gain(verdict: Verdict, has: int, count: int) -> float:
-    """Return what more seeds add to the expected number of decided claims. A theorem is decided as soon as it is
-    run."""
+    """Return what more seeds add to the expected number of decided claims. A theorem is decided as
+    soon as it is run."""
     if verdict.claim.kind == "theorem":
         return float(not has)
     return power(verdict, count) - power(verdict, has)
 
 
 def _price(chosen: Mapping[str, int], name: str, count: int, costs: Mapping[str, Cost]) -> float:
-    """Return seconds of one core for a step, less what other experiments have paid of the runs that they share."""
+    """Return seconds of one core for a step, less what other experiments have paid of the runs that
+    they share."""
     cost, has = costs[name], chosen.get(name, 0)
     price = (cost.fixed if not has else 0.0) + cost.seed * (count - has)
     for run, seconds in cost.runs.items():
@@ -207,8 +221,8 @@ def _price(chosen: Mapping[str, int], name: str, count: int, costs: Mapping[str,
 
 
 def _power_of_control(verdict: Verdict, seeds: int) -> float:
-    """Return the probability that every control fails, as it must: 1 where they did in the pilot, 0 where there are
-    none."""
+    """Return the probability that every control fails, as it must: 1 where they did in the pilot, 0
+    where there are none."""
     if verdict.control == "failed":
         return 1.0
     depths = [_depth_of_control(verdict, control) for control in verdict.controls] or [0.0]
@@ -216,8 +230,8 @@ def _power_of_control(verdict: Verdict, seeds: int) -> float:
 
 
 def _depth_of_control(verdict: Verdict, control: Case) -> float:
-    """Return how clearly a control fails, in standard deviations over seeds. A pilot holds no paired differences, so
-    a foil's is taken as one of independent values."""
+    """Return how clearly a control fails, in standard deviations over seeds. A pilot holds no
+    paired differences, so a foil's is taken as one of independent values."""
     claim = verdict.claim
     if claim.control.band is not None:
         return _depth(_mean(control), claim.control.band)
@@ -226,26 +240,31 @@ def _depth_of_control(verdict: Verdict, control: Case) -> float:
     found = _mean(control)
     depths = []
     for rival in map(_mean, rivals(verdict.cases, control)):
-        difference = Mean(rival.n, claim.direction * (rival.mean - found.mean), hypot(rival.deviation, found.deviation))
+        difference = Mean(
+            rival.n,
+            claim.direction * (rival.mean - found.mean),
+            hypot(rival.deviation, found.deviation),
+        )
         depths.append(_depth(difference, (0.0, inf)))
     return min(depths)
 
 
 def _mean(case: Case) -> Mean:
-    """Return a case's mean, whose standard deviation counts as no smaller than the error over tasks; 0 where neither
-    is known."""
+    """Return a case's mean, whose standard deviation counts as no smaller than the error over
+    tasks; 0 where neither is known."""
     known = [value for value in (case.sd, case.task_error) if isfinite(value)]
     return Mean(len(case.seeds), case.mean, max(known, default=0.0))
 
 
 def _depth(mean: Mean, band: Band) -> float:
-    """Return how far a mean is inside a band, in standard deviations over seeds; 0 where these are not known."""
+    """Return how far a mean is inside a band, in standard deviations over seeds; 0 where these are
+    not known."""
     return mean.depth(band) if mean.deviation > 0 else 0.0
 
 
 def measure_effects(folder: Path) -> list[Verdict]:
-    """Return the verdicts of a finished run on the claims of its experiments, whatever the epoch of its seeds: a pilot
-    judges nothing, so seeds that shaped a criterion count in it."""
+    """Return the verdicts of a finished run on the claims of its experiments, whatever the epoch of
+    its seeds: a pilot judges nothing, so seeds that shaped a criterion count in it."""
     from analysis.experiments.registry import EXPERIMENTS
 
     names = manifest.read(folder / "manifest.json")["experiments"]
@@ -257,7 +276,9 @@ def measure_effects(folder: Path) -> list[Verdict]:
 
 def main() -> None:
     """Make the pilot from output folders, each with experiments of its own."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
     folders = parser.parse_args().folders
     PILOT.mkdir(exist_ok=True)

@@ -17,30 +17,50 @@ from reptile_core.datasets.split import SPLIT_KINDS
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 DESCRIPTION = """\
-Check the claims of "On First-Order Meta-Learning Algorithms" (Nichol, Achiam, Schulman 2018) by running them.
+Check the claims of "On First-Order Meta-Learning Algorithms" (Nichol, Achiam, Schulman 2018) by
+running them.
 
-An experiment computes tables and draws figures. Its claims are judged from them, over seeds, each with a control that
-must fail. Everything goes to results/PROFILE/: report.html first, then claims.json, figures/, tables/ and
-manifest.json. A run may be interrupted at any moment; the same command resumes it, to the same bits."""
+An experiment computes tables and draws figures. Its claims are judged from them, over seeds, each
+with a control that must fail. Everything goes to results/PROFILE/: report.html first, then
+claims.json, figures/, tables/ and manifest.json. A run may be interrupted at any moment; the same
+command resumes it, to the same bits."""
 
 EXAMPLES = """\
 examples:
-  python reproduce.py                           all experiments, quick profile, Omniglot if it can be had
-  python reproduce.py --list                    what there is, what it shows and how long it takes
-  python reproduce.py theory --strict           the theorems alone: about two minutes
-  python reproduce.py --budget 30m              spend half an hour where it decides most
-  python reproduce.py --until-decided           add seeds until every claim that can be decided here is
-  python reproduce.py ablation --profile paper  the learning curves of figure 3 at the paper's own scale
-  python reproduce.py few_shot --profile paper --dry-run       what that would train, what is there, hours for the rest
-  python reproduce.py --from manifest.json      rerun a manifest and compare its tables bit by bit
-  python reproduce.py sine --from manifest.json      one experiment of it alone
-  python reproduce.py --from manifest.json --only "ablation/g1+g2/2000"      one run of it alone
-  python reproduce.py theory --json | jq        claims and verdicts for another program
-  python reproduce.py report                    rebuild the report from existing results; --out DIR for another folder
-  python reproduce.py publish results/quick     tables, figures and ledger as a page to show
-  python reproduce.py demo                      draw three things in a browser and see them learnt; demo --help
+  python reproduce.py
+      all experiments, quick profile, on Omniglot where it can be downloaded
+  python reproduce.py --list
+      the experiments, what each shows and how long it takes
+  python reproduce.py theory --strict
+      the theorems alone: about two minutes
+  python reproduce.py --budget 30m
+      spend half an hour where it decides most
+  python reproduce.py --until-decided
+      add seeds until every claim that can be decided here is
+  python reproduce.py ablation --profile paper
+      the learning curves of figure 3 at the paper's own scale
+  python reproduce.py few_shot --profile paper --dry-run
+      what that would train, what is there already, and hours for the rest
+  python reproduce.py --from manifest.json
+      rerun a manifest and compare its tables bit by bit
+  python reproduce.py sine --from manifest.json
+      rerun one experiment of it
+  python reproduce.py --from manifest.json --only "ablation/g1+g2/2000"
+      rerun one training run of it
+  python reproduce.py theory --json | jq
+      claims and verdicts for another program
+  python reproduce.py report
+      rebuild the report from existing results; --out DIR for another folder
+  python reproduce.py publish results/quick
+      tables, figures and ledger as a page to show
+  python reproduce.py demo
+      draw three things in a browser and see them learnt; demo --help
 
-exit codes: 0 done; 1 a fault, or not what --strict or --from asked for; 2 invalid arguments; 130 interrupted"""
+exit codes:
+  0    done
+  1    a fault, or not what --strict or --from asked for
+  2    invalid arguments
+  130  interrupted"""
 
 
 Group = argparse._ArgumentGroup
@@ -69,38 +89,62 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _add_what(what: Group) -> None:
     what.add_argument(
-        "experiments", nargs="*", metavar="EXPERIMENT", help=f"which ones: {', '.join(EXPERIMENTS)} (default: all)"
+        "experiments",
+        nargs="*",
+        metavar="EXPERIMENT",
+        help=f"which ones: {', '.join(EXPERIMENTS)} (default: all)",
     )
     what.add_argument(
         "--profile",
         choices=PROFILES,
-        help="scale: smoke checks the installation, in two minutes; quick decides most claims, in 20 to 25; "
-        "paper is the paper's scale, in hours to days (default: quick)",
+        help=(
+            "scale: smoke checks the installation, in two minutes; quick decides most claims, in "
+            "20 to 25; paper is the paper's scale, in hours to days (default: quick)"
+        ),
     )
-    what.add_argument("--seeds", type=int, metavar="N", help="how many; finished ones are reused (default: profile's)")
+    what.add_argument(
+        "--seeds",
+        type=int,
+        metavar="N",
+        help="how many; finished ones are reused (default: profile's)",
+    )
     what.add_argument(
         "--epoch",
         type=int,
         metavar="N",
-        help="which seeds: 1000 N, 1000 N + 1, …; another epoch is an independent replication (default: the claims')",
+        help=(
+            "which seeds: 1000 N, 1000 N + 1, …; another epoch is an independent replication "
+            "(default: the claims')"
+        ),
     )
     what.add_argument(
         "--budget",
         type=seconds,
         metavar="TIME",
-        help="choose experiments and seeds that decide most claims in this time (30m, 2h), by the means, spreads and "
-        "costs of an earlier run",
+        help=(
+            "choose experiments and seeds that decide most claims in this time (30m, 2h), by the "
+            "means, spreads and costs of an earlier run"
+        ),
     )
     what.add_argument(
         "--until-decided",
         action="store_true",
-        help="add seeds until every claim that can be decided here is, and say what the rest would cost",
+        help=(
+            "add seeds until every claim that can be decided here is, and say what the rest would "
+            "cost"
+        ),
     )
     what.add_argument(
-        "--cells", nargs="+", metavar="CELL", help=f"{_only('cells')} omniglot-5way, cifar-fs-reptile, … (default: all)"
+        "--cells",
+        nargs="+",
+        metavar="CELL",
+        help=f"{_only('cells')} omniglot-5way, cifar-fs-reptile, … (default: all)",
     )
     what.add_argument(
-        "--iterations", type=int, metavar="N", help=f"{_only('iterations')} meta-iterations (default: profile's)"
+        "--iterations",
+        type=int,
+        metavar="N",
+        help=f"{_only('iterations')} meta-iterations (default: profile's)",
     )
     what.add_argument(
         "--tail-shots",
@@ -116,56 +160,87 @@ def _add_what(what: Group) -> None:
         dest="again",
         type=Path,
         metavar="MANIFEST",
-        help="rerun a manifest.json, or the experiments of it that are named, and compare the tables bit by bit; exit "
-        "code 1 where they differ",
+        help=(
+            "rerun a manifest.json, or the experiments of it that are named, and compare the "
+            "tables bit by bit; exit code 1 where they differ"
+        ),
     )
     what.add_argument(
         "--only",
         metavar="RUN",
-        help="(with --from) redo one training run and compare its parameters and accuracies bit by bit, or to a "
-        "tolerance on another kind of processor. RUN is EXPERIMENT/VARIANT/SEED, as the tables EXPERIMENT_runs.csv "
-        "next to the manifest name it",
+        help=(
+            "(with --from) redo one training run and compare its parameters and accuracies bit by "
+            "bit, or to a tolerance on another kind of processor. RUN is EXPERIMENT/VARIANT/SEED, "
+            "as the tables EXPERIMENT_runs.csv next to the manifest name it"
+        ),
     )
     what.add_argument(
         "--dry-run",
         action="store_true",
-        help="say what would be trained and evaluated, what of it is there, and hours for the rest; run nothing",
+        help=(
+            "say what would be trained and evaluated, what of it is there, and hours for the rest; "
+            "run nothing"
+        ),
     )
 
 
 def _add_data(data: Group) -> None:
-    data.add_argument("--data", type=Path, metavar="DIR", help="directory that holds the data sets (see README)")
+    data.add_argument(
+        "--data", type=Path, metavar="DIR", help="directory that holds the data sets (see README)"
+    )
     data.add_argument(
         "--dataset",
         choices=("auto", "omniglot", "glyphs"),
-        help="auto: Omniglot if it can be had, else synthetic glyphs, which every output names (default: auto)",
+        help=(
+            "auto: Omniglot if it can be had, else synthetic glyphs, which every output names "
+            "(default: auto)"
+        ),
     )
     data.add_argument(
         "--split",
         choices=SPLIT_KINDS,
-        help="which of Omniglot's characters train: drawn by each seed, or those of the authors' code (default: seed)",
+        help=(
+            "which of Omniglot's characters train: drawn by each seed, or those of the authors' "
+            "code (default: seed)"
+        ),
     )
 
 
 def _add_where(where: Group) -> None:
-    where.add_argument("--out", type=Path, metavar="DIR", help="where results go (default: results/PROFILE)")
+    where.add_argument(
+        "--out", type=Path, metavar="DIR", help="where results go (default: results/PROFILE)"
+    )
     where.add_argument(
         "--device",
         choices=("auto", *DEVICES),
-        help="auto takes a GPU if there is one; cuda-tf32 multiplies there with 10 bits of mantissa (default: auto)",
+        help=(
+            "auto takes a GPU if there is one; cuda-tf32 multiplies there with 10 bits of mantissa "
+            "(default: auto)"
+        ),
     )
     where.add_argument(
-        "--workers", type=int, metavar="N", help="processes of one thread each; changes no bit (default: one per core)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="processes of one thread each; changes no bit (default: one per core)",
     )
-    where.add_argument("--scheduler", metavar="ADDRESS", help="use the Dask cluster of this scheduler; changes no bit")
+    where.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="use the Dask cluster of this scheduler; changes no bit",
+    )
 
 
 def _add_output(output: Group) -> None:
     output.add_argument("--quiet", action="store_true", help="show no progress")
     output.add_argument(
-        "--json", action="store_true", help="a summary as one JSON document on stdout, the rest on stderr"
+        "--json",
+        action="store_true",
+        help="a summary as one JSON document on stdout, the rest on stderr",
     )
-    output.add_argument("--strict", action="store_true", help="exit with 1 unless every theorem is supported")
+    output.add_argument(
+        "--strict", action="store_true", help="exit with 1 unless every theorem is supported"
+    )
     output.add_argument("--list", action="store_true", help="name the experiments and stop")
     output.add_argument("--debug", action="store_true", help="show full tracebacks")
 
@@ -192,7 +267,10 @@ def add_own(group: Group) -> None:
         action="append",
         type=Path,
         metavar="FILE",
-        help="a Python file with an experiment and claims of your own (see analysis/README.md); may be given again",
+        help=(
+            "a Python file with an experiment and claims of your own (see analysis/README.md); may "
+            "be given again"
+        ),
     )
     group.add_argument(
         "--variant",
@@ -200,14 +278,19 @@ def add_own(group: Group) -> None:
         action="append",
         type=own_variants.parse,
         metavar="NAME=W1,…,WK",
-        help=f"{_only('variants')} a sum of inner gradients of your own, by its weights, next to figure 3's: a curve "
-        'without a verdict, such as "mine=0,0,1,1"; may be given again',
+        help=(
+            f"{_only('variants')} a sum of inner gradients of your own, by its weights, next to "
+            "figure 3's: a curve without a verdict, such as 'mine=0,0,1,1'; may be given again"
+        ),
     )
 
 
 def seconds(text: str) -> float:
-    """Return a duration such as 90s, 30m, 2h or 1d in seconds. ArgumentTypeError where it is none."""
+    """Return a duration such as 90s, 30m, 2h or 1d in seconds. ArgumentTypeError where it is
+    none."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if found is None or not float(found[1]):
-        raise argparse.ArgumentTypeError(f"expected a duration such as 90s, 30m, 2h or 1d, found {text!r}")
+        raise argparse.ArgumentTypeError(
+            f"expected a duration such as 90s, 30m, 2h or 1d, found {text!r}"
+        )
     return float(found[1]) * UNITS[found[2]]

@@ -1,16 +1,19 @@
-"""What a sweep of runs costs, and how long it will take: a model of three numbers that are counted, not guessed.
+"""What a sweep of runs costs, and how long it will take: a model of three numbers that are counted,
+not guessed.
 
     python -m analysis.cost [ablation | few_shot] [--profile P] [--seeds N] [--rate GFLOPS]
 
-A meta-iteration and an evaluation are traced without data: the flops of their matrix products, the bytes that their
-operations read and write, and how many operations follow one another (launches, on a GPU). A run costs the iterations
-to which it is trained times the one, and its evaluations, which are work of their own, as many tasks times the other.
-How long that takes:
+A meta-iteration and an evaluation are traced without data: the flops of their matrix products, the
+bytes that their operations read and write, and how many operations follow one another (launches, on
+a GPU). A run costs the iterations to which it is trained times the one, and its evaluations, which
+are work of their own, as many tasks times the other. How long that takes:
 
-- on cores, one run each at a time, the longest first: flops / rate. The rate of one core, with all of them at work, is
-  measured now. What a core computes fits its caches, so that bytes do not count.
-- on a GPU, runs alike side by side, as lanes: flops / F + bytes / W, or, where there are too few to fill it, launches
-  times the time of one. F and W are those of a data sheet, and none of the three is measured.
+- on cores, one run each at a time, the longest first: flops / rate. The rate of one core, with all
+  of them at work, is measured now. What a core computes fits its caches, so that bytes do not
+  count.
+- on a GPU, runs alike side by side, as lanes: flops / F + bytes / W, or, where there are too few to
+  fill it, launches times the time of one. F and W are those of a data sheet, and none of the three
+  is measured.
 """
 
 import argparse
@@ -39,19 +42,23 @@ from reptile_core.training import IMAGES, Outer, Run, TrainingState
 CORES = 2, 64
 GPUS = 1, 8
 CLASSES, DRAWINGS = 40, 30  # of pools to trace or time with: as many as any task asks for
-FREE = ("aten::_unsafe_view", "aten::detach", "aten::new_empty", "aten::empty_like", "aten::empty")  # no arithmetic
+# No arithmetic.
+FREE = ("aten::_unsafe_view", "aten::detach", "aten::new_empty", "aten::empty_like", "aten::empty")
 
 
 @dataclass(frozen=True)
 class Work:
-    """flops of matrix products; bytes that operations read and write; launches: operations one after the other."""
+    """flops of matrix products; bytes that operations read and write; launches: operations one
+    after the other."""
 
     flops: float = 0
     bytes: float = 0
     launches: float = 0
 
     def __add__(self, other: "Work") -> "Work":
-        return Work(self.flops + other.flops, self.bytes + other.bytes, self.launches + other.launches)
+        return Work(
+            self.flops + other.flops, self.bytes + other.bytes, self.launches + other.launches
+        )
 
     def __rmul__(self, times: float) -> "Work":
         return Work(times * self.flops, times * self.bytes, times * self.launches)
@@ -67,7 +74,8 @@ class PartOfRun:
 
 @dataclass(frozen=True)
 class GPU:
-    """products: float32 flops a second; memory: bytes a second; launch: seconds from one operation to the next."""
+    """products: float32 flops a second; memory: bytes a second; launch: seconds from one operation
+    to the next."""
 
     name: str
     products: float
@@ -75,9 +83,9 @@ class GPU:
     launch: float
 
     def seconds(self, items: Sequence[Work], count: int) -> float:
-        """Return the seconds of all items on `count` of these. Those that are alike in their operations are lanes of
-        one group: until the last of it is launched, and all of it computed. A group is on one GPU, and one after the
-        other."""
+        """Return the seconds of all items on `count` of these. Those that are alike in their
+        operations are lanes of one group: until the last of it is launched, and all of it computed.
+        A group is on one GPU, and one after the other."""
         groups: dict[float, list[Work]] = {}
         for item in items:
             groups.setdefault(item.launches, []).append(item)
@@ -90,7 +98,8 @@ class GPU:
         return sum(item.flops / self.products + item.bytes / self.memory for item in items)
 
 
-# An H100 SXM by its data sheet (float32 without tensor cores), and what a launch takes when a graph is replayed.
+# An H100 SXM by its data sheet (float32 without tensor cores), and what a launch takes when a graph
+# is replayed.
 H100 = GPU("H100", 67e12, 3.35e12, 2e-6)
 
 
@@ -106,11 +115,13 @@ def _iteration(run: Run) -> Work:
 
 
 def evaluation(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Work:
-    """Return the work of an evaluation on `tasks` tasks side by side, with so many test examples a class. What each
-    step of the inner loop adds is counted once."""
+    """Return the work of an evaluation on `tasks` tasks side by side, with so many test examples a
+    class. What each step of the inner loop adds is counted once."""
     n_way = run.sampling.n_way  # all of training that has a part in it, but for the inner optimizer
     sampling_there = Sampling(n_way, 1, n_way, 1)
-    trained = replace(_as_to_cost(run), sampling=sampling_there, weights=(1.0,), outer=Outer(1.0), meta_batch=1)
+    trained = replace(
+        _as_to_cost(run), sampling=sampling_there, weights=(1.0,), outer=Outer(1.0), meta_batch=1
+    )
     return _evaluation(trained, sampling, tasks, queries)
 
 
@@ -138,14 +149,16 @@ def look(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Work:
 
 
 def traced(call: Callable[[], Any]) -> Work:
-    """Return the work that `call` does on the meta device: torch goes through its operations on shapes alone."""
+    """Return the work that `call` does on the meta device: torch goes through its operations on
+    shapes alone."""
     with _Tracing() as tracing:
         call()
     return tracing.work
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
-    """Return seconds until all is done, each piece whole by one of the workers, the longest first."""
+    """Return seconds until all is done, each piece whole by one of the workers, the longest
+    first."""
     busy = [0.0] * workers
     for piece in sorted(seconds, reverse=True):
         heapq.heappush(busy, heapq.heappop(busy) + piece)
@@ -153,7 +166,8 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def measured_rate(run: Run, seconds: float) -> float:
-    """Measure the flops a second of this run's meta-iterations on one core of this machine, with all cores at work."""
+    """Measure the flops a second of this run's meta-iterations on one core of this machine, with
+    all cores at work."""
     cores = available_cores()
     with local_executor(cores) as executor:
         done = [executor.submit(iterations_in, run, seconds) for _ in range(cores)]
@@ -171,9 +185,11 @@ def iterations_in(run: Run, seconds: float) -> float:
     return done * seconds / elapsed
 
 
-def ablation_runs(profile: str, seeds: int | None, scale: Scale | None = None) -> tuple[list[PartOfRun], list[Work]]:
-    """Return the runs of figure 3, at the profile's scale or another, and an evaluation of each at every look and at
-    the start."""
+def ablation_runs(
+    profile: str, seeds: int | None, scale: Scale | None = None
+) -> tuple[list[PartOfRun], list[Work]]:
+    """Return the runs of figure 3, at the profile's scale or another, and an evaluation of each at
+    every look and at the start."""
     scale, trainings, evaluations = scale or ablation.SCALES[profile], [], 0
     for variant in ablation.variants(profile):
         late = ablation.LATE_LOOKS.get(profile, ()) if variant.name in ablation.LATE else ()
@@ -224,11 +240,18 @@ def duration(seconds: float) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("experiment", nargs="?", choices=SWEEPS, default="ablation")
     parser.add_argument("--profile", choices=PROFILES, default="paper")
     parser.add_argument("--seeds", type=int, metavar="N", help="(default: the profile's)")
-    parser.add_argument("--rate", type=float, metavar="GFLOPS", help="of one core (default: measured now, 5 seconds)")
+    parser.add_argument(
+        "--rate",
+        type=float,
+        metavar="GFLOPS",
+        help="of one core (default: measured now, 5 seconds)",
+    )
     options = parser.parse_args()
     trainings, others = SWEEPS[options.experiment](options.profile, options.seeds)
     costs = {item: whole(item) for item in trainings}
@@ -250,7 +273,8 @@ def main() -> None:
 
 
 def _as_to_cost(run: Run) -> Run:
-    """Return a run that costs the same, and is the same for all such: sizes of steps, lengths and seeds are 1 or 0."""
+    """Return a run that costs the same, and is the same for all such: sizes of steps, lengths and
+    seeds are 1 or 0."""
     if not isinstance(run.weights, str):
         run = replace(run, weights=tuple(float(weight != 0) for weight in run.weights))
     inner, outer = replace(run.inner, learning_rate=1.0), Outer(1.0, optimizer=run.outer.optimizer)
@@ -269,13 +293,16 @@ def _pool(run: Run, device: str) -> ImagePool:
 
 
 class _Tracing(TorchDispatchMode):
-    """Counts operations on the meta device; sampling, which is on the CPU on every machine, is not among them."""
+    """Counts operations on the meta device; sampling, which is on the CPU on every machine, is not
+    among them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.work = Work()
 
-    def __torch_dispatch__(self, operation: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
         out = operation(*arguments, **(options or {}))
         leaves = tree_leaves((arguments, options, out))
         tensors = [leaf for leaf in leaves if isinstance(leaf, torch.Tensor)]

@@ -1,7 +1,9 @@
-"""What a command would do: its training runs and evaluations, which of them are there already, and hours for the rest.
+"""What a command would do: its training runs and evaluations, which of them are there already, and
+hours for the rest.
 
-Experiments are asked what they want with accuracies that are made up, and nothing is trained or written. What the rest
-costs is counted as in `cost`, at the rate that one core of this machine has now.
+Experiments are asked what they want with accuracies that are made up, and nothing is trained or
+written. What the rest costs is counted as in `cost`, at the rate that one core of this machine has
+now.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -53,8 +55,9 @@ class _Asking(Context):
 
 @dataclass(frozen=True)
 class Left:
-    """What an experiment has left to do. runs, evaluations: how many it wants, and how many of these are there; the
-    latter counts pieces of tasks. work: each with the flops it takes. own: whether it does work besides, not counted.
+    """What an experiment has left to do. runs, evaluations: how many it wants, and how many of
+    these are there; the latter counts pieces of tasks. work: each with the flops it takes. own:
+    whether it does work besides, not counted.
     """
 
     experiment: Experiment
@@ -66,8 +69,8 @@ class Left:
 
 
 def left(experiment: Experiment, context: Context, known: dict[str, int]) -> Left:
-    """Return what an experiment has left to do. known: of runs and evaluations that experiments before it do, the end
-    by key; its own are added."""
+    """Return what an experiment has left to do. known: of runs and evaluations that experiments
+    before it do, the end by key; its own are added."""
     values = {one.name: getattr(context, one.name) for one in fields(Context)}
     asking = _Asking(**values | {"workers": _NoWorkers(context.workers.count, quiet=True)})
     try:
@@ -100,7 +103,8 @@ def left(experiment: Experiment, context: Context, known: dict[str, int]) -> Lef
 
 
 def describe(plans: Iterable[Plan], rate_of: Callable[[Run], float] | None = None) -> list[str]:
-    """Return lines that say what the plans would do, what of it is there, and how long the rest takes.
+    """Return lines that say what the plans would do, what of it is there, and how long the rest
+    takes.
 
     rate_of: flops a second of one core at a run's iterations; None measures it, in some seconds.
     """
@@ -119,8 +123,8 @@ def describe(plans: Iterable[Plan], rate_of: Callable[[Run], float] | None = Non
         if flops:
             whole = cost.makespan([amount / rate for _, amount in work], workers)
             lines.append(
-                f"what is left: {cost.duration(whole)} on {workers} workers, at {rate / 1e9:.0f} GFLOP/s a core; "
-                f"results in {plan.out}/"
+                f"what is left: {cost.duration(whole)} on {workers} workers, at {rate / 1e9:.0f} "
+                f"GFLOP/s a core; results in {plan.out}/"
             )
     return lines
 
@@ -128,12 +132,16 @@ def describe(plans: Iterable[Plan], rate_of: Callable[[Run], float] | None = Non
 def _line(one: Left, rate: float, workers: int, profile: str) -> str:
     name = one.experiment.name
     if not one.runs[0]:
-        return f"{name}: no runs that are kept; all of it takes {one.experiment.takes.get(profile, 'a time not known')}"
+        return (
+            f"{name}: no runs that are kept; all of it takes "
+            f"{one.experiment.takes.get(profile, 'a time not known')}"
+        )
     seconds = cost.makespan([flops / rate for _, flops in one.work], workers)
     own = ", and measurements of its own, which are not counted" if one.own else ""
     return (
         f"{name}: {one.runs[0]} runs, {one.runs[1]} there; {one.iterations:,} iterations left; "
-        f"{one.evaluations[0]} evaluations, {one.evaluations[1]} there; {cost.duration(seconds)}{own}"
+        f"{one.evaluations[0]} evaluations, {one.evaluations[1]} there; "
+        f"{cost.duration(seconds)}{own}"
     )
 
 

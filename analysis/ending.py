@@ -34,8 +34,8 @@ def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run main(arguments) and return its exit code. Any failure is reported in one line, with a traceback by --debug
-    alone."""
+    """Run main(arguments) and return its exit code. Any failure is reported in one line, with a
+    traceback by --debug alone."""
     warnings.formatwarning = _warning_line
     debug = "--debug" in arguments
     try:
@@ -52,7 +52,9 @@ def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
         if debug:
             traceback.print_exc()
         code, line = _described(error)
-        print(f"{program.name()}: error: {' '.join(program.as_called(line).split())}", file=sys.stderr)
+        print(
+            f"{program.name()}: error: {' '.join(program.as_called(line).split())}", file=sys.stderr
+        )
         return code
 
 
@@ -65,7 +67,10 @@ def _described(error: Exception) -> tuple[int, str]:
         case datasets.DataError():
             return FAILURE, str(error)
         case CheckpointError() | ResultsError():
-            return FAILURE, f"{error}. It is left as it is; move it away, and the same command redoes it"
+            return (
+                FAILURE,
+                f"{error}. It is left as it is; move it away, and the same command redoes it",
+            )
         case BrokenProcessPool():
             return FAILURE, f"a worker process died (out of memory, or killed); {goes_on}"
         case ClusterError():
@@ -80,7 +85,8 @@ def _described(error: Exception) -> tuple[int, str]:
 
 @contextmanager
 def _printable() -> Iterator[None]:
-    """Replace characters that stdout cannot encode (cp1252, ascii), so that no work is lost for a word.
+    """Replace characters that stdout cannot encode (cp1252, ascii), so that no work is lost for a
+    word.
 
     stderr escapes them by itself.
     """
@@ -99,9 +105,11 @@ def _printable() -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Turn a request to end (kill, a batch system's limit) into an interrupt like Ctrl-C, which raises as usual.
+    """Turn a request to end (kill, a batch system's limit) into an interrupt like Ctrl-C, which
+    raises as usual.
 
-    Python lets the main thread alone handle signals: in another, such as a web server's, they stay as they are.
+    Python lets the main thread alone handle signals: in another, such as a web server's, they stay
+    as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -110,7 +118,8 @@ def _terminable() -> Iterator[None]:
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    # Not those that are ignored, as by nohup, nor handlers of another language, which Python could not put back
+    # Not those that are ignored, as by nohup, nor handlers of another language, which Python could
+    # not put back
     left = signal.SIG_IGN, None
     heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) not in left]
     before = {number: signal.signal(number, interrupt) for number in heeded}

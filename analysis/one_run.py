@@ -1,4 +1,5 @@
-"""One training run of a manifest, done again and compared: `python reproduce.py --from MANIFEST --only RUN`."""
+"""One training run of a manifest, done again and compared: `python reproduce.py --from MANIFEST
+--only RUN`."""
 
 import argparse
 from pathlib import Path
@@ -20,48 +21,70 @@ from reptile_core.datasets import DataError
 NAMED_AT_MOST = 5  # runs that an error names
 # Options that decide what is done, which the manifest says.
 REFUSED = (
-    "profile", "seeds", "epoch", "budget", "until_decided", "cells", "iterations", "tail_shots", "variants", "dataset",
-    "split", "device", "scheduler", "json", "strict", "dry_run",
+    "profile", "seeds", "epoch", "budget", "until_decided", "cells", "iterations", "tail_shots",
+    "variants", "dataset", "split", "device", "scheduler", "json", "strict", "dry_run",
 )  # fmt: skip
 
 
 def do_again(options: argparse.Namespace) -> int:
-    """Do the run that --only names, print how it compares, and return the exit code: 0 for the same bits or, on another
-    kind of machine, the same accuracy to a tolerance; 1 otherwise. UsageError or ManifestError before any work."""
+    """Do the run that --only names, print how it compares, and return the exit code: 0 for the same
+    bits or, on another kind of machine, the same accuracy to a tolerance; 1 otherwise. UsageError
+    or ManifestError before any work."""
     rows = find_rows(options)
-    out = options.out or Path("results") / f"again-{manifest.digest(manifest.read(options.again))[:8]}"
+    out = (
+        options.out
+        or Path("results") / f"again-{manifest.digest(manifest.read(options.again))[:8]}"
+    )
     if out.resolve() == options.again.parent.resolve():
         raise UsageError(f"--out: expected another folder than the manifest's, found {out}")
     runs = [restored(row, options, out.absolute() / "runs") for row in rows]
     same = True
-    with folder.alone_in(out), Workers(options.workers or available_cores(), quiet=options.quiet) as workers:
+    with (
+        folder.alone_in(out),
+        Workers(options.workers or available_cores(), quiet=options.quiet) as workers,
+    ):
         for run in runs:
             lines, this = _done_again(run, workers, fresh=options.fresh)
-            print("\n".join([f"{options.only}: {run.then['iterations']:,} iterations, key {run.then['key']}", *lines]))
+            print(
+                "\n".join(
+                    [
+                        (
+                            f"{options.only}: {run.then['iterations']:,} iterations, key "
+                            f"{run.then['key']}"
+                        ),
+                        *lines,
+                    ]
+                )
+            )
             same &= this
     return 0 if same else FAILURE
 
 
 def find_rows(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Return the rows of the tables next to the manifest that --only names; UsageError where there are none."""
+    """Return the rows of the tables next to the manifest that --only names; UsageError where there
+    are none."""
     if options.again is None:
         raise UsageError("--only: expected --from MANIFEST with it, found none")
     for name in REFUSED:
         if getattr(options, name):
             raise UsageError(
-                f"--only: expected no --{name.replace('_', '-')} with it, found {getattr(options, name)!r}"
+                f"--only: expected no --{name.replace('_', '-')} with it, found "
+                f"{getattr(options, name)!r}"
             )
     experiment, _, rest = options.only.partition("/")
     variant, _, seed = rest.rpartition("/")
     if options.experiments or not variant or experiment not in EXPERIMENTS:
         found = " ".join([*options.experiments, options.only])
-        raise UsageError(f'--only: expected EXPERIMENT/VARIANT/SEED, such as "ablation/g1+g2/2000", found {found!r}')
+        raise UsageError(
+            '--only: expected EXPERIMENT/VARIANT/SEED, such as "ablation/g1+g2/2000", '
+            f"found {found!r}"
+        )
     manifest.commands(manifest.read(options.again), [experiment])
     path = options.again.parent / "tables" / f"{experiment}{redo.SUFFIX}.csv"
     if not path.is_file():
         raise UsageError(
-            f"--only: expected a table of runs at {path}, found none: {experiment} keeps no runs, or was run before "
-            "tables of runs were written"
+            f"--only: expected a table of runs at {path}, found none: {experiment} keeps no runs, "
+            "or was run before tables of runs were written"
         )
     try:
         table = checksums.verify(path)
@@ -69,7 +92,10 @@ def find_rows(options: argparse.Namespace) -> list[dict[str, object]]:
         raise UsageError(f"--only: {error}") from error
     rows = redo.named(table, variant, seed)
     if not rows:
-        raise UsageError(f"--only: expected a run of {path} such as {_some(experiment, table)}, found {options.only!r}")
+        raise UsageError(
+            f"--only: expected a run of {path} such as {_some(experiment, table)}, found "
+            f"{options.only!r}"
+        )
     return [dict(row) for row in rows]
 
 
@@ -78,7 +104,9 @@ def restored(row: dict[str, object], options: argparse.Namespace, runs: Path) ->
     on_gpu = str(row["device"]).startswith("cuda") and torch.cuda.is_available()
     device = "cuda" if on_gpu else "cpu"
     try:
-        source = find(str(row["data"]), options.data and options.data.absolute(), quiet=options.quiet)
+        source = find(
+            str(row["data"]), options.data and options.data.absolute(), quiet=options.quiet
+        )
         return redo.restore(row, source, runs, device)
     except (OtherRun, DataError) as error:
         raise UsageError(f"--only {options.only}: {error}") from error
@@ -86,7 +114,9 @@ def restored(row: dict[str, object], options: argparse.Namespace, runs: Path) ->
 
 def _done_again(run: Restored, workers: Workers, *, fresh: bool) -> tuple[list[str], bool]:
     job = run.job
-    context = Context("", job.source, workers, job.folder, device=job.device, tf32=job.tf32, fresh=fresh)
+    context = Context(
+        "", job.source, workers, job.folder, device=job.device, tf32=job.tf32, fresh=fresh
+    )
     outcome = context.train("the run", [job])[job]
     wanted = []
     for n, evaluation in run.evaluations:

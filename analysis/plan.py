@@ -17,12 +17,14 @@ NO_IMAGES = "no images"  # the name of the source where no experiment needs any
 
 @dataclass(frozen=True)
 class Plan:
-    """What the user asked for, checked: which experiments, where results go, the data and what each is given.
+    """What the user asked for, checked: which experiments, where results go, the data and what each
+    is given.
 
-    data: the images that tasks are made of; None where no experiment needs any. options: those of OPTIONS that the user
-    gave, by name. seeds: of some experiments, where a budget says how many. until_decided: whether seeds are added
-    after the first look. again, again_from: the manifest that is rerun and its folder, if one is; differences: lines
-    that say where the code, the libraries or the machine are not those of the manifest.
+    data: the images that tasks are made of; None where no experiment needs any. options: those of
+    OPTIONS that the user gave, by name. seeds: of some experiments, where a budget says how many.
+    until_decided: whether seeds are added after the first look. again, again_from: the manifest
+    that is rerun and its folder, if one is; differences: lines that say where the code, the
+    libraries or the machine are not those of the manifest.
     """
 
     experiments: tuple[Experiment, ...]
@@ -37,10 +39,12 @@ class Plan:
     differences: Sequence[str] = ()
 
     def context_of(self, experiment: Experiment) -> Context:
-        """Return the context of an experiment, which has asked for nothing yet, with the options that it takes, and its
-        number of seeds where it has one of its own."""
+        """Return the context of an experiment, which has asked for nothing yet, with the options
+        that it takes, and its number of seeds where it has one of its own."""
         seeds = self.seeds.get(experiment.name, self.context.seeds)
-        return replace(self.context, options=experiment.taken(self.options), seeds=seeds, asked=Asked())
+        return replace(
+            self.context, options=experiment.taken(self.options), seeds=seeds, asked=Asked()
+        )
 
     def verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Return those on the claims of the plan's experiments."""
@@ -78,7 +82,8 @@ class Plan:
 
 
 def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the manifest of a plan before work. before: that of its folder, as an earlier command left it."""
+    """Return the manifest of a plan before work. before: that of its folder, as an earlier command
+    left it."""
     context = plan.context
     settings = {one.name: one.settings_in(plan.context_of(one)) for one in plan.experiments}
     variants = [own_variants.as_text(variant) for variant in plan.options.get("variants", ())]

@@ -1,7 +1,8 @@
-"""Plugins: files of the user's own with experiments and claims, run, judged and reported like those that come along.
+"""Plugins: files of the user's own with experiments and claims, run, judged and reported like those
+that come along.
 
-A plugin is a Python file with `EXPERIMENT`, or `EXPERIMENTS`, a sequence of them. Its `draw(tables, settings)`, if it
-has one, returns the figures by name, as the modules in figures/ do.
+A plugin is a Python file with `EXPERIMENT`, or `EXPERIMENTS`, a sequence of them. Its `draw(tables,
+settings)`, if it has one, returns the figures by name, as the modules in figures/ do.
 """
 
 import sys
@@ -18,7 +19,8 @@ from analysis.experiments.shared.experiment import Experiment, claims_of
 
 @contextmanager
 def loaded(paths: Sequence[Path]) -> Iterator[None]:
-    """Register the experiments of these files for as long as the context lasts. UsageError names what is wrong."""
+    """Register the experiments of these files for as long as the context lasts. UsageError names
+    what is wrong."""
     added: list[str] = []
     try:
         for path in paths:
@@ -38,27 +40,41 @@ def _experiments(path: Path) -> list[tuple[Experiment, registry.Draw | None]]:
     if hasattr(module, "EXPERIMENT"):
         found.append(module.EXPERIMENT)
     if not found or not all(isinstance(one, Experiment) for one in found):
-        raise UsageError(f"--plugin: expected EXPERIMENT, an Experiment, in {path}, found {found or 'none'}")
+        raise UsageError(
+            f"--plugin: expected EXPERIMENT, an Experiment, in {path}, found {found or 'none'}"
+        )
     taken = {claim.id for claim in claims_of(registry.EXPERIMENTS.values())}
     for one in found:
         if one.name in registry.EXPERIMENTS:
-            raise UsageError(f"--plugin: expected a name that no experiment has, found {one.name!r} in {path}")
+            raise UsageError(
+                f"--plugin: expected a name that no experiment has, found {one.name!r} in {path}"
+            )
         if twice := [claim.id for claim in one.claims if claim.id in taken]:
-            raise UsageError(f"--plugin: expected claims of other names than those there are, found {twice[0]!r}")
+            raise UsageError(
+                f"--plugin: expected claims of other names than those there are, found {twice[0]!r}"
+            )
     return [(one, getattr(module, "draw", None)) for one in found]
 
 
 def _imported(path: Path) -> ModuleType:
-    """Return the file as a module of its own name, so that worker processes, which get our path, can import it too."""
+    """Return the file as a module of its own name, so that worker processes, which get our path,
+    can import it too."""
     if not path.is_file() or not path.stem.isidentifier():
-        raise UsageError(f"--plugin: expected a Python file whose name is an identifier, found {str(path)!r}")
+        raise UsageError(
+            f"--plugin: expected a Python file whose name is an identifier, found {str(path)!r}"
+        )
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.append(folder)
     spec = util.find_spec(path.stem)
     if spec is None or spec.origin is None or Path(spec.origin).resolve() != path.resolve():
-        raise UsageError(f"--plugin: expected a name that no other module has, found {path.stem!r}; rename the file")
+        raise UsageError(
+            f"--plugin: expected a name that no other module has, found {path.stem!r}; rename the "
+            "file"
+        )
     try:
         return import_module(path.stem)
     except Exception as error:
-        raise UsageError(f"--plugin: expected a file that can be imported, found {path} ({error!r})") from error
+        raise UsageError(
+            f"--plugin: expected a file that can be imported, found {path} ({error!r})"
+        ) from error

@@ -25,13 +25,14 @@ from reptile_core.datasets.split import SPLIT_KINDS, SplitKind
 
 # (lowest, highest): far above any use, far below what would fill a memory.
 LIMITS = {
-    "seeds": (1, 1_000), "epoch": (0, 10**6), "workers": (1, 1_000), "iterations": (1, 10**8), "tail_shots": (1, 1_000),
+    "seeds": (1, 1_000), "epoch": (0, 10**6), "workers": (1, 1_000), "iterations": (1, 10**8),
+    "tail_shots": (1, 1_000),
 }  # fmt: skip
 
 
 def plans(options: argparse.Namespace) -> list[Plan]:
-    """Return what is to be done: one plan, or with --from one for each command that the manifest tells of. UsageError
-    or ManifestError, one line each, before any work."""
+    """Return what is to be done: one plan, or with --from one for each command that the manifest
+    tells of. UsageError or ManifestError, one line each, before any work."""
     if options.again is None:
         return [prepare(options)]
     whole = manifest.read(options.again)
@@ -40,14 +41,17 @@ def plans(options: argparse.Namespace) -> list[Plan]:
     except ManifestError as error:
         raise UsageError(f"--from {options.again}: {error}") from error
     if not records:
-        raise UsageError(f"--from {options.again}: expected a manifest of at least one experiment, found none")
+        raise UsageError(
+            f"--from {options.again}: expected a manifest of at least one experiment, found none"
+        )
     options.out = options.out or Path("results") / f"again-{manifest.digest(whole)[:8]}"
     return [prepare(options, record) for record in records]
 
 
 def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) -> Plan:
-    """Check everything that can be checked before work starts, and return the plan. UsageError or ManifestError, one
-    line each. again: the record of a manifest's command that is to be done again."""
+    """Check everything that can be checked before work starts, and return the plan. UsageError or
+    ManifestError, one line each. again: the record of a manifest's command that is to be done
+    again."""
     asked = _asked(options, again)
     _check(options, asked)
     names = _chosen(asked, everything=options.budget is not None)
@@ -56,7 +60,9 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
     out = options.out or _default_folder(asked)
     _check_writable(out)
     data = _images(options, asked, [EXPERIMENTS[name] for name in names])
-    cuda = asked["device"].startswith("cuda") or (asked["device"] == "auto" and torch.cuda.is_available())
+    cuda = asked["device"].startswith("cuda") or (
+        asked["device"] == "auto" and torch.cuda.is_available()
+    )
     epoch = asked["epoch"]
     if options.budget is not None and epoch is None:
         epoch = budget.EPOCH
@@ -81,29 +87,35 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
 
 
 def _default_folder(asked: dict[str, Any]) -> Path:
-    """Return where results go: with variants of the user's own to a folder of theirs, as they change the tables."""
+    """Return where results go: with variants of the user's own to a folder of theirs, as they
+    change the tables."""
     own = [variant.name for variant in asked["variants"]]
     return Path("results") / "-".join([asked["profile"], *own])
 
 
 def _chosen(asked: dict[str, Any], *, everything: bool) -> list[str]:
-    """Return the names of the experiments to run: those asked for, or else those of the profile, or all that a budget
-    may choose from."""
+    """Return the names of the experiments to run: those asked for, or else those of the profile, or
+    all that a budget may choose from."""
     profile = asked["profile"]
-    by_default = [name for name, one in EXPERIMENTS.items() if everything or profile in one.profiles]
+    by_default = [
+        name for name, one in EXPERIMENTS.items() if everything or profile in one.profiles
+    ]
     return list(dict.fromkeys(asked["experiments"] or by_default))
 
 
 def _images(
     options: argparse.Namespace, asked: dict[str, Any], experiments: Sequence[Experiment]
 ) -> datasets.Characters | None:
-    """Load the images that tasks are made of; None where no experiment needs any. UsageError if they are not there."""
+    """Load the images that tasks are made of; None where no experiment needs any. UsageError if
+    they are not there."""
     needing = [experiment for experiment in experiments if experiment.data is None]
     if not needing and (options.again is None or asked["dataset"] is None):
         return None
     fetch = asked["dataset"] == "omniglot" or any(experiment.fetches for experiment in needing)
     try:
-        data = datasets.load(asked["dataset"] or "auto", data=options.data, fetch=fetch, quiet=options.quiet)
+        data = datasets.load(
+            asked["dataset"] or "auto", data=options.data, fetch=fetch, quiet=options.quiet
+        )
     except datasets.DataError as error:
         raise UsageError(str(error)) from error
     if asked["split"] == "authors" and not data.real:
@@ -112,23 +124,28 @@ def _images(
 
 
 def _source(data: datasets.Characters | None, directory: Path | None, split: SplitKind) -> Source:
-    """Return how workers find the images. Where there are none, nothing can be found by it but other data."""
+    """Return how workers find the images. Where there are none, nothing can be found by it but
+    other data."""
     if data is None:
         return Source(NO_IMAGES, directory, content="")
     return Source(data.name, directory, data.content, data.real, split)
 
 
 def _workers(options: argparse.Namespace, out: Path, *, cuda: bool) -> Workers:
-    """Return processes of this machine, or the workers of a cluster; UsageError if that is not there or not as it must
-    be."""
+    """Return processes of this machine, or the workers of a cluster; UsageError if that is not
+    there or not as it must be."""
     if options.scheduler is None:
         return Workers(options.workers or (1 if cuda else available_cores()), quiet=options.quiet)
     if options.workers is not None:
-        raise UsageError("--workers: expected none with --scheduler, whose workers are taken as they are")
+        raise UsageError(
+            "--workers: expected none with --scheduler, whose workers are taken as they are"
+        )
     try:
         from analysis.runs.cluster import ClusterWorkers
     except ImportError as error:
-        raise UsageError(f"--scheduler: expected the package distributed ({error}); pip install distributed") from error
+        raise UsageError(
+            f"--scheduler: expected the package distributed ({error}); pip install distributed"
+        ) from error
     try:
         return ClusterWorkers(options.scheduler, out, quiet=options.quiet)
     except ClusterError as error:
@@ -136,7 +153,8 @@ def _workers(options: argparse.Namespace, out: Path, *, cuda: bool) -> Workers:
 
 
 def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what decides the numbers: from the manifest, or else from the options and their defaults."""
+    """Return what decides the numbers: from the manifest, or else from the options and their
+    defaults."""
     given = {
         "profile": options.profile,
         "experiments": options.experiments or None,
@@ -165,7 +183,10 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
     given |= {"budget": options.budget, "until-decided": options.until_decided or None}
     for name, value in given.items():
         if value is not None and name != "experiments":
-            raise UsageError(f"--from: expected no {name} with it, since the manifest says which, found {value!r}")
+            raise UsageError(
+                f"--from: expected no {name} with it, since the manifest says which, found "
+                f"{value!r}"
+            )
     try:
         variants = [own_variants.parse(text) for text in again["options"].get("variants", [])]
     except argparse.ArgumentTypeError as error:
@@ -181,16 +202,22 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
 def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
     for name in asked["experiments"]:
         if name not in EXPERIMENTS:
-            raise UsageError(f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found {name!r}")
+            raise UsageError(
+                f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found {name!r}"
+            )
     for name, (least, most) in LIMITS.items():
         value = options.workers if name == "workers" else asked[name]
         if isinstance(value, int) and not least <= value <= most:
             limit = f"at least {least}" if value < least else f"at most {most}"
             raise UsageError(f"--{name.replace('_', '-')}: expected {limit}, found {value}")
     if options.budget is not None and options.seeds is not None:
-        raise UsageError(f"--budget: expected no --seeds with it, which it chooses, found {options.seeds}")
+        raise UsageError(
+            f"--budget: expected no --seeds with it, which it chooses, found {options.seeds}"
+        )
     if options.budget is not None and (options.profile or "quick") != "quick":
-        raise UsageError(f"--budget: expected the quick profile, which it plans for, found {options.profile}")
+        raise UsageError(
+            f"--budget: expected the quick profile, which it plans for, found {options.profile}"
+        )
     for cell in asked["cells"]:
         if not cell or not any(name.startswith(cell) for name in CELLS):
             raise UsageError(f"--cells: expected beginnings of {', '.join(CELLS)}, found {cell!r}")
@@ -199,20 +226,29 @@ def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
     except ValueError as error:
         raise UsageError(str(error)) from error
     if asked["device"].startswith("cuda") and not torch.cuda.is_available():
-        raise UsageError(f"--device: expected a CUDA device for {asked['device']}, found none that torch can use")
+        raise UsageError(
+            f"--device: expected a CUDA device for {asked['device']}, found none that torch can use"
+        )
 
 
-def _check_taken(options: argparse.Namespace, given: dict[str, Any], experiments: Sequence[Experiment]) -> None:
+def _check_taken(
+    options: argparse.Namespace, given: dict[str, Any], experiments: Sequence[Experiment]
+) -> None:
     """Refuse options that would decide nothing, and more iterations than an experiment has."""
     found = ", ".join(experiment.name for experiment in experiments)
     for name in given:
         if not any(name in experiment.taken(given) for experiment in experiments):
             takes = ", ".join(one.name for one in EXPERIMENTS.values() if name in one.taken(given))
-            raise UsageError(f"{OPTIONS[name]}: expected an experiment that takes it ({takes}), found {found}")
+            raise UsageError(
+                f"{OPTIONS[name]}: expected an experiment that takes it ({takes}), found {found}"
+            )
     for experiment in experiments:
         iterations, most = given.get("iterations", 0), experiment.most_iterations
         if most is not None and iterations > most:
-            raise UsageError(f"--iterations: expected at most the {most:,} of {experiment.name}, found {iterations}")
+            raise UsageError(
+                f"--iterations: expected at most the {most:,} of {experiment.name}, found "
+                f"{iterations}"
+            )
     if options.split is not None and all(experiment.data is not None for experiment in experiments):
         raise UsageError(f"--split: expected an experiment on images of characters, found {found}")
 
@@ -220,8 +256,9 @@ def _check_taken(options: argparse.Namespace, given: dict[str, Any], experiments
 def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
     """Return the plan with what it is compared to, and with every difference from it.
 
-    UsageError where it would not be the same work: other data, or other settings by the very same code. Where the
-    code is another, so may the settings of its experiments be, which is said and not refused.
+    UsageError where it would not be the same work: other data, or other settings by the very same
+    code. Where the code is another, so may the settings of its experiments be, which is said and
+    not refused.
     """
     now = begin_manifest(plan)
     work = list(manifest.differences(manifest.work(again), manifest.work(now)))
@@ -231,7 +268,8 @@ def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
         commit = (again["commit"] or {}).get("sha", "unknown")
         more = f" (and {len(work) - 1} more)" if len(work) > 1 else ""
         raise UsageError(
-            f"--from {path}: expected the work of today's code (its commit: {commit}), found {work[0]}{more}"
+            f"--from {path}: expected the work of today's code (its commit: {commit}), found "
+            f"{work[0]}{more}"
         )
     around = manifest.differences(manifest.surroundings(again), manifest.surroundings(now))
     return replace(plan, again=again, again_from=path.parent, differences=(*settings, *around))
@@ -247,4 +285,6 @@ def _check_writable(out: Path) -> None:
         probe.unlink()
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         reason = getattr(error, "strerror", None) or error
-        raise UsageError(f"--out: expected a folder that can be written, found {str(out)!r} ({reason})") from error
+        raise UsageError(
+            f"--out: expected a folder that can be written, found {str(out)!r} ({reason})"
+        ) from error

@@ -1,4 +1,5 @@
-"""What the user calls this program: the script of a checkout, or the command that an installation has."""
+"""What the user calls this program: the script of a checkout, or the command that an installation
+has."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,5 @@
-"""Figure 3: accuracy over meta-iterations for the sums of inner gradients, a panel for each number of minibatches."""
+"""Figure 3: accuracy over meta-iterations for the sums of inner gradients, a panel for each number
+of minibatches."""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -8,17 +9,26 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.curves import draw_curve, evaluation_in_words, over_iterations, schedule_in_words, seeds_in_words
+from figures.curves import (
+    draw_curve,
+    evaluation_in_words,
+    over_iterations,
+    schedule_in_words,
+    seeds_in_words,
+)
 from figures.style import COLOURS, finish
 from reptile_core.meta_gradients import Variant, figure_3, own
 
 MARKERS = {"joint": "o", "sum": "s", "average": "D", "last": "^"}
-OWN = [(COLOURS[colour], marker) for colour, marker in zip(("other", "another") * 2, "vPX*", strict=True)]
+OWN = [
+    (COLOURS[colour], marker)
+    for colour, marker in zip(("other", "another") * 2, "vPX*", strict=True)
+]
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the tables ablation_intervals (columns variant, iteration, mean, low, high) and ablation_summary (variant,
-    iteration, mean)."""
+    """Draw the tables ablation_intervals (columns variant, iteration, mean, low, high) and
+    ablation_summary (variant, iteration, mean)."""
     final = tables["ablation_summary"].set_index("variant")
     names = settings["variants"]
     k_max = max(map(len, names.values()))
@@ -26,22 +36,29 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     of_paper = {variant.name for variant in variants}
     others = [own(name, weights) for name, weights in names.items() if name not in of_paper]
     curves = tables["ablation_intervals"]
-    by_name: Mapping[str, pd.DataFrame] = {str(name): part for name, part in curves.groupby("variant")}
+    by_name: Mapping[str, pd.DataFrame] = {
+        str(name): part for name, part in curves.groupby("variant")
+    }
     words = caption(settings)
     for one in others:
         words += f" Not of the paper: {one.name}, weights {_numbers(one)}."
-    return {"ablation": _draw(by_name, variants, others, finding(final, variants), words, 1 / settings["n_way"])}
+    return {
+        "ablation": _draw(
+            by_name, variants, others, finding(final, variants), words, 1 / settings["n_way"]
+        )
+    }
 
 
 def finding(final: pd.DataFrame, variants: Sequence[Variant]) -> str:
-    """Return the title: where g_1 ends, and where the longest sum does. final: iteration and mean, accuracy in
-    [0, 1], by variant."""
+    """Return the title: where g_1 ends, and where the longest sum does. final: iteration and mean,
+    accuracy in [0, 1], by variant."""
     first = variants[0]
     longest = max(variants, key=lambda variant: (variant.k, sum(variant.weights)))
     ends, when = final["mean"], final["iteration"]
     return (
-        f"g₁ alone is at {100 * ends[first.name]:.0f} % accuracy after {when[first.name]:,} iterations, "
-        f"the sum of {longest.k} at {100 * ends[longest.name]:.0f} % after {when[longest.name]:,}"
+        f"g₁ alone is at {100 * ends[first.name]:.0f} % accuracy after {when[first.name]:,} "
+        f"iterations, the sum of {longest.k} at {100 * ends[longest.name]:.0f} % after "
+        f"{when[longest.name]:,}"
     )
 
 
@@ -49,10 +66,11 @@ def caption(settings: Mapping[str, Any]) -> str:
     """Return what the figure shows, to be understood without the paper at hand."""
     inner = settings["inner"]
     return (
-        "Each curve uses one combination of a task's inner SGD gradients as the meta-gradient: $\\phi \\leftarrow "
-        "\\phi - \\epsilon\\,\\alpha\\,(w_1 g_1 + \\ldots + w_k g_k)$, with $g_i$ the gradient met at step i. "
-        f"{settings['n_way']}-way {settings['shots']}-shot, k disjoint minibatches of {inner['batch']}, $\\alpha$ = "
-        f"{inner['learning_rate']} on the summed loss, $\\epsilon$ = {settings['outer_step']['from']} "
+        "Each curve uses one combination of a task's inner SGD gradients as the meta-gradient: "
+        "$\\phi \\leftarrow \\phi - \\epsilon\\,\\alpha\\,(w_1 g_1 + \\ldots + w_k g_k)$, with "
+        f"$g_i$ the gradient met at step i. {settings['n_way']}-way {settings['shots']}-shot, k "
+        f"disjoint minibatches of {inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the "
+        f"summed loss, $\\epsilon$ = {settings['outer_step']['from']} "
         f"{schedule_in_words(settings)}{_further(settings)}. {seeds_in_words(settings['seeds'])} "
         f"{evaluation_in_words(settings)}"
     )
@@ -89,10 +107,18 @@ def _draw(
     for ax, k in zip(axes[0], sizes, strict=True):
         for variant, (colour, marker) in styles.items():
             if variant.k in (1, k) and variant.name in by_name:
-                draw_curve(ax, by_name[variant.name], colour=colour, marker=marker, label=f"${variant.label}$")
+                draw_curve(
+                    ax,
+                    by_name[variant.name],
+                    colour=colour,
+                    marker=marker,
+                    label=f"${variant.label}$",
+                )
         ax.set_title(f"k = {k} inner steps", fontsize=10)
         over_iterations(ax, chance)
         ax.set_ylim(0, 101)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, fontsize=8.5, columnspacing=1.2)
+        ax.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.2), ncol=2, fontsize=8.5, columnspacing=1.2
+        )
     axes[0][0].set_ylabel("accuracy on test characters (%)")
     return finish(figure, finding, caption)

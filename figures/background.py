@@ -1,4 +1,5 @@
-"""Figures that are drawn while other work goes on. Plotting libraries take seconds to load, so this module does not."""
+"""Figures that are drawn while other work goes on. Plotting libraries take seconds to load, so this
+module does not."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
@@ -9,7 +10,8 @@ from analysis.plan import Plan
 
 
 class Drawing:
-    """Experiments' figures, drawn one after the other in a thread. Its `with` block ends when all are there."""
+    """Experiments' figures, drawn one after the other in a thread. Its `with` block ends when all
+    are there."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
@@ -26,7 +28,8 @@ class Drawing:
         self._begun.append(self._thread.submit(draw, experiment, result, plan))
 
     def files(self) -> list[Path]:
-        """Return all figures, in order, once they are there. An error in drawing one is raised here."""
+        """Return all figures, in order, once they are there. An error in drawing one is raised
+        here."""
         return list(dict.fromkeys(path for figures in self._begun for path in figures.result()))
 
 

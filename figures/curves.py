@@ -9,14 +9,21 @@ from matplotlib.ticker import MaxNLocator
 
 
 def draw_curve(
-    ax: Axes, curve: pd.DataFrame, x: str = "iteration", *, colour: str, marker: str, label: str, line: str = "-"
+    ax: Axes,
+    curve: pd.DataFrame,
+    x: str = "iteration",
+    *,
+    colour: str,
+    marker: str,
+    label: str,
+    line: str = "-",
 ) -> None:
-    """Draw accuracy in % against the column x, with its interval over seeds; columns x, mean, low, high in [0, 1] (the
-    last two NaN where there is one seed)."""
+    """Draw accuracy in % against the column x, with its interval over seeds; columns x, mean, low,
+    high in [0, 1] (the last two NaN where there is one seed)."""
     every = max(1, len(curve) // 8)
     ax.plot(
-        curve[x], 100 * curve["mean"], line, color=colour, marker=marker, markevery=every, markersize=4, linewidth=1.6,
-        label=label,
+        curve[x], 100 * curve["mean"], line, color=colour, marker=marker, markevery=every,
+        markersize=4, linewidth=1.6, label=label,
     )  # fmt: skip
     if curve.low.notna().any():
         low, high = (100 * curve[side].clip(0, 1) for side in ("low", "high"))
@@ -24,12 +31,19 @@ def draw_curve(
 
 
 def over_iterations(ax: Axes, chance: float | None = None) -> None:
-    """Set the axes of a learning curve: iterations with separators, and the line of chance (accuracy in [0, 1]) where
-    the curves are to be compared with it."""
+    """Set the axes of a learning curve: iterations with separators, and the line of chance
+    (accuracy in [0, 1]) where the curves are to be compared with it."""
     if chance is not None:
         ax.axhline(100 * chance, color="0.5", linestyle=":", linewidth=1)
-        ax.annotate("chance", (0.02, 100 * chance), xycoords=("axes fraction", "data"), xytext=(0, 3),
-                    textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip
+        ax.annotate(
+            "chance",
+            (0.02, 100 * chance),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=7.5,
+            color="0.35",
+        )
     ax.set_xlabel("meta-iterations")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
@@ -37,20 +51,26 @@ def over_iterations(ax: Axes, chance: float | None = None) -> None:
 
 def seeds_in_words(seeds: int) -> str:
     """Say what lines and bands are, for a caption."""
-    return f"Mean of {seeds} seeds, band: 95 % Student-t interval of that mean." if seeds > 1 else "One seed."
+    return (
+        f"Mean of {seeds} seeds, band: 95 % Student-t interval of that mean."
+        if seeds > 1
+        else "One seed."
+    )
 
 
 def evaluation_in_words(settings: Mapping[str, Any]) -> str:
     """Say how accuracy is measured, for a caption."""
     return (
-        f"Accuracy after {settings['evaluation_steps']} steps on the {settings['shots']}-shot support of "
-        f"{settings['tasks']} test tasks at every point of a curve, {settings['queries']} test examples a class, "
-        "without transduction; the tasks are the same ones for every curve of a seed and others at every point."
+        f"Accuracy after {settings['evaluation_steps']} steps on the {settings['shots']}-shot "
+        f"support of {settings['tasks']} test tasks at every point of a curve, "
+        f"{settings['queries']} test examples a class, without transduction; the tasks are the "
+        "same ones for every curve of a seed and others at every point."
     )
 
 
 def schedule_in_words(settings: Mapping[str, Any]) -> str:
-    """Say over how many iterations the outer step is annealed and how many of them are trained, for a caption."""
+    """Say over how many iterations the outer step is annealed and how many of them are trained, for
+    a caption."""
     until, iterations = settings["looks"][-1], settings["iterations"]
     whole = f"annealed linearly to 0 over {iterations:,} iterations"
     return whole if until == iterations else f"{whole}, of which the first {until:,} are trained"

@@ -1,4 +1,5 @@
-"""An experiment's figures: drawn by its namesake in this folder or its plugin, stamped with their data, and saved."""
+"""An experiment's figures: drawn by its namesake in this folder or its plugin, stamped with their
+data, and saved."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -22,7 +23,8 @@ def draw(
 ) -> list[Path]:
     """Draw all figures of an experiment from its tables and settings; return the files in `folder`.
 
-    data: the line that names data and scale. real: False where the data only stand in for the real ones.
+    data: the line that names data and scale. real: False where the data only stand in for the real
+    ones.
     """
     paths = []
     with style():

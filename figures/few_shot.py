@@ -1,4 +1,5 @@
-"""Section 6.1's tables as dots: ours with its interval above the published accuracy with its own, a panel a cell."""
+"""Section 6.1's tables as dots: ours with its interval above the published accuracy with its own, a
+panel a cell."""
 
 from collections.abc import Mapping
 from textwrap import fill, shorten
@@ -19,7 +20,13 @@ TITLES = {
     "cifar-fs": "CIFAR-FS 5-way",
 }
 # The paper's rows from the top, and what no meta-training gives.
-ROWS = [("maml", True), ("fomaml", True), ("reptile", False), ("reptile", True), ("untrained", False)]
+ROWS = [
+    ("maml", True),
+    ("fomaml", True),
+    ("reptile", False),
+    ("reptile", True),
+    ("untrained", False),
+]
 COLOUR = {
     "maml": COLOURS["maml"],
     "fomaml": COLOURS["last"],
@@ -27,20 +34,30 @@ COLOUR = {
     "untrained": COLOURS["untrained"],
 }
 OURS: dict[str, Any] = {"fmt": "o", "markersize": 5.5, "capsize": 2}
-PUBLISHED: dict[str, Any] = {"fmt": "D", "markersize": 4.5, "capsize": 2, "markerfacecolor": "white"}
+PUBLISHED: dict[str, Any] = {
+    "fmt": "D",
+    "markersize": 4.5,
+    "capsize": 2,
+    "markerfacecolor": "white",
+}
 APART = 0.15  # ours above the middle of its row, the published below
 MEASURED, NOT_ASKED = "measured", "not asked for"  # statuses of a cell
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the table few_shot_summary: a row for each cell, in %. Benchmarks that were not asked for are left out."""
+    """Draw the table few_shot_summary: a row for each cell, in %. Benchmarks that were not asked
+    for are left out."""
     summary = tables["few_shot_summary"]
     asked = set(summary.benchmark[summary.status != NOT_ASKED]) or set(TITLES)
     titles = {name: title for name, title in TITLES.items() if name in asked}
     if settings["main_data"] != "omniglot":
-        titles = {name: title.replace("Omniglot", settings["main_data"]) for name, title in titles.items()}
+        titles = {
+            name: title.replace("Omniglot", settings["main_data"]) for name, title in titles.items()
+        }
     if len(titles) > 1:  # a column each, a row for each number of shots
-        figure, axes = plt.subplots(2, len(titles), figsize=(2.8 * len(titles) + 2.0, 8.6), sharey=True)
+        figure, axes = plt.subplots(
+            2, len(titles), figsize=(2.8 * len(titles) + 2.0, 8.6), sharey=True
+        )
     else:
         figure, axes = plt.subplots(1, 2, figsize=(9.6, 5.2), sharey=True)
         axes = axes[:, None]
@@ -53,13 +70,19 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
         ax.set_xlabel("accuracy on test classes (%)")
     axes[0, 0].errorbar([], [], xerr=[], color="0.2", label="here", **OURS)
     axes[0, 0].errorbar([], [], xerr=[], color="0.2", label="published", **PUBLISHED)
-    axes[0, 0].legend(loc="lower left", bbox_to_anchor=(-0.02, 1.1), ncol=2, fontsize=9, columnspacing=1.2)
-    return {"few_shot": finish(figure, finding(summary, settings, titles), caption(settings, titles))}
+    axes[0, 0].legend(
+        loc="lower left", bbox_to_anchor=(-0.02, 1.1), ncol=2, fontsize=9, columnspacing=1.2
+    )
+    return {
+        "few_shot": finish(figure, finding(summary, settings, titles), caption(settings, titles))
+    }
 
 
 def finding(summary: pd.DataFrame, settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     """Return the title: Reptile's first measured cell without transduction, and the paper's."""
-    measured = summary[(summary.method == "reptile") & ~summary.transductive & (summary.status == MEASURED)]
+    measured = summary[
+        (summary.method == "reptile") & ~summary.transductive & (summary.status == MEASURED)
+    ]
     if measured.empty:
         return "Few-shot accuracy: nothing measured of Reptile"
     cell = measured.iloc[0]
@@ -93,16 +116,16 @@ def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     )
     return (
         "Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,(\\phi_1 - \\phi_{k+1})$, mean over "
-        f"{settings['meta_batch']} tasks, $\\epsilon$ from {steps['reptile']:g} linearly to 0; k steps of Adam "
-        f"($\\beta_1$ = 0, moments kept from task to task). FOMAML: the last step "
-        f"alone, on {tail} that the steps before have not seen; MAML: "
-        f"the gradient of the loss on those through the steps; both given to Adam ({steps['maml']:g}, annealed to 0).\n"
-        f"Accuracy after {settings['evaluation_steps']} steps on the test task's shots, one test example per class; "
-        "transduction: these are classified in one batch, so that batch norm sees them together; untrained: the random "
-        "initialization.\n"
-        f"Here: {ours}. Published: Reptile's from Nichol et al. 2018, MAML's and FOMAML's from Finn et al. 2017, "
-        "MAML's on CIFAR-FS (not in the paper) from Bertinetto et al. 2019, in their own settings; bar: ± as "
-        "published.\n"
+        f"{settings['meta_batch']} tasks, $\\epsilon$ from {steps['reptile']:g} linearly to 0; k "
+        "steps of Adam ($\\beta_1$ = 0, moments kept from task to task). FOMAML: the last step "
+        f"alone, on {tail} that the steps before have not seen; MAML: the gradient of the loss on "
+        f"those through the steps; both given to Adam ({steps['maml']:g}, annealed to 0).\n"
+        f"Accuracy after {settings['evaluation_steps']} steps on the test task's shots, one test "
+        "example per class; transduction: these are classified in one batch, so that batch norm "
+        "sees them together; untrained: the random initialization.\n"
+        f"Here: {ours}. Published: Reptile's from Nichol et al. 2018, MAML's and FOMAML's from "
+        "Finn et al. 2017, MAML's on CIFAR-FS (not in the paper) from Bertinetto et al. 2019, in "
+        "their own settings; bar: ± as published.\n"
         f"{trained}."
     )
 
@@ -114,16 +137,28 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
         low, high = max(row.low, 0), min(row.high, 100)
         ours = [[row.mean - low], [high - row.mean]]
         ax.errorbar(row.mean, y + APART, xerr=ours, color=COLOUR[method], **OURS)
-        ax.errorbar(row.published, y - APART, xerr=row.published_half, color=COLOUR[method], **PUBLISHED)
+        ax.errorbar(
+            row.published, y - APART, xerr=row.published_half, color=COLOUR[method], **PUBLISHED
+        )
         low_published = row.published - row.published_half
         for value, end, side in ((row.mean, low, APART), (row.published, low_published, -APART)):
             if pd.notna(value):
-                ax.annotate(f"{value:.1f}", (end, y + side), xytext=(-6, 0), textcoords="offset points",
-                            ha="right", va="center", fontsize=7.5, color="0.25")  # fmt: skip
+                ax.annotate(
+                    f"{value:.1f}",
+                    (end, y + side),
+                    xytext=(-6, 0),
+                    textcoords="offset points",
+                    ha="right",
+                    va="center",
+                    fontsize=7.5,
+                    color="0.25",
+                )
     ax.set_yticks(middle, cell.row)
     ax.set_ylim(-0.7, len(cell) - 0.4)
     half = cell.published_half
-    ends = pd.concat([cell.low, cell.high, cell.published - half, cell.published + half]).clip(0, 100)
+    ends = pd.concat([cell.low, cell.high, cell.published - half, cell.published + half]).clip(
+        0, 100
+    )
     left, right = ends.min(), ends.max()
     span = max(right - left, 5)
     ticks = MaxNLocator(5, integer=True).tick_values(left, right)
@@ -131,6 +166,8 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
     ax.set_xlim(left - 0.3 * span, right + 0.1 * span)
     if cell["mean"].isna().all():
         row = cell.loc["reptile", False]
-        reason = fill(shorten(f"not measured: {row.reason or row.status}", 80, placeholder=" …"), 36)
+        reason = fill(
+            shorten(f"not measured: {row.reason or row.status}", 80, placeholder=" …"), 36
+        )
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.5}  # over the grid
         ax.text(0.03, 0.03, reason, transform=ax.transAxes, fontsize=7.5, color="0.35", bbox=box)

@@ -1,4 +1,5 @@
-"""Inner products and cosines of minibatch gradients: along meta-training, pair by pair, and after one step."""
+"""Inner products and cosines of minibatch gradients: along meta-training, pair by pair, and after
+one step."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -48,11 +49,25 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
                 _line(ax, train[train.pairs == pairs], variant)
                 if pairs == "within":
                     between = train[train.pairs == "between"]
-                    ax.plot(between.iteration, between["mean"], ":", color=COLOURS[variant.kind], linewidth=1.1)
+                    ax.plot(
+                        between.iteration,
+                        between["mean"],
+                        ":",
+                        color=COLOURS[variant.kind],
+                        linewidth=1.1,
+                    )
                 test = mine[(mine.characters == "test") & (mine.pairs == pairs)]
-                if len(test):  # an empty line that is not clipped would widen the axes to the figure's corner
-                    ax.plot(test.iteration, test["mean"], MARKERS[variant.kind], color=COLOURS[variant.kind],
-                            markersize=5, markerfacecolor="none", clip_on=False)  # fmt: skip
+                # An empty line that is not clipped would widen the axes to the figure's corner.
+                if len(test):
+                    ax.plot(
+                        test.iteration,
+                        test["mean"],
+                        MARKERS[variant.kind],
+                        color=COLOURS[variant.kind],
+                        markersize=5,
+                        markerfacecolor="none",
+                        clip_on=False,
+                    )
             ax.set_title(f"{label}, {WHEN[when]}", fontsize=9.5)
             ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
             ax.yaxis.set_major_formatter("{x:.1f}" if quantity == "cosine" else "{x:,.0f}")
@@ -60,22 +75,30 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     for ax in axes[-1]:
         ax.set_xlabel("meta-iterations")
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside right center", fontsize=9)
-    within = table[(table.when == "before") & (table.quantity == "cosine") & (table.pairs == "within")]
+    within = table[
+        (table.when == "before") & (table.quantity == "cosine") & (table.pairs == "within")
+    ]
     mean = within[within.characters == "train"].set_index(["variant", "iteration"])["mean"]
     joint = variants[0].name
     longest = max(variants, key=lambda variant: (sum(variant.weights), variant.k))
     (first, *_, end) = sorted(within.iteration.unique())
     finding = (
-        f"Gradients of one task's minibatches: cosine {mean[joint, first]:.2f} before meta-training, "
-        f"{mean[joint, end]:.2f} after joint training, {mean[longest.name, end]:.2f} after Reptile, k = {longest.k}"
+        f"Gradients of one task's minibatches: cosine {mean[joint, first]:.2f} before "
+        f"meta-training, {mean[joint, end]:.2f} after joint training, "
+        f"{mean[longest.name, end]:.2f} after Reptile, k = {longest.k}"
     )
     caption = (
-        "Pairs of different minibatches. Solid and dashed lines: of one task; dotted: of two tasks, whose labels are "
-        "dealt independently; training characters"
+        (
+            "Pairs of different minibatches. Solid and dashed lines: of one task; dotted: of two "
+            "tasks, whose labels are dealt independently; training characters"
+        )
         + ("; hollow marks: test characters. " if "test" in settings["characters"] else ". ")
-        + f"{settings['tasks']} tasks of {settings['n_way']} characters a seed with {settings['minibatches']} disjoint "
-        f"minibatches of {settings['batch']}, the same tasks for every variant; gradients of the summed loss. Runs on "
-        f"a schedule of {settings['schedule']:,} iterations.\n"
+        + (
+            f"{settings['tasks']} tasks of {settings['n_way']} characters a seed with "
+            f"{settings['minibatches']} disjoint minibatches of {settings['batch']}, the same "
+            "tasks for every variant; gradients of the summed loss. Runs on a schedule of "
+            f"{settings['schedule']:,} iterations.\n"
+        )
         + (_adaptation_in_words(settings) if "after" in shown else "")
         + seeds_in_words(settings["seeds"])
     )
@@ -92,22 +115,43 @@ def _adaptation_in_words(settings: Mapping[str, Any]) -> str:
 def _line(ax: Axes, curve: pd.DataFrame, variant: Variant) -> None:
     """Draw a mean along training with its interval over seeds."""
     colour = COLOURS[variant.kind]
-    ax.plot(curve.iteration, curve["mean"], LINES[variant.k], color=colour, marker=MARKERS[variant.kind],
-            markersize=4, linewidth=1.5, label=f"${variant.label}$")  # fmt: skip
+    ax.plot(
+        curve.iteration,
+        curve["mean"],
+        LINES[variant.k],
+        color=colour,
+        marker=MARKERS[variant.kind],
+        markersize=4,
+        linewidth=1.5,
+        label=f"${variant.label}$",
+    )
     if curve.low.notna().any():
-        ax.fill_between(curve.iteration, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0)
+        ax.fill_between(
+            curve.iteration, curve.low, curve.high, color=colour, alpha=0.13, linewidth=0
+        )
 
 
 def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
-    """Draw Gram matrices as heat maps: cosines above, inner products below, one column for each point."""
+    """Draw Gram matrices as heat maps: cosines above, inner products below, one column for each
+    point."""
     by_point = list(table.groupby(["variant", "iteration"], sort=False))
     size, names = settings["minibatches"], settings["variants"]
-    figure, axes = plt.subplots(2, len(by_point), figsize=(3.6 * len(by_point) + 0.4, 7.4), squeeze=False)
+    figure, axes = plt.subplots(
+        2, len(by_point), figsize=(3.6 * len(by_point) + 0.4, 7.4), squeeze=False
+    )
     for column, ((variant, iteration), part) in enumerate(by_point):
         for ax, quantity in zip(axes[:, column], ("cosine", "inner_product"), strict=True):
             grid = part.pivot(index="row", columns="column", values=quantity)
             top = 1 if quantity == "cosine" else grid.abs().to_numpy().max()
-            sns.heatmap(grid, ax=ax, vmin=-top, vmax=top, cmap="RdBu_r", square=True, cbar_kws={"shrink": 0.7})
+            sns.heatmap(
+                grid,
+                ax=ax,
+                vmin=-top,
+                vmax=top,
+                cmap="RdBu_r",
+                square=True,
+                cbar_kws={"shrink": 0.7},
+            )
             ax.collections[0].colorbar.ax.tick_params(labelsize=7.5)
             edges = range(0, len(grid), size)
             for edge in edges[1:]:
@@ -118,7 +162,11 @@ def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
             ax.set_xticks(middles, numbers, fontsize=8, rotation=0)
             ax.set_yticks(middles, numbers, fontsize=8, rotation=0)
             ax.set(xlabel="task", ylabel="task")
-        run = f"after {iteration:,} iterations of ${names[variant]}$" if iteration else "before meta-training"
+        run = (
+            f"after {iteration:,} iterations of ${names[variant]}$"
+            if iteration
+            else "before meta-training"
+        )
         axes[0][column].set_title(f"cosine, {run}", fontsize=9)
         axes[1][column].set_title(f"inner product, {run}", fontsize=9)
     cosines_in_words = []
@@ -128,10 +176,11 @@ def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
         cosines_in_words.append(f"{within:.2f}, {between:.2f} ({when})")
     finding = f"Cosines within a task, and between tasks: {'; '.join(cosines_in_words)}"
     caption = (
-        f"All pairs of gradients of {size} minibatches of each task at the initialization; seed {table.seed.iloc[0]}, "
-        f"training characters, the same tasks throughout, summed loss of {settings['batch']} examples. The diagonal is "
-        "a gradient with itself: 1, and its squared norm. Each map of inner products has its own scale; with "
-        "independent minibatches longer gradients raise them at an equal cosine."
+        f"All pairs of gradients of {size} minibatches of each task at the initialization; seed "
+        f"{table.seed.iloc[0]}, training characters, the same tasks throughout, summed loss of "
+        f"{settings['batch']} examples. The diagonal is a gradient with itself: 1, and its squared "
+        "norm. Each map of inner products has its own scale; with independent minibatches longer "
+        "gradients raise them at an equal cosine."
     )
     return finish(figure, finding, caption)
 
@@ -143,16 +192,19 @@ def _within_and_between(cells: pd.DataFrame, size: int) -> tuple[float, float]:
 
 
 def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
-    """Draw the change of inner product, cosine and squared norm after one step, by direction, at the start and at the
-    end."""
+    """Draw the change of inner product, cosine and squared norm after one step, by direction, at
+    the start and at the end."""
     panels = (
-        ("inner product", "inner product, bounded"), ("cosine", "cosine"), ("squared norm", "squared norm, bounded"),
+        ("inner product", "inner product, bounded"), ("cosine", "cosine"),
+        ("squared norm", "squared norm, bounded"),
     )  # fmt: skip
     iterations = sorted(table.iteration.unique())
     figure, axes = plt.subplots(1, len(panels), figsize=(10.5, 4.6))
     for ax, (quantity, label) in zip(axes, panels, strict=True):
         of_quantity = table[table.quantity == quantity]
-        for shift, (direction, (words, colour)) in zip((-0.2, 0, 0.2), DIRECTIONS.items(), strict=True):
+        for shift, (direction, (words, colour)) in zip(
+            (-0.2, 0, 0.2), DIRECTIONS.items(), strict=True
+        ):
             mine = of_quantity[of_quantity.direction == direction].set_index("iteration")
             mine = mine.loc[iterations, ["mean", "low", "high"]]
             x = [position + shift for position in range(len(iterations))]
@@ -168,16 +220,19 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     beyond = table[(table.direction == "beyond") & (table.quantity == "inner product")]
     beyond = beyond.set_index("iteration")["mean"]
     finding = (
-        "A step along what Reptile adds to k AvgGrad: inner product "
-        f"{beyond[iterations[0]]:+.2f} at the start, {beyond[iterations[-1]]:+.2f} at the end (bounded)"
+        f"A step along what Reptile adds to k AvgGrad: inner product {beyond[iterations[0]]:+.2f} "
+        f"at the start, {beyond[iterations[-1]]:+.2f} at the end (bounded)"
     )
     k = settings["minibatches"]
     caption = (
-        f"One task's {k} minibatches of {settings['batch']}, E[$g_1 + \\ldots + g_{k}$] over all their orders, "
-        f"exact ($\\alpha$ = {settings['learning_rate']}), along runs of Reptile; steps of equal length, "
-        f"{settings['step_share']:g} of the outer step ($\\epsilon = {settings['outer_step']:g}$) on that task. Inner "
-        f"product and cosine: means over pairs of different minibatches. Bounded: (after - before) / "
-        f"(|after| + |before|). {settings['step_tasks']} tasks at a point of a seed. "
+        (
+            f"One task's {k} minibatches of {settings['batch']}, E[$g_1 + \\ldots + g_{k}$] over "
+            f"all their orders, exact ($\\alpha$ = {settings['learning_rate']}), along runs of "
+            f"Reptile; steps of equal length, {settings['step_share']:g} of the outer step "
+            f"($\\epsilon = {settings['outer_step']:g}$) on that task. Inner product and cosine: "
+            "means over pairs of different minibatches. Bounded: (after - before) / (|after| + "
+            f"|before|). {settings['step_tasks']} tasks at a point of a seed. "
+        )
         + ("Bars: 95 % Student-t intervals over " if settings["seeds"] > 1 else "")
         + f"{settings['seeds']} seeds."
     )

@@ -7,7 +7,13 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from figures.curves import draw_curve, evaluation_in_words, over_iterations, schedule_in_words, seeds_in_words
+from figures.curves import (
+    draw_curve,
+    evaluation_in_words,
+    over_iterations,
+    schedule_in_words,
+    seeds_in_words,
+)
 from figures.style import COLOURS, finish
 
 STYLES = {
@@ -19,7 +25,13 @@ STYLES = {
     "Reptile, Adam outside": (COLOURS["other"], "P"),
 }
 PANELS = {
-    "which meta-gradient, by the plain step": ("Reptile", "Reptile, average", "FOMAML", "MAML", "joint training"),
+    "which meta-gradient, by the plain step": (
+        "Reptile",
+        "Reptile, average",
+        "FOMAML",
+        "MAML",
+        "joint training",
+    ),
     "which outer step, for Reptile's": ("Reptile", "Reptile, Adam outside"),
 }
 
@@ -38,20 +50,24 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
         over_iterations(ax, 1 / settings["n_way"])
         ax.set_title(title, fontsize=10)
         ax.set_ylim(0, 101)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncol=3, fontsize=8.5, columnspacing=1.2)
+        ax.legend(
+            loc="upper center", bbox_to_anchor=(0.5, -0.19), ncol=3, fontsize=8.5, columnspacing=1.2
+        )
     axes[0].set_ylabel("accuracy on test characters (%)")
     return {"outer": finish(figure, finding(curves), caption(settings, tables["outer_validation"]))}
 
 
 def finding(curves: Mapping[str, pd.DataFrame]) -> str:
-    """Return the title: where Reptile's sum and average, MAML and Adam outside end; means over seeds."""
+    """Return the title: where Reptile's sum and average, MAML and Adam outside end; means over
+    seeds."""
     end = max(curve.iteration.max() for curve in curves.values())
     ends = {}
     for name, curve in curves.items():
         ends[name] = 100 * curve.sort_values("iteration")["mean"].iloc[-1]
     return (
-        f"After {end:,} iterations Reptile is at {ends['Reptile']:.0f} % (average: {ends['Reptile, average']:.0f} %), "
-        f"MAML at {ends['MAML']:.0f} %, Adam outside at {ends['Reptile, Adam outside']:.0f} %"
+        f"After {end:,} iterations Reptile is at {ends['Reptile']:.0f} % (average: "
+        f"{ends['Reptile, average']:.0f} %), MAML at {ends['MAML']:.0f} %, Adam outside at "
+        f"{ends['Reptile, Adam outside']:.0f} %"
     )
 
 
@@ -62,12 +78,14 @@ def caption(settings: Mapping[str, Any], validation: pd.DataFrame) -> str:
     grid = ", ".join(f"{step:g}" for step in validation.step)
     fomaml = "FOMAML's is $g_k$, " if "FOMAML" in settings["methods"] else ""
     return (
-        f"After k = {settings['k']} steps of inner SGD from $\\phi$ to W: Reptile's meta-gradient is $g_1 + \\ldots + "
-        f"g_k = (\\phi - W)/\\alpha$ (or that over k), {fomaml}MAML's $\\partial L_k / \\partial \\phi$ with "
-        "second derivatives; joint training's is $g_1$ alone. The average takes MAML's own step along AvgGrad, the sum "
-        f"one that is k times as long. {settings['n_way']}-way {settings['shots']}-shot, disjoint minibatches of "
-        f"{inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the summed loss. Plain step: $\\epsilon$ = {outer} "
-        f"on $\\alpha$ times the meta-gradient. Adam: $\\epsilon$ = {chosen:g}, the best of {grid} on a seed that is "
-        f"not shown. Both are {schedule_in_words(settings)}. {seeds_in_words(settings['seeds'])} "
+        f"After k = {settings['k']} steps of inner SGD from $\\phi$ to W: Reptile's meta-gradient "
+        f"is $g_1 + \\ldots + g_k = (\\phi - W)/\\alpha$ (or that over k), {fomaml}MAML's "
+        "$\\partial L_k / \\partial \\phi$ with second derivatives; joint training's is $g_1$ "
+        "alone. The average takes MAML's own step along AvgGrad, the sum one that is k times as "
+        f"long. {settings['n_way']}-way {settings['shots']}-shot, disjoint minibatches of "
+        f"{inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the summed loss. Plain step: "
+        f"$\\epsilon$ = {outer} on $\\alpha$ times the meta-gradient. Adam: $\\epsilon$ = "
+        f"{chosen:g}, the best of {grid} on a seed that is not shown. Both are "
+        f"{schedule_in_words(settings)}. {seeds_in_words(settings['seeds'])} "
         f"{evaluation_in_words(settings)}"
     )

@@ -1,4 +1,5 @@
-"""Figure 4: final accuracy against inner steps, minibatch size and outer step, for each choice of minibatches."""
+"""Figure 4: final accuracy against inner steps, minibatch size and outer step, for each choice of
+minibatches."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -32,14 +33,20 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     samples = settings["n_way"] * settings["train_shots"]
     titles = {
         "steps": (f"minibatches of {fixed['batch']}", "inner steps k", samples / fixed["batch"]),
-        "batch": (f"{fixed['steps']} inner steps", "samples in a minibatch", samples / fixed["steps"]),
+        "batch": (
+            f"{fixed['steps']} inner steps",
+            "samples in a minibatch",
+            samples / fixed["steps"],
+        ),
         "outer_step": (f"{fixed['steps']} inner steps, full batch", "outer step $\\epsilon$", None),
     }
     shown = [sweep for sweep in titles if settings["grid"][sweep]]
     figure, axes = plt.subplots(1, len(shown), figsize=(10.5, 5.2), sharey=True, squeeze=False)
     for ax, sweep in zip(axes[0], shown, strict=True):
         for method, (colour, marker, line) in STYLES.items():
-            mine = intervals[(intervals.sweep == sweep) & (intervals.method == method)].sort_values("point")
+            mine = intervals[(intervals.sweep == sweep) & (intervals.method == method)].sort_values(
+                "point"
+            )
             if not mine.empty:
                 draw_curve(ax, mine, "point", colour=colour, marker=marker, line=line, label=method)
         title, label, edge = titles[sweep]
@@ -65,30 +72,33 @@ def finding(intervals: pd.DataFrame) -> str:
     most = here[here.point == point].set_index("method")["mean"]
     separate = f"{100 * most['FOMAML, separate tail']:.0f} %"
     shared = f"{100 * most['FOMAML, shared tail, cycling']:.0f} %"
-    return f"{AT_THE_END_OF[sweep].format(point)} FOMAML ends at {separate} with a tail of its own, {shared} without"
+    return (
+        f"{AT_THE_END_OF[sweep].format(point)} FOMAML ends at {separate} with a tail of its own, "
+        f"{shared} without"
+    )
 
 
 def caption(settings: Mapping[str, Any]) -> str:
     """Return what the figure shows, to be understood without the paper at hand."""
     n, inner = settings["n_way"] * settings["train_shots"], settings["inner"]
     full = (
-        f"Full batch: all that a method may draw from, {n}, or {n - settings['fixed']['batch']} before a separate tail "
-        "(where drawing afresh is cycling). "
+        f"Full batch: all that a method may draw from, {n}, or {n - settings['fixed']['batch']} "
+        "before a separate tail (where drawing afresh is cycling). "
     )
     has_replacement = any("replacement" in name for name in settings["methods"])
     afresh = " or each afresh (replacement)" if has_replacement else ""
     return (
-        f"Meta-training on {settings['n_way']}-way tasks of {n} samples. Reptile's update is $g_1 + \\ldots + g_k$, "
-        "FOMAML's is $g_k$, the gradient of the last of k minibatches (the tail). "
-        f"Separate tail: {settings['tail']}, that no earlier minibatch holds. Shared tail: drawn as the others, by "
-        f"cycling through all {n}{afresh}. Right of the "
-        f"dotted line cycling meets samples twice. {full if settings['grid']['outer_step'] else ''}Inner SGD, "
-        f"$\\alpha$ = {inner['learning_rate']:g} on the {inner['reduction']} loss; "
-        f"outer step {settings['fixed']['outer_step']:g} where it is not varied, {schedule_in_words(settings)}. The "
-        "paper gives no rates: these are figure 3's. "
-        f"Accuracy after {settings['evaluation_steps']} steps on the {settings['shots']}-shot support of "
-        f"{settings['tasks']} test tasks a seed, {settings['queries']} test examples a class, without transduction. "
-        f"{seeds_in_words(settings['seeds'])}"
+        f"Meta-training on {settings['n_way']}-way tasks of {n} samples. Reptile's update is $g_1 "
+        "+ \\ldots + g_k$, FOMAML's is $g_k$, the gradient of the last of k minibatches (the "
+        f"tail). Separate tail: {settings['tail']}, that no earlier minibatch holds. Shared tail: "
+        f"drawn as the others, by cycling through all {n}{afresh}. Right of the dotted line "
+        f"cycling meets samples twice. {full if settings['grid']['outer_step'] else ''}Inner SGD, "
+        f"$\\alpha$ = {inner['learning_rate']:g} on the {inner['reduction']} loss; outer step "
+        f"{settings['fixed']['outer_step']:g} where it is not varied, "
+        f"{schedule_in_words(settings)}. The paper gives no rates: these are figure 3's. Accuracy "
+        f"after {settings['evaluation_steps']} steps on the {settings['shots']}-shot support of "
+        f"{settings['tasks']} test tasks a seed, {settings['queries']} test examples a class, "
+        f"without transduction. {seeds_in_words(settings['seeds'])}"
     )
 
 

@@ -1,10 +1,11 @@
-"""Publish an output folder: copy what a reader wants to see of it, with the report as the page that GitHub shows.
+"""Publish an output folder: copy what a reader wants to see of it, with the report as the page that
+GitHub shows.
 
 python reproduce.py publish results/quick          into figures/published/quick
 python reproduce.py publish DIR --name NAME        into figures/published/NAME
 
-Nothing is written by hand: README.md is the report, claims.json the ledger, manifest.json what reruns it, without the
-paths of the machine that it was made on.
+Nothing is written by hand: README.md is the report, claims.json the ledger, manifest.json what
+reruns it, without the paths of the machine that it was made on.
 """
 
 import argparse
@@ -35,10 +36,14 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("folder", type=Path, help="an output folder of a finished run")
     parser.add_argument("--name", help="(default: that of the folder)")
-    parser.add_argument("--to", type=Path, default=PUBLISHED, metavar="DIR", help="(default: figures/published)")
+    parser.add_argument(
+        "--to", type=Path, default=PUBLISHED, metavar="DIR", help="(default: figures/published)"
+    )
     options = parser.parse_args(arguments)
     try:
-        where = publish(options.folder, options.to / (options.name or options.folder.resolve().name))
+        where = publish(
+            options.folder, options.to / (options.name or options.folder.resolve().name)
+        )
     except (ResultsError, ManifestError, OSError) as error:
         print(f"{program.name()}: error: {error}", file=sys.stderr)
         return FAILURE
@@ -47,11 +52,14 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def publish(folder: Path, where: Path) -> Path:
-    """Copy a finished run's tables, figures, ledger and manifest to `where`, with the report as README.md; what was
-    there is replaced. ResultsError, ManifestError or OSError where the folder is not that of a finished run."""
+    """Copy a finished run's tables, figures, ledger and manifest to `where`, with the report as
+    README.md; what was there is replaced. ResultsError, ManifestError or OSError where the folder
+    is not that of a finished run."""
     record = manifest.read(folder / "manifest.json")
     if record["status"] != "finished":
-        raise ResultsError(f"{folder}: expected a finished run, found one that is {record['status']}")
+        raise ResultsError(
+            f"{folder}: expected a finished run, found one that is {record['status']}"
+        )
     if where.exists():
         shutil.rmtree(where)
     for pattern in COPIED:
@@ -62,7 +70,8 @@ def publish(folder: Path, where: Path) -> Path:
     for command in (record, *record.get("earlier", {}).values()):
         command["command"] = without_paths(command["command"])
         if images := command["data"]:
-            images["source"] = re.sub(r"\S*/", "", images["source"])  # names of files, not where they were
+            # Names of files, not where they were.
+            images["source"] = re.sub(r"\S*/", "", images["source"])
     manifest.write(record, where / "manifest.json")
     for path in report.write(where):
         path.rename(where / "README.md") if path.suffix == ".md" else path.unlink()
@@ -70,7 +79,8 @@ def publish(folder: Path, where: Path) -> Path:
 
 
 def without_paths(command: Sequence[str]) -> list[str]:
-    """Return a command line without the options whose values are paths, and with the script's name alone."""
+    """Return a command line without the options whose values are paths, and with the script's name
+    alone."""
     kept, words = [Path(command[0]).name], iter(command[1:])
     for word in words:
         name, assigned, _ = word.partition("=")

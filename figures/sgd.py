@@ -1,4 +1,5 @@
-"""Small minibatches against the full batch at equal training loss: how aligned gradients are, and the test loss."""
+"""Small minibatches against the full batch at equal training loss: how aligned gradients are, and
+the test loss."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,14 +30,17 @@ JUDGED = ("cosine", "generalization gap")
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the tables sgd (a row for each batch, variant, seed and quantity) and sgd_summary (over seeds)."""
+    """Draw the tables sgd (a row for each batch, variant, seed and quantity) and sgd_summary (over
+    seeds)."""
     rows, summary = tables["sgd"], tables["sgd_summary"]
     figure, axes = plt.subplots(2, 3, figsize=(12, 7.6))
     for ax, (quantity, words) in zip(axes.flat, PANELS.items(), strict=False):
         _draw_panel(ax, rows[rows.quantity == quantity], summary[summary.quantity == quantity])
         ax.set_title(words, fontsize=9.5)
     axes[1, 2].set_axis_off()
-    axes[1, 2].legend(*axes[0, 0].get_legend_handles_labels(), loc="center", fontsize=9.5, labelspacing=1.2)
+    axes[1, 2].legend(
+        *axes[0, 0].get_legend_handles_labels(), loc="center", fontsize=9.5, labelspacing=1.2
+    )
     return {"sgd": finish(figure, finding(summary), caption(summary, settings))}
 
 
@@ -56,19 +60,23 @@ def caption(summary: pd.DataFrame, settings: Mapping[str, Any]) -> str:
     """Return what the figure shows, to be understood without the paper at hand."""
     steps = summary[(summary.quantity == "steps") & (summary.variant == "plain")]["mean"]
     seeds, count, on = settings["seeds"], settings["training_images"], settings["measured_on"]
-    bars = f"Marks: mean of {seeds} seeds with its 95 % Student-t interval" if seeds > 1 else "Marks: one seed"
+    bars = (
+        f"Marks: mean of {seeds} seeds with its 95 % Student-t interval"
+        if seeds > 1
+        else "Marks: one seed"
+    )
     return (
-        f"Digits classifier ({settings['network']}), SGD $\\phi \\leftarrow \\phi - \\alpha g$ with $\\alpha$ = "
-        f"{settings['learning_rate']} on the mean loss of minibatches (epochs without repeats of {count} training "
-        "images), from one initialization a seed "
-        f"to the point where the loss on all training images first is {settings['target']} nats "
-        f"({steps.min():,.0f} … {steps.max():,.0f} steps in the mean). "
-        f"Gradients there: of {count // on} disjoint minibatches of {on}, the same for all; means over all pairs. "
-        f"{bars}; dots: single seeds. Another order: other random numbers for the order of the images alone. "
-        f"Settled: by full batch from {settings['settled_from'] * settings['target']:g} nats on, "
-        "without what the noise of small minibatches adds to the mean gradient. "
-        f"Half of the images: {settings['half']}, in one batch, to the same loss on these alone; fewer images are "
-        "known to generalize worse."
+        f"Digits classifier ({settings['network']}), SGD $\\phi \\leftarrow \\phi - \\alpha g$ "
+        f"with $\\alpha$ = {settings['learning_rate']} on the mean loss of minibatches (epochs "
+        f"without repeats of {count} training images), from one initialization a seed to the point "
+        f"where the loss on all training images first is {settings['target']} nats "
+        f"({steps.min():,.0f} … {steps.max():,.0f} steps in the mean). Gradients there: of "
+        f"{count // on} disjoint minibatches of {on}, the same for all; means over all pairs. "
+        f"{bars}; dots: single seeds. Another order: other random numbers for the order of the "
+        "images alone. Settled: by full batch from "
+        f"{settings['settled_from'] * settings['target']:g} nats on, without what the noise of "
+        f"small minibatches adds to the mean gradient. Half of the images: {settings['half']}, in "
+        "one batch, to the same loss on these alone; fewer images are known to generalize worse."
     )
 
 
@@ -78,8 +86,8 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, summary: pd.DataFrame) -> None:
         ax.scatter(points.batch * shift, points.value, s=9, color=colour, alpha=0.25, linewidths=0)
         reach = [mine["mean"] - mine.low, mine.high - mine["mean"]]
         ax.errorbar(
-            mine.batch * shift, mine["mean"], yerr=reach, fmt=marker, color=colour, markersize=6, capsize=3,
-            linestyle="-" if len(mine) > 1 else "none", linewidth=1.4, label=words,
+            mine.batch * shift, mine["mean"], yerr=reach, fmt=marker, color=colour, markersize=6,
+            capsize=3, linestyle="-" if len(mine) > 1 else "none", linewidth=1.4, label=words,
         )  # fmt: skip
     batches = sorted(summary[summary.variant == "plain"].batch.unique())
     ax.set(xscale="log", xlabel="images in a training minibatch")

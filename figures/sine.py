@@ -1,4 +1,5 @@
-"""Section 4: steps on a few points of a sine wave, from an untrained network, joint training's and Reptile's."""
+"""Section 4: steps on a few points of a sine wave, from an untrained network, joint training's and
+Reptile's."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,11 +14,16 @@ from figures.style import COLOURS, finish
 
 WORDS = {"untrained": "untrained", "joint": "joint training", "reptile": "Reptile"}
 FIRST_WEIGHTS = {"pytorch": "and biases within ±1/√(fan-in)", "glorot": "Glorot's, biases 0"}
-STYLES = {"untrained": (COLOURS["untrained"], "D"), "joint": (COLOURS["joint"], "o"), "reptile": (COLOURS["sum"], "s")}
+STYLES = {
+    "untrained": (COLOURS["untrained"], "D"),
+    "joint": (COLOURS["joint"], "o"),
+    "reptile": (COLOURS["sum"], "s"),
+}
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the tables sine_picture and sine_intervals: a figure for each network, the first one's called sine."""
+    """Draw the tables sine_picture and sine_intervals: a figure for each network, the first one's
+    called sine."""
     waves, losses = tables["sine_picture"], tables["sine_intervals"]
     first = settings["networks"][0]
     return {
@@ -36,35 +42,42 @@ def finding(losses: pd.DataFrame, settings: Mapping[str, Any]) -> str:
         digits = 0 if final[name] >= 0.1 else 1
         left[name] = f"{100 * final[name]:.{digits}f} %"
     return (
-        f"What {losses.step.max()} steps on {settings['batch']} points leave unexplained of a sine:\n"
+        f"What {losses.step.max()} steps on {settings['batch']} points leave unexplained of a "
+        "sine:\n"
         f"{left['reptile']} from Reptile's initialization, {left['joint']} from joint training's"
     )
 
 
 def caption(network: str, seed: int, settings: Mapping[str, Any]) -> str:
-    """Return what the figure shows, to be understood without the paper at hand. seed: that of the curves shown."""
+    """Return what the figure shows, to be understood without the paper at hand. seed: that of the
+    curves shown."""
     inner, seeds = settings["inner"], settings["seeds"]
-    band = f"mean of {seeds} seeds, band: 95 % Student-t interval of that mean" if seeds > 1 else "one seed"
+    band = (
+        f"mean of {seeds} seeds, band: 95 % Student-t interval of that mean"
+        if seeds > 1
+        else "one seed"
+    )
     widths = "-".join(map(str, settings["widths"]))
     activation, scheme = settings["activation_and_first_weights"][network]
     shown = ", ".join(map(str, settings["shown"]))
     low, high = settings["amplitude"]
     k = settings["points"] // settings["batch"]
     return (
-        "Tasks: $f(x) = a\\,\\sin(x + b)$, a uniform on "
-        f"[{low:g}, {high:g}], b on [0, 2π], at {settings['points']} points; "
-        f"network {widths}, {activation}, first weights {FIRST_WEIGHTS[scheme]}; SGD with "
-        f"$\\alpha$ = {inner['learning_rate']} on the mean squared error. "
-        f"Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,\\alpha\\,(g_1 + \\ldots + g_{k})$, {k} disjoint minibatches "
-        f"of {settings['batch']}. Joint training: the same waves and points, all $g_i$ taken at $\\phi_1$. "
-        f"Both: {settings['iterations']:,} iterations, $\\epsilon$ from {settings['outer_step']['from']} linearly to "
-        f"0. Curves: the first test wave of seed {seed} after {shown} steps. "
-        f"Loss: on all {settings['points']} points of {settings['tasks']} test waves a seed, "
-        f"over that of f = 0: {band}."
+        f"Tasks: $f(x) = a\\,\\sin(x + b)$, a uniform on [{low:g}, {high:g}], b on [0, 2π], at "
+        f"{settings['points']} points; network {widths}, {activation}, first weights "
+        f"{FIRST_WEIGHTS[scheme]}; SGD with $\\alpha$ = {inner['learning_rate']} on the mean "
+        "squared error. Reptile: $\\phi \\leftarrow \\phi - \\epsilon\\,\\alpha\\,(g_1 + \\ldots + "
+        f"g_{k})$, {k} disjoint minibatches of {settings['batch']}. Joint training: the same waves "
+        f"and points, all $g_i$ taken at $\\phi_1$. Both: {settings['iterations']:,} iterations, "
+        f"$\\epsilon$ from {settings['outer_step']['from']} linearly to 0. Curves: the first test "
+        f"wave of seed {seed} after {shown} steps. Loss: on all {settings['points']} points of "
+        f"{settings['tasks']} test waves a seed, over that of f = 0: {band}."
     )
 
 
-def _draw(waves: pd.DataFrame, losses: pd.DataFrame, network: str, settings: Mapping[str, Any]) -> Figure:
+def _draw(
+    waves: pd.DataFrame, losses: pd.DataFrame, network: str, settings: Mapping[str, Any]
+) -> Figure:
     figure, axes = plt.subplots(2, 2, figsize=(9.6, 8.2))
     panels = dict(zip(WORDS, axes.flat, strict=False))
     top = 1.15 * max(waves.y.abs().max(), waves.prediction.abs().max())
@@ -75,11 +88,14 @@ def _draw(waves: pd.DataFrame, losses: pd.DataFrame, network: str, settings: Map
     _draw_losses(axes[1, 1], losses, settings)
     for ax in axes.flat:
         ax.title.set_fontsize(10)
-    return finish(figure, finding(losses, settings), caption(network, int(waves.seed.iloc[0]), settings))
+    return finish(
+        figure, finding(losses, settings), caption(network, int(waves.seed.iloc[0]), settings)
+    )
 
 
 def _draw_wave(ax: Axes, curves: pd.DataFrame, colour: str, settings: Mapping[str, Any]) -> None:
-    """Draw the wave, the points seen, and the prediction after each number of steps, the later the darker."""
+    """Draw the wave, the points seen, and the prediction after each number of steps, the later the
+    darker."""
     steps = sorted(curves.step.unique())
     for order, step in enumerate(steps):
         curve = curves[curves.step == step]
@@ -98,8 +114,16 @@ def _draw_wave(ax: Axes, curves: pd.DataFrame, colour: str, settings: Mapping[st
 def _draw_losses(ax: Axes, losses: pd.DataFrame, settings: Mapping[str, Any]) -> None:
     for name, (colour, marker) in STYLES.items():
         curve = losses[losses.initialization == name]
-        ax.plot(curve.step, curve["mean"], color=colour, marker=marker, markevery=8, markersize=4, linewidth=1.6,
-                label=WORDS[name])  # fmt: skip
+        ax.plot(
+            curve.step,
+            curve["mean"],
+            color=colour,
+            marker=marker,
+            markevery=8,
+            markersize=4,
+            linewidth=1.6,
+            label=WORDS[name],
+        )
         if curve.low.notna().all():
             ax.fill_between(curve.step, curve.low, curve.high, color=colour, alpha=0.2, linewidth=0)
     ax.axhline(1, color="0.5", linestyle=":", linewidth=1)

@@ -1,4 +1,5 @@
-"""Accuracy on each kind of split, run by run, and what another split would change, with the paper's ±."""
+"""Accuracy on each kind of split, run by run, and what another split would change, with the paper's
+±."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -29,8 +30,9 @@ def finding(shares: pd.DataFrame) -> str:
     """Return the title: the first cell's share, mean over runs, and the paper's."""
     cell = shares[(shares.shots == 1) & ~shares.transductive]
     return (
-        f"Another choice of characters moves the 1-shot error rate by ± {100 * cell.share.mean():.0f} % (control: "
-        f"{100 * cell.shuffled.mean():.0f} %); the paper's ± is {100 * cell.published.mean():.0f} %"
+        "Another choice of characters moves the 1-shot error rate by ± "
+        f"{100 * cell.share.mean():.0f} % (control: {100 * cell.shuffled.mean():.0f} %); the "
+        f"paper's ± is {100 * cell.published.mean():.0f} %"
     )
 
 
@@ -39,13 +41,14 @@ def caption(settings: Mapping[str, Any]) -> str:
     benchmark, runs = settings["benchmark"], settings["seeds"] * len(settings["kinds"])
     return (
         f"Reptile, Omniglot {benchmark['n_way']}-way, {settings['iterations']:,} of the table's "
-        f"{benchmark['iterations']:,} meta-iterations, all else as there; {runs} runs, {settings['tasks']:,} test "
-        f"tasks for each cell, {settings['evaluation_steps']} steps.\n"
-        "Left: accuracy of every run, 1-shot without transduction; thick bar: 95 % interval over tasks; thin bar: over "
-        "tasks and splits. Right: half of a 95 % interval over splits, as a share of the error rate: from the "
-        "covariance of tasks that share a test character, in every run (dots; line: their mean); the same with "
-        "characters exchanged among tasks (crosses: must be near 0); and the paper's ± over its own error rate "
-        "(diamonds). T: with transduction."
+        f"{benchmark['iterations']:,} meta-iterations, all else as there; {runs} runs, "
+        f"{settings['tasks']:,} test tasks for each cell, {settings['evaluation_steps']} steps.\n"
+        "Left: accuracy of every run, 1-shot without transduction; thick bar: 95 % interval over "
+        "tasks; thin bar: over tasks and splits. Right: half of a 95 % interval over splits, as a "
+        "share of the error rate: from the covariance of tasks that share a test character, in "
+        "every run (dots; line: their mean); the same with characters exchanged among tasks "
+        "(crosses: must be near 0); and the paper's ± over its own error rate (diamonds). T: with "
+        "transduction."
     )
 
 
@@ -54,8 +57,24 @@ def _accuracies(ax: Axes, cell: pd.DataFrame, settings: Mapping[str, Any]) -> No
         colour = COLOUR[kind]
         part = cell[cell.split == kind].sort_values("seed")
         at = x + np.linspace(-0.2, 0.2, len(part)) if len(part) > 1 else [float(x)]
-        ax.errorbar(at, 100 * part.value, yerr=100 * part.over_both, fmt="none", ecolor=colour, elinewidth=1, capsize=3)
-        ax.errorbar(at, 100 * part.value, yerr=100 * part.over_tasks, fmt="o", color=colour, elinewidth=3, markersize=5)
+        ax.errorbar(
+            at,
+            100 * part.value,
+            yerr=100 * part.over_both,
+            fmt="none",
+            ecolor=colour,
+            elinewidth=1,
+            capsize=3,
+        )
+        ax.errorbar(
+            at,
+            100 * part.value,
+            yerr=100 * part.over_tasks,
+            fmt="o",
+            color=colour,
+            elinewidth=3,
+            markersize=5,
+        )
     ax.set_xticks(range(len(settings["kinds"])), [KINDS[kind] for kind in settings["kinds"]])
     ax.set_xlim(-0.6, len(settings["kinds"]) - 0.4)
     ax.set_xlabel("characters that train")
@@ -68,11 +87,20 @@ def _shares(ax: Axes, shares: pd.DataFrame) -> None:
     for x, (shots, transductive) in enumerate(CELLS):
         cell = shares[(shares.shots == shots) & (shares.transductive == transductive)]
         at = x + np.linspace(-0.18, 0.18, len(cell)) if len(cell) > 1 else np.array([float(x)])
-        ax.plot([x - 0.25, x + 0.25], [100 * cell.share.mean()] * 2, color=COLOURS["sum"], linewidth=1.2)
+        ax.plot(
+            [x - 0.25, x + 0.25], [100 * cell.share.mean()] * 2, color=COLOURS["sum"], linewidth=1.2
+        )
         drawn = [
             ax.plot(at, 100 * cell.share, "o", color=COLOURS["sum"], markersize=5),
             ax.plot(at, 100 * cell.shuffled, "x", color=COLOURS["joint"], markersize=5),
-            ax.plot(x, 100 * cell.published.mean(), "D", color=COLOURS["last"], markerfacecolor="white", zorder=3),
+            ax.plot(
+                x,
+                100 * cell.published.mean(),
+                "D",
+                color=COLOURS["last"],
+                markerfacecolor="white",
+                zorder=3,
+            ),
         ]
     ax.set_xticks(range(len(CELLS)), [f"{shots}-shot{', T' if t else ''}" for shots, t in CELLS])
     ax.set_ylabel("± as a share of the error rate (%)")

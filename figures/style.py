@@ -1,4 +1,5 @@
-"""One look for all figures: type, colours that the colour-blind can tell apart, and the line that names the data."""
+"""One look for all figures: type, colours that the colour-blind can tell apart, and the line that
+names the data."""
 
 import io
 import re
@@ -15,8 +16,8 @@ from matplotlib.figure import Figure
 
 from reptile_core.files import write_atomically
 
-# Okabe and Ito's palette (2008), by what a curve is: a method has one colour in all figures. "other" and "another" are
-# for curves that belong to one figure alone.
+# Okabe and Ito's palette (2008), by what a curve is: a method has one colour in all figures.
+# "other" and "another" are for curves that belong to one figure alone.
 COLOURS = {
     "joint": "#6b6b6b",
     "sum": "#0072B2",
@@ -34,8 +35,8 @@ CHARACTERS_AN_INCH = 17.5  # of captions, at 7.5 points in DejaVu Sans
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Apply settings for drawing, and undo them afterwards. Text stays text in SVG, with ids that do not change from
-    run to run."""
+    """Apply settings for drawing, and undo them afterwards. Text stays text in SVG, with ids that
+    do not change from run to run."""
     settings: dict[Any, Any] = {
         "axes.spines.right": False,
         "axes.spines.top": False,
@@ -47,13 +48,17 @@ def style() -> Iterator[None]:
         "svg.fonttype": "none",
         "svg.hashsalt": "reptile",
     }
-    with sns.axes_style("whitegrid"), sns.plotting_context("paper", font_scale=1.1), mpl.rc_context(settings):
+    with (
+        sns.axes_style("whitegrid"),
+        sns.plotting_context("paper", font_scale=1.1),
+        mpl.rc_context(settings),
+    ):
         yield
 
 
 def finish(figure: Figure, finding: str, caption: str, *, right: float = 1.0) -> Figure:
-    """Add the finding as title and the caption, wrapped, under the axes, with room for its lines and for the stamp. The
-    axes end at the share `right` of the width."""
+    """Add the finding as title and the caption, wrapped, under the axes, with room for its lines
+    and for the stamp. The axes end at the share `right` of the width."""
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11.5, weight="bold")
     inch = figure.get_figheight()
     lines = _wrapped(caption, round(CHARACTERS_AN_INCH * figure.get_figwidth()))
@@ -63,8 +68,8 @@ def finish(figure: Figure, finding: str, caption: str, *, right: float = 1.0) ->
 
 
 def _wrapped(caption: str, width: int) -> list[str]:
-    """Return lines of at most so many characters. Formulas are not broken, and count by what is drawn of them,
-    about."""
+    """Return lines of at most so many characters. Formulas are not broken, and count by what is
+    drawn of them, about."""
     formulas = re.findall(FORMULA, caption)
     held = re.sub(FORMULA, lambda formula: "\0" * _drawn(formula[0]), caption)
     lines: list[str] = []
@@ -79,7 +84,8 @@ def _drawn(formula: str) -> int:
 
 
 def stamp(figure: Figure, text: str, *, real: bool) -> None:
-    """Name data and scale under the figure; data that is not the real one in a colour that is not overlooked."""
+    """Name data and scale under the figure; data that is not the real one in a colour that is not
+    overlooked."""
     figure.text(
         0.01, 0.005, text, ha="left", va="bottom", fontsize=7.5,
         color="0.35" if real else WARNING, weight="normal" if real else "bold",
@@ -89,8 +95,8 @@ def stamp(figure: Figure, text: str, *, real: bool) -> None:
 def save(figure: Figure, folder: Path, name: str, *, experiment: str) -> list[Path]:
     """Write PNG, SVG and PDF, without dates, so that the same table gives the same file.
 
-    Their metadata hold the words in them. Title is the finding, Description (in PDF Subject) the caption and the data,
-    Source (Keywords) the experiment.
+    Their metadata hold the words in them. Title is the finding, Description (in PDF Subject) the
+    caption and the data, Source (Keywords) the experiment.
     """
     finding = figure.get_suptitle()
     texts = [text.get_text() for text in figure.texts if text.get_text() != finding]

@@ -1,4 +1,5 @@
-"""The validity map: what share of g_i - g_bar_i the Taylor series explains, by step, learning rate and progress."""
+"""The validity map: what share of g_i - g_bar_i the Taylor series explains, by step, learning rate
+and progress."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,23 +14,35 @@ from figures.style import COLOURS, finish
 
 ORDERS = {1: "first order", 2: "first and second order"}
 MOSTLY = 2 / 3  # of q: more than half is explained
-SMALLEST = 2.0**-6  # of the learning rates in the maps, as a multiple of the one used; the curves show them all
+# Of the learning rates in the maps, as a multiple of the one used; the curves show them all.
+SMALLEST = 2.0**-6
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the tables validity (seed, iteration, task, i, term, q, cosine) and validity_map (seed, iteration, task,
-    activation, alpha, i, order, explained, sharpness)."""
+    """Draw the tables validity (seed, iteration, task, i, term, q, cosine) and validity_map (seed,
+    iteration, task, activation, alpha, i, order, explained, sharpness)."""
     table, used = tables["validity_map"], settings["learning_rate"]
     table = table.assign(explained=100 * table.explained.clip(lower=0), multiple=table.alpha / used)
     relu = table[table.activation == "relu"]
     ends = sorted({table.iteration.min(), table.iteration.max()})
     figure, axes = plt.subplots(
-        len(ORDERS), len(ends) + 1, figsize=(11.5, 6.6), width_ratios=[1] * len(ends) + [1.2], squeeze=False
+        len(ORDERS),
+        len(ends) + 1,
+        figsize=(11.5, 6.6),
+        width_ratios=[1] * len(ends) + [1.2],
+        squeeze=False,
     )
     for row, (order, words) in enumerate(ORDERS.items()):
         for column, iteration in enumerate(ends):
             ax = axes[row][column]
-            _draw_map(ax, relu[(relu.order == order) & (relu.iteration == iteration) & (relu.multiple >= SMALLEST)])
+            _draw_map(
+                ax,
+                relu[
+                    (relu.order == order)
+                    & (relu.iteration == iteration)
+                    & (relu.multiple >= SMALLEST)
+                ],
+            )
             ax.set_title(f"{words}, after {iteration:,} iterations", fontsize=9.5)
             if row == len(ORDERS) - 1:
                 ax.set_xlabel(f"$\\alpha$ / {used} (1, framed: the one used)", fontsize=9)
@@ -41,19 +54,21 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     cosine = own.groupby("iteration").cosine.mean()
     most = 100 * (own.q > MOSTLY).groupby(own.iteration).mean()
     finding = (
-        f"First-order term and $g_i - \\bar g_i$: cosine {cosine.iloc[0]:.2f} at the start, {cosine.iloc[-1]:.2f} at "
-        f"the end of training; most of it explained in {most.iloc[0]:.0f} %, {most.iloc[-1]:.0f} % of cases"
+        f"First-order term and $g_i - \\bar g_i$: cosine {cosine.iloc[0]:.2f} at the start, "
+        f"{cosine.iloc[-1]:.2f} at the end of training; most of it explained in {most.iloc[0]:.0f} "
+        f"%, {most.iloc[-1]:.0f} % of cases"
     )
     caption = (
-        f"Title: at the learning rate used; {settings['seeds']} seeds × {settings['tasks']} tasks × {own.i.nunique()} "
-        f"steps. Panels: a picture of one seed, {table.seed.iloc[0]}, and {_tasks(settings['map_tasks'])}. Explained "
-        "share in %, $1 - |g_i - \\bar g_i - \\mathrm{terms}|^2 / |g_i - \\bar g_i|^2$ (below 0: 0), "
-        "where $g_i$ is the gradient that SGD meets at step i and $\\bar g_i$ that of the same minibatch at the start. "
-        f"Maps: the paper's ReLU network along a run of {settings['variant']}; minibatches of {settings['batch']}, "
-        f"summed loss, {settings['dtype']}. Right: the same, and "
-        "the network with softplus at the same parameters. Kinks of ReLU, which the series does not see, spoil "
-        "it at small $\\alpha$, curvature at large; beyond $\\alpha\\,\\lambda_{max}$ = 2 (dotted) gradient descent on "
-        "a quadratic is unstable."
+        f"Title: at the learning rate used; {settings['seeds']} seeds × {settings['tasks']} tasks "
+        f"× {own.i.nunique()} steps. Panels: a picture of one seed, {table.seed.iloc[0]}, and "
+        f"{_tasks(settings['map_tasks'])}. Explained share in %, $1 - |g_i - \\bar g_i - "
+        "\\mathrm{terms}|^2 / |g_i - \\bar g_i|^2$ (below 0: 0), where $g_i$ is the gradient that "
+        "SGD meets at step i and $\\bar g_i$ that of the same minibatch at the start. Maps: the "
+        f"paper's ReLU network along a run of {settings['variant']}; minibatches of "
+        f"{settings['batch']}, summed loss, {settings['dtype']}. Right: the same, and the network "
+        "with softplus at the same parameters. Kinks of ReLU, which the series does not see, spoil "
+        "it at small $\\alpha$, curvature at large; beyond $\\alpha\\,\\lambda_{max}$ = 2 (dotted) "
+        "gradient descent on a quadratic is unstable."
     )
     return {"validity": finish(figure, finding, caption)}
 
@@ -64,14 +79,25 @@ def _tasks(count: int) -> str:
 
 def _draw_map(ax: Axes, rows: pd.DataFrame) -> None:
     grid = rows.groupby(["i", "multiple"]).explained.mean().unstack("multiple")
-    sns.heatmap(grid, ax=ax, vmin=0, vmax=100, cmap="cividis", annot=True, fmt=".0f", annot_kws={"fontsize": 7.5},
-                cbar=False)  # fmt: skip
+    sns.heatmap(
+        grid,
+        ax=ax,
+        vmin=0,
+        vmax=100,
+        cmap="cividis",
+        annot=True,
+        fmt=".0f",
+        annot_kws={"fontsize": 7.5},
+        cbar=False,
+    )
     labels = [f"1/{1 / m:.0f}" if m < 1 else f"{m:.0f}" for m in grid.columns]
     ax.set_xticklabels(labels, rotation=0, fontsize=7.5)
     ax.set_yticklabels([f"$g_{i}$" for i in grid.index], rotation=0)
     ax.set(xlabel="", ylabel="")
     at = (list(grid.columns).index(1.0), 0)
-    ax.add_patch(plt.Rectangle(at, 1, len(grid), fill=False, edgecolor=COLOURS["last"], linewidth=2))
+    ax.add_patch(
+        plt.Rectangle(at, 1, len(grid), fill=False, edgecolor=COLOURS["last"], linewidth=2)
+    )
 
 
 def _draw_curves(ax: Axes, rows: pd.DataFrame, ends: list[int]) -> None:
@@ -79,10 +105,23 @@ def _draw_curves(ax: Axes, rows: pd.DataFrame, ends: list[int]) -> None:
     for activation, colour in (("relu", COLOURS["last"]), ("softplus", COLOURS["sum"])):
         for iteration, line in zip(ends, ("-", "--"), strict=False):
             mine = rows[(rows.activation == activation) & (rows.iteration == iteration)]
-            by = mine[mine.sharpness > 0].groupby("alpha").agg({"explained": "mean", "sharpness": "median"})
+            by = (
+                mine[mine.sharpness > 0]
+                .groupby("alpha")
+                .agg({"explained": "mean", "sharpness": "median"})
+            )
             name = {"relu": "ReLU", "softplus": "softplus"}[activation]
-            ax.plot(by.sharpness, by.explained, line, color=colour, marker=".", markersize=4, linewidth=1.3,
-                    label=f"{name}, after {iteration:,}")  # fmt: skip
+            ax.plot(
+                by.sharpness,
+                by.explained,
+                line,
+                color=colour,
+                marker=".",
+                markersize=4,
+                linewidth=1.3,
+                label=f"{name}, after {iteration:,}",
+            )
     ax.axvline(2, color="0.4", linestyle=":", linewidth=1)
-    ax.set(xscale="log", ylim=(-3, 103), xlim=(1e-10, None))  # room for the legend where all is 100 %
+    # Room for the legend where all is 100 %.
+    ax.set(xscale="log", ylim=(-3, 103), xlim=(1e-10, None))
     ax.set_ylabel("explained share (%)", fontsize=9)

@@ -1,4 +1,5 @@
-"""Noise of meta-gradients per unit of AvgGrad, relative to joint training's: by k, and along a run."""
+"""Noise of meta-gradients per unit of AvgGrad, relative to joint training's: by k, and along a
+run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,11 @@ from matplotlib.ticker import LogLocator, NullLocator
 from figures.style import COLOURS, finish
 from reptile_core.meta_gradients import last, sum_of
 
-FAMILIES = (("Reptile", COLOURS["sum"], "s"), ("FOMAML", COLOURS["last"], "^"), ("MAML", COLOURS["maml"], "v"))
+FAMILIES = (
+    ("Reptile", COLOURS["sum"], "s"),
+    ("FOMAML", COLOURS["last"], "^"),
+    ("MAML", COLOURS["maml"], "v"),
+)
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
@@ -30,16 +35,17 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     k = steps[-1]
     reptile, fomaml, maml = (ends["mean"][name] for name in _updates(k))
     finding = (
-        f"Noise per unit of AvgGrad, k = {k}: FOMAML {fomaml / reptile:.2g}, MAML {maml / reptile:.2g} times Reptile's"
+        f"Noise per unit of AvgGrad, k = {k}: FOMAML {fomaml / reptile:.2g}, MAML "
+        f"{maml / reptile:.2g} times Reptile's"
     )
     caption = (
-        "$E|u - Eu|^2 / (\\sum w)^2$ of the update u from one task, relative to that of $g_1$, joint training: Reptile "
-        "$g_1 + \\ldots + g_k$, FOMAML $g_k$, MAML with its second derivatives. This takes the mean of u to be "
-        "$(\\sum w)$ AvgGrad, as the theory has it to leading order. All at the same parameters, along runs of "
-        f"{settings['along']} on a schedule of {settings['schedule']:,} iterations, on {settings['tasks']} tasks of a "
+        "$E|u - Eu|^2 / (\\sum w)^2$ of the update u from one task, relative to that of $g_1$, "
+        "joint training: Reptile $g_1 + \\ldots + g_k$, FOMAML $g_k$, MAML with its second "
+        "derivatives. This takes the mean of u to be $(\\sum w)$ AvgGrad, as the theory has it to "
+        f"leading order. All at the same parameters, along runs of {settings['along']} on a "
+        f"schedule of {settings['schedule']:,} iterations, on {settings['tasks']} tasks of a "
         f"point; geometric mean of {settings['seeds']} seeds"
-        + (", bars: 95 % Student-t intervals of the log." if settings["seeds"] > 1 else ".")
-    )
+    ) + (", bars: 95 % Student-t intervals of the log." if settings["seeds"] > 1 else ".")
     return {"variance": finish(figure, finding, caption)}
 
 
@@ -51,7 +57,9 @@ def _updates(k: int) -> tuple[str, str, str]:
 def _by_k(ax: Axes, rows: pd.DataFrame, steps: Sequence[int]) -> None:
     """Draw each update with its interval; joint training at k = 1."""
     _points(ax, [1], rows.loc[["g1"]], "joint training, $g_1$", COLOURS["joint"], "o")
-    for shift, (family, (label, colour, marker)) in zip((-0.12, 0, 0.12), enumerate(FAMILIES), strict=True):
+    for shift, (family, (label, colour, marker)) in zip(
+        (-0.12, 0, 0.12), enumerate(FAMILIES), strict=True
+    ):
         mine = rows.loc[[_updates(k)[family] for k in steps]]
         _points(ax, [k + shift for k in steps], mine, label, colour, marker)
     ax.set_xticks([1, *steps])
@@ -82,6 +90,8 @@ def _logarithmic(ax: Axes) -> None:
     ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _points(ax: Axes, x: Sequence[float], rows: pd.DataFrame, label: str, colour: str, marker: str) -> None:
+def _points(
+    ax: Axes, x: Sequence[float], rows: pd.DataFrame, label: str, colour: str, marker: str
+) -> None:
     ax.plot(x, rows["mean"], marker, color=colour, markersize=5.5, label=label)
     ax.vlines(x, rows.low, rows.high, color=colour, linewidth=1.4)

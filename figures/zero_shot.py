@@ -31,13 +31,30 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
                 continue
             curve = scale * means[f"{quantity}_before", variant.name]
             colour, line = COLOURS[variant.kind], LINES[variant.k]
-            ax.plot(curve.index, curve, line, color=colour, linewidth=1.4, label=f"${variant.label}$")
+            ax.plot(
+                curve.index, curve, line, color=colour, linewidth=1.4, label=f"${variant.label}$"
+            )
             after = scale * means[f"{quantity}_after", variant.name]
-            ax.plot(after.index, after, "o", color=colour, markersize=4, markerfacecolor="none", clip_on=False)
+            ax.plot(
+                after.index,
+                after,
+                "o",
+                color=colour,
+                markersize=4,
+                markerfacecolor="none",
+                clip_on=False,
+            )
         ax.axhline(level, color="0.3", linestyle=":", linewidth=1)
         if quantity == "accuracy":
-            half = 100 * SIGMAS * means["accuracy_spread"].groupby("iteration").max() / settings["seeds"] ** 0.5
-            ax.fill_between(half.index, level - half, level + half, color="0.5", alpha=0.2, linewidth=0)
+            half = (
+                100
+                * SIGMAS
+                * means["accuracy_spread"].groupby("iteration").max()
+                / settings["seeds"] ** 0.5
+            )
+            ax.fill_between(
+                half.index, level - half, level + half, color="0.5", alpha=0.2, linewidth=0
+            )
         ax.annotate(name, (0.02, level), xycoords=("axes fraction", "data"), xytext=(0, -10),
                     textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip
         ax.set(xlabel="meta-iterations", ylabel=label)
@@ -47,14 +64,18 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     axes[1].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     before = 100 * means["accuracy_before"]
-    finding = f"Before adaptation accuracy is {before.min():.0f} … {before.max():.0f} %, whatever is trained"
+    finding = (
+        f"Before adaptation accuracy is {before.min():.0f} … {before.max():.0f} %, whatever is "
+        "trained"
+    )
     caption = (
-        f"An initialization that has not seen a task's labels, which are dealt at random among {n} classes. Lines: "
-        f"before the first inner step, {_seeds(settings['seeds'])}, {settings['tasks']} test tasks each, labels as "
-        "they are dealt. Grey: chance, twice the standard deviation over labellings. Circles: the same examples after "
-        f"adaptation, at the end ({settings['adapted_tasks']} tasks a seed). Averaged over all "
-        f"{settings['labellings']} labellings every initialization has an accuracy of exactly 1/N and a loss of log N "
-        f"or more. Runs on a schedule of {settings['schedule']:,} iterations."
+        f"An initialization that has not seen a task's labels, which are dealt at random among {n} "
+        f"classes. Lines: before the first inner step, {_seeds(settings['seeds'])}, "
+        f"{settings['tasks']} test tasks each, labels as they are dealt. Grey: chance, twice the "
+        "standard deviation over labellings. Circles: the same examples after adaptation, at the "
+        f"end ({settings['adapted_tasks']} tasks a seed). Averaged over all "
+        f"{settings['labellings']} labellings every initialization has an accuracy of exactly 1/N "
+        f"and a loss of log N or more. Runs on a schedule of {settings['schedule']:,} iterations."
     )
     return {"zero_shot": finish(figure, finding, caption, right=0.86)}
 

@@ -1,6 +1,8 @@
-"""Reptile, FOMAML, MAML and any other sum of inner gradients: tasks, networks, inner loop, meta-training, evaluation.
+"""Reptile, FOMAML, MAML and any other sum of inner gradients: tasks, networks, inner loop,
+meta-training, evaluation.
 
-Reptile in plain torch, where `model` is a `torch.nn.Module` and `tasks` holds k minibatches for each iteration:
+Reptile in plain torch, where `model` is a `torch.nn.Module` and `tasks` holds k minibatches for
+each iteration:
 
     for iteration, minibatches in enumerate(tasks):
         adapted = copy.deepcopy(model)  # phi_1
@@ -30,8 +32,9 @@ Reptile in plain torch, where `model` is a `torch.nn.Module` and `tasks` holds k
 
 `Network.of(model, takes=(1, 28, 28))` in the place of "omniglot" trains a module of one's own.
 
-Other weights are other algorithms: `last(5).weights` is FOMAML, "maml" is MAML. `state.phi` is what `model` holds, as
-one vector. `evaluate` gives the accuracy of a state on each of many test tasks, `estimate` their mean with its error.
+Other weights are other algorithms: `last(5).weights` is FOMAML, "maml" is MAML. `state.phi` is what
+`model` holds, as one vector. `evaluate` gives the accuracy of a state on each of many test tasks,
+`estimate` their mean with its error.
 """
 
 from reptile_core.evaluation import estimate

@@ -1,7 +1,7 @@
 """Checkpoints: tensors and a JSON record in one file, whole or absent.
 
-The format is safetensors, which holds no code. A digest of both goes with them, so that a damaged file is named
-instead of used.
+The format is safetensors, which holds no code. A digest of both goes with them, so that a damaged
+file is named instead of used.
 """
 
 import hashlib
@@ -31,36 +31,44 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[s
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_checkpoint` wrote. FileNotFoundError where there is none, CheckpointError where it is damaged."""
+    """Read what `save_checkpoint` wrote. FileNotFoundError where there is none, CheckpointError
+    where it is damaged."""
     if not path.exists():
         raise FileNotFoundError(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Cloned into memory aligned as torch's own: a matrix product may round otherwise where the file put them.
+            # Cloned into memory aligned as torch's own: a matrix product may round otherwise where
+            # the file put them.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
         text = metadata["record"]
         record = json.loads(text)
         digest = _digest(tensors, text)
     except Exception as error:  # whatever hostile bytes lead safetensors, torch and json to
-        raise CheckpointError(f"{path}: expected a checkpoint, found {_found(path)} ({error})") from error
+        raise CheckpointError(
+            f"{path}: expected a checkpoint, found {_found(path)} ({error})"
+        ) from error
     if metadata.get("digest") != digest:
-        raise CheckpointError(f"{path}: expected a content with the digest noted in it, found one that was altered")
+        raise CheckpointError(
+            f"{path}: expected a content with the digest noted in it, found one that was altered"
+        )
     if not isinstance(record, dict):
         raise CheckpointError(f"{path}: expected a record of names and values, found another kind")
     return tensors, record
 
 
 def _found(path: Path) -> str:
-    """Return what an unreadable file seems to be: a safetensors file begins with its header's length and the header,
-    JSON that says where each tensor ends."""
+    """Return what an unreadable file seems to be: a safetensors file begins with its header's
+    length and the header, JSON that says where each tensor ends."""
     try:
         content = path.read_bytes()
         length = int.from_bytes(content[:8], "little")
         if len(content) < 8 or (content[8:9] == b"{" and len(content) < 8 + length):
             return f"one cut short, to {len(content)} bytes"
         tensors = json.loads(content[8 : 8 + length])
-        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+        ends = [
+            entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"
+        ]
         whole = 8 + length + max(ends)
         if len(content) < whole:
             return f"one cut short, to {len(content)} bytes of {whole}"

@@ -1,10 +1,11 @@
 """3 x 3 "same" convolutions, written so that every derivative of every order is right.
 
-Images are (*lanes, batch, height, width, channels), weights (*lanes, 9 channels, filters) with rows over (tap row, tap
-column, channel). A convolution is a matrix product of its patches, so that on a GPU all lanes are one batched product.
-Taking patches is linear; its derivative in either direction is itself or its transpose, `fold`, and those two lines
-serve every order of nesting. On a CPU with a C compiler the product is taken without writing out the patches, by
-`native.functions`: as <x * w, g> is linear in each of the three, so are its gradients, functions of the same kind.
+Images are (*lanes, batch, height, width, channels), weights (*lanes, 9 channels, filters) with rows
+over (tap row, tap column, channel). A convolution is a matrix product of its patches, so that on a
+GPU all lanes are one batched product. Taking patches is linear; its derivative in either direction
+is itself or its transpose, `fold`, and those two lines serve every order of nesting. On a CPU with
+a C compiler the product is taken without writing out the patches, by `native.functions`: as <x * w,
+g> is linear in each of the three, so are its gradients, functions of the same kind.
 """
 
 from functools import lru_cache
@@ -23,11 +24,12 @@ from reptile_core.sizes import KERNEL, same_padding, same_size
 
 @lru_cache
 def _taps(size: int, stride: int) -> tuple[tuple[int, slice, slice, bool], ...]:
-    """Return where each of the three taps of a "same" convolution lands: (tap, inputs it meets, outputs it serves,
-    first).
+    """Return where each of the three taps of a "same" convolution lands: (tap, inputs it meets,
+    outputs it serves, first).
 
-    Inputs fall into `stride` classes by remainder. The taps that cover a whole class come first and are marked for the
-    first of each class, so that `fold` can write there and add elsewhere, and nothing needs to be cleared before.
+    Inputs fall into `stride` classes by remainder. The taps that cover a whole class come first and
+    are marked for the first of each class, so that `fold` can write there and add elsewhere, and
+    nothing needs to be cleared before.
     """
     before, outputs = same_padding(size, stride)[0], same_size(size, stride)
     taps, met = [], set()
@@ -36,7 +38,14 @@ def _taps(size: int, stride: int) -> tuple[tuple[int, slice, slice, bool], ...]:
         high = min(outputs, (size - 1 + before - tap) // stride + 1)
         start = stride * low + tap - before
         whole = high - low == len(range(start % stride, size, stride))
-        taps.append((tap, slice(start, stride * (high - 1) + tap - before + 1, stride), slice(low, high), whole))
+        taps.append(
+            (
+                tap,
+                slice(start, stride * (high - 1) + tap - before + 1, stride),
+                slice(low, high),
+                whole,
+            )
+        )
     taps.sort(key=lambda tap: not tap[3])
     marked = []
     for tap, inputs, served, whole in taps:
@@ -125,7 +134,9 @@ class Fold(Function):
 
 
 def convolution(
-    x: Float[Tensor, "*lanes batch height width c_in"], weight: Float[Tensor, "*lanes 9*c_in c_out"], stride: int
+    x: Float[Tensor, "*lanes batch height width c_in"],
+    weight: Float[Tensor, "*lanes 9*c_in c_out"],
+    stride: int,
 ) -> Float[Tensor, "*lanes batch out_height out_width c_out"]:
     """Return x * w; lanes of the two may be broadcast."""
     served = native.supports_tensor(x) and native.supports_tensor(weight)

@@ -1,7 +1,9 @@
-"""Few-shot evaluation as the authors do it: adapt to the support set, classify one test example per class.
+"""Few-shot evaluation as the authors do it: adapt to the support set, classify one test example per
+class.
 
-Batch norm uses the batch at hand, so it matters what is classified together. With transduction all test examples share
-one batch. Without, each is alone in a batch with the whole support set, and nothing leaks from one to another.
+Batch norm uses the batch at hand, so it matters what is classified together. With transduction all
+test examples share one batch. Without, each is alone in a batch with the whole support set, and
+nothing leaks from one to another.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,8 @@ from reptile_core.networks import Network
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling, Tasks
 
-TEST_SHOTS = 1  # the authors' test set: one example per class. Without transduction more of them estimate the same
+# The authors' test set: one example per class. Without transduction more of them estimate the same.
+TEST_SHOTS = 1
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,8 @@ def classify(
     """Return predicted classes of the test examples. x of both: (*lanes, count, *shape)."""
     if transductive:
         return network(phi, test.x).argmax(-1)
-    # One more lane axis, over test examples: each is put in front of a copy of the support set, a batch of its own.
+    # One more lane axis, over test examples: each is put in front of a copy of the support set, a
+    # batch of its own.
     lanes = test.y.ndim - 1
     copies = support.x.unsqueeze(lanes).expand(*test.y.shape, *support.x.shape[lanes:])
     batches = torch.cat([test.x.unsqueeze(lanes + 1), copies], lanes + 1)
@@ -54,10 +58,12 @@ def accuracies(
     transductive: bool = True,
     lanes: int = 1,
 ) -> dict[str, Float[Tensor, " tasks"]]:
-    """Return the accuracy in [0, 1] of each task (one leading axis), without transduction and, if asked for, with it.
+    """Return the accuracy in [0, 1] of each task (one leading axis), without transduction and, if
+    asked for, with it.
 
-    Every task starts from the same phi and the same state of the optimizer, and neither is changed, as in the authors'
-    evaluation. `lanes` tasks are adapted at once: as many as memory holds on a GPU, one on a CPU core.
+    Every task starts from the same phi and the same state of the optimizer, and neither is changed,
+    as in the authors' evaluation. `lanes` tasks are adapted at once: as many as memory holds on a
+    GPU, one on a CPU core.
     """
     count = tasks.test.label.shape[0]
     kinds = {"accuracy": False} | ({"accuracy_transductive": True} if transductive else {})
@@ -86,10 +92,18 @@ def evaluation_tasks(
     queries: int = TEST_SHOTS,
     look: int = 0,
 ) -> Tasks:
-    """Return evaluation tasks first … first + count - 1 of a seed: the same for every variant, so that their difficulty
-    cancels in comparisons. look: which stream; tasks of different looks are independent."""
+    """Return evaluation tasks first … first + count - 1 of a seed: the same for every variant, so
+    that their difficulty cancels in comparisons. look: which stream; tasks of different looks are
+    independent."""
     tasks = torch.arange(first, first + count)
-    return pool.sample(sampling, seed=seed, purpose=Purpose.EVALUATION, iteration=look, task=tasks, test_shots=queries)
+    return pool.sample(
+        sampling,
+        seed=seed,
+        purpose=Purpose.EVALUATION,
+        iteration=look,
+        task=tasks,
+        test_shots=queries,
+    )
 
 
 def estimate(per_task: Float[Tensor, " tasks"]) -> Estimate:

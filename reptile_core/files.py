@@ -8,17 +8,22 @@ from itertools import chain
 from pathlib import Path
 
 SOURCES = {".py", ".c", ".h"}  # how the names of files end on which results depend
-UNFINISHED = ".part"  # ends the name of a file that is being written; a writer that is killed leaves one behind
+# Ends the name of a file that is being written; a writer that is killed leaves one behind.
+UNFINISHED = ".part"
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Put `content` at `path`: a reader, at any moment and after any crash, finds the old file or the new one.
+    """Put `content` at `path`: a reader, at any moment and after any crash, finds the old file or
+    the new one.
 
-    OSError, which names the path, where that cannot be; the old file is then as it was and no other file is left.
+    OSError, which names the path, where that cannot be; the old file is then as it was and no other
+    file is left.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED)
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=UNFINISHED
+        )
     except OSError as error:
         raise _naming(path, error) from error
     try:
@@ -44,9 +49,11 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def sources_digest(root: Path, *names: str) -> str:
-    """Return the SHA-256 (hex) of all sources in these folders and files of `root`, by name and content.
+    """Return the SHA-256 (hex) of all sources in these folders and files of `root`, by name and
+    content.
 
-    Wherever `root` is, a checkout or the place of an installation, the same code has the same digest.
+    Wherever `root` is, a checkout or the place of an installation, the same code has the same
+    digest.
     """
     found = hashlib.sha256()
     paths = chain.from_iterable(_sources(root / name) for name in names)
@@ -63,7 +70,8 @@ def _sources(path: Path) -> list[Path]:
 
 
 def _naming(path: Path, error: OSError) -> OSError:
-    """Return the same error with the path that was to be written, for a write that fails knows no name."""
+    """Return the same error with the path that was to be written, for a write that fails knows no
+    name."""
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 

@@ -1,9 +1,11 @@
-"""Derivatives of the classification loss through the paper's convolutional networks by hand, for one lane on a CPU.
+"""Derivatives of the classification loss through the paper's convolutional networks by hand, for
+one lane on a CPU.
 
-The same numbers, to round-off, as autograd takes from `networks`. But every buffer is allocated once, and every call of
-the C loops is written down once, so a minibatch costs little more than its arithmetic. Beyond the gradient go Taylor
-coefficients of L'(phi + t v) in t, forward and backward once more for each order: every step is linear in its inputs'
-coefficients of that order, given those of the orders below.
+The same numbers, to round-off, as autograd takes from `networks`. But every buffer is allocated
+once, and every call of the C loops is written down once, so a minibatch costs little more than its
+arithmetic. Beyond the gradient go Taylor coefficients of L'(phi + t v) in t, forward and backward
+once more for each order: every step is linear in its inputs' coefficients of that order, given
+those of the orders below.
 """
 
 from collections.abc import Callable
@@ -27,7 +29,8 @@ ORDERS = 3  # as in taylor.c
 
 @dataclass(frozen=True)
 class Blocks:
-    """Convolutional blocks with batch norm on (size, size, channels) images, halved by pooling or stride."""
+    """Convolutional blocks with batch norm on (size, size, channels) images, halved by pooling or
+    stride."""
 
     size: int
     channels: int
@@ -36,14 +39,20 @@ class Blocks:
 
 
 class GradientByHand:
-    """L'(phi) of the cross-entropy of such blocks and a linear layer, for minibatches of so many images.
+    """L'(phi) of the cross-entropy of such blocks and a linear layer, for minibatches of so many
+    images.
 
-    unflatten: views into a flat vector by name. weight: that of an example's loss, 1 in a sum. It writes into buffers
-    of its own: not for two threads at once.
+    unflatten: views into a flat vector by name. weight: that of an example's loss, 1 in a sum. It
+    writes into buffers of its own: not for two threads at once.
     """
 
     def __init__(
-        self, unflatten: Callable[[Tensor], Parameters], blocks: Blocks, batch: int, weight: float, like: Tensor
+        self,
+        unflatten: Callable[[Tensor], Parameters],
+        blocks: Blocks,
+        batch: int,
+        weight: float,
+        like: Tensor,
     ) -> None:
         self.unflatten = unflatten
         self.phi, self.v = like.new_zeros(2, like.numel())
@@ -116,23 +125,30 @@ class GradientByHand:
 
 
 class Block:
-    """A block's output and the gradient in it, with the calls that fill the one, and from the other all gradients.
+    """A block's output and the gradient in it, with the calls that fill the one, and from the other
+    all gradients.
 
-    What is a list goes by order. full: what the activation gives at every position, which is the output itself unless
-    it is pooled. (The paper's networks pool before the ReLU: the order changes neither the output nor, as a maximum of
-    0 passes nothing, the gradient.) inputs: what the activation takes; a ReLU does so in place.
+    What is a list goes by order. full: what the activation gives at every position, which is the
+    output itself unless it is pooled. (The paper's networks pool before the ReLU: the order changes
+    neither the output nor, as a maximum of 0 passes nothing, the gradient.) inputs: what the
+    activation takes; a ReLU does so in place.
     """
 
-    def __init__(self, images: Tensor, p: Parameters, v: Parameters, blocks: Blocks, index: int) -> None:
+    def __init__(
+        self, images: Tensor, p: Parameters, v: Parameters, blocks: Blocks, index: int
+    ) -> None:
         names = f"conv{index}.weight", f"norm{index}.scale", f"norm{index}.shift"
         self.w, self.scale, self.shift = ([p[name], v[name]] for name in names)
         self.names, self.filters, self.pool = names, self.w[0].shape[-1], blocks.pool
-        self.shift.append(torch.zeros_like(self.shift[0]))  # a straight line has no second coefficient
+        # A straight line has no second coefficient.
+        self.shift.append(torch.zeros_like(self.shift[0]))
         self.extent = extent_of(images, 1 if blocks.pool else 2, self.filters)
         self.sides = len(images), self.extent.out_height, self.extent.out_width
         self.rows, self.kind = prod(self.sides), ACTIVATIONS[blocks.activation]
         self.slope = images.new_zeros(self.rows, self.filters) if self.kind else None
-        self.variance, self.root, self.factor, self.along = images.new_zeros(4, ORDERS, self.filters)
+        self.variance, self.root, self.factor, self.along = images.new_zeros(
+            4, ORDERS, self.filters
+        )
         self.inputs: list[Tensor] = []
         self.full: list[Tensor] = []
         self.out: list[Tensor] = []
@@ -144,7 +160,8 @@ class Block:
         self._allocate()
 
     def prepare(self) -> None:
-        """Take the gradient of order 0 back through the activation, where the next order needs it and none before."""
+        """Take the gradient of order 0 back through the activation, where the next order needs it
+        and none before."""
         if self.in_passing(0) and not self.in_passing(1):
             self.first = self.first or self._through_activation(0)
             self.first()
@@ -169,7 +186,8 @@ class Block:
         return calls + self.linear_backward(order, g_w)
 
     def in_passing(self, order: int) -> bool:
-        """Say whether what is below the activation takes the gradient back through it in passing."""
+        """Say whether what is below the activation takes the gradient back through it in
+        passing."""
         raise NotImplementedError
 
     def linear(self, order: int) -> list[NativeCall]:
@@ -183,7 +201,17 @@ class Block:
     def _activation(self, order: int) -> list[NativeCall]:
         known, count = (self.full[0], self.slope), self.full[0].numel()
         if order:
-            return [prepare("activate_taylor", self.inputs, *known, self.full[order], count, self.kind, order)]
+            return [
+                prepare(
+                    "activate_taylor",
+                    self.inputs,
+                    *known,
+                    self.full[order],
+                    count,
+                    self.kind,
+                    order,
+                )
+            ]
         return [prepare("activate", self.inputs[0], *known, count, self.kind)] if self.kind else []
 
     def _pooling(self, order: int) -> list[NativeCall]:
@@ -191,7 +219,9 @@ class Block:
         if not self.pool:
             return []
         if order:
-            return [prepare("max_pool_taylor", *tensors, self.full[order], self.out[order], *extents)]
+            return [
+                prepare("max_pool_taylor", *tensors, self.full[order], self.out[order], *extents)
+            ]
         return [prepare("max_pool", *tensors, *extents)]
 
     def _allocate(self) -> None:
@@ -199,7 +229,9 @@ class Block:
         full, g_full = self.w[0].new_zeros(2, n, height, width, self.filters)
         out, g_out = full, g_full
         if self.pool:
-            out, g_out = self.w[0].new_zeros(2, n, same_size(height, 2), same_size(width, 2), self.filters)
+            out, g_out = self.w[0].new_zeros(
+                2, n, same_size(height, 2), same_size(width, 2), self.filters
+            )
         # Of order 0 they are not needed once the output is there
         inputs = full if not self.kind else torch.zeros_like(full) if self.full else g_full
         lists = self.inputs, self.full, self.out, self.g_full, self.g_out
@@ -212,13 +244,17 @@ class Block:
 
 
 class FirstBlock(Block):
-    """A block on few channels: as in `layers.convolution_batch_norm`, the covariance of patches normalizes weights."""
+    """A block on few channels: as in `layers.convolution_batch_norm`, the covariance of patches
+    normalizes weights."""
 
     def __init__(self, x: Tensor, p: Parameters, v: Parameters, blocks: Blocks) -> None:
         super().__init__(x, p, v, blocks, 0)
         self.x, (size, filters) = x, self.w[0].shape
         self.patches, self.centred = x.new_zeros(self.rows, size), x.new_zeros(self.rows, size + 1)
-        self.covariance, self.product = x.new_zeros(size, size), list(torch.zeros_like(torch.stack(self.w)))
+        self.covariance, self.product = (
+            x.new_zeros(size, size),
+            list(torch.zeros_like(torch.stack(self.w))),
+        )
         self.normalizing, self.g_normalizing = x.new_zeros(2, ORDERS, size + 1, filters)
         self.extents = size + 1, filters
 
@@ -228,9 +264,18 @@ class FirstBlock(Block):
     def linear(self, order: int) -> list[NativeCall]:
         normalizing, extents = self.normalizing[order], self.extents
         multiply = "product" if order or self.kind else "product_relu"
-        product = prepare(multiply, self.centred, normalizing, self.inputs[order], 1, self.rows, *extents)
+        product = prepare(
+            multiply, self.centred, normalizing, self.inputs[order], 1, self.rows, *extents
+        )
         if order:
-            along = self.scale, self.shift[order], self.variance, self.root, self.factor, normalizing
+            along = (
+                self.scale,
+                self.shift[order],
+                self.variance,
+                self.root,
+                self.factor,
+                normalizing,
+            )
             known = self.w, self.product, self.covariance, *along
             return [prepare("normalize_weights_taylor", *known, *extents, order), product]
         p = self.w[0], self.scale[0], self.shift[0]
@@ -249,10 +294,15 @@ class FirstBlock(Block):
             masked = g, self.full[0], self.centred, g_normalizing
             through = prepare("product_relu_backward", *masked, 1, self.rows, *extents)
         else:
-            through = prepare("product_backward", g, self.centred, g_normalizing, self.rows, *extents)
+            through = prepare(
+                "product_backward", g, self.centred, g_normalizing, self.rows, *extents
+            )
         if order:
             along = list(self.g_normalizing), self.w, self.product, self.root, self.factor
-            return [through, prepare("normalize_weights_taylor_backward", *along, *found, *extents, order)]
+            return [
+                through,
+                prepare("normalize_weights_taylor_backward", *along, *found, *extents, order),
+            ]
         known = g_normalizing, self.w[0], self.scale[0], self.product[0], self.root[0]
         return [through, prepare("normalize_weights_backward", *known, *found, *extents)]
 
@@ -260,11 +310,16 @@ class FirstBlock(Block):
 class InnerBlock(Block):
     """A block on what the block below gives: convolution and batch norm."""
 
-    def __init__(self, below: Block, p: Parameters, v: Parameters, blocks: Blocks, index: int) -> None:
+    def __init__(
+        self, below: Block, p: Parameters, v: Parameters, blocks: Blocks, index: int
+    ) -> None:
         super().__init__(below.out[0], p, v, blocks, index)
         self.below, self.turned = below, torch.zeros_like(self.w[0])
         self.product = self.turned.new_zeros(self.rows, self.filters)
-        self.rstd, self.scratch = self.turned.new_zeros(self.filters), self.turned.new_zeros(8 * self.filters)
+        self.rstd, self.scratch = (
+            self.turned.new_zeros(self.filters),
+            self.turned.new_zeros(8 * self.filters),
+        )
         self.root[0] = 1  # of what is normalized already
         self.places, self.packing = meetings(self.extent), packing(self.extent, self.turned.dtype)
         self.normalized: list[Tensor] = []
@@ -283,7 +338,10 @@ class InnerBlock(Block):
         found, extents = (self.inputs[order], self.scratch), (self.rows, self.filters)
         if order:
             along = self.rstd, self.scale, self.shift[order], self.variance, self.root, self.factor
-            return [*calls, prepare("normalize_taylor", self.normalized, *along, *found, *extents, order)]
+            return [
+                *calls,
+                prepare("normalize_taylor", self.normalized, *along, *found, *extents, order),
+            ]
         known = product, self.scale[0], self.shift[0], self.normalized[0], self.rstd
         normalize = "normalize" if self.kind else "normalize_relu"
         return [*calls, prepare(normalize, *known, *found, BATCH_NORM_EPS, 1, *extents)]
@@ -308,19 +366,25 @@ class InnerBlock(Block):
             lists = g_product, self.g_scale, self.g_shift, self.scratch
             return prepare("normalize_taylor_backward", *along, *lists, *extents, order)
         g = (self.g_full[0],) if self.kind else (self.g_full[0], self.full[0])
-        known, found = (self.normalized[0], self.rstd, self.scale[0]), (g_product, self.g_scale[0], self.g_shift[0])
+        known, found = (
+            (self.normalized[0], self.rstd, self.scale[0]),
+            (g_product, self.g_scale[0], self.g_shift[0]),
+        )
         backward = "normalize_backward" if self.kind else "normalize_relu_backward"
         return prepare(backward, *g, *known, *found, self.scratch, 1, *extents)
 
 
 class Top:
-    """The linear layer and the cross-entropy: its gradients in C, and what goes beyond them, as it is small, in torch.
+    """The linear layer and the cross-entropy: its gradients in C, and what goes beyond them, as it
+    is small, in torch.
 
-    With logits l and their probabilities p, p = exp(l - log sum exp l): its coefficients are p_0 times those of the
-    exponent, plus half the square of the first in the second.
+    With logits l and their probabilities p, p = exp(l - log sum exp l): its coefficients are p_0
+    times those of the exponent, plus half the square of the first in the second.
     """
 
-    def __init__(self, below: Block, y: Tensor, p: Parameters, v: Parameters, weight: float) -> None:
+    def __init__(
+        self, below: Block, y: Tensor, p: Parameters, v: Parameters, weight: float
+    ) -> None:
         self.w, self.bias = ([p[name], v[name]] for name in ("linear.weight", "linear.bias"))
         self.below, self.y, self.weight = below, y, weight
         self.p, self.exponent = torch.zeros(2, len(y), len(self.bias[0]), dtype=self.w[0].dtype)
@@ -330,9 +394,22 @@ class Top:
         found = g["linear.weight"], g["linear.bias"]
         if order:
             return [partial(self._coefficient, order, *found)]
-        known, scratch = (self.below.out[0], self.w[0], self.bias[0], self.y), torch.zeros_like(self.bias[0])
+        known, scratch = (
+            (self.below.out[0], self.w[0], self.bias[0], self.y),
+            torch.zeros_like(self.bias[0]),
+        )
         extents = len(self.y), *self.w[0].shape
-        return [prepare("cross_entropy_gradients", *known, self.below.g_out[0], *found, scratch, self.weight, *extents)]
+        return [
+            prepare(
+                "cross_entropy_gradients",
+                *known,
+                self.below.g_out[0],
+                *found,
+                scratch,
+                self.weight,
+                *extents,
+            )
+        ]
 
     def value(self) -> Tensor:
         return self.weight * F.cross_entropy(self._logits(), self.y, reduction="sum")

@@ -1,7 +1,9 @@
-"""The inner loop: k steps of SGD or Adam on one task's minibatches, from phi_1 to phi_{k+1}, giving g_1 … g_k.
+"""The inner loop: k steps of SGD or Adam on one task's minibatches, from phi_1 to phi_{k+1}, giving
+g_1 … g_k.
 
-Everything is a function of its arguments: losses take (phi, minibatch), optimizers take (phi, g, state). Leading axes
-of phi are lanes; a loss gives one number a lane, and as lanes share nothing, the gradient of the sum is each one's own.
+Everything is a function of its arguments: losses take (phi, minibatch), optimizers take (phi, g,
+state). Leading axes of phi are lanes; a loss gives one number a lane, and as lanes share nothing,
+the gradient of the sum is each one's own.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -50,10 +52,12 @@ class SGD:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam with beta1 = 0, as the authors use it inside: a gradient over the root of its running second moment.
+    """Adam with beta1 = 0, as the authors use it inside: a gradient over the root of its running
+    second moment.
 
-    State: second moments v, shaped like phi, and the number of steps t, in float64 as its powers need it. The formula
-    is torch.optim.Adam's (eps is added after the bias correction); TensorFlow's differs by a factor on eps alone.
+    State: second moments v, shaped like phi, and the number of steps t, in float64 as its powers
+    need it. The formula is torch.optim.Adam's (eps is added after the bias correction);
+    TensorFlow's differs by a factor on eps alone.
     """
 
     learning_rate: float
@@ -71,11 +75,18 @@ class Adam:
     def step(self, phi: Phi, g: Phi, state: State) -> tuple[Phi, State]:
         v, t = state
         parts = phi, g, v
-        plain = all(native.supports_tensor(p) and p.is_contiguous() and not p.requires_grad for p in parts)
-        if plain and phi.numel() == g.numel() == v.numel():  # lanes may share the moments that they start from
+        plain = all(
+            native.supports_tensor(p) and p.is_contiguous() and not p.requires_grad for p in parts
+        )
+        # Lanes may share the moments that they start from.
+        if plain and phi.numel() == g.numel() == v.numel():
             correction = 1 - self.beta2 ** (t.item() + 1)
             after, v = native.adam(
-                *parts, beta2=self.beta2, correction=correction, learning_rate=self.learning_rate, eps=self.eps
+                *parts,
+                beta2=self.beta2,
+                correction=correction,
+                learning_rate=self.learning_rate,
+                eps=self.eps,
             )
             return after, (v, t + 1)
         v = self.beta2 * v + (1 - self.beta2) * g * g
@@ -86,7 +97,8 @@ class Adam:
 
 @dataclass(frozen=True)
 class Step:
-    """Step i of the inner loop: phi_i, g_i = L_i'(phi_i), phi_{i+1}, and the optimizer's state after it."""
+    """Step i of the inner loop: phi_i, g_i = L_i'(phi_i), phi_{i+1}, and the optimizer's state
+    after it."""
 
     before: Phi
     gradient: Phi
@@ -95,9 +107,11 @@ class Step:
 
 
 def gradient(loss: Loss, phi: Phi, batch: Minibatch, *, differentiable: bool = False) -> Phi:
-    """Return L'(phi), lane by lane. `differentiable` keeps the graph, so that the result can be differentiated in phi.
+    """Return L'(phi), lane by lane. `differentiable` keeps the graph, so that the result can be
+    differentiated in phi.
 
-    A loss may have a `gradient` of its own, which is faster; where it has none or that gives none, autograd does.
+    A loss may have a `gradient` of its own, which is faster; where it has none or that gives none,
+    autograd does.
     """
     if not differentiable:
         phi = phi.detach()
@@ -128,7 +142,8 @@ def inner_loop(
     *,
     differentiable: bool = False,
 ) -> Iterator[Step]:
-    """Run one step per minibatch and yield each as it is done; nothing is kept that the caller does not keep.
+    """Run one step per minibatch and yield each as it is done; nothing is kept that the caller does
+    not keep.
 
     `state` carries Adam's moments over from an earlier task; None starts afresh.
     """
@@ -141,8 +156,8 @@ def inner_loop(
 
 
 def _root(v: Tensor) -> Tensor:
-    """Return the square root, with derivative 0 at 0: the true one, infinite, would meet a gradient that is 0
-    throughout."""
+    """Return the square root, with derivative 0 at 0: the true one, infinite, would meet a gradient
+    that is 0 throughout."""
     if not v.requires_grad:
         return v.sqrt()
     positive = v > 0

@@ -1,8 +1,8 @@
 """Many runs at once on one device, a lane each: their inner loops are batched products of one size.
 
-A lane computes what `training.train` computes of its run, from the same tasks, up to round-off. On a GPU a whole
-meta-iteration is captured once as a graph and then replayed: data and tasks lie on the device, and nothing in it waits
-for the host.
+A lane computes what `training.train` computes of its run, from the same tasks, up to round-off. On
+a GPU a whole meta-iteration is captured once as a graph and then replayed: data and tasks lie on
+the device, and nothing in it waits for the host.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,15 +17,25 @@ from reptile_core.convolutions import same_size
 from reptile_core.losses import CrossEntropy
 from reptile_core.own_network import OwnNetwork
 from reptile_core.tasks import Examples, ImagePool, training_stream
-from reptile_core.training import IMAGES, OuterStep, Run, TrainingState, build_network, meta_direction, network_for
+from reptile_core.training import (
+    IMAGES,
+    OuterStep,
+    Run,
+    TrainingState,
+    build_network,
+    meta_direction,
+    network_for,
+)
 
 Function = Callable[..., tuple[Tensor, ...]]
 STAGES, VECTORS = 8, 12  # outputs kept of a block, and vectors as long as phi
-WARM_UPS = 3  # calls before a capture, as torch asks for: libraries set themselves up in the first ones
+# Calls before a capture, as torch asks for: libraries set themselves up in the first ones.
+WARM_UPS = 3
 
 
 def shared(run: Run) -> Run:
-    """Return what runs must have in common to be lanes: all but the seed and the values of the weights."""
+    """Return what runs must have in common to be lanes: all but the seed and the values of the
+    weights."""
     weights = run.weights
     if not isinstance(weights, str):
         weights = (0.0,) * len(weights)
@@ -33,11 +43,12 @@ def shared(run: Run) -> Run:
 
 
 def lane_bytes(run: Run) -> int:
-    """Return about how much memory a lane takes, from above: what an inner step keeps for its gradient, phi and its
-    like.
+    """Return about how much memory a lane takes, from above: what an inner step keeps for its
+    gradient, phi and its like.
 
-    Per position of a block's output: its patches, and as often the output itself as the block has stages. MAML holds as
-    much again for the derivatives of one step's gradient, and of every step phi, its gradient and the moments.
+    Per position of a block's output: its patches, and as often the output itself as the block has
+    stages. MAML holds as much again for the derivatives of one step's gradient, and of every step
+    phi, its gradient and the moments.
     """
     network = build_network(run)
     of_one_image = STAGES * network.numbers if isinstance(network, OwnNetwork) else _in_blocks(run)
@@ -64,11 +75,12 @@ def _in_blocks(run: Run) -> int:
 def train_lanes(
     runs: Sequence[Run], pools: Sequence[ImagePool], states: Sequence[TrainingState]
 ) -> Iterator[TrainingState]:
-    """Go on from `states`, all at one iteration, to the end, yielding the state of all lanes after every iteration.
+    """Go on from `states`, all at one iteration, to the end, yielding the state of all lanes after
+    every iteration.
 
-    pools: each run's training images, equal in extent. What is yielded has a leading axis of lanes, see `lane`; it is
-    not to be written into, and on a GPU holds until the next iteration. ValueError where runs, pools or states differ
-    in what they must share.
+    pools: each run's training images, equal in extent. What is yielded has a leading axis of lanes,
+    see `lane`; it is not to be written into, and on a GPU holds until the next iteration.
+    ValueError where runs, pools or states differ in what they must share.
     """
     run = _common(runs, pools, states)
     pool, offset = _joined(pools)
@@ -89,7 +101,12 @@ def train_lanes(
     todo = range(state.iteration, run.iterations)
     seeds = torch.tensor([run.seed for run in runs], device=device)
     stream = training_stream(
-        run.sampling, pools[0], seed=seeds, iterations=todo, meta_batch=run.meta_batch, device=device
+        run.sampling,
+        pools[0],
+        seed=seeds,
+        iterations=todo,
+        meta_batch=run.meta_batch,
+        device=device,
     )
     call: Function | None = None
     for iteration, tasks in zip(todo, stream, strict=True):
@@ -97,7 +114,11 @@ def train_lanes(
         index = torch.cat([batch.index for batch in tasks.minibatches], -1) + offset
         label = torch.cat([batch.label for batch in tasks.minibatches], -1)
         if call is None:
-            call = Graph(direction, phi, index, label, *(inner or ())) if device.type == "cuda" else direction
+            call = (
+                Graph(direction, phi, index, label, *(inner or ()))
+                if device.type == "cuda"
+                else direction
+            )
         found, *after = call(phi, index, label, *(inner or ()))
         inner = tuple(after) if run.inner.moments == "kept" else None
         phi = outer(phi, found, iteration)
@@ -105,7 +126,8 @@ def train_lanes(
 
 
 def lane(state: TrainingState, index: int) -> TrainingState:
-    """Return one run's part of a state of many lanes. Scalars such as a number of steps are shared."""
+    """Return one run's part of a state of many lanes. Scalars such as a number of steps are
+    shared."""
 
     def of(part: Tensor) -> Tensor:
         return part[index].clone() if part.ndim else part.clone()
@@ -116,7 +138,8 @@ def lane(state: TrainingState, index: int) -> TrainingState:
 
 
 class Graph:
-    """A function of tensors as a CUDA graph: its work is queued once for all, and replayed on new numbers.
+    """A function of tensors as a CUDA graph: its work is queued once for all, and replayed on new
+    numbers.
 
     What it returns is its own, and overwritten by the next call.
     """
@@ -140,9 +163,14 @@ class Graph:
         return self.outputs
 
 
-def _common(runs: Sequence[Run], pools: Sequence[ImagePool], states: Sequence[TrainingState]) -> Run:
+def _common(
+    runs: Sequence[Run], pools: Sequence[ImagePool], states: Sequence[TrainingState]
+) -> Run:
     if not len(runs) == len(pools) == len(states) > 0:
-        raise ValueError(f"runs: expected as many pools and states, found {len(runs)}, {len(pools)} and {len(states)}")
+        raise ValueError(
+            f"runs: expected as many pools and states, found {len(runs)}, {len(pools)} and "
+            f"{len(states)}"
+        )
     for name, values in (
         ("runs", {shared(run) for run in runs}),
         ("pools", {(pool.images.shape, pool.dtype, pool.white) for pool in pools}),
@@ -155,11 +183,14 @@ def _common(runs: Sequence[Run], pools: Sequence[ImagePool], states: Sequence[Tr
 
 
 def _joined(pools: Sequence[ImagePool]) -> tuple[ImagePool, Int[Tensor, "lanes 1"]]:
-    """Return all images in one pool, each kept once, and what to add to a lane's indices to find its own."""
+    """Return all images in one pool, each kept once, and what to add to a lane's indices to find
+    its own."""
     distinct = {pool.images.data_ptr(): pool.images for pool in pools}
     images = torch.cat(list(distinct.values())) if len(distinct) > 1 else pools[0].images
     order = list(distinct)
-    places = torch.tensor([order.index(pool.images.data_ptr()) for pool in pools], device=images.device)
+    places = torch.tensor(
+        [order.index(pool.images.data_ptr()) for pool in pools], device=images.device
+    )
     offsets = places * pools[0].classes * pools[0].drawings
     return replace(pools[0], images=images), offsets.unsqueeze(-1)
 

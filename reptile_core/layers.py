@@ -1,4 +1,5 @@
-"""Blocks of a fast convolutional network, written so that every derivative of every order is right."""
+"""Blocks of a fast convolutional network, written so that every derivative of every order is
+right."""
 
 from collections.abc import Callable
 
@@ -28,12 +29,14 @@ def convolution_batch_norm(
     stride: int,
     activation: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Float[Tensor, "*lanes batch out_height out_width c_out"]:
-    """Take a 3 x 3 "same" convolution, each channel normalized over the batch of its own lane, scaled, shifted and
-    activated.
+    """Take a 3 x 3 "same" convolution, each channel normalized over the batch of its own lane,
+    scaled, shifted and activated.
 
-    Rows of `weight` run over (tap row, tap column, input channel). No bias: batch norm would take it out again.
-    Few input channels (an image): the output's statistics follow from the small covariance of the patches, wᵀ Cov w,
-    so that normalization becomes a change of the weights and the largest activation of the network is passed over once.
+    Rows of `weight` run over (tap row, tap column, input channel). No bias: batch norm would take
+    it out again.
+    Few input channels (an image): the output's statistics follow from the small covariance of the
+    patches, wᵀ Cov w, so that normalization becomes a change of the weights and the largest
+    activation of the network is passed over once.
     """
     scale, shift = scale.unsqueeze(-2), shift.unsqueeze(-2)
     if weight.shape[-2] < weight.shape[-1]:
@@ -43,7 +46,11 @@ def convolution_batch_norm(
         covariance = centred.mT @ centred / centred.shape[-2]
         variance = (weight * (covariance @ weight)).sum(-2, keepdim=True)
         normalizing = weight * (scale * (variance + BATCH_NORM_EPS).rsqrt())
-        if activation is F.relu and native.supports_tensor(centred) and native.supports_channels(weight.shape[-1]):
+        if (
+            activation is F.relu
+            and native.supports_tensor(centred)
+            and native.supports_channels(weight.shape[-1])
+        ):
             out = _product_relu(centred, normalizing, shift)
         else:
             out = activation(centred @ normalizing + shift)
@@ -71,7 +78,8 @@ def _per_lane(channelwise: Tensor, x: Tensor) -> Tensor:
 
 
 def max_pool(x: Float[Tensor, "*lanes batch height width channels"]) -> Tensor:
-    """Take the 2 x 2 maximum with stride 2 and "same" padding (one row or column of -inf after an odd size)."""
+    """Take the 2 x 2 maximum with stride 2 and "same" padding (one row or column of -inf after an
+    odd size)."""
     height, width = x.shape[-3:-1]
     x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2), value=-torch.inf)
     return x.unflatten(-2, (-1, 2)).unflatten(-4, (-1, 2)).amax((-4, -2))

@@ -1,4 +1,5 @@
-"""The classification loss of a minibatch as a function of phi, and its derivatives by hand where these can be had."""
+"""The classification loss of a minibatch as a function of phi, and its derivatives by hand where
+these can be had."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from reptile_core.points import Point, Value, take
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Inputs and labels of one gradient: x (*lanes, batch, …), y (*lanes, batch) with classes 0 … n_way-1."""
+    """Inputs and labels of one gradient: x (*lanes, batch, …), y (*lanes, batch) with classes 0 …
+    n_way-1."""
 
     x: Tensor
     y: Int[Tensor, "*lanes batch"]
@@ -28,13 +30,16 @@ class Minibatch:
 class CrossEntropy:
     """The classification loss of a minibatch as a function of phi, one number a lane.
 
-    reduction: "sum", as the authors' code minimizes it (0.003 on the sum of 25 is 0.075 on the mean), or "mean".
+    reduction: "sum", as the authors' code minimizes it (0.003 on the sum of 25 is 0.075 on the
+    mean), or "mean".
     """
 
     network: Network
     reduction: str
     _prepared: dict[tuple, GradientByHand] = field(default_factory=dict, compare=False, repr=False)
-    _held: dict[tuple, list[GradientByHand]] = field(default_factory=dict, compare=False, repr=False)
+    _held: dict[tuple, list[GradientByHand]] = field(
+        default_factory=dict, compare=False, repr=False
+    )
 
     def __post_init__(self) -> None:
         if self.reduction not in ("sum", "mean"):
@@ -50,8 +55,11 @@ class CrossEntropy:
         per_example = -log_p.gather(-1, batch.y.unsqueeze(-1)).squeeze(-1)
         return per_example.sum(-1) if self.reduction == "sum" else per_example.mean(-1)
 
-    def gradient(self, phi: Float[Tensor, "*lanes P"], batch: Minibatch) -> Float[Tensor, "*lanes P"] | None:
-        """Take L'(phi) by hand, where it can be had: one lane of such blocks, on a CPU with the C loops. Else None."""
+    def gradient(
+        self, phi: Float[Tensor, "*lanes P"], batch: Minibatch
+    ) -> Float[Tensor, "*lanes P"] | None:
+        """Take L'(phi) by hand, where it can be had: one lane of such blocks, on a CPU with the C
+        loops. Else None."""
         make, key = self._make(phi, batch), self._key(phi, batch)
         if make is None:
             return None
@@ -60,7 +68,8 @@ class CrossEntropy:
         return self._prepared[key](phi, batch.x, batch.y)
 
     def point(self, phi: Float[Tensor, "*lanes P"], batch: Minibatch) -> Point | None:
-        """Take the loss at phi by hand, with its higher derivatives, where `gradient` can be had too."""
+        """Take the loss at phi by hand, with its higher derivatives, where `gradient` can be had
+        too."""
         make = self._make(phi, batch)
         if make is None:
             return None
@@ -76,13 +85,17 @@ class CrossEntropy:
             return None
         if not (native.supports_tensor(phi) and native.supports_tensor(batch.x)):
             return None
-        if blocks.activation != "relu" and phi.dtype == torch.float32:  # training keeps the bits that it had before
+        # Training keeps the bits that it had before.
+        if blocks.activation != "relu" and phi.dtype == torch.float32:
             return None
         weight = 1.0 if self.reduction == "sum" else 1 / count
-        return partial(GradientByHand, self.network.unflatten, blocks, count, weight, phi.detach().view(-1))
+        return partial(
+            GradientByHand, self.network.unflatten, blocks, count, weight, phi.detach().view(-1)
+        )
 
     def _check(self, batch: Minibatch) -> None:
-        """Raise ValueError where the inputs of a minibatch are not shaped as the network takes them."""
+        """Raise ValueError where the inputs of a minibatch are not shaped as the network takes
+        them."""
         takes, lanes = self.network.takes, batch.y.ndim - 1
         if takes is None:
             return

@@ -1,8 +1,9 @@
-"""Update directions of the outer loop: Reptile, FOMAML, any sum of inner steps, and MAML with its second derivatives.
+"""Update directions of the outer loop: Reptile, FOMAML, any sum of inner steps, and MAML with its
+second derivatives.
 
-All directions are displacements: under SGD phi_i - phi_{i+1} = alpha g_i, so that Reptile's phi_1 - phi_{k+1} is
-alpha (g_1 + … + g_k), FOMAML's alpha g_k and MAML's alpha g_MAML, and one outer step size serves them all. The authors'
-code does the same under Adam, where a step is not its gradient.
+All directions are displacements: under SGD phi_i - phi_{i+1} = alpha g_i, so that Reptile's phi_1 -
+phi_{k+1} is alpha (g_1 + … + g_k), FOMAML's alpha g_k and MAML's alpha g_MAML, and one outer step
+size serves them all. The authors' code does the same under Adam, where a step is not its gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,13 +14,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reptile_core.inner_loop import InnerOptimizer, Loss, Phi, State, gradient, hessian_product, inner_loop
+from reptile_core.inner_loop import (
+    InnerOptimizer,
+    Loss,
+    Phi,
+    State,
+    gradient,
+    hessian_product,
+    inner_loop,
+)
 from reptile_core.losses import Minibatch
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A sum w_1 g_1 + … + w_k g_k by its weights and the name it has in the figures (LaTeX, without dollars)."""
+    """A sum w_1 g_1 + … + w_k g_k by its weights and the name it has in the figures (LaTeX, without
+    dollars)."""
 
     name: str
     weights: tuple[float, ...]
@@ -31,11 +41,14 @@ class Variant:
 
     @property
     def kind(self) -> str:
-        """What it is among its fellows of the same k: "joint" (k = 1), "sum", "average", "last", or "other"."""
+        """What it is among its fellows of the same k: "joint" (k = 1), "sum", "average", "last", or
+        "other"."""
         if self.k == 1:
             return "joint"
         kinds = {"sum": sum_of(self.k), "average": average(self.k), "last": last(self.k)}
-        return next((kind for kind, variant in kinds.items() if variant.weights == self.weights), "other")
+        return next(
+            (kind for kind, variant in kinds.items() if variant.weights == self.weights), "other"
+        )
 
 
 def sum_of(k: int) -> Variant:
@@ -45,7 +58,9 @@ def sum_of(k: int) -> Variant:
 
 def average(k: int) -> Variant:
     """Return (g_1 + … + g_k) / k."""
-    return Variant(f"({sum_of(k).name})/{k}", (1.0 / k,) * k, rf"\frac{{1}}{{{k}}}({_sum_label(k)})")
+    return Variant(
+        f"({sum_of(k).name})/{k}", (1.0 / k,) * k, rf"\frac{{1}}{{{k}}}({_sum_label(k)})"
+    )
 
 
 def last(k: int) -> Variant:
@@ -59,8 +74,8 @@ def own(name: str, weights: Sequence[float]) -> Variant:
 
 
 def figure_3(k_max: int = 4) -> tuple[Variant, ...]:
-    """Return the paper's ten variants for k_max = 4: g_1, and for each further k the sum, its average, the last
-    gradient."""
+    """Return the paper's ten variants for k_max = 4: g_1, and for each further k the sum, its
+    average, the last gradient."""
     if k_max < 1:
         raise ValueError(f"k_max: expected at least 1 inner step, found {k_max}")
     each = product(range(2, k_max + 1), (sum_of, average, last))
@@ -75,14 +90,19 @@ def weighted_sum(
     weights: Sequence[float | Float[Tensor, "lanes 1"]],
     state: State | None = None,
 ) -> tuple[Phi, State]:
-    """Return sum_i w_i (phi_i - phi_{i+1}), alpha sum_i w_i g_i under SGD, and the optimizer's state after the task.
+    """Return sum_i w_i (phi_i - phi_{i+1}), alpha sum_i w_i g_i under SGD, and the optimizer's
+    state after the task.
 
     A weight is a number, or one for each lane.
     """
     if len(weights) != len(minibatches):
-        raise ValueError(f"weights: expected one per inner step ({len(minibatches)}), found {len(weights)}")
+        raise ValueError(
+            f"weights: expected one per inner step ({len(minibatches)}), found {len(weights)}"
+        )
     direction = torch.zeros_like(phi)
-    for weight, step in zip(weights, inner_loop(loss, phi, minibatches, optimizer, state), strict=True):
+    for weight, step in zip(
+        weights, inner_loop(loss, phi, minibatches, optimizer, state), strict=True
+    ):
         if isinstance(weight, Tensor):
             direction += weight * (step.before - step.after)
         elif weight:
@@ -101,9 +121,9 @@ def maml(
 ) -> tuple[Phi, State]:
     """Take alpha d/dphi_1 L_k(phi_k), and the optimizer's state after the k - 1 inner steps.
 
-    From g_k back through one step after the other, under SGD v <- v - alpha L_j''(phi_j) v: of the steps before it only
-    phi_j, g_j and the state are kept, so that memory does not grow with k but for these. The state that comes in from
-    earlier tasks is a constant of the derivative.
+    From g_k back through one step after the other, under SGD v <- v - alpha L_j''(phi_j) v: of the
+    steps before it only phi_j, g_j and the state are kept, so that memory does not grow with k but
+    for these. The state that comes in from earlier tasks is a constant of the derivative.
     """
     state, steps = optimizer.start(phi) if state is None else state, []
     for batch in minibatches[:-1]:
@@ -131,15 +151,21 @@ def _begin(loss: Loss, phi: Phi, batch: Minibatch, state: State) -> _Begun:
     by_hand = getattr(loss, "point", None)
     if by_hand is not None and (point := by_hand(phi, batch)) is not None:
         return _Begun(phi, point.gradient, state, point.product)
-    return _Begun(phi, gradient(loss, phi, batch), state, lambda v: hessian_product(loss, phi, batch, v))
+    return _Begun(
+        phi, gradient(loss, phi, batch), state, lambda v: hessian_product(loss, phi, batch, v)
+    )
 
 
-def _back_through(optimizer: InnerOptimizer, step: _Begun, v: Phi, along_state: State) -> tuple[Phi, State]:
+def _back_through(
+    optimizer: InnerOptimizer, step: _Begun, v: Phi, along_state: State
+) -> tuple[Phi, State]:
     """Turn a gradient in what a step gives, phi and state, into that in what it starts from."""
     inputs = [part.detach().requires_grad_() for part in (step.phi, step.gradient, *step.state)]
     with torch.enable_grad():
         after, state = optimizer.step(inputs[0], inputs[1], tuple(inputs[2:]))
-    found = torch.autograd.grad((after, *state), inputs, (v, *along_state), allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(
+        (after, *state), inputs, (v, *along_state), allow_unused=True, materialize_grads=True
+    )
     return found[0] + step.product(found[1]), found[2:]
 
 

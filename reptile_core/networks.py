@@ -1,8 +1,10 @@
-"""The paper's networks as pure functions of (parameters, inputs), written once for training and analysis.
+"""The paper's networks as pure functions of (parameters, inputs), written once for training and
+analysis.
 
-Parameters are one flat vector phi with leading lanes, (*lanes, P): an SGD step, a meta-update or a Taylor term is then
-one line of vector arithmetic, and theory code never sees a network. A lane is an independent copy of everything (a
-task of a meta-batch, a seed, a variant); phi and inputs may have the same lanes, or either of them none.
+Parameters are one flat vector phi with leading lanes, (*lanes, P): an SGD step, a meta-update or a
+Taylor term is then one line of vector arithmetic, and theory code never sees a network. A lane is
+an independent copy of everything (a task of a meta-batch, a seed, a variant); phi and inputs may
+have the same lanes, or either of them none.
 """
 
 from collections.abc import Callable
@@ -33,8 +35,8 @@ Parameters = dict[str, Tensor]
 class Network:
     """A function of (phi, x) with the names and shapes of what phi holds, in order.
 
-    blocks: what `gradients` has to know of it, if it is such as can be differentiated by hand. takes: the shape of one
-    input, None where it is not checked.
+    blocks: what `gradients` has to know of it, if it is such as can be differentiated by hand.
+    takes: the shape of one input, None where it is not checked.
     """
 
     name: str
@@ -47,19 +49,22 @@ class Network:
     def of(module: nn.Module, takes: tuple[int, ...], name: str | None = None) -> "OwnNetwork":
         """Return a network of a module of one's own, to be the `network` of a Run.
 
-        module: from x (batch, *takes) to logits (batch, n_way); it is copied, and phi starts at its parameters that
-            require a gradient. Batch norm in training mode uses the batch at hand, as the paper's networks do.
+        module: from x (batch, *takes) to logits (batch, n_way); it is copied, and phi starts at its
+            parameters that require a gradient. Batch norm in training mode uses the batch at hand,
+            as the paper's networks do.
         takes: the shape of one input, such as (1, 28, 28).
         name: what stands in errors and in the run's key; by default that of the module's type.
 
-        Raises ValueError or TypeError where the module is no function of parameters and inputs, such as with dropout.
+        Raises ValueError or TypeError where the module is no function of parameters and inputs,
+        such as with dropout.
         """
         from reptile_core.own_network import of_module  # which builds on this module
 
         return of_module(module, takes, name)
 
     def check(self, x: Tensor) -> None:
-        """Raise ValueError where x (*lanes, batch, *takes) has another shape than the network takes."""
+        """Raise ValueError where x (*lanes, batch, *takes) has another shape than the network
+        takes."""
         if self.takes is not None and tuple(x.shape[-len(self.takes) :]) != self.takes:
             check_shape(self.takes, tuple(x.shape[-len(self.takes) :]), self.name)
 
@@ -67,14 +72,19 @@ class Network:
     def n_parameters(self) -> int:
         return sum(prod(shape) for shape in self.shapes.values())
 
-    def __call__(self, phi: Float[Tensor, "*lanes P"], x: Tensor) -> Float[Tensor, "*lanes batch out"]:
+    def __call__(
+        self, phi: Float[Tensor, "*lanes P"], x: Tensor
+    ) -> Float[Tensor, "*lanes batch out"]:
         self.check(x)
         return self.function(self.unflatten(phi), x)
 
     def unflatten(self, phi: Float[Tensor, "*lanes P"]) -> Parameters:
         """Return views into phi by name. One split, whose derivative is one concatenation."""
         if phi.shape[-1] != self.n_parameters:
-            raise ValueError(f"phi: expected {self.n_parameters} parameters for {self.name}, found {phi.shape[-1]}")
+            raise ValueError(
+                f"phi: expected {self.n_parameters} parameters for {self.name}, found "
+                f"{phi.shape[-1]}"
+            )
         parts = phi.split([prod(shape) for shape in self.shapes.values()], -1)
         return {
             name: part.reshape(*phi.shape[:-1], *shape)
@@ -82,9 +92,11 @@ class Network:
         }
 
     def initialize(self, seed: int, *, dtype: torch.dtype = torch.float32) -> Float[Tensor, " P"]:
-        """Return Glorot-uniform weights, zero shifts and unit scales (TensorFlow's defaults, which the authors used).
+        """Return Glorot-uniform weights, zero shifts and unit scales (TensorFlow's defaults, which
+        the authors used).
 
-        Drawn on the CPU from the counter-based generator, so that every device starts from the same bits.
+        Drawn on the CPU from the counter-based generator, so that every device starts from the same
+        bits.
         """
         draws = philox.uniform(seed, philox.Purpose.INITIALIZATION, self.n_parameters)
         parts = []
@@ -104,8 +116,8 @@ class Network:
 def _convolutional(
     name: str, *, n_way: int, size: int, channels: int, filters: int, activation: str, pool: bool
 ) -> Network:
-    """Return four blocks of convolution and batch norm, then a linear layer; each halves the size, by stride or by
-    pooling."""
+    """Return four blocks of convolution and batch norm, then a linear layer; each halves the size,
+    by stride or by pooling."""
     if n_way < 2:
         raise ValueError(f"n_way: expected at least 2 classes, found {n_way}")
     act, side = _activation(activation), size
@@ -121,7 +133,11 @@ def _convolutional(
     def function(p: Parameters, x: Tensor) -> Tensor:
         x = x if channels > 1 else x.unsqueeze(-1)
         for block in range(4):
-            weight, scale, shift = p[f"conv{block}.weight"], p[f"norm{block}.scale"], p[f"norm{block}.shift"]
+            weight, scale, shift = (
+                p[f"conv{block}.weight"],
+                p[f"norm{block}.scale"],
+                p[f"norm{block}.shift"],
+            )
             if pool:
                 x = act(max_pool(convolution_batch_norm(x, weight, scale, shift, stride=1)))
             else:
@@ -129,29 +145,46 @@ def _convolutional(
         return x.flatten(-3) @ p["linear.weight"] + p["linear.bias"].unsqueeze(-2)
 
     # Pooled after the activation, a smooth one could round different inputs to equal maxima
-    by_hand = (act is F.relu or not pool) and native.supports_channels(filters) and KERNEL**2 * channels < filters
+    by_hand = (
+        (act is F.relu or not pool)
+        and native.supports_channels(filters)
+        and KERNEL**2 * channels < filters
+    )
     takes = (side, side) if channels == 1 else (side, side, channels)
     blocks = Blocks(side, channels, pool, activation) if by_hand else None
     return Network(name, shapes, function, blocks, takes)
 
 
 def omniglot(n_way: int, *, activation: str = "relu") -> Network:
-    """Return the paper's Omniglot network: x (*lanes, batch, 28, 28) in [0, 1] -> logits (*lanes, batch, n_way)."""
-    return _convolutional("omniglot", n_way=n_way, size=28, channels=1, filters=64, activation=activation, pool=False)
-
-
-def mini_imagenet(n_way: int, *, size: int = 84, filters: int = 32, activation: str = "relu") -> Network:
-    """Return the paper's Mini-ImageNet network: x (*lanes, batch, size, size, 3) -> logits (*lanes, batch, n_way)."""
+    """Return the paper's Omniglot network: x (*lanes, batch, 28, 28) in [0, 1] -> logits (*lanes,
+    batch, n_way)."""
     return _convolutional(
-        "mini_imagenet", n_way=n_way, size=size, channels=3, filters=filters, activation=activation, pool=True
+        "omniglot", n_way=n_way, size=28, channels=1, filters=64, activation=activation, pool=False
+    )
+
+
+def mini_imagenet(
+    n_way: int, *, size: int = 84, filters: int = 32, activation: str = "relu"
+) -> Network:
+    """Return the paper's Mini-ImageNet network: x (*lanes, batch, size, size, 3) -> logits (*lanes,
+    batch, n_way)."""
+    return _convolutional(
+        "mini_imagenet",
+        n_way=n_way,
+        size=size,
+        channels=3,
+        filters=filters,
+        activation=activation,
+        pool=True,
     )
 
 
 def mlp(widths: tuple[int, ...] = (1, 64, 64, 1), *, activation: str = "tanh") -> Network:
-    """Return a fully connected network, by default the sine one: x (*lanes, batch, widths[0]) -> (*lanes, batch,
-    widths[-1]).
+    """Return a fully connected network, by default the sine one: x (*lanes, batch, widths[0]) ->
+    (*lanes, batch, widths[-1]).
 
-    The paper says ReLU for the sine waves, the authors' published script uses tanh; both are an option here.
+    The paper says ReLU for the sine waves, the authors' published script uses tanh; both are an
+    option here.
     """
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths: expected at least two positive widths, found {widths}")
@@ -171,7 +204,8 @@ def mlp(widths: tuple[int, ...] = (1, 64, 64, 1), *, activation: str = "tanh") -
 
 
 def check_shape(takes: tuple[int, ...], found: tuple[int, ...], name: str) -> None:
-    """Raise ValueError where images have another shape than a network takes, with the way from one to the other."""
+    """Raise ValueError where images have another shape than a network takes, with the way from one
+    to the other."""
     if found == takes:
         return
     if len(takes) == 3 and found == (takes[-1], *takes[:-1]):
@@ -184,7 +218,9 @@ def check_shape(takes: tuple[int, ...], found: tuple[int, ...], name: str) -> No
         way = f"; images.unsqueeze({-3 if takes[0] == 1 else -1}) adds a single channel"
     else:
         way = ""
-    raise ValueError(f"images: expected shape {takes} each for the network {name}, found {found}{way}")
+    raise ValueError(
+        f"images: expected shape {takes} each for the network {name}, found {found}{way}"
+    )
 
 
 def _activation(name: str) -> Activation:

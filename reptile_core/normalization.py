@@ -1,7 +1,8 @@
-"""Batch norm, which always normalizes with the batch at hand, as the authors do: every derivative of every order.
+"""Batch norm, which always normalizes with the batch at hand, as the authors do: every derivative
+of every order.
 
-Its Jacobian is a symmetric matrix, so that one formula serves forward and reverse mode. (torch's own gives wrong second
-derivatives under reverse-over-forward.)
+Its Jacobian is a symmetric matrix, so that one formula serves forward and reverse mode. (torch's
+own gives wrong second derivatives under reverse-over-forward.)
 """
 
 from typing import Any
@@ -14,22 +15,24 @@ BATCH_NORM_EPS = 1e-3  # TensorFlow's default, which the authors used; PyTorch's
 
 
 def project(u: Tensor, normalized: Tensor, rstd: Tensor) -> Tensor:
-    """Return J u for J = rstd (I - 1 1ᵀ/N - x̂ x̂ᵀ/N), the symmetric Jacobian of normalization over N samples (axis
-    -2)."""
+    """Return J u for J = rstd (I - 1 1ᵀ/N - x̂ x̂ᵀ/N), the symmetric Jacobian of normalization over
+    N samples (axis -2)."""
     constant, along = u.mean(-2, keepdim=True), (u * normalized).mean(-2, keepdim=True)
     return torch.addcmul(torch.addcmul(-rstd * constant, u, rstd), normalized, -rstd * along)
 
 
 class Normalize(Function):
-    """x̂ = (x - mean) · rstd and rstd = (variance + eps)^(-1/2) over axis -2, the (biased) statistics of the batch.
+    """x̂ = (x - mean) · rstd and rstd = (variance + eps)^(-1/2) over axis -2, the (biased)
+    statistics of the batch.
 
-    rstd is an output too, not only kept: derivatives of the formulas below then reach x through it, so that they may
-    be differentiated again to any order.
+    rstd is an output too, not only kept: derivatives of the formulas below then reach x through it,
+    so that they may be differentiated again to any order.
     """
 
     @staticmethod
     def forward(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-        # Sums and products, each one pass over memory: torch.var_mean over this axis is 20 times slower on a CPU.
+        # Sums and products, each one pass over memory: torch.var_mean over this axis is 20 times
+        # slower on a CPU.
         centred = x - x.mean(-2, keepdim=True)
         rstd = (centred * centred).mean(-2, keepdim=True).add_(eps).rsqrt_()
         return centred.mul_(rstd), rstd
@@ -54,11 +57,14 @@ class Normalize(Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
         normalized, rstd = ctx.saved_tensors
         tangent = tangents[0]
-        # torch runs this with forward mode switched off, and a forward mode around this one would lose its tangent.
+        # torch runs this with forward mode switched off, and a forward mode around this one would
+        # lose its tangent.
         with torch.autograd.forward_ad._set_fwd_grad_enabled(True):
             from_x = project(tangent, normalized, rstd)
             return from_x, -rstd * rstd * (normalized * tangent).mean(-2, keepdim=True)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple, x: Tensor, eps: float) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    def vmap(
+        info: Any, in_dims: tuple, x: Tensor, eps: float
+    ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
         return Normalize.apply(x.movedim(in_dims[0], 0), eps), (0, 0)

@@ -1,7 +1,8 @@
-"""A `torch.nn.Module` as a network of the core: a function of (phi, x), with lanes, that no call changes.
+"""A `torch.nn.Module` as a network of the core: a function of (phi, x), with lanes, that no call
+changes.
 
-The module is copied. Batch norm in training mode uses the statistics of the batch at hand, in training as in
-evaluation, as the paper's networks do; its running statistics are dropped.
+The module is copied. Batch norm in training mode uses the statistics of the batch at hand, in
+training as in evaluation, as the paper's networks do; its running statistics are dropped.
 """
 
 import copy
@@ -30,10 +31,11 @@ CLOSE = 1e-3  # relative; far above round-off in float32, far below what another
 class OwnNetwork(Network):
     """A module as a network. phi starts at the module's own parameters, whatever the seed of a run.
 
-    outputs: numbers per input, the n_way of its tasks. identity: a digest of the module's text, parameters and buffers,
-    which stands for it in a run's key; it does not see the code of a forward method, for which `name` can be changed.
-    numbers: what its layers give for one input, to estimate memory. together: whether lanes go through one vmap.
-    channels_last: whether it takes images whose channels are last in memory, which a CPU convolves a third faster.
+    outputs: numbers per input, the n_way of its tasks. identity: a digest of the module's text,
+    parameters and buffers, which stands for it in a run's key; it does not see the code of a
+    forward method, for which `name` can be changed. numbers: what its layers give for one input, to
+    estimate memory. together: whether lanes go through one vmap. channels_last: whether it takes
+    images whose channels are last in memory, which a CPU convolves a third faster.
     """
 
     module: nn.Module
@@ -53,7 +55,9 @@ class OwnNetwork(Network):
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_copies": {}}
 
-    def __call__(self, phi: Float[Tensor, "*lanes P"], x: Tensor) -> Float[Tensor, "*lanes batch out"]:
+    def __call__(
+        self, phi: Float[Tensor, "*lanes P"], x: Tensor
+    ) -> Float[Tensor, "*lanes batch out"]:
         """Return the logits of x, (*lanes, batch, *takes), lane by lane."""
         self.check(x)
         assert self.takes is not None
@@ -61,13 +65,17 @@ class OwnNetwork(Network):
         lanes = torch.broadcast_shapes(phi.shape[:-1], x.shape[:inner])
         count = lanes.numel()
         points = phi.expand(*lanes, -1).reshape(count, -1) if phi.ndim > 1 else None
-        inputs = x.expand(*lanes, *x.shape[inner:]).reshape(count, *x.shape[inner:]) if inner else None
+        inputs = (
+            x.expand(*lanes, *x.shape[inner:]).reshape(count, *x.shape[inner:]) if inner else None
+        )
         if count == 1:
             one = self._alone(phi.reshape(-1), x.reshape(x.shape[inner:]))
             return one.reshape(*lanes, *one.shape)
         dims = (None if points is None else 0, None if inputs is None else 0)
         given = (phi if points is None else points, x if inputs is None else inputs)
-        of_lanes = vmap(self._one, dims) if self.together else partial(self._one_by_one, dims, count)
+        of_lanes = (
+            vmap(self._one, dims) if self.together else partial(self._one_by_one, dims, count)
+        )
         found = of_lanes(*given)
         return found.reshape(*lanes, *found.shape[1:])
 
@@ -95,7 +103,9 @@ class OwnNetwork(Network):
     def _one(self, phi: Float[Tensor, " P"], x: Tensor) -> Tensor:
         return functional_call(self._on(x.device, phi.dtype), self.unflatten(phi), (x,))
 
-    def _one_by_one(self, dims: tuple[int | None, int | None], count: int, phi: Tensor, x: Tensor) -> Tensor:
+    def _one_by_one(
+        self, dims: tuple[int | None, int | None], count: int, phi: Tensor, x: Tensor
+    ) -> Tensor:
         of_phi, of_x = dims
         found = []
         for i in range(count):
@@ -105,7 +115,8 @@ class OwnNetwork(Network):
         return torch.stack(found)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """Return the copy for a device, a dtype and a thread, as a call exchanges the copy's parameters."""
+        """Return the copy for a device, a dtype and a thread, as a call exchanges the copy's
+        parameters."""
         key = device, dtype, get_ident()
         if key not in self._copies:
             self._copies[key] = copy.deepcopy(self.module).to(device, dtype)
@@ -113,12 +124,16 @@ class OwnNetwork(Network):
 
 
 def of_module(module: nn.Module, takes: tuple[int, ...], name: str | None = None) -> OwnNetwork:
-    """Return a module as a network; see `Network.of`. ValueError or TypeError where it is no function of (phi, x)."""
+    """Return a module as a network; see `Network.of`. ValueError or TypeError where it is no
+    function of (phi, x)."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, found {type(module).__name__}")
     takes = tuple(takes)
     if any(map(is_lazy, [*module.parameters(), *module.buffers()])):
-        raise ValueError("module: expected parameters with shapes, found lazy layers; call the module once on inputs")
+        raise ValueError(
+            "module: expected parameters with shapes, found lazy layers; call the module once on "
+            "inputs"
+        )
     shapes = {key: tuple(p.shape) for key, p in module.named_parameters() if p.requires_grad}
     if not shapes:
         raise ValueError("module: expected parameters that require a gradient, found none")
@@ -134,7 +149,8 @@ def of_module(module: nn.Module, takes: tuple[int, ...], name: str | None = None
     network = OwnNetwork(
         name=name or type(module).__name__,
         shapes=shapes,
-        function=partial(functional_call, module),  # which goes to worker processes, as a closure does not
+        # Which goes to worker processes, as a closure does not.
+        function=partial(functional_call, module),
         takes=takes,
         module=module,
         outputs=outputs,
@@ -180,9 +196,16 @@ def _outputs(module: nn.Module, x: Tensor) -> tuple[int, int]:
     finally:
         for handle in handles:
             handle.remove()
-    if not isinstance(found, Tensor) or found.ndim != 2 or len(found) != len(x) or found.shape[1] < 2:
+    if (
+        not isinstance(found, Tensor)
+        or found.ndim != 2
+        or len(found) != len(x)
+        or found.shape[1] < 2
+    ):
         what = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
-        raise ValueError(f"module: expected logits (batch, classes) of {len(x)} inputs, found {what}")
+        raise ValueError(
+            f"module: expected logits (batch, classes) of {len(x)} inputs, found {what}"
+        )
     return found.shape[1], max(numbers // len(x), 1)
 
 
@@ -198,7 +221,8 @@ def _check_noise(module: nn.Module, x: Tensor) -> None:
     ]
     where = ", ".join(layers) or "a layer that draws random numbers or keeps a state"
     raise ValueError(
-        f"module: expected a function of parameters and inputs, found noise in {where}; call .eval() on it"
+        f"module: expected a function of parameters and inputs, found noise in {where}; call "
+        ".eval() on it"
     )
 
 
@@ -207,21 +231,23 @@ def _check_state(module: nn.Module, kept: dict[str, Tensor]) -> None:
     changed = [key for key, value in now.items() if not torch.equal(value, kept[key])]
     if changed:
         raise ValueError(
-            f"module: expected a forward pass that keeps no state, found that it changes {', '.join(changed)}; "
-            "call .eval() on these layers, or keep no running statistics"
+            "module: expected a forward pass that keeps no state, found that it changes "
+            f"{', '.join(changed)}; call .eval() on these layers, or keep no running statistics"
         )
 
 
 def _check_parameters(network: OwnNetwork, x: Tensor) -> None:
-    """Refuse a module that reaches its parameters past its attributes: it would not see phi, or not all of it."""
+    """Refuse a module that reaches its parameters past its attributes: it would not see phi, or not
+    all of it."""
     parameters = network.unflatten(_flat(network.module))
     values = {key: value.detach().requires_grad_() for key, value in parameters.items()}
     total = functional_call(network.module, values, (x,)).sum()
     parts = torch.autograd.grad(total, list(values.values()), allow_unused=True)
     if unused := [key for key, part in zip(values, parts, strict=True) if part is None]:
         raise ValueError(
-            f"module: expected outputs that depend on every parameter, found none on {', '.join(unused)}; freeze what "
-            "is not used (requires_grad_(False)), and reach the others by the module's attributes"
+            "module: expected outputs that depend on every parameter, found none on "
+            f"{', '.join(unused)}; freeze what is not used (requires_grad_(False)), and reach the "
+            "others by the module's attributes"
         )
     phi = _flat(network.module)
     moved = phi + 0.1 * torch.rand(phi.shape, generator=torch.Generator().manual_seed(0)).to(phi)
@@ -230,8 +256,8 @@ def _check_parameters(network: OwnNetwork, x: Tensor) -> None:
         found = _attempt(lambda: network._one(moved, x))
     if found is None or not _alike(expected, found):
         raise ValueError(
-            "module: expected all parameters to be reached by the module's attributes, found another function "
-            "where they are exchanged"
+            "module: expected all parameters to be reached by the module's attributes, found "
+            "another function where they are exchanged"
         )
 
 
@@ -250,7 +276,8 @@ def _goes_together(network: OwnNetwork, x: Tensor) -> bool:
 
 
 def _goes_with_channels_last(network: OwnNetwork, x: Tensor) -> bool:
-    """Return whether images may have their channels last in memory: a module that takes views of them may not."""
+    """Return whether images may have their channels last in memory: a module that takes views of
+    them may not."""
     if x.ndim != 4 or not any(isinstance(layer, nn.Conv2d) for layer in network.module.modules()):
         return False
     phi = _flat(network.module)
@@ -260,7 +287,8 @@ def _goes_with_channels_last(network: OwnNetwork, x: Tensor) -> bool:
 
 
 def _attempt(call: Callable[[], Tensor]) -> Tensor | None:
-    """Return the result, or None where torch cannot do it: vmap and functional_call raise errors of many kinds."""
+    """Return the result, or None where torch cannot do it: vmap and functional_call raise errors of
+    many kinds."""
     try:
         return call()
     except Exception:
@@ -280,5 +308,7 @@ def _identity(name: str, module: nn.Module, takes: tuple[int, ...]) -> str:
     found = hashlib.sha256(f"{name}\n{module}\n{takes}\n{modes}".encode())
     for key, value in module.state_dict().items():
         found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        found.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return f"{name}: {found.hexdigest()[:20]}"

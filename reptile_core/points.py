@@ -1,7 +1,9 @@
-"""The loss of a minibatch at one phi, by hand, as a function that autograd may differentiate again and again.
+"""The loss of a minibatch at one phi, by hand, as a function that autograd may differentiate again
+and again.
 
-Autograd would walk through a long graph. Here each derivative along directions, up to the third, is one node, which
-`gradients` computes from the point alone. Beyond the third, torch.func goes on with the tensor code.
+Autograd would walk through a long graph. Here each derivative along directions, up to the third, is
+one node, which `gradients` computes from the point alone. Beyond the third, torch.func goes on with
+the tensor code.
 """
 
 from collections.abc import Callable
@@ -21,12 +23,21 @@ Vector = Float[Tensor, "*one P"]
 
 
 class Point:
-    """A loss at phi on the minibatch (x, y): its value, its gradient, and products with its higher derivatives.
+    """A loss at phi on the minibatch (x, y): its value, its gradient, and products with its higher
+    derivatives.
 
-    loss: the same as a function of phi in tensor code. Buffers that another point has taken since are filled again.
+    loss: the same as a function of phi in tensor code. Buffers that another point has taken since
+    are filled again.
     """
 
-    def __init__(self, by_hand: GradientByHand, loss: Callable[[Vector], Tensor], phi: Vector, x: Tensor, y: Tensor):
+    def __init__(
+        self,
+        by_hand: GradientByHand,
+        loss: Callable[[Vector], Tensor],
+        phi: Vector,
+        x: Tensor,
+        y: Tensor,
+    ):
         self.by_hand, self.loss, self.at = by_hand, loss, (phi.detach().clone(), x, y)
         self.gradient = self._fill()
         self.value = by_hand.value()
@@ -36,7 +47,8 @@ class Point:
         return self._coefficients(v, 1)[0]
 
     def third(self, u: Vector, v: Vector) -> Vector:
-        """Take L'''(phi)[u, v]: where the two differ, by (u + v)^2 - (u - v)^2 = 4 u v, each made of length 1 first."""
+        """Take L'''(phi)[u, v]: where the two differ, by (u + v)^2 - (u - v)^2 = 4 u v, each made
+        of length 1 first."""
         if torch.equal(u, v):
             return 2 * self._coefficients(v, 2)[1]
         lengths = u.norm() * v.norm()

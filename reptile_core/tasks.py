@@ -1,7 +1,9 @@
-"""The task stream: which images make up each minibatch of each task, as a pure function of (seed, iteration, task).
+"""The task stream: which images make up each minibatch of each task, as a pure function of (seed,
+iteration, task).
 
-A task is n_way classes with some shots of each, cut into k minibatches as in the authors' code. What comes out are
-indices, drawn for many tasks at once; the images they point at may be on any device.
+A task is n_way classes with some shots of each, cut into k minibatches as in the authors' code.
+What comes out are indices, drawn for many tasks at once; the images they point at may be on any
+device.
 """
 
 from collections.abc import Iterator
@@ -16,7 +18,8 @@ from reptile_core import philox
 from reptile_core.losses import Minibatch
 from reptile_core.philox import Purpose, distinct, permutations
 
-# Iterations whose indices are drawn together: the cost per task falls until about here, and memory stays below 1 MB.
+# Iterations whose indices are drawn together: the cost per task falls until about here, and memory
+# stays below 1 MB.
 BLOCK = 64
 
 
@@ -26,9 +29,10 @@ class Sampling:
 
     shots: examples per class that the inner loop learns from.
     batch, steps: size and number k of its minibatches.
-    replacement: draw each minibatch afresh from the shots, without repeats inside it; else cycle through reshuffled
-        epochs, where a partial minibatch carries over into the next epoch.
-    tail_shots: examples per class set aside for the last minibatch (FOMAML's separate tail); 0 for none.
+    replacement: draw each minibatch afresh from the shots, without repeats inside it; else cycle
+        through reshuffled epochs, where a partial minibatch carries over into the next epoch.
+    tail_shots: examples per class set aside for the last minibatch (FOMAML's separate tail); 0 for
+        none.
     """
 
     n_way: int
@@ -39,15 +43,23 @@ class Sampling:
     tail_shots: int = 0
 
     def __post_init__(self) -> None:
-        for name, lowest in (("n_way", 2), ("shots", 1), ("batch", 1), ("steps", 1), ("tail_shots", 0)):
+        for name, lowest in (
+            ("n_way", 2),
+            ("shots", 1),
+            ("batch", 1),
+            ("steps", 1),
+            ("tail_shots", 0),
+        ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name}: expected at least {lowest}, found {getattr(self, name)}")
         if self.tail_shots >= self.shots:
-            raise ValueError(f"tail_shots: expected fewer than the {self.shots} shots, found {self.tail_shots}")
+            raise ValueError(
+                f"tail_shots: expected fewer than the {self.shots} shots, found {self.tail_shots}"
+            )
         if self.replacement and self.batch > self.pool:
             raise ValueError(
-                f"batch: expected at most the {self.pool} examples of a task when drawn with replacement, "
-                f"found {self.batch}"
+                f"batch: expected at most the {self.pool} examples of a task when drawn with "
+                f"replacement, found {self.batch}"
             )
 
     @property
@@ -72,19 +84,23 @@ class Examples:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks as indices: k minibatches to learn from, the support they are drawn from, and the test examples."""
+    """Tasks as indices: k minibatches to learn from, the support they are drawn from, and the test
+    examples."""
 
     minibatches: tuple[Examples, ...]
     support: Examples
     test: Examples
 
     def __getitem__(self, task: int | slice) -> "Tasks":
-        return Tasks(tuple(batch[task] for batch in self.minibatches), self.support[task], self.test[task])
+        return Tasks(
+            tuple(batch[task] for batch in self.minibatches), self.support[task], self.test[task]
+        )
 
 
 @dataclass(frozen=True)
 class ImagePool:
-    """Images by class, on the device that trains, and the numbers that go into the network: byte / white.
+    """Images by class, on the device that trains, and the numbers that go into the network: byte /
+    white.
 
     images: bytes, or numbers of any floating-point type; a NumPy array becomes a tensor.
     white: the byte that goes in as 1.0: 1 for drawings of ink and paper, 255 for photographs.
@@ -100,11 +116,18 @@ class ImagePool:
             images = _as_tensor(images)
             object.__setattr__(self, "images", images)
         if not isinstance(images, Tensor):
-            raise TypeError(f"images: expected a tensor or a NumPy array, found {type(images).__name__}")
+            raise TypeError(
+                f"images: expected a tensor or a NumPy array, found {type(images).__name__}"
+            )
         if images.dtype not in (torch.uint8, torch.bool) and not images.is_floating_point():
-            raise TypeError(f"images: expected bytes (uint8) or floating-point numbers, found {images.dtype}")
+            raise TypeError(
+                f"images: expected bytes (uint8) or floating-point numbers, found {images.dtype}"
+            )
         if images.ndim < 3:
-            raise ValueError(f"images: expected (classes, examples, *shape of one), found shape {tuple(images.shape)}")
+            raise ValueError(
+                "images: expected (classes, examples, *shape of one), found shape "
+                f"{tuple(images.shape)}"
+            )
         if self.white <= 0:
             raise ValueError(f"white: expected a number above 0, found {self.white}")
 
@@ -117,7 +140,8 @@ class ImagePool:
         return self.images.shape[1]
 
     def minibatch(self, examples: Examples) -> Minibatch:
-        """Gather images: index (*tasks, batch) -> x (*tasks, batch, *shape) in `dtype`, in [0, 1]."""
+        """Gather images: index (*tasks, batch) -> x (*tasks, batch, *shape) in `dtype`, in
+        [0, 1]."""
         device = self.images.device
         x = self.images.flatten(0, 1)[examples.index.to(device)].to(self.dtype).div_(self.white)
         return Minibatch(x, examples.label.to(device))
@@ -132,7 +156,8 @@ class ImagePool:
         task: Int[Tensor, "*tasks"] | int,
         test_shots: int = 0,
     ) -> "Tasks":
-        """Draw `sample_tasks` from these classes and drawings; ValueError where they do not suffice."""
+        """Draw `sample_tasks` from these classes and drawings; ValueError where they do not
+        suffice."""
         self.check(sampling, test_shots)
         return sample_tasks(
             sampling,
@@ -148,10 +173,16 @@ class ImagePool:
     def check(self, sampling: Sampling, test_shots: int = 0) -> None:
         """Check that there is enough here for such tasks; ValueError if not."""
         if sampling.n_way > self.classes:
-            raise ValueError(f"n_way: expected at most the {self.classes} classes there are, found {sampling.n_way}")
+            raise ValueError(
+                f"n_way: expected at most the {self.classes} classes there are, found "
+                f"{sampling.n_way}"
+            )
         if sampling.shots + test_shots > self.drawings:
             raise ValueError(
-                f"shots: expected at most {self.drawings - test_shots} (a class has {self.drawings} drawings"
+                (
+                    f"shots: expected at most {self.drawings - test_shots} (a class has "
+                    f"{self.drawings} drawings"
+                )
                 + (f", {test_shots} of them kept for testing" if test_shots else "")
                 + f"), found {sampling.shots}"
             )
@@ -160,7 +191,9 @@ class ImagePool:
 def _as_tensor(images: np.ndarray) -> Tensor:
     largest = 8 if images.dtype.kind == "f" else 1
     if images.dtype.kind not in "fbu" or images.dtype.itemsize > largest:
-        raise TypeError(f"images: expected bytes (uint8) or floating-point numbers, found {images.dtype}")
+        raise TypeError(
+            f"images: expected bytes (uint8) or floating-point numbers, found {images.dtype}"
+        )
     return torch.from_numpy(np.require(images, requirements=["C", "W"]))
 
 
@@ -175,11 +208,12 @@ def sample_tasks(
     task: Int[Tensor, "*tasks"] | int,
     test_shots: int = 0,
 ) -> Tasks:
-    """Return the tasks at the addresses (iteration, task): the same whatever else is asked for, in whatever order or
-    place.
+    """Return the tasks at the addresses (iteration, task): the same whatever else is asked for, in
+    whatever order or place.
 
-    Every number a task needs comes from one stretch of the counter-based stream: n_way keys for its classes, one per
-    class and drawing for its examples, one per example and epoch (or minibatch) for their order.
+    Every number a task needs comes from one stretch of the counter-based stream: n_way keys for its
+    classes, one per class and drawing for its examples, one per example and epoch (or minibatch)
+    for their order.
     """
     n, pool = sampling.n_way, sampling.pool
     body_steps = sampling.steps - bool(sampling.tail_shots)
@@ -189,7 +223,9 @@ def sample_tasks(
     for_classes, for_drawings, for_orders = keys.split([n, n * drawings, orders * pool], -1)
 
     chosen = distinct(for_classes, classes)
-    drawn = permutations(for_drawings.unflatten(-1, (n, drawings)))[..., : sampling.shots + test_shots]
+    drawn = permutations(for_drawings.unflatten(-1, (n, drawings)))[
+        ..., : sampling.shots + test_shots
+    ]
     index = chosen.unsqueeze(-1) * drawings + drawn
     label = torch.arange(n, device=index.device).unsqueeze(-1).expand_as(index)
 
@@ -218,8 +254,8 @@ def training_stream(
     meta_batch: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tasks]:
-    """Yield for each iteration its meta-batch of tasks, shaped (meta_batch, …), or (meta_batch, lanes, …) of many
-    seeds.
+    """Yield for each iteration its meta-batch of tasks, shaped (meta_batch, …), or (meta_batch,
+    lanes, …) of many seeds.
 
     Drawn in blocks, and on the device where they are wanted, which changes no bit.
     """
@@ -228,6 +264,8 @@ def training_stream(
     for start in range(iterations.start, iterations.stop, BLOCK):
         stop = min(start + BLOCK, iterations.stop)
         iteration = torch.arange(start, stop, device=device).view(-1, 1, *lanes)
-        block = pool.sample(sampling, seed=seed, purpose=Purpose.TRAINING, iteration=iteration, task=task)
+        block = pool.sample(
+            sampling, seed=seed, purpose=Purpose.TRAINING, iteration=iteration, task=task
+        )
         for row in range(stop - start):
             yield block[row]

@@ -1,7 +1,8 @@
-"""Meta-training: sample a task, run k steps of SGD on it, move the initialization towards the result; repeat.
+"""Meta-training: sample a task, run k steps of SGD on it, move the initialization towards the
+result; repeat.
 
-A run is described whole by a `Run` and is a pure function of it and of the data: its state can be written down after
-any iteration and taken up again, and every bit after that is the same.
+A run is described whole by a `Run` and is a pure function of it and of the data: its state can be
+written down after any iteration and taken up again, and every bit after that is the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,14 +22,15 @@ from reptile_core.networks import Network, check_shape, mini_imagenet, omniglot
 from reptile_core.own_network import OwnNetwork
 from reptile_core.tasks import Examples, ImagePool, Sampling, training_stream
 
-# By the name that a Run has for it. CIFAR-FS, which is not in the paper, has Mini-ImageNet's network at its own size
-# and with as many filters as Omniglot's.
+# By the name that a Run has for it. CIFAR-FS, which is not in the paper, has Mini-ImageNet's
+# network at its own size and with as many filters as Omniglot's.
 NETWORKS: dict[str, Callable[..., Network]] = {
     "omniglot": omniglot,
     "mini_imagenet": mini_imagenet,
     "cifar_fs": partial(mini_imagenet, size=32, filters=64),
 }
-IMAGES = {"omniglot": (28, 28), "mini_imagenet": (84, 84, 3), "cifar_fs": (32, 32, 3)}  # what each of them takes
+# What each of them takes.
+IMAGES = {"omniglot": (28, 28), "mini_imagenet": (84, 84, 3), "cifar_fs": (32, 32, 3)}
 
 # torch's optimizers that need no more than the gradient of a vector.
 OUTER_OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
@@ -51,7 +53,8 @@ OUTER_OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 class Inner:
     """The inner optimizer. `moments` says what becomes of Adam's second moments from task to task.
 
-    "kept": carried from each task into the next, as the authors do; "reset": every task starts afresh.
+    "kept": carried from each task into the next, as the authors do; "reset": every task starts
+    afresh.
     """
 
     optimizer: Literal["sgd", "adam"]
@@ -71,8 +74,9 @@ class Inner:
 
 @dataclass(frozen=True)
 class Outer:
-    """The outer step: phi <- phi - eps · direction with eps annealed linearly from `step` to `final` ("plain"), or the
-    direction handed to one of torch's optimizers ("adam", "rmsprop", …) as a gradient, with eps as learning rate."""
+    """The outer step: phi <- phi - eps · direction with eps annealed linearly from `step` to
+    `final` ("plain"), or the direction handed to one of torch's optimizers ("adam", "rmsprop", …)
+    as a gradient, with eps as learning rate."""
 
     step: float
     final: float = 0.0
@@ -89,7 +93,8 @@ class Outer:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides the outcome of one meta-training run, but for the data. How it is evaluated does not.
+    """Everything that decides the outcome of one meta-training run, but for the data. How it is
+    evaluated does not.
 
     network: one of NETWORKS by name, or a module of one's own as `Network.of` makes it.
     weights: w_1 … w_k of the direction sum w_i (phi_i - phi_{i+1}), or "maml".
@@ -111,7 +116,8 @@ class Run:
             _choice("network", self.network, tuple(NETWORKS))
         elif self.network.outputs != self.sampling.n_way:
             raise ValueError(
-                f"network: expected {self.sampling.n_way} outputs, as n_way is, found {self.network.outputs}"
+                f"network: expected {self.sampling.n_way} outputs, as n_way is, found "
+                f"{self.network.outputs}"
             )
         _choice("dtype", self.dtype, ("float32", "float64"))
         for name, lowest in (("iterations", 1), ("meta_batch", 1), ("seed", 0)):
@@ -120,7 +126,10 @@ class Run:
         if isinstance(self.weights, str):
             _choice("weights", self.weights, ("maml",))
         elif len(self.weights) != self.sampling.steps:
-            raise ValueError(f"weights: expected one per inner step ({self.sampling.steps}), found {len(self.weights)}")
+            raise ValueError(
+                f"weights: expected one per inner step ({self.sampling.steps}), found "
+                f"{len(self.weights)}"
+            )
         build_network(self)  # which names the activation if there is no such one
 
     @property
@@ -161,7 +170,9 @@ def network_for(run: Run, pool: ImagePool) -> Network:
 
 def start(run: Run, device: torch.device | str = "cpu") -> TrainingState:
     """Return the state of a run before its first iteration."""
-    return TrainingState(0, build_network(run).initialize(run.seed, dtype=run.torch_dtype).to(device))
+    return TrainingState(
+        0, build_network(run).initialize(run.seed, dtype=run.torch_dtype).to(device)
+    )
 
 
 def train(run: Run, pool: ImagePool, state: TrainingState) -> Iterator[TrainingState]:
@@ -171,9 +182,13 @@ def train(run: Run, pool: ImagePool, state: TrainingState) -> Iterator[TrainingS
     outer = OuterStep(run, state)
     phi, inner = state.phi, state.inner
     todo = range(state.iteration, run.iterations)
-    stream = training_stream(run.sampling, pool, seed=run.seed, iterations=todo, meta_batch=run.meta_batch)
+    stream = training_stream(
+        run.sampling, pool, seed=run.seed, iterations=todo, meta_batch=run.meta_batch
+    )
     for iteration, tasks in zip(todo, stream, strict=True):
-        direction, inner = meta_direction(run, loss, phi, pool, tasks.minibatches, inner, run.weights)
+        direction, inner = meta_direction(
+            run, loss, phi, pool, tasks.minibatches, inner, run.weights
+        )
         phi = outer(phi, direction, iteration)
         yield TrainingState(iteration + 1, phi, inner, outer.state())
 
@@ -187,10 +202,11 @@ def meta_direction(
     inner: State | None,
     weights: Sequence[float | Tensor] | Literal["maml"],
 ) -> tuple[Phi, State | None]:
-    """Return the direction averaged over a meta-batch, task after task, and Adam's moments for the next one.
+    """Return the direction averaged over a meta-batch, task after task, and Adam's moments for the
+    next one.
 
-    minibatches: of each step, those of all tasks, indices (meta_batch, *lanes, batch). phi may have lanes, and weights
-    one number for each.
+    minibatches: of each step, those of all tasks, indices (meta_batch, *lanes, batch). phi may have
+    lanes, and weights one number for each.
     """
     optimizer = run.inner.build()
     mean = torch.zeros_like(phi)
@@ -218,34 +234,53 @@ def evaluate(
 ) -> dict[str, Float[Tensor, " tasks"]]:
     """Return the accuracy in [0, 1] of a state on each of these evaluation tasks of the run's seed.
 
-    pool: images of the test classes. sampling: how a task is cut; n_way as in training, else ValueError. queries: test
-    examples a class. look: which stream of tasks; those of different looks are independent. With one query a class,
-    as the authors have it, the accuracy with transduction is there too, as "accuracy_transductive".
+    pool: images of the test classes. sampling: how a task is cut; n_way as in training, else
+    ValueError. queries: test examples a class. look: which stream of tasks; those of different
+    looks are independent. With one query a class, as the authors have it, the accuracy with
+    transduction is there too, as "accuracy_transductive".
     """
     if sampling.n_way != run.sampling.n_way:
         raise ValueError(
-            f"sampling: expected tasks of {run.sampling.n_way} classes as in training, found {sampling.n_way}"
+            f"sampling: expected tasks of {run.sampling.n_way} classes as in training, found "
+            f"{sampling.n_way}"
         )
     network = network_for(run, pool)
     drawn = evaluation.evaluation_tasks(
-        sampling, pool, seed=run.seed, count=len(tasks), first=tasks.start, queries=queries, look=look
+        sampling,
+        pool,
+        seed=run.seed,
+        count=len(tasks),
+        first=tasks.start,
+        queries=queries,
+        look=look,
     )
     loss = CrossEntropy(network, reduction=run.inner.reduction)
     inner = state.inner if run.inner.moments == "kept" else None
     return evaluation.accuracies(
-        network, loss, state.phi, pool, drawn, run.inner.build(), inner, transductive=queries == 1, lanes=lanes
+        network,
+        loss,
+        state.phi,
+        pool,
+        drawn,
+        run.inner.build(),
+        inner,
+        transductive=queries == 1,
+        lanes=lanes,
     )
 
 
 class OuterStep:
-    """phi - eps · direction, or a step of one of torch's optimizers with the direction as gradient."""
+    """phi - eps · direction, or a step of one of torch's optimizers with the direction as
+    gradient."""
 
     def __init__(self, run: Run, state: TrainingState) -> None:
         self.run = run
         self.optimizer: optim.Optimizer | None = None
         if run.outer.optimizer != "plain":
             self.parameter = state.phi.clone().requires_grad_()
-            self.optimizer = OUTER_OPTIMIZERS[run.outer.optimizer]([self.parameter], lr=run.outer.step)
+            self.optimizer = OUTER_OPTIMIZERS[run.outer.optimizer](
+                [self.parameter], lr=run.outer.step
+            )
             # Copies, since the optimizer writes into them and `state` is the caller's.
             kept = {name: value.clone() for name, value in (state.outer or {}).items()}
             self.optimizer.state[self.parameter].update(kept)
@@ -260,7 +295,8 @@ class OuterStep:
         return self.parameter.detach().clone()
 
     def state(self) -> dict[str, Tensor] | None:
-        """Return tensors of the optimizer, copied: they must not change under a state that was yielded."""
+        """Return tensors of the optimizer, copied: they must not change under a state that was
+        yielded."""
         if self.optimizer is None:
             return None
         state = self.optimizer.state[self.parameter]

@@ -1,12 +1,13 @@
-"""What holds for all tests: one thread, and hypothesis draws the same examples on every run, however slow the machine.
+"""What holds for all tests: one thread, and hypothesis draws the same examples on every run,
+however slow the machine.
 
 And the output folder of a finished run, made once for all who only read or copy it.
 """
 
 import os
 
-# As in the script's workers: pytest-xdist occupies every core, and threads beyond that only wait for each other. Set
-# before torch is imported, it holds for the processes that tests start too.
+# As in the script's workers: pytest-xdist occupies every core, and threads beyond that only wait
+# for each other. Set before torch is imported, it holds for the processes that tests start too.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path

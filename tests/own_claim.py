@@ -1,4 +1,5 @@
-"""An experiment and a claim of one's own, as `python reproduce.py --plugin own_claim.py own_claim` loads them."""
+"""An experiment and a claim of one's own, as `python reproduce.py --plugin own_claim.py own_claim`
+loads them."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -21,7 +22,10 @@ def run(context):
     table = pd.DataFrame({"seed": context.seeds_of(6, epoch=0)})
     table["ours"], table["baseline"] = 0.95 + table.seed % 3 / 100, 0.88 + table.seed % 2 / 100
     values = table.set_index("seed")
-    found = [*rows(CLAIM.id, "test", CHECK, values.ours), *rows(CLAIM.id, "test", CONTROL, values.baseline)]
+    found = [
+        *rows(CLAIM.id, "test", CHECK, values.ours),
+        *rows(CLAIM.id, "test", CONTROL, values.baseline),
+    ]
     return Result({"own_claim": table}, tabulate(found), [f"  ours {table.ours.mean():.2f}"])
 
 
@@ -33,5 +37,10 @@ def draw(tables, settings):
 
 
 EXPERIMENT = Experiment(
-    "own_claim", "a method of our own", {"smoke": "a second"}, (CLAIM,), lambda context: {"seeds": 6}, run
+    "own_claim",
+    "a method of our own",
+    {"smoke": "a second"},
+    (CLAIM,),
+    lambda context: {"seeds": 6},
+    run,
 )

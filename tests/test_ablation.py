@@ -1,4 +1,5 @@
-"""Figure 3's settings against the paper's numbers; its table, words and verdicts from made-up curves."""
+"""Figure 3's settings against the paper's numbers; its table, words and verdicts from made-up
+curves."""
 
 import json
 from argparse import ArgumentTypeError
@@ -21,10 +22,24 @@ def test_settings_are_the_papers():
     for variant in figure_3():
         run = configure(variant, seed=0)
         assert run.iterations == 40_000
-        assert (run.sampling.n_way, run.sampling.shots, run.sampling.batch) == (5, 5 * variant.k, 25)
-        assert run.sampling.pool == variant.k * run.sampling.batch  # so that the k minibatches are disjoint
-        assert (run.inner.optimizer, run.inner.learning_rate, run.inner.reduction) == ("sgd", 0.003, "sum")
-        assert (run.outer.optimizer, run.outer.step, run.outer.final, run.meta_batch) == ("plain", 0.25, 0.0, 1)
+        assert (run.sampling.n_way, run.sampling.shots, run.sampling.batch) == (
+            5,
+            5 * variant.k,
+            25,
+        )
+        # So that the k minibatches are disjoint.
+        assert run.sampling.pool == variant.k * run.sampling.batch
+        assert (run.inner.optimizer, run.inner.learning_rate, run.inner.reduction) == (
+            "sgd",
+            0.003,
+            "sum",
+        )
+        assert (run.outer.optimizer, run.outer.step, run.outer.final, run.meta_batch) == (
+            "plain",
+            0.25,
+            0.0,
+            1,
+        )
     assert (EVALUATION.n_way, EVALUATION.shots, EVALUATION.batch, EVALUATION.steps) == (5, 5, 25, 5)
 
 
@@ -41,13 +56,17 @@ def test_every_profile_is_a_prefix_of_the_papers_schedule(profile):
     assert max(scale.until, *ablation.LATE_LOOKS.get(profile, (0,))) <= 40_000
     assert scale.seeds >= 5 or profile == "smoke"
     names = {variant.name for variant in ablation.variants(profile)}
-    assert names == set(NAMES) if profile != "quick" else set(NAMES) - names == {"g1+g2+g3", "(g1+g2+g3)/3", "g3"}
+    assert (
+        names == set(NAMES)
+        if profile != "quick"
+        else set(NAMES) - names == {"g1+g2+g3", "(g1+g2+g3)/3", "g3"}
+    )
     assert ablation.SCALES["paper"].until == 40_000
 
 
 def _run(curve, *, seeds=5, profile="smoke"):
-    """Return made-up curves(variant, iteration), a little better from seed to seed, not by the same in every
-    variant."""
+    """Return made-up curves(variant, iteration), a little better from seed to seed, not by the same
+    in every variant."""
 
     def accuracy(job, iteration):
         found = curve(job.variant, iteration)
@@ -58,8 +77,8 @@ def _run(curve, *, seeds=5, profile="smoke"):
 
 
 def _paper(variant, iteration=1):
-    """Return curves as the paper's figure has them: g1 flat, the rest better the longer, sums gaining more than the
-    last."""
+    """Return curves as the paper's figure has them: g1 flat, the rest better the longer, sums
+    gaining more than the last."""
     k = variant.count("g") if "+" in variant else int(variant[1])
     if k == 1 or iteration == 0:
         return 0.5
@@ -79,7 +98,10 @@ def test_verdicts_where_all_is_as_the_paper_has_it(profile):
         ("ablation-g1", lambda v, i: 0.5 + 0.3 * (i > 0) if v == "g1" else _paper(v, i)),
         ("ablation-g2-beats-sum", lambda v, i: 0.8 if v == "g2" else _paper(v, i)),
         ("ablation-more-is-better", lambda v, i: 0.7 if v == "g1+g2+g3+g4" else _paper(v, i)),
-        ("ablation-more-is-better-averages", lambda v, i: 0.7 if v == "(g1+g2+g3+g4)/4" else _paper(v, i)),
+        (
+            "ablation-more-is-better-averages",
+            lambda v, i: 0.7 if v == "(g1+g2+g3+g4)/4" else _paper(v, i),
+        ),
         ("ablation-more-is-better-last", lambda v, i: 0.7 if v == "g4" else _paper(v, i)),
         ("ablation-sums-gain-more", lambda v, i: 0.99 if v == "g4" else _paper(v, i)),
     ],
@@ -111,20 +133,26 @@ def test_fewer_than_five_seeds_are_a_pilot():
 
 def test_g2_and_the_sum_are_compared_early_and_over_all_of_the_run():
     def late(variant, iteration):
-        return 0.9 if iteration > 5_000 and variant in ("g2", "g1+g2") else _paper(variant, iteration)
+        return (
+            0.9 if iteration > 5_000 and variant in ("g2", "g1+g2") else _paper(variant, iteration)
+        )
 
     verdict = judged(ablation.EXPERIMENT, _run(late, profile="paper")[0])["ablation-g2-beats-sum"]
     early, whole = verdict.cases
     assert (early.name, whole.name) == ("early", "over all of the run")
     assert early.mean == pytest.approx(0.86 - 0.82, abs=0.002)
     assert whole.mean == pytest.approx((0.86 - 0.82) * 8 / 12, abs=0.002)
-    (case,) = judged(ablation.EXPERIMENT, _run(late, profile="quick")[0])["ablation-g2-beats-sum"].cases
+    (case,) = judged(ablation.EXPERIMENT, _run(late, profile="quick")[0])[
+        "ablation-g2-beats-sum"
+    ].cases
     assert case.name == "early"
 
 
 def test_one_and_two_minibatches_are_followed_further_than_the_others():
     result, settings = _run(lambda v, i: 0.5 - 1e-4 * i, profile="quick")
-    assert settings["looks_of"] == {name: [200, 400, 1_250, 1_500] for name in ("g1", "g1+g2", "g2")}
+    assert settings["looks_of"] == {
+        name: [200, 400, 1_250, 1_500] for name in ("g1", "g1+g2", "g2")
+    }
     found = judged(ablation.EXPERIMENT, result)
     assert found["ablation-g1"].cases[0].mean == pytest.approx(-0.15)
     assert found["ablation-g2-beats-sum"].cases[0].tasks == 2 * ablation.SCALES["quick"].tasks
@@ -143,16 +171,24 @@ def test_table_summary_and_words():
 
 def test_a_run_that_diverged_counts_as_chance():
     result, _ = _run(lambda variant, i: None if variant == "g2" and i == 4 else 0.9)
-    assert result.tables["ablation_summary"].set_index("variant")["mean"]["g2"] == pytest.approx(0.2)
+    assert result.tables["ablation_summary"].set_index("variant")["mean"]["g2"] == pytest.approx(
+        0.2
+    )
     assert verdicts(ablation.EXPERIMENT, result)["ablation-g2-beats-sum"] == REFUTED
 
 
 def test_a_variant_of_ones_own_is_shown_and_not_judged():
     mine = parse("mine=0,0,1,1")
-    made = replace(context(lambda job, n: 0.2 + 0.1 * (n > 0)), options={"variants": (mine,), "iterations": 3})
+    made = replace(
+        context(lambda job, n: 0.2 + 0.1 * (n > 0)), options={"variants": (mine,), "iterations": 3}
+    )
     result, settings = ablation.EXPERIMENT.result(made), ablation.EXPERIMENT.settings_in(made)
     table = result.tables["ablation"]
-    assert sorted(set(table[table.variant == "mine"].iteration)) == [0, 2, 3] == sorted(set(table.iteration))
+    assert (
+        sorted(set(table[table.variant == "mine"].iteration))
+        == [0, 2, 3]
+        == sorted(set(table.iteration))
+    )
     assert settings["variants"]["mine"] == (0.0, 0.0, 1.0, 1.0) and settings["looks"] == (2, 3)
     assert result.evidence.empty and any("not judged" in line for line in result.lines)
     assert parse(as_text(mine)) == mine
@@ -162,7 +198,9 @@ def test_a_variant_of_ones_own_is_shown_and_not_judged():
     assert len(judged.evidence) and "mine" in set(judged.tables["ablation"].variant)
 
 
-@pytest.mark.parametrize(("iterations", "judges"), [(3_000, False), (4_500, False), (5_000, True), (10_000, True)])
+@pytest.mark.parametrize(
+    ("iterations", "judges"), [(3_000, False), (4_500, False), (5_000, True), (10_000, True)]
+)
 def test_a_prefix_of_the_papers_schedule_judges_from_where_its_early_part_ends(iterations, judges):
     made = context(lambda job, n: _paper(job.variant, n), seeds=5, profile="paper")
     result = ablation.EXPERIMENT.result(replace(made, options={"iterations": iterations}))
@@ -170,8 +208,12 @@ def test_a_prefix_of_the_papers_schedule_judges_from_where_its_early_part_ends(i
     found = verdicts(ablation.EXPERIMENT, result) if len(result.evidence) else {}
     assert bool(found) == judges
     if judges:
-        assert set(result.evidence[result.evidence.claim == "ablation-g2-beats-sum"].case) == {"early"}
-        assert set(result.evidence[result.evidence.claim == "ablation-g1"].case) == {f"after {iterations:,} iterations"}
+        assert set(result.evidence[result.evidence.claim == "ablation-g2-beats-sum"].case) == {
+            "early"
+        }
+        assert set(result.evidence[result.evidence.claim == "ablation-g1"].case) == {
+            f"after {iterations:,} iterations"
+        }
 
 
 WRONG = "mine", "mine=", "=1", "mine=1,x", "mine=0,0", "mine=1,1,1,1,1", "g4=1", "a_b=1", "a=nan"

@@ -14,12 +14,26 @@ from tests.helpers.folder import MANIFEST, write
 def test_the_default_runs_time_is_shared_out(tmp_path):
     write(tmp_path)
     record = json.loads((tmp_path / "manifest.json").read_text())
-    times = {"wall_seconds": {"theory": 120.0, "ablation": 600.0}, "worker_seconds": {"theory": 60.0, "ablation": 1140}}
+    times = {
+        "wall_seconds": {"theory": 120.0, "ablation": 600.0},
+        "worker_seconds": {"theory": 60.0, "ablation": 1140},
+    }
     whole = {
-        "schema": 1, "options": {"seeds": None, "cells": [], "device": "cpu"}, "experiments": {}, "versions": {},
-        "data": {"name": "glyphs", "real": False, "source": "", "content_sha256": "", "characters": 1, "drawings": 1},
-        "machine": MANIFEST["machine"] | {"process": 1, "native": True}, "command": [],
-    }  # fmt: skip
+        "schema": 1,
+        "options": {"seeds": None, "cells": [], "device": "cpu"},
+        "experiments": {},
+        "versions": {},
+        "data": {
+            "name": "glyphs",
+            "real": False,
+            "source": "",
+            "content_sha256": "",
+            "characters": 1,
+            "drawings": 1,
+        },
+        "machine": MANIFEST["machine"] | {"process": 1, "native": True},
+        "command": [],
+    }
     (tmp_path / "manifest.json").write_text(json.dumps(record | whole | times))
     found = "\n".join(default_run.rows(tmp_path))
     assert "| theory | 2.00 | 10% | 25.0% |" in found  # of 20 minutes; 60 of 2 x 120 seconds
@@ -40,10 +54,13 @@ def test_a_gpu_runs_files_are_few_and_say_what_they_leave_out(tmp_path, monkeypa
         save_checkpoint(path, {"phi": phi, "at.1": phi + 1}, {"iteration": number})
     assert gpu_pack.pack(tmp_path) == [f"figure_3/runs/{number}.safetensors" for number in (6, 7)]
     files = [path for path in tmp_path.iterdir() if path.is_file()]
-    assert len(files) == 4 and all(path.stat().st_size <= 2**21 for path in files)  # and results.md, manifest.json
+    # And results.md, manifest.json.
+    assert len(files) == 4 and all(path.stat().st_size <= 2**21 for path in files)
     states, records = load_checkpoint(tmp_path / "states-2.safetensors")
     name = "figure_3/runs/3.safetensors"
-    assert records[name]["iteration"] == 3 and torch.equal(states[name], torch.full((200_000,), 3.0))
+    assert records[name]["iteration"] == 3 and torch.equal(
+        states[name], torch.full((200_000,), 3.0)
+    )
     with tarfile.open(tmp_path / "tables.tar.gz") as archive:
         assert archive.getnames() == ["figure_3-10/tables/ablation.csv"]
 
@@ -66,7 +83,9 @@ def test_without_a_gpu_or_time_nothing_is_begun(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path)])
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert gpu.main() == 2 and "not measured" in capsys.readouterr().err
-    monkeypatch.setattr("sys.argv", ["gpu", "--out", str(tmp_path), "--device", "cpu", "--seconds", "5"])
+    monkeypatch.setattr(
+        "sys.argv", ["gpu", "--out", str(tmp_path), "--device", "cpu", "--seconds", "5"]
+    )
     assert gpu.main() == 0
     record = json.loads((tmp_path / "manifest.json").read_text())
     assert {part["how"] for part in record["parts"]} == {"not begun: no time"}

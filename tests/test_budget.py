@@ -1,4 +1,5 @@
-"""What a budget buys: the seeds that decide most per second, shared runs paid once; and how seeds are added."""
+"""What a budget buys: the seeds that decide most per second, shared runs paid once; and how seeds
+are added."""
 
 from dataclasses import replace
 from math import inf
@@ -17,12 +18,31 @@ from analysis.results.judge import CONTROL_ERROR, Case, SeedPlan, Verdict
 from analysis.results.statistics import power
 
 FOIL = Control(kind="foil", words="w")
-NAMES = [name for name, one in EXPERIMENTS.items() if any(claim.kind == "experiment" for claim in one.claims)][:3]
+NAMES = [
+    name
+    for name, one in EXPERIMENTS.items()
+    if any(claim.kind == "experiment" for claim in one.claims)
+][:3]
 
 
-def verdict(id: str, mean: float, sd: float = 1.0, decision="undecided", control="failed", plan=None, seeds=5):
+def verdict(
+    id: str,
+    mean: float,
+    sd: float = 1.0,
+    decision="undecided",
+    control="failed",
+    plan=None,
+    seeds=5,
+):
     claim = Claim(
-        id=id, kind="experiment", sources=("N",), statement="s", quantity="q", band=(0.0, inf), reason="r", control=FOIL
+        id=id,
+        kind="experiment",
+        sources=("N",),
+        statement="s",
+        quantity="q",
+        band=(0.0, inf),
+        reason="r",
+        control=FOIL,
     )
     case = Case("a", "check", "undecided", mean, mean - 1, mean + 1, sd, seeds=tuple(range(seeds)))
     return Verdict(claim, decision, "", (case,), control=control, plan=plan)
@@ -34,8 +54,14 @@ def pilot(tmp_path: Path):
 
     def make(effects, costs):
         first = [EXPERIMENTS[name].claims[0].id for name in NAMES]
-        ledger.write([verdict(id, effect) for id, effect in zip(first, effects, strict=True)], tmp_path)
-        rows = [f"{NAMES[i]},{what},{seconds}" for i, part in enumerate(costs) for what, seconds in part.items()]
+        ledger.write(
+            [verdict(id, effect) for id, effect in zip(first, effects, strict=True)], tmp_path
+        )
+        rows = [
+            f"{NAMES[i]},{what},{seconds}"
+            for i, part in enumerate(costs)
+            for what, seconds in part.items()
+        ]
         (tmp_path / "costs.csv").write_text("\n".join(["experiment,what,seconds", *rows]) + "\n")
         return tmp_path
 
@@ -53,11 +79,15 @@ def test_power_grows_with_seeds_and_needs_a_control() -> None:
 
 def test_a_control_that_said_nothing_in_the_pilot_may_fail_with_more_seeds() -> None:
     pilot = verdict("c", 2.0, control="uninformative")
-    near, far = (Case("a", "control", "undecided", mean, mean - 1, mean + 1, sd=1.0) for mean in (1.0, 5.0))
+    near, far = (
+        Case("a", "control", "undecided", mean, mean - 1, mean + 1, sd=1.0) for mean in (1.0, 5.0)
+    )
     assert budget.power(pilot, 20) == 0.0  # there is none
     # A difference of 1, whose standard deviation is sqrt(2): what statistics.power says of 0.71.
     assert 0.1 < budget.power(replace(pilot, controls=(near,)), 5) < 0.3
-    assert budget.power(replace(pilot, controls=(near,)), 20) == pytest.approx(power(0.5**0.5, CONTROL_ERROR, 20))
+    assert budget.power(replace(pilot, controls=(near,)), 20) == pytest.approx(
+        power(0.5**0.5, CONTROL_ERROR, 20)
+    )
     assert budget.power(replace(pilot, controls=(far,)), 20) == 0.0  # it does better than the check
     sham = replace(pilot.claim, control=Control(kind="sham", words="w", band=(-3.0, 3.0)))
     assert budget.power(replace(pilot, claim=sham, controls=(near,)), 10) > 0.95
@@ -68,7 +98,10 @@ def test_a_pilot_counts_seeds_that_shaped_a_criterion(monkeypatch, tmp_path: Pat
     monkeypatch.setitem(EXPERIMENTS, "mine", SimpleNamespace(claims=(replace(claim, epoch=7),)))
     monkeypatch.setattr(manifest, "read", lambda path: {"experiments": {"mine": {}}})
     table = pd.DataFrame(
-        [{"claim": "c", "case": "a", "role": "check", "seed": 6000 + i, "value": 1 + 0.1 * i} for i in range(5)]
+        [
+            {"claim": "c", "case": "a", "role": "check", "seed": 6000 + i, "value": 1 + 0.1 * i}
+            for i in range(5)
+        ]
     )
     folder.write_evidence(
         tmp_path,
@@ -89,7 +122,9 @@ def test_what_decides_most_per_second_comes_first(pilot) -> None:
 
 
 def test_shared_runs_are_paid_once(pilot) -> None:
-    folder = pilot([3.0, 3.0, 3.0], [{"seed": 1.0, "g1": 10.0}, {"seed": 1.0, "g1": 10.0}, {"seed": 40.0}])
+    folder = pilot(
+        [3.0, 3.0, 3.0], [{"seed": 1.0, "g1": 10.0}, {"seed": 1.0, "g1": 10.0}, {"seed": 40.0}]
+    )
     assert set(budget.choose(NAMES, 61.0, workers=1, pilot=folder)) == {NAMES[0], NAMES[1]}
 
 
@@ -100,7 +135,9 @@ def test_what_cannot_be_decided_is_not_paid_for(pilot) -> None:
 
 def test_too_little_time_is_an_error(pilot) -> None:
     folder = pilot([3.0, 3.0, 3.0], [{"seed": 100.0}, {"seed": 100.0}, {"seed": 100.0}])
-    with pytest.raises(UsageError, match="--budget: expected time for at least one experiment, found 1 seconds"):
+    with pytest.raises(
+        UsageError, match="--budget: expected time for at least one experiment, found 1 seconds"
+    ):
         budget.choose(NAMES, 1.0, workers=1, pilot=folder)
 
 
@@ -113,4 +150,6 @@ def test_seeds_are_added_where_a_plan_says_so() -> None:
     ]
     assert budget.more_seeds(found, claims) == {NAMES[0]: 8}
     assert budget.more_seeds([verdict(first, 0.0, plan=SeedPlan(None))], claims) == {}
-    assert budget.more_seeds([verdict(first, 0.1, plan=SeedPlan(100))], claims) == {NAMES[0]: 5 + budget.MAX_AT_ONCE}
+    assert budget.more_seeds([verdict(first, 0.1, plan=SeedPlan(100))], claims) == {
+        NAMES[0]: 5 + budget.MAX_AT_ONCE
+    }

@@ -1,4 +1,5 @@
-"""Checkpoints: what is written comes back, what is damaged is named, and a failing writer leaves the old file."""
+"""Checkpoints: what is written comes back, what is damaged is named, and a failing writer leaves
+the old file."""
 
 import json
 import os
@@ -49,7 +50,8 @@ def test_round_trip(saved: Path) -> None:
     assert found.keys() == tensors().keys()
     for name, expected in tensors().items():
         assert found[name].dtype == expected.dtype and found[name].shape == expected.shape
-        raw = [t.reshape(-1).view(torch.uint8).tolist() for t in (found[name], expected)]  # bits: nan, -0.0
+        # Bits: nan, -0.0.
+        raw = [t.reshape(-1).view(torch.uint8).tolist() for t in (found[name], expected)]
         assert raw[0] == raw[1]
 
 
@@ -57,7 +59,9 @@ def test_views_and_graphs_are_written_by_value(tmp_path: Path) -> None:
     whole = torch.arange(12.0).view(3, 4).requires_grad_()
     save_checkpoint(tmp_path / "a", {"transposed": whole.T, "strided": whole[:, 1::2] * 2}, {})
     found, _ = load_checkpoint(tmp_path / "a")
-    assert torch.equal(found["transposed"], whole.T) and torch.equal(found["strided"], whole[:, 1::2] * 2)
+    assert torch.equal(found["transposed"], whole.T) and torch.equal(
+        found["strided"], whole[:, 1::2] * 2
+    )
 
 
 def test_missing_directories_are_made(tmp_path: Path) -> None:
@@ -92,7 +96,8 @@ def test_flipped_bit_in_the_tensors(saved: Path, bit: int) -> None:
 
 
 def test_flipped_bit_in_the_header_is_refused_or_harmless(saved: Path) -> None:
-    """Spaces that pad the header mean nothing, so that a file altered there may still give exactly what was written."""
+    """Spaces that pad the header mean nothing, so that a file altered there may still give exactly
+    what was written."""
     content = saved.read_bytes()
     for place in range(8 + int.from_bytes(content[:8], "little")):
         saved.write_bytes(_flipped(content, place, 0))
@@ -101,10 +106,14 @@ def test_flipped_bit_in_the_header_is_refused_or_harmless(saved: Path) -> None:
         except CheckpointError as refused:
             assert str(saved) in str(refused)
         else:
-            assert (found.keys(), record) == (tensors().keys(), RECORD), f"byte {place} altered the record unnoticed"
+            assert (found.keys(), record) == (tensors().keys(), RECORD), (
+                f"byte {place} altered the record unnoticed"
+            )
 
 
-@pytest.mark.parametrize("metadata", [None, {}, {"record": "{}"}, {"digest": "0"}, {"record": "{", "digest": "0"}])
+@pytest.mark.parametrize(
+    "metadata", [None, {}, {"record": "{}"}, {"digest": "0"}, {"record": "{", "digest": "0"}]
+)
 def test_missing_metadata(tmp_path: Path, metadata: dict | None) -> None:
     path = tmp_path / "foreign.safetensors"
     save_file({"phi": torch.ones(2)}, path, metadata)
@@ -118,7 +127,9 @@ def test_other_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("call", ["replace", "fsync"])
-@pytest.mark.parametrize("error", [OSError("no space"), KeyboardInterrupt()], ids=["OSError", "KeyboardInterrupt"])
+@pytest.mark.parametrize(
+    "error", [OSError("no space"), KeyboardInterrupt()], ids=["OSError", "KeyboardInterrupt"]
+)
 def test_failing_writer_leaves_the_old_file(
     saved: Path, monkeypatch: pytest.MonkeyPatch, call: str, error: BaseException
 ) -> None:
@@ -135,12 +146,18 @@ def test_failing_writer_leaves_the_old_file(
     assert [path.name for path in saved.parent.iterdir()] == [saved.name]
 
 
-def test_content_is_synced_before_it_takes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_content_is_synced_before_it_takes_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, seen = tmp_path / "file", []
     path.write_bytes(b"old")
     sync, replace = os.fsync, os.replace
-    monkeypatch.setattr(os, "fsync", lambda handle: (seen.append(("sync", path.read_bytes())), sync(handle)))
-    monkeypatch.setattr(os, "replace", lambda a, b: (seen.append(("replace", Path(a).read_bytes())), replace(a, b)))
+    monkeypatch.setattr(
+        os, "fsync", lambda handle: (seen.append(("sync", path.read_bytes())), sync(handle))
+    )
+    monkeypatch.setattr(
+        os, "replace", lambda a, b: (seen.append(("replace", Path(a).read_bytes())), replace(a, b))
+    )
     write_atomically(path, b"new")
     assert seen[:2] == [("sync", b"old"), ("replace", b"new")] and path.read_bytes() == b"new"
 

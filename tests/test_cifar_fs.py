@@ -1,4 +1,5 @@
-"""CIFAR-FS found, verified and cached: both layouts and their faults on a few made-up images, then the real data."""
+"""CIFAR-FS found, verified and cached: both layouts and their faults on a few made-up images, then
+the real data."""
 
 import hashlib
 import io
@@ -20,7 +21,8 @@ from reptile_core.datasets.common import ColourImages
 from reptile_core.datasets.split import split_images
 from reptile_core.tasks import Examples, ImagePool
 
-CLASSES = {"train": ["bee", "ant", "cat"], "val": ["dog"], "test": ["fox", "elk"]}  # not in order of their names
+# Not in order of their names.
+CLASSES = {"train": ["bee", "ant", "cat"], "val": ["dog"], "test": ["fox", "elk"]}
 ROWS, COLUMNS = 2, 3
 Files = dict[str, bytes]
 
@@ -57,10 +59,23 @@ def path(split: str, name: str) -> str:
 
 
 RNG = np.random.default_rng(0)
-PIXELS = {name: RNG.integers(0, 256, (6, 32, 32, 3), np.uint8) for names in CLASSES.values() for name in names}
-EXPECTED = {split: np.array([canonical(PIXELS[n]) for n in sorted(names)]) for split, names in CLASSES.items()}
-SHEETS = {path(split, name): webp(sheet(PIXELS[name])) for split, names in CLASSES.items() for name in names}
-LISTS = {f"cifar_fs/splits/{split}.txt": "\n".join(names).encode() for split, names in CLASSES.items()}
+PIXELS = {
+    name: RNG.integers(0, 256, (6, 32, 32, 3), np.uint8)
+    for names in CLASSES.values()
+    for name in names
+}
+EXPECTED = {
+    split: np.array([canonical(PIXELS[n]) for n in sorted(names)])
+    for split, names in CLASSES.items()
+}
+SHEETS = {
+    path(split, name): webp(sheet(PIXELS[name]))
+    for split, names in CLASSES.items()
+    for name in names
+}
+LISTS = {
+    f"cifar_fs/splits/{split}.txt": "\n".join(names).encode() for split, names in CLASSES.items()
+}
 ZIP = zipped(SHEETS | LISTS)
 CONTENT = hashlib.sha256(
     b"[[6, 6, 32, 32, 3], [3, 1, 2]]" + b"".join(images.tobytes() for images in EXPECTED.values())
@@ -84,7 +99,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def folders(root: Path, *, images: str = "data") -> Path:
-    """Return the authors' layout, its files called otherwise and in another order than on the sheets."""
+    """Return the authors' layout, its files called otherwise and in another order than on the
+    sheets."""
     (root / "splits" / "bertinetto").mkdir(parents=True)
     for split, names in CLASSES.items():
         (root / "splits" / "bertinetto" / f"{split}.txt").write_text("\n".join(names) + "\n")
@@ -127,10 +143,14 @@ def test_both_layouts_give_the_same_bits(tmp_path: Path, below: str, images: str
     assert str(root) in found.source
 
 
-def test_environment_is_second_and_the_cache_third(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_is_second_and_the_cache_third(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "other").mkdir()
     monkeypatch.setenv("REPTILE_DATA", str(tmp_path / "other"))
-    with pytest.raises(Unavailable, match=r"^cifar_fs: expected cifar_fs.zip, or data/ .* found neither; it is not"):
+    with pytest.raises(
+        Unavailable, match=r"^cifar_fs: expected cifar_fs.zip, or data/ .* found neither; it is not"
+    ):
         get(None, tmp_path)
     monkeypatch.setenv("REPTILE_DATA", str(data))
     assert_expected(get(None, tmp_path))
@@ -141,7 +161,9 @@ def test_environment_is_second_and_the_cache_third(tmp_path: Path, data: Path, m
 def test_named_but_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data: expected a directory, found none at .*nowhere"):
         get(tmp_path / "nowhere", tmp_path)
-    with pytest.raises(DataError, match=r"^data: expected cifar_fs.zip, or data/ .* found neither") as caught:
+    with pytest.raises(
+        DataError, match=r"^data: expected cifar_fs.zip, or data/ .* found neither"
+    ) as caught:
         get(tmp_path, tmp_path)
     assert not isinstance(caught.value, Unavailable)
 
@@ -158,23 +180,56 @@ BLANK = np.zeros((64, 96, 3), np.uint8)
 FAULTS: dict[str, tuple[bytes, str]] = {
     "not a zip": (b"<html>log in first</html>", "expected a whole zip"),
     "truncated": (ZIP[:-300], "expected a whole zip, found a truncated one"),
-    "climbs out": (zipped(SHEETS | {"../a.webp": b"x"}), r"found '\.\./a.webp', which points elsewhere"),
+    "climbs out": (
+        zipped(SHEETS | {"../a.webp": b"x"}),
+        r"found '\.\./a.webp', which points elsewhere",
+    ),
     "absolute": (zipped(SHEETS | {"/a.txt": b"x"}), "which points elsewhere"),
-    "class missing": (zipped(without(ANT)), "expected 3 train, 1 val, 2 test classes, found 2 train, 1 val, 2 test"),
-    "class too many": (zipped(SHEETS | {path("val", "gnu"): SHEETS[ANT]}), "found 3 train, 2 val, 2 test"),
-    "class twice": (zipped(SHEETS | {path("test", "ant"): SHEETS[ANT]}), "every class once, found 'ant' in train and"),
+    "class missing": (
+        zipped(without(ANT)),
+        "expected 3 train, 1 val, 2 test classes, found 2 train, 1 val, 2 test",
+    ),
+    "class too many": (
+        zipped(SHEETS | {path("val", "gnu"): SHEETS[ANT]}),
+        "found 3 train, 2 val, 2 test",
+    ),
+    "class twice": (
+        zipped(SHEETS | {path("test", "ant"): SHEETS[ANT]}),
+        "every class once, found 'ant' in train and",
+    ),
     "wrong split": (
         zipped(without(ANT) | {path("val", "ant"): SHEETS[ANT]}),
         "found 2 train, 2 val, 2 test",
     ),
-    "wrong name": (zipped(without(ANT) | {path("train", "zebra"): SHEETS[ANT]}), "content is not as published"),
-    "no such split": (zipped(SHEETS | {"images/extra/ant.webp": b"x"}), "found 'images/extra/ant.webp'"),
-    "wrong class": (zipped(SHEETS | {ANT: SHEETS[path("val", "dog")]}), "content is not as published: expected SHA"),
-    "wrong size": (zipped(SHEETS | {ANT: webp(BLANK[:32])}), "expected mode 'RGB', 96×64, found mode 'RGB', 96×32"),
-    "no sheet": (zipped(SHEETS | {ANT: b"GIF89a"}), "ant.webp: cannot be read: UnidentifiedImageError"),
+    "wrong name": (
+        zipped(without(ANT) | {path("train", "zebra"): SHEETS[ANT]}),
+        "content is not as published",
+    ),
+    "no such split": (
+        zipped(SHEETS | {"images/extra/ant.webp": b"x"}),
+        "found 'images/extra/ant.webp'",
+    ),
+    "wrong class": (
+        zipped(SHEETS | {ANT: SHEETS[path("val", "dog")]}),
+        "content is not as published: expected SHA",
+    ),
+    "wrong size": (
+        zipped(SHEETS | {ANT: webp(BLANK[:32])}),
+        "expected mode 'RGB', 96×64, found mode 'RGB', 96×32",
+    ),
+    "no sheet": (
+        zipped(SHEETS | {ANT: b"GIF89a"}),
+        "ant.webp: cannot be read: UnidentifiedImageError",
+    ),
     "cut sheet": (zipped(SHEETS | {ANT: SHEETS[ANT][:-99]}), "ant.webp: cannot be read"),
-    "large sheet": (zipped(SHEETS | {ANT: webp(np.zeros((3000, 3000, 3), np.uint8))}), "found mode 'RGB', 3000×3000"),
-    "bomb": (zipped(SHEETS | {ANT: bytes(10**7)}, zipfile.ZIP_DEFLATED), "compressed 16-fold at most"),
+    "large sheet": (
+        zipped(SHEETS | {ANT: webp(np.zeros((3000, 3000, 3), np.uint8))}),
+        "found mode 'RGB', 3000×3000",
+    ),
+    "bomb": (
+        zipped(SHEETS | {ANT: bytes(10**7)}, zipfile.ZIP_DEFLATED),
+        "compressed 16-fold at most",
+    ),
     "many members": (zipped(SHEETS | {f"{i}": b"" for i in range(2000)}), "at most 1144 files"),
 }
 
@@ -190,17 +245,46 @@ def test_faults_of_a_zip(tmp_path: Path, data: Path, fault: str) -> None:
 
 
 LISTED = "splits/bertinetto/val.txt"
-FOLDER_FAULTS: dict[str, tuple[str, bytes | None, str]] = {  # a file, what it becomes (None: missing), the message
+# A file, what it becomes (None: missing), the message.
+FOLDER_FAULTS: dict[str, tuple[str, bytes | None, str]] = {
     "image missing": ("data/ant/ant_s_000000.png", None, "ant: expected 6 PNG files, found 5"),
-    "image altered": ("data/ant/ant_s_000000.png", picture(BLANK[:32, :32], "png"), "content is not as published"),
-    "image grey": ("data/ant/ant_s_000000.png", picture(BLANK[:32, :32, 0], "png"), "found mode 'L', 32×32"),
-    "image small": ("data/ant/ant_s_000000.png", picture(BLANK[:9, :8], "png"), "'RGB', 32×32, found mode 'RGB', 8×9"),
-    "image heavy": ("data/ant/ant_s_000000.png", bytes(9000), "expected at most 8192 bytes, found more"),
-    "image cut": ("data/ant/ant_s_000000.png", picture(BLANK[:32, :32], "png")[:60], "png: cannot be read: "),
+    "image altered": (
+        "data/ant/ant_s_000000.png",
+        picture(BLANK[:32, :32], "png"),
+        "content is not as published",
+    ),
+    "image grey": (
+        "data/ant/ant_s_000000.png",
+        picture(BLANK[:32, :32, 0], "png"),
+        "found mode 'L', 32×32",
+    ),
+    "image small": (
+        "data/ant/ant_s_000000.png",
+        picture(BLANK[:9, :8], "png"),
+        "'RGB', 32×32, found mode 'RGB', 8×9",
+    ),
+    "image heavy": (
+        "data/ant/ant_s_000000.png",
+        bytes(9000),
+        "expected at most 8192 bytes, found more",
+    ),
+    "image cut": (
+        "data/ant/ant_s_000000.png",
+        picture(BLANK[:32, :32], "png")[:60],
+        "png: cannot be read: ",
+    ),
     "class missing": ("data/ant", None, "ant: cannot be read: FileNotFoundError"),
-    "images missing": ("data", None, "expected data/ or images/ next to splits/bertinetto/, found neither"),
+    "images missing": (
+        "data",
+        None,
+        "expected data/ or images/ next to splits/bertinetto/, found neither",
+    ),
     "list missing": (LISTED, None, "cannot be read: FileNotFoundError: .*val.txt"),
-    "list climbs out": (LISTED, b"../dog", "val.txt: expected names of classes, one a line, found something else"),
+    "list climbs out": (
+        LISTED,
+        b"../dog",
+        "val.txt: expected names of classes, one a line, found something else",
+    ),
     "list heavy": (LISTED, b"dog\n" * 9000, "val.txt: expected names of classes"),
     "list no text": (LISTED, b"\xff", "cannot be read: UnicodeDecodeError"),
     "list empty": (LISTED, b"", "found 3 train, 0 val, 2 test"),
@@ -222,7 +306,11 @@ def test_faults_of_folders(tmp_path: Path, fault: str) -> None:
 
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=4))
+@given(
+    cuts=st.lists(
+        st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=8)), min_size=1, max_size=4
+    )
+)
 def test_no_bytes_raise_anything_else(tmp_path: Path, cuts: list[tuple[float, int, bytes]]) -> None:
     archive = bytearray(ZIP)
     for place, length, replacement in cuts:
@@ -240,7 +328,9 @@ def test_no_bytes_raise_anything_else(tmp_path: Path, cuts: list[tuple[float, in
 # ---- the cache
 
 
-def test_second_start_decodes_nothing(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_start_decodes_nothing(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     get(data, tmp_path)
     monkeypatch.setattr(cifar_fs, "_pixels", no_decoding)
     assert_expected(get(data, tmp_path))
@@ -256,7 +346,9 @@ def test_a_damaged_cache_is_named_and_rebuilt(tmp_path: Path, data: Path, damage
     if damage == "directory":
         path.mkdir()
     else:
-        path.write_bytes({"bit": good[:-1] + bytes([good[-1] ^ 1]), "cut": good[:-9], "empty": b""}[damage])
+        path.write_bytes(
+            {"bit": good[:-1] + bytes([good[-1] ^ 1]), "cut": good[:-9], "empty": b""}[damage]
+        )
     with pytest.warns(UserWarning) as warned:
         assert_expected(get(data, tmp_path))
     assert str(path) in str(warned[0].message) and "damaged" in str(warned[0].message)
@@ -264,7 +356,9 @@ def test_a_damaged_cache_is_named_and_rebuilt(tmp_path: Path, data: Path, damage
         assert path.read_bytes() == good
 
 
-@pytest.mark.parametrize("record", [b"", b"[]", b"{}", b'{"shape": 1, "counts": [], "content": ""}'])
+@pytest.mark.parametrize(
+    "record", [b"", b"[]", b"{}", b'{"shape": 1, "counts": [], "content": ""}']
+)
 def test_a_damaged_record_is_ignored(tmp_path: Path, data: Path, record: bytes) -> None:
     get(data, tmp_path)
     (path,) = (tmp_path / "cache").glob("*.json")
@@ -326,8 +420,8 @@ def test_real_content(loaded: ColourImages) -> None:
 
 
 def test_real_pixels_are_as_published(loaded: ColourImages, real: Path) -> None:
-    """Read here from the zip: a class's images are the same but for their order, and the whole has the digest that is
-    published for pixels in order of classes and tiles."""
+    """Read here from the zip: a class's images are the same but for their order, and the whole has
+    the digest that is published for pixels in order of classes and tiles."""
     source = cifar_fs._locate(real)
     assert source is not None
     if source.is_dir():
@@ -338,19 +432,27 @@ def test_real_pixels_are_as_published(loaded: ColourImages, real: Path) -> None:
         for label in sorted(paths):
             with Image.open(io.BytesIO(archive.read(paths[label]))) as image:
                 sheet = np.asarray(image)
-            tiles = sheet.reshape(24, 32, 25, 32, 3).transpose(0, 2, 1, 3, 4).reshape(600, 32, 32, 3)
+            tiles = (
+                sheet.reshape(24, 32, 25, 32, 3).transpose(0, 2, 1, 3, 4).reshape(600, 32, 32, 3)
+            )
             hasher.update(tiles.tobytes())
             split = Path(paths[label]).parent.name
             if label in ("apple", "shark", "worm"):
-                images = {"train": loaded.train, "val": loaded.validation, "test": loaded.test}[split]
-                place = sorted(name for name in paths if Path(paths[name]).parent.name == split).index(label)
+                images = {"train": loaded.train, "val": loaded.validation, "test": loaded.test}[
+                    split
+                ]
+                place = sorted(
+                    name for name in paths if Path(paths[name]).parent.name == split
+                ).index(label)
                 np.testing.assert_array_equal(images[place], canonical(tiles))
                 met += 1
     assert met == 3
     assert hasher.hexdigest() == "682b7c378f39a1faff96dc177c26fa719cf2288bbc3d25281834c6b9881ebb8d"
 
 
-def test_real_second_start(loaded: ColourImages, real: Path, real_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_second_start(
+    loaded: ColourImages, real: Path, real_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cifar_fs, "_pixels", no_decoding)
     start = time.monotonic()
     again = cifar_fs.load(data=real, cache=real_cache)

@@ -1,4 +1,5 @@
-"""The command line: rerunning a manifest, summaries for people and programs, every end in one line."""
+"""The command line: rerunning a manifest, summaries for people and programs, every end in one
+line."""
 
 import json
 import os
@@ -42,7 +43,9 @@ def test_a_manifest_is_enough_to_get_the_same_tables(done: Path, tmp_path: Path)
     assert "5 of 5 tables are the same, bit for bit" in said.out
     now, before = tables_of(tmp_path / "now"), tables_of(done.parent)
     with_times = {"ablation_evidence.csv", "ablation_runs.csv", "SHA256SUMS"}
-    assert {name: now[name] for name in now.keys() - with_times} == {n: before[n] for n in before.keys() - with_times}
+    assert {name: now[name] for name in now.keys() - with_times} == {
+        n: before[n] for n in before.keys() - with_times
+    }
     then, now = (manifest.read(path) for path in (done, tmp_path / "now" / "manifest.json"))
     assert manifest.work(then) == manifest.work(now)
     moved = tmp_path / "moved.json"
@@ -50,8 +53,13 @@ def test_a_manifest_is_enough_to_get_the_same_tables(done: Path, tmp_path: Path)
     assert script("--from", moved, "--quiet", "--out", tmp_path / "now").code == 0
 
 
-def test_manifests_from_before_splits_could_be_chosen_are_of_the_only_one(done: Path, tmp_path: Path) -> None:
-    before = _changed(done, lambda record: [record["options"].pop(n) for n in ("split", "iterations", "tail_shots")])
+def test_manifests_from_before_splits_could_be_chosen_are_of_the_only_one(
+    done: Path, tmp_path: Path
+) -> None:
+    before = _changed(
+        done,
+        lambda record: [record["options"].pop(n) for n in ("split", "iterations", "tail_shots")],
+    )
     assert manifest.read(before) == manifest.read(done)
     assert script("--from", before, "--quiet", "--out", tmp_path / "now").code == 0
     said = script("--from", done, "--split", "seed", "--quiet", "--out", tmp_path / "now")
@@ -95,23 +103,46 @@ def test_a_table_that_differs_is_named_with_how_much(done: Path, tmp_path: Path)
             "found experiments.ablation.tasks: 3 then, 2",
         ),
         (lambda r: r["data"].update(content_sha256="0" * 64), "found data.content_sha256: "),
-        (lambda r: r["experiments"].update(nonsense={}), "EXPERIMENT: expected one of theory, .*, found 'nonsense'"),
+        (
+            lambda r: r["experiments"].update(nonsense={}),
+            "EXPERIMENT: expected one of theory, .*, found 'nonsense'",
+        ),
         (lambda r: r["options"].update(seeds=0), "--seeds: expected at least 1, found 0"),
         (lambda r: r["options"].update(iterations=0), "--iterations: expected at least 1, found 0"),
         (lambda r: r["options"].update(iterations=3), "found experiments.ablation.looks"),
-        (lambda r: r["options"].update(iterations=40_001), "--iterations: expected at most the 40,000 of ablation"),
-        (lambda r: r["options"].update(tail_shots=1001), "--tail-shots: expected at most 1000, found 1001"),
+        (
+            lambda r: r["options"].update(iterations=40_001),
+            "--iterations: expected at most the 40,000 of ablation",
+        ),
+        (
+            lambda r: r["options"].update(tail_shots=1001),
+            "--tail-shots: expected at most 1000, found 1001",
+        ),
         (lambda r: r.update(schema=2), "schema: expected 1, found 2"),
         (lambda r: r.update(schema=True), "schema: expected 1, found true"),
         (lambda r: r.pop("schema"), "found none of the name 'schema'"),
         (lambda r: r.update(more=1), 'found the unknown "more"'),
-        (lambda r: r["data"].update(name="nonsense"), 'data.name: expected "omniglot" or "glyphs", found "nonsense"'),
-        (lambda r: r["machine"].update(cores="two"), 'machine.cores: expected a whole number, found "two"'),
-        (lambda r: r["options"].update(cells=[1]), r"options.cells\[0\]: expected a string, found 1"),
-        (lambda r: r.update(profile=None), 'profile: expected "smoke" or "quick" or "paper", found null'),
+        (
+            lambda r: r["data"].update(name="nonsense"),
+            'data.name: expected "omniglot" or "glyphs", found "nonsense"',
+        ),
+        (
+            lambda r: r["machine"].update(cores="two"),
+            'machine.cores: expected a whole number, found "two"',
+        ),
+        (
+            lambda r: r["options"].update(cells=[1]),
+            r"options.cells\[0\]: expected a string, found 1",
+        ),
+        (
+            lambda r: r.update(profile=None),
+            'profile: expected "smoke" or "quick" or "paper", found null',
+        ),
     ],
 )
-def test_a_manifest_that_cannot_be_followed(done: Path, tmp_path: Path, change, message: str) -> None:
+def test_a_manifest_that_cannot_be_followed(
+    done: Path, tmp_path: Path, change, message: str
+) -> None:
     said = script("--from", _changed(done, change), "--quiet", "--out", tmp_path / "now")
     assert said.code == 2
     assert re.search(message, said.error)
@@ -140,7 +171,13 @@ def test_no_manifest_at_all(tmp_path: Path, content: bytes | None, message: str)
 
 @pytest.mark.parametrize(
     "more",
-    [["--profile", "quick"], ["--seeds", "2"], ["--epoch", "2"], ["--budget", "1h"], ["--device", "cpu"]],
+    [
+        ["--profile", "quick"],
+        ["--seeds", "2"],
+        ["--epoch", "2"],
+        ["--budget", "1h"],
+        ["--device", "cpu"],
+    ],
 )
 def test_what_the_manifest_says_is_not_given_with_it(done: Path, tmp_path: Path, more) -> None:
     said = script(*more, "--from", done, "--out", tmp_path / "now")
@@ -157,12 +194,18 @@ def test_an_experiment_of_a_manifest_is_done_alone(done: Path, tmp_path: Path) -
     said = script("ablation", "--from", both, "--quiet", "--out", tmp_path / "now")
     assert said.code == 0 and "5 of 5 tables are the same" in said.out
     said = script("sgd", "--from", both, "--out", tmp_path / "now")
-    assert said.code == 2 and "expected an experiment of the manifest (theory, ablation), found 'sgd'" in said.error
-    said = script("--from", both, "--quiet", "--out", tmp_path / "now")  # all of it, theory's settings too
+    assert (
+        said.code == 2
+        and "expected an experiment of the manifest (theory, ablation), found 'sgd'" in said.error
+    )
+    # All of it, theory's settings too.
+    said = script("--from", both, "--quiet", "--out", tmp_path / "now")
     assert said.code == 2 and "found experiments.theory.checks: only now" in said.error
 
 
-def test_settings_of_other_code_are_said_and_those_of_this_code_are_held(done: Path, tmp_path: Path) -> None:
+def test_settings_of_other_code_are_said_and_those_of_this_code_are_held(
+    done: Path, tmp_path: Path
+) -> None:
     def other(record: dict) -> None:
         record["experiments"]["ablation"]["tasks"] = 3
         record["sources"] = "0" * 64
@@ -183,7 +226,9 @@ def test_other_libraries_or_machines_are_said(done: Path, tmp_path: Path) -> Non
     lines = [line for line in said.out.splitlines() if line.startswith("not as in ")]
     assert any('versions.torch: "1.0" then' in line for line in lines)
     assert any('machine.arithmetic.vectors: "beads" then' in line for line in lines)
-    assert not any(f"machine.{name}" in line for line in lines for name in ("workers", "cores", "processor"))
+    assert not any(
+        f"machine.{name}" in line for line in lines for name in ("workers", "cores", "processor")
+    )
 
 
 def test_times_are_not_compared(tmp_path: Path) -> None:
@@ -199,7 +244,9 @@ def test_json_is_one_document_alone_on_stdout(done: Path, tmp_path: Path) -> Non
     said = script(*ablation_in(done.parent, "--json"))
     found = json.loads(said.out)
     assert found["manifest"] == manifest.read(done)
-    assert [row["id"] for row in found["claims"]] == [claim.id for claim in reproduce.EXPERIMENTS["ablation"].claims]
+    assert [row["id"] for row in found["claims"]] == [
+        claim.id for claim in reproduce.EXPERIMENTS["ablation"].claims
+    ]
     assert found["differences"] is None
     assert "wrote" in said.err
     again = script("--from", done, "--quiet", "--json", "--out", tmp_path / "now")
@@ -235,7 +282,10 @@ def test_help_names_every_experiment_and_the_exit_codes(capsys: pytest.CaptureFi
         reproduce.main(["--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    assert all(name in text for name in (*reproduce.EXPERIMENTS, "examples:", "exit codes:", "--from MANIFEST"))
+    assert all(
+        name in text
+        for name in (*reproduce.EXPERIMENTS, "examples:", "exit codes:", "--from MANIFEST")
+    )
 
 
 # ---- ends
@@ -245,7 +295,11 @@ def test_help_names_every_experiment_and_the_exit_codes(capsys: pytest.CaptureFi
     ("error", "code", "message"),
     [
         (RuntimeError("a\nb"), 1, "unexpected RuntimeError: a b; --debug shows where"),
-        (OSError(28, "No space left on device", "x.csv"), 1, "x.csv: No space left on device; what is done is kept"),
+        (
+            OSError(28, "No space left on device", "x.csv"),
+            1,
+            "x.csv: No space left on device; what is done is kept",
+        ),
         (MemoryError(), 1, "out of memory"),
         (ending.UsageError("x"), 2, "x"),
     ],
@@ -263,19 +317,30 @@ def test_every_end_is_one_line(tmp_path: Path, monkeypatch, error, code: int, me
 
 def test_a_warning_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script("--list")
-    assert warnings.formatwarning(UserWarning("a\nb"), UserWarning, "x.py", 1) == "reproduce.py: warning: a b\n"
+    assert (
+        warnings.formatwarning(UserWarning("a\nb"), UserWarning, "x.py", 1)
+        == "reproduce.py: warning: a b\n"
+    )
 
 
 @pytest.mark.parametrize("name", ["", "a\0b", "x" * 300, "\udcff\0"])
-def test_a_folder_that_cannot_be(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert script(*ablation_in(Path(name))).code == 2
     assert list(tmp_path.iterdir()) == []
 
 
 def test_too_many(tmp_path: Path) -> None:
-    assert "--seeds: expected at most 1000, found 1001" in script(*ablation_in(tmp_path, "--seeds", 1001)).error
-    assert "--workers: expected at most 1000" in script(*ablation_in(tmp_path, "--workers", 10**9)).error
+    assert (
+        "--seeds: expected at most 1000, found 1001"
+        in script(*ablation_in(tmp_path, "--seeds", 1001)).error
+    )
+    assert (
+        "--workers: expected at most 1000"
+        in script(*ablation_in(tmp_path, "--workers", 10**9)).error
+    )
 
 
 def test_it_is_no_terminal_here() -> None:

@@ -1,10 +1,12 @@
-"""The controls of all experimental claims, on simulated tables: each must be able to tell something.
+"""The controls of all experimental claims, on simulated tables: each must be able to tell
+something.
 
-A simulation gives every arm of an experiment (a method, a treatment, a cell of a table) a level, which each seed and
-task misses by chance. Arms are independent of each other but for what a seed does to all of them. The experiment's own
-`evidence` makes rows of that. A control is void if it is constant, a function of its check, of other seeds than its
-own or of their number, or deaf to the data. And where treatment and control do the same thing, in a world in which that
-is what the claim asks for, hardly any claim may be supported: the control is all that stands in its way.
+A simulation gives every arm of an experiment (a method, a treatment, a cell of a table) a level,
+which each seed and task misses by chance. Arms are independent of each other but for what a seed
+does to all of them. The experiment's own `evidence` makes rows of that. A control is void if it is
+constant, a function of its check, of other seeds than its own or of their number, or deaf to the
+data. And where treatment and control do the same thing, in a world in which that is what the claim
+asks for, hardly any claim may be supported: the control is all that stands in its way.
 
 Void controls are planted as well, for every claim, to see that each is found.
 """
@@ -49,10 +51,12 @@ Levels = Mapping[Arm, float]
 ROUND_OFF = 1e-9  # float64, a few hundred operations on numbers below 10
 TASKS = 4
 POPULATIONS, FEW, MANY, DRAWS = 60, LEAST_SEEDS, 20, 6
-SIMULATIONS, IN_A_TABLE = 300, 150  # a table has the seeds of so many simulations: an epoch has a thousand
+# A table has the seeds of so many simulations: an epoch has a thousand.
+SIMULATIONS, IN_A_TABLE = 300, 150
 # A judge that lets 2.5 % of sham foils through, and four standard errors of a rate of 3 %.
 MAX_SUPPORTED = 0.03 + 4 * (0.03 * 0.97 / SIMULATIONS) ** 0.5
-# Of the variance between populations over that within them, with 59 and 60 degrees of freedom: 0.001 % lie above
+# Of the variance between populations over that within them, with 59 and 60 degrees of freedom:
+# 0.001 % lie above
 LEAST_ANSWER = 3.1
 FIRST_SEEDS = seeds(EPOCH, FEW)
 ALL_RUNS = seeds(EPOCH, SEEDS_OF_AN_EPOCH)[-1]  # the seed of what is of all runs together
@@ -88,9 +92,13 @@ class World:
         return World(tuple(self.arms[index][1:] for index in chosen), self.values[chosen])
 
     def by_task(self, *names: str) -> pd.DataFrame:
-        """Return a row for each arm, seed and task: columns `names` (parts of the arm's name), seed, task, value."""
+        """Return a row for each arm, seed and task: columns `names` (parts of the arm's name),
+        seed, task, value."""
         arms, count, tasks = self.values.shape
-        found = {name: np.repeat([arm[i] for arm in self.arms], count * tasks) for i, name in enumerate(names)}
+        found = {
+            name: np.repeat([arm[i] for arm in self.arms], count * tasks)
+            for i, name in enumerate(names)
+        }
         found["seed"] = np.tile(np.repeat(self.seeds, tasks), arms)
         found["task"] = np.tile(np.arange(tasks), arms * count)
         return pd.DataFrame(found | {"value": self.values.ravel()})
@@ -98,7 +106,9 @@ class World:
     def table(self, *names: str) -> pd.DataFrame:
         """Return means over tasks: columns `names`, seed, value, standard_error, count."""
         arms, count, tasks = self.values.shape
-        found = {name: np.repeat([arm[i] for arm in self.arms], count) for i, name in enumerate(names)}
+        found = {
+            name: np.repeat([arm[i] for arm in self.arms], count) for i, name in enumerate(names)
+        }
         found["seed"] = np.tile(self.seeds, arms)
         found["value"] = self.values.mean(-1).ravel()
         found["standard_error"] = self.values.std(-1, ddof=1).ravel() / tasks**0.5
@@ -116,8 +126,9 @@ class World:
 
 @dataclass(frozen=True)
 class Simulation:
-    """An experiment's evidence of a world, and for its claims worlds in which the claim's check and control measure
-    the same thing, well inside the band. noise: of a seed and of a task. spread: of levels over populations."""
+    """An experiment's evidence of a world, and for its claims worlds in which the claim's check and
+    control measure the same thing, well inside the band. noise: of a seed and of a task. spread: of
+    levels over populations."""
 
     evidence: Callable[[World], pd.DataFrame]
     alike: Mapping[tuple[str, ...], Levels]
@@ -134,13 +145,17 @@ class Simulation:
         return self._around(rng, tuple(levels), np.array(list(levels.values()))[:, None], count)
 
     def populations(self, rng: np.random.Generator, count: int, seeds_of_each: int) -> World:
-        """Draw a world in which every so many seeds come from another population, whose levels have nothing to do
-        with each other."""
+        """Draw a world in which every so many seeds come from another population, whose levels have
+        nothing to do with each other."""
         centre = np.array(list(self.levels.values()))[:, None]
         centre = centre + self.spread * rng.normal(size=(len(centre), count))
-        return self._around(rng, tuple(self.levels), centre.repeat(seeds_of_each, axis=1), count * seeds_of_each)
+        return self._around(
+            rng, tuple(self.levels), centre.repeat(seeds_of_each, axis=1), count * seeds_of_each
+        )
 
-    def _around(self, rng: np.random.Generator, arms: tuple[Arm, ...], centre: np.ndarray, count: int) -> World:
+    def _around(
+        self, rng: np.random.Generator, arms: tuple[Arm, ...], centre: np.ndarray, count: int
+    ) -> World:
         common, own = rng.normal(size=(1, count, 1)), rng.normal(size=(len(arms), count, 1))
         tasks = rng.normal(size=(len(arms), count, TASKS))
         return World(arms, centre[..., None] + self.noise * (common + own + tasks))
@@ -163,8 +178,8 @@ def _ablation() -> Simulation:
         lambda world: tabulate(ablation.evidence(world.curves(), looks)),
         {
             (
-                "ablation-g1", "ablation-g2-beats-sum", "ablation-more-is-better", "ablation-more-is-better-averages",
-                "ablation-sums-gain-more",
+                "ablation-g1", "ablation-g2-beats-sum", "ablation-more-is-better",
+                "ablation-more-is-better-averages", "ablation-sums-gain-more",
             ): _levels(arms, 0.8, {sum_2: 0.7, average(2).name: 0.7}),
             ("ablation-more-is-better-last",): _levels(arms, 0.7, {g1: 0.8, g4: 0.8, sum_4: 0.8}),
         },
@@ -182,8 +197,8 @@ def _outer() -> Simulation:
 
 
 def _overlap() -> Simulation:
-    """Return accuracies where what overlaps has gained five points over what does not, and a shared tail costs five
-    everywhere."""
+    """Return accuracies where what overlaps has gained five points over what does not, and a shared
+    tail costs five everywhere."""
     grid, look = overlap.Grid(steps=(4, 8), batch=(25, 50)), 100
     levels = {
         (point.run_name(method), look): 0.75 + 0.05 * point.overlaps - 0.05 * _shared(method)
@@ -200,15 +215,21 @@ def _shared(method: overlap.Method) -> bool:
 
 
 def _rho() -> Simulation:
-    """Return accuracies whose every contrast is 0.04, those of sums that theory cannot tell apart as well."""
+    """Return accuracies whose every contrast is 0.04, those of sums that theory cannot tell apart
+    as well."""
     look = 50
     levels = {
         "average": 0.78, "small rho": 0.70, "large rho": 0.74, "as far, +": 0.78, "as far, -": 0.74,
-        "first axis, +": 0.77, "first axis, -": 0.75, "second axis, +": 0.72, "second axis, -": 0.72,
+        "first axis, +": 0.77, "first axis, -": 0.75, "second axis, +": 0.72,
+        "second axis, -": 0.72,
     }  # fmt: skip
     return Simulation(
         lambda world: tabulate(rho.evidence(world.curves(), [look])),
-        {("ablation-noise", "ablation-rho"): {(arm.name, look): levels[arm.name] for arm in rho.ARMS}},
+        {
+            ("ablation-noise", "ablation-rho"): {
+                (arm.name, look): levels[arm.name] for arm in rho.ARMS
+            }
+        },
     )
 
 
@@ -216,13 +237,19 @@ def _inner_products() -> Simulation:
     scale = inner_products.SCALES["smoke"]
     arms = [
         *(("rise", variant.name, "train") for variant in inner_products.VARIANTS),
-        *(("change", way, iteration) for way in ("beyond", "AvgGrad") for iteration in scale.iterations),
+        *(
+            ("change", way, iteration)
+            for way in ("beyond", "AvgGrad")
+            for iteration in scale.iterations
+        ),
     ]
     along = pd.MultiIndex.from_product(  # of what is only shown
         [[v.name for v in inner_products.VARIANTS], seeds(EPOCH, 1), scale.iterations],
         names=["variant", "seed", "iteration"],
     ).to_frame(index=False)
-    along = along.assign(quantity="inner product", pairs="within", characters="train", when="before", value=0.2)
+    along = along.assign(
+        quantity="inner product", pairs="within", characters="train", when="before", value=0.2
+    )
 
     def evidence(world: World) -> pd.DataFrame:
         error = {"standard_error": "task_error"}
@@ -243,7 +270,9 @@ def _variance() -> Simulation:
         table = world.table("update").assign(iteration=100, noise=lambda found: np.exp(found.value))
         return variance.evidence(table, variance.SCALES["quick"], world.seeds)
 
-    return Simulation(evidence, {(variance.LAST, variance.MAML): _levels(arms, 0.0, dict.fromkeys(noisy, 0.5))})
+    return Simulation(
+        evidence, {(variance.LAST, variance.MAML): _levels(arms, 0.0, dict.fromkeys(noisy, 0.5))}
+    )
 
 
 def _validity() -> Simulation:
@@ -258,7 +287,11 @@ def _validity() -> Simulation:
     ]
 
     def evidence(world: World) -> pd.DataFrame:
-        table = world.by_task(*names).set_index([*names[:-1], "seed", "task", "quantity"]).value.unstack()
+        table = (
+            world.by_task(*names)
+            .set_index([*names[:-1], "seed", "task", "quantity"])
+            .value.unstack()
+        )
         return validity.evidence(table.reset_index(), scale, world.seeds)
 
     return Simulation(evidence, {(validity.EXPLAINED, validity.DIRECTION): _levels(arms, 0.8)})
@@ -269,7 +302,8 @@ def _sgd() -> Simulation:
     variants = (small, full, other, (sgd.SMALL, sgd.SETTLED), (sgd.HALF, sgd.HALVED))
     quantities = ("cosine", "inner product", "generalization gap", "test accuracy")
     levels = _levels([(quantity, *variant) for quantity in quantities for variant in variants], 0.5)
-    cosines = {("cosine", *full): 0.4, ("cosine", *other): 0.6}  # another order does as much as small minibatches do
+    # Another order does as much as small minibatches do.
+    cosines = {("cosine", *full): 0.4, ("cosine", *other): 0.6}
     return Simulation(
         lambda world: tabulate(sgd.evidence(world.table("quantity", "batch", "variant"))),
         {("sgd-alignment", "sgd-generalization"): {**levels, **cosines}},
@@ -281,7 +315,9 @@ def _sgd() -> Simulation:
 def _sine() -> Simulation:
     arms = [(network, name) for network in sine.JUDGED for name in sine.INITIALIZATIONS]
     return Simulation(
-        lambda world: tabulate(sine.evidence(world.table("network", "initialization").assign(step=sine.TEST_STEPS))),
+        lambda world: tabulate(
+            sine.evidence(world.table("network", "initialization").assign(step=sine.TEST_STEPS))
+        ),
         {
             ("sine", "sine-relu"): _levels(arms, 0.05),
             ("sine-joint", "sine-joint-relu"): _levels(arms, 0.5),
@@ -293,7 +329,9 @@ def _few_shot() -> Simulation:
     """Return logs of error rates: all methods have the published one of Reptile."""
     names = ("benchmark", "shots", "method", "transductive")
     levels = {
-        (benchmark.name, shots, method, transductive): _published_log(transductive, benchmark.name, shots)
+        (benchmark.name, shots, method, transductive): _published_log(
+            transductive, benchmark.name, shots
+        )
         for benchmark in few_shot.BENCHMARKS
         for shots in benchmark.shots
         for method in ("reptile", "maml", few_shot.UNTRAINED)
@@ -302,7 +340,9 @@ def _few_shot() -> Simulation:
 
     def evidence(world: World) -> pd.DataFrame:
         table = World(world.arms, 1 - np.exp(world.values)).table(*names).assign(count=10_000)
-        return tabulate(few_shot.evidence(table, {benchmark.name: None for benchmark in few_shot.BENCHMARKS}))
+        return tabulate(
+            few_shot.evidence(table, {benchmark.name: None for benchmark in few_shot.BENCHMARKS})
+        )
 
     return Simulation(evidence, {tuple(claim.id for claim in few_shot.CLAIMS): levels}, noise=0.02)
 
@@ -371,12 +411,20 @@ class Draw:
     def of(cls, evidence: pd.DataFrame, claim: str) -> "Draw":
         """Return the evidence for a claim, which must have both roles."""
         found: dict[str, list[Sample]] = {CHECK: [], CONTROL: []}
-        for (case, role), part in evidence[evidence.claim == claim].groupby(["case", "role"], sort=False):
+        for (case, role), part in evidence[evidence.claim == claim].groupby(
+            ["case", "role"], sort=False
+        ):
             if role in found:
                 part = part.sort_values("seed")
-                columns = part.seed.to_numpy(int), part.value.to_numpy(float), part.task_error.to_numpy(float)
+                columns = (
+                    part.seed.to_numpy(int),
+                    part.value.to_numpy(float),
+                    part.task_error.to_numpy(float),
+                )
                 found[role].append(Sample(case, role, *columns, looks=np.ones(len(part), int)))
-        assert found[CHECK] and found[CONTROL], f"{claim}: expected checks and controls, found {found}"
+        assert found[CHECK] and found[CONTROL], (
+            f"{claim}: expected checks and controls, found {found}"
+        )
         return cls(tuple(found[CHECK]), tuple(found[CONTROL]))
 
     def cut(self, size: int, count: int) -> list["Draw"]:
@@ -390,15 +438,21 @@ class Draw:
 def _cut(samples: Sequence[Sample], start: int, stop: int) -> tuple[Sample, ...]:
     part = slice(start, stop)
     return tuple(
-        replace(s, seeds=s.seeds[part], values=s.values[part], task_errors=s.task_errors[part], looks=s.looks[part])
+        replace(
+            s,
+            seeds=s.seeds[part],
+            values=s.values[part],
+            task_errors=s.task_errors[part],
+            looks=s.looks[part],
+        )
         for s in samples
     )
 
 
 @dataclass(frozen=True)
 class Material:
-    """What the detectors look at. few, many: draws of one population, of the first seeds alone and of more.
-    populations: two draws, one after the other, of each of many populations."""
+    """What the detectors look at. few, many: draws of one population, of the first seeds alone and
+    of more. populations: two draws, one after the other, of each of many populations."""
 
     few: Sequence[Draw]
     many: Sequence[Draw]
@@ -406,7 +460,9 @@ class Material:
 
     def planted(self, void: "Void") -> "Material":
         """Return it with a void control in the place of every other."""
-        return Material(*([_plant(void, d) for d in draws] for draws in (self.few, self.many, self.populations)))
+        return Material(
+            *([_plant(void, d) for d in draws] for draws in (self.few, self.many, self.populations))
+        )
 
 
 @cache
@@ -436,7 +492,10 @@ def alike_tables(experiment: str, claims: tuple[str, ...]) -> list[pd.DataFrame]
     """Return the evidence of worlds in which check and control measure the same thing."""
     simulation, rng = SIMULATIONS_OF[experiment](), np.random.default_rng(2)
     levels, count = simulation.alike[claims], IN_A_TABLE * FEW
-    return [simulation.evidence(simulation.world(rng, levels, count)) for _ in range(SIMULATIONS // IN_A_TABLE)]
+    return [
+        simulation.evidence(simulation.world(rng, levels, count))
+        for _ in range(SIMULATIONS // IN_A_TABLE)
+    ]
 
 
 @cache
@@ -458,8 +517,11 @@ def is_constant(draws: Sequence[Draw]) -> bool:
 
 
 def is_function_of_checks(draws: Sequence[Draw]) -> bool:
-    """Tell whether some control is, seed by seed, a sum of multiples of the checks' values, squares and sizes."""
-    checks = np.array([np.concatenate([d.checks[i].values for d in draws]) for i in range(len(draws[0].checks))])
+    """Tell whether some control is, seed by seed, a sum of multiples of the checks' values, squares
+    and sizes."""
+    checks = np.array(
+        [np.concatenate([d.checks[i].values for d in draws]) for i in range(len(draws[0].checks))]
+    )
     columns = np.vstack([np.ones_like(checks[:1]), checks, checks**2, np.abs(checks)]).T
     return any(
         _explained(columns, np.concatenate([d.controls[i].values for d in draws])) >= 0.99
@@ -483,8 +545,8 @@ def is_of_other_seeds(few: Sequence[Draw], many: Sequence[Draw]) -> bool:
 
 
 def _change(few: Sequence[Sample], many: Sequence[Sample]) -> bool:
-    """Tell whether values change: a seed's own value must stay as it is, so that its expectation does; a value of all
-    runs together must stay within four standard errors, in the mean."""
+    """Tell whether values change: a seed's own value must stay as it is, so that its expectation
+    does; a value of all runs together must stay within four standard errors, in the mean."""
     of_a_seed, of_all = [], []
     for less, more in zip(few, many, strict=True):
         changes = paired(more, less)
@@ -494,12 +556,16 @@ def _change(few: Sequence[Sample], many: Sequence[Sample]) -> bool:
     own, common = np.concatenate(of_a_seed), np.concatenate(of_all)
     if np.abs(own).max(initial=0.0) > ROUND_OFF:
         return True
-    return bool(common.size) and abs(common.mean()) > 4 * common.std(ddof=1) / common.size**0.5 + ROUND_OFF
+    return (
+        bool(common.size)
+        and abs(common.mean()) > 4 * common.std(ddof=1) / common.size**0.5 + ROUND_OFF
+    )
 
 
 def is_deaf(draws: Sequence[Draw]) -> bool:
-    """Tell whether some control's mean is distributed alike in all populations, as that of a quantity is that knows the
-    seeds and their number alone. Ranks are compared, whatever the distribution."""
+    """Tell whether some control's mean is distributed alike in all populations, as that of a
+    quantity is that knows the seeds and their number alone. Ranks are compared, whatever the
+    distribution."""
     for i in range(len(draws[0].controls)):
         pairs = rankdata(_means(draws, i)).reshape(-1, 2)
         between, within = 2 * pairs.mean(1).var(ddof=1), pairs.var(1, ddof=1).mean()
@@ -523,7 +589,9 @@ DETECTORS: dict[str, Callable[[Material], bool]] = {
 
 
 def share_supported(claim: Claim, draws: Sequence[Draw]) -> float:
-    return sum(decide(claim, draw.checks, draw.controls)[0] == SUPPORTED for draw in draws) / len(draws)
+    return sum(decide(claim, draw.checks, draw.controls)[0] == SUPPORTED for draw in draws) / len(
+        draws
+    )
 
 
 # ---- void controls, from the first of the checks
@@ -542,7 +610,9 @@ def _mean_over_sd(check: Sample) -> Sample:
 def _number_of_seeds(check: Sample) -> Sample:
     """Return one value of all runs together, which no seed's own value shows."""
     value = np.array([len(check.values) ** -0.5])
-    return Sample(check.name, CONTROL, np.array([ALL_RUNS]), value, np.array([np.nan]), np.ones(1, int))
+    return Sample(
+        check.name, CONTROL, np.array([ALL_RUNS]), value, np.array([np.nan]), np.ones(1, int)
+    )
 
 
 def _of_the_seed(check: Sample) -> Sample:
@@ -554,7 +624,10 @@ def _plant(void: Void, draw: Draw) -> Draw:
 
 
 VOIDS: dict[str, tuple[Void, str]] = {
-    "a sixth of the check, the other way": (lambda check: replace(check, values=-check.values / 6), FUNCTION),
+    "a sixth of the check, the other way": (
+        lambda check: replace(check, values=-check.values / 6),
+        FUNCTION,
+    ),
     "the check's square": (lambda check: replace(check, values=check.values**2), FUNCTION),
     "a constant": (lambda check: _everywhere(check, 0.3), CONSTANT),
     "mean over sd": (_mean_over_sd, OTHERS),

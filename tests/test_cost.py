@@ -1,4 +1,5 @@
-"""The model of cost: what is traced against products counted by hand, times of toy sweeps against pencil and paper."""
+"""The model of cost: what is traced against products counted by hand, times of toy sweeps against
+pencil and paper."""
 
 from dataclasses import replace
 
@@ -18,7 +19,8 @@ RUN = configure(sum_of(2), seed=0)
 # Multiply-adds of one example: positions x 9 c_in c_out of each convolution, then the linear layer.
 FIRST = 14 * 14 * 9 * 64
 ALL = FIRST + (7 * 7 + 4 * 4 + 2 * 2) * 9 * 64 * 64 + 256 * 5
-GRADIENT = 2 * (3 * ALL - FIRST)  # forward, and as much again for weights and for inputs, but for the images
+# Forward, and as much again for weights and for inputs, but for the images.
+GRADIENT = 2 * (3 * ALL - FIRST)
 
 
 def test_products_of_an_iteration_are_those_counted_by_hand() -> None:
@@ -27,12 +29,16 @@ def test_products_of_an_iteration_are_those_counted_by_hand() -> None:
 
 
 def test_products_of_an_evaluation_are_those_counted_by_hand() -> None:
-    """A task: its steps, one batch of the 5 test examples, and each of these in a batch with all 25 of the support."""
+    """A task: its steps, one batch of the 5 test examples, and each of these in a batch with all 25
+    of the support."""
     task = 5 * 25 * GRADIENT + 2 * ALL * (5 + 5 * 26)
     found = cost.evaluation(RUN, EVALUATION, tasks=3)
     assert found.flops == pytest.approx(3 * task, rel=0.01)
-    many = 5 * 25 * GRADIENT + 2 * ALL * 4 * 5 * 26  # of four queries a class none is with transduction
-    assert cost.evaluation(RUN, EVALUATION, tasks=3, queries=4).flops == pytest.approx(3 * many, rel=0.01)
+    # Of four queries a class none is with transduction.
+    many = 5 * 25 * GRADIENT + 2 * ALL * 4 * 5 * 26
+    assert cost.evaluation(RUN, EVALUATION, tasks=3, queries=4).flops == pytest.approx(
+        3 * many, rel=0.01
+    )
 
 
 def test_what_decides_no_operation_is_not_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,12 +47,23 @@ def test_what_decides_no_operation_is_not_traced_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(cost, "traced", lambda call: count.append(call) or Work(1))
     cost._iteration.cache_clear()
     cost._evaluation.cache_clear()
-    alike = replace(RUN, seed=9, iterations=7, inner=Inner("sgd", 0.1), outer=Outer(0.5, 0.1), weights=(0.5, 0.5))
+    alike = replace(
+        RUN,
+        seed=9,
+        iterations=7,
+        inner=Inner("sgd", 0.1),
+        outer=Outer(0.5, 0.1),
+        weights=(0.5, 0.5),
+    )
     for run in (RUN, alike):
         cost.iteration(run)
         cost.evaluation(run, EVALUATION, tasks=3)
     assert len(count) == 1 + 2  # an evaluation of one step, and one of two
-    for other in (replace(RUN, weights=(0.0, 1.0)), replace(RUN, inner=Inner("adam", 0.1)), replace(RUN, meta_batch=2)):
+    for other in (
+        replace(RUN, weights=(0.0, 1.0)),
+        replace(RUN, inner=Inner("adam", 0.1)),
+        replace(RUN, meta_batch=2),
+    ):
         cost.iteration(other)
     assert len(count) == 3 + 3
     cost._iteration.cache_clear()
@@ -56,7 +73,9 @@ def test_what_decides_no_operation_is_not_traced_again(monkeypatch: pytest.Monke
 def test_steps_counted_once_are_as_steps_traced() -> None:
     sampling = Sampling(n_way=5, shots=1, batch=5, steps=4)
     pool, state = cost._pool(RUN, "meta"), cost._start(RUN)
-    traced = cost.traced(lambda: cost.training.evaluate(RUN, pool, state, sampling, range(2), lanes=2))
+    traced = cost.traced(
+        lambda: cost.training.evaluate(RUN, pool, state, sampling, range(2), lanes=2)
+    )
     counted = cost.evaluation(RUN, sampling, 2)
     assert (counted.flops, counted.launches) == (traced.flops, traced.launches)
     assert counted.bytes == pytest.approx(traced.bytes)
@@ -77,7 +96,9 @@ def test_a_run_is_trained_to_its_last_look_and_evaluated_at_each() -> None:
     scale = Scale(looks=(5, 10), tasks=LANES, seeds=1, queries=2)
     trainings, others = cost.ablation_runs("smoke", 2, scale)
     assert {item.until for item in trainings} == {10}
-    assert len(trainings) == 2 * len(ablation.variants("smoke")) and len(others) == 3 * len(trainings)
+    assert len(trainings) == 2 * len(ablation.variants("smoke")) and len(others) == 3 * len(
+        trainings
+    )
     assert others[0] == cost.evaluation(RUN, EVALUATION, LANES, queries=2)
 
 
@@ -95,7 +116,10 @@ def test_runs_are_handed_out_longest_first(cores: int, seconds: float) -> None:
 
 def test_a_gpu_waits_for_arithmetic_memory_or_launches() -> None:
     gpu = GPU("toy", products=10, memory=100, launch=1)
-    lanes, others = [Work(flops=100, bytes=1000, launches=3)] * 4, [Work(flops=1, bytes=1, launches=30)] * 2
+    lanes, others = (
+        [Work(flops=100, bytes=1000, launches=3)] * 4,
+        [Work(flops=1, bytes=1, launches=30)] * 2,
+    )
     assert gpu.seconds(lanes, count=1) == 4 * (10 + 10)
     assert gpu.seconds(others, count=1) == 30
     assert gpu.seconds([*lanes, *others], count=1) == 80 + 30
@@ -103,4 +127,9 @@ def test_a_gpu_waits_for_arithmetic_memory_or_launches() -> None:
 
 
 def test_durations_have_a_unit_that_fits() -> None:
-    assert [cost.duration(s) for s in (3, 150, 9000, 2e5)] == ["3 seconds", "2.5 minutes", "2.5 hours", "2.3 days"]
+    assert [cost.duration(s) for s in (3, 150, 9000, 2e5)] == [
+        "3 seconds",
+        "2.5 minutes",
+        "2.5 hours",
+        "2.3 days",
+    ]

@@ -1,6 +1,8 @@
-"""The checks that are made for a GPU: on one where there is one, and else what of them a CPU can show.
+"""The checks that are made for a GPU: on one where there is one, and else what of them a CPU can
+show.
 
-On a GPU the captured graph is compared with the same run on the CPU, step by step, before chaos drives them apart.
+On a GPU the captured graph is compared with the same run on the CPU, step by step, before chaos
+drives them apart.
 """
 
 import pytest

@@ -1,7 +1,7 @@
 """Curvature against dense Hessians of a tiny network and closed forms on quadratics, in float64.
 
-ROUND_OFF: some tens of parameters and as many additions, each 2^-52 of numbers about 1; eigenvalue solvers add a few
-digits' worth of constants.
+ROUND_OFF: some tens of parameters and as many additions, each 2^-52 of numbers about 1; eigenvalue
+solvers add a few digits' worth of constants.
 """
 
 from dataclasses import replace
@@ -23,7 +23,8 @@ EIGENVALUES = torch.tensor([-2.0, -0.5, 0.0, 0.0, 0.25, 1.0, 1.0, 4.0], dtype=to
 
 @pytest.fixture(scope="module")
 def network():
-    """A minibatch's loss, the point, and its dense Hessian: 17 parameters, eigenvalues of both signs."""
+    """A minibatch's loss, the point, and its dense Hessian: 17 parameters, eigenvalues of both
+    signs."""
     pool = tanh_network(1)
     return pool.losses[0], pool.phi, hessian(pool.losses[0])(pool.phi)
 
@@ -62,11 +63,12 @@ def test_the_caller_may_be_without_gradients(known):
 
 
 @pytest.mark.parametrize(
-    "activation, dtype, tolerance", [("relu", torch.float32, 1e-4), ("softplus", torch.float64, 1e-10)]
+    "activation, dtype, tolerance",
+    [("relu", torch.float32, 1e-4), ("softplus", torch.float64, 1e-10)],
 )
 def test_products_of_the_omniglot_network_equal_forward_over_reverse(activation, dtype, tolerance):
-    """Two nestings, and in float32 the compiled loops against tensor code: round-off grows through four batch norms,
-    and where a ReLU's input is within round-off of 0 the two may differ."""
+    """Two nestings, and in float32 the compiled loops against tensor code: round-off grows through
+    four batch norms, and where a ReLU's input is within round-off of 0 the two may differ."""
     network, batch = omniglot(5, activation=activation), minibatch(dtype=dtype)
     loss, phi = CrossEntropy(network, reduction="mean"), network.initialize(0, dtype=dtype)
     v = normal(len(phi), dtype=dtype)
@@ -82,15 +84,20 @@ def test_the_trace_is_within_its_standard_errors_and_a_wrong_one_is_not(network)
     loss, phi, dense = network
     found = trace(loss, phi, samples=400, generator=generator())
     assert abs(found.value - dense.trace()) < 4 * found.standard_error
-    # for random signs the variance is 2 sum of squares off the diagonal; the spread of 400 is known to 1 / sqrt(800)
+    # for random signs the variance is 2 sum of squares off the diagonal; the spread of 400 is known
+    # to 1 / sqrt(800)
     off_diagonal = dense - dense.diagonal().diag()
-    assert found.standard_error == pytest.approx(float((2 * off_diagonal.square().sum() / 400).sqrt()), rel=0.2)
+    assert found.standard_error == pytest.approx(
+        float((2 * off_diagonal.square().sum() / 400).sqrt()), rel=0.2
+    )
     assert abs(found.value - torch.linalg.eigvalsh(dense).abs().sum()) > 4 * found.standard_error
 
 
 def test_the_trace_of_a_diagonal_hessian_is_exact():
     a = normal(9)
-    found = trace(lambda phi: (a * phi * phi).sum() / 2, normal(9, seed=1), samples=3, generator=generator())
+    found = trace(
+        lambda phi: (a * phi * phi).sum() / 2, normal(9, seed=1), samples=3, generator=generator()
+    )
     assert found.value == pytest.approx(float(a.sum()), rel=ROUND_OFF)
     assert found.standard_error < ROUND_OFF
 
@@ -106,15 +113,19 @@ def test_eigenvalues_of_the_dense_hessian(network, which):
     order = {"LA": -every, "SA": every, "LM": -every.abs()}[which].argsort()
     assert_close(found.values, every[order[:3]].sort(descending=True).values, 1e-10)
     assert_close(found.vectors @ found.vectors.T, torch.eye(3, dtype=torch.float64), 1e-10)
-    assert_close(found.vectors @ dense, found.values.unsqueeze(-1) * found.vectors, 1e-8)  # vectors err by gaps
+    # Vectors err by gaps.
+    assert_close(found.vectors @ dense, found.values.unsqueeze(-1) * found.vectors, 1e-8)
     assert found.residuals.max() < 1e-8 * dense.norm()
 
 
 def test_eigenvalues_in_float32_and_from_any_start(known):
     _, phi, a = known
     for seed in range(3):
-        found = extreme_eigenvalues(lambda p: p @ a.float() @ p / 2, phi.float(), count=2, generator=generator(seed))
-        assert_close(found.values, torch.tensor([4.0, 1.0]), 1e-5)  # 2^-24 and some tens of products
+        found = extreme_eigenvalues(
+            lambda p: p @ a.float() @ p / 2, phi.float(), count=2, generator=generator(seed)
+        )
+        # 2^-24 and some tens of products.
+        assert_close(found.values, torch.tensor([4.0, 1.0]), 1e-5)
 
 
 # Spectral density
@@ -126,14 +137,17 @@ def test_full_lanczos_finds_every_eigenvalue_with_the_weight_its_vector_gives_it
     density = spectral_density(loss, phi, steps=8, samples=3, generator=generator())
     values, vectors = torch.linalg.eigh(a)
     for points, weights in zip(density.points, density.weights, strict=True):
-        shares = (vectors.T @ (2 * torch.randint(2, phi.shape, generator=g) - 1).to(phi)) ** 2 / len(phi)
+        shares = (
+            vectors.T @ (2 * torch.randint(2, phi.shape, generator=g) - 1).to(phi)
+        ) ** 2 / len(phi)
         for value in EIGENVALUES.unique():
             near, own = (at.sub(value).abs() < 1e-6 for at in (points, values))
             assert float(weights[near].sum()) == pytest.approx(float(shares[own].sum()), abs=1e-10)
 
 
 def test_moments_of_each_vector_are_its_own(network):
-    """Gauss quadrature is exact below degree 2 steps: z . H^n z / P, for the signs z the generator gives."""
+    """Gauss quadrature is exact below degree 2 steps: z . H^n z / P, for the signs z the generator
+    gives."""
     loss, phi, dense = network
     steps, samples, g = 3, 4, generator()
     density = spectral_density(loss, phi, steps=steps, samples=samples, generator=generator())
@@ -141,7 +155,9 @@ def test_moments_of_each_vector_are_its_own(network):
         z = 2.0 * torch.randint(2, phi.shape, generator=g) - 1
         z = z.to(phi)
         one = replace(
-            density, points=density.points[row : row + 1].repeat(2, 1), weights=density.weights[row].repeat(2, 1)
+            density,
+            points=density.points[row : row + 1].repeat(2, 1),
+            weights=density.weights[row].repeat(2, 1),
         )
         for order in range(2 * steps + 1):
             expected = float(z @ torch.linalg.matrix_power(dense, order) @ z) / len(z)
@@ -155,9 +171,12 @@ def test_moments_are_traces(network):
     loss, phi, dense = network
     density = spectral_density(loss, phi, steps=6, samples=100, generator=generator())
     assert density.weights.sum(-1) == pytest.approx(torch.ones(100), abs=ROUND_OFF)
-    hutchinson = trace(loss, phi, samples=100, generator=generator())  # the same signs: the same numbers
+    # The same signs: the same numbers.
+    hutchinson = trace(loss, phi, samples=100, generator=generator())
     assert density.moment(1).value == pytest.approx(hutchinson.value / len(phi), rel=1e-10)
-    assert density.moment(1).standard_error == pytest.approx(hutchinson.standard_error / len(phi), rel=1e-10)
+    assert density.moment(1).standard_error == pytest.approx(
+        hutchinson.standard_error / len(phi), rel=1e-10
+    )
     for order in range(1, 5):
         exact = float(torch.linalg.matrix_power(dense, order).trace()) / len(phi)
         found = density.moment(order)
@@ -166,10 +185,17 @@ def test_moments_are_traces(network):
 
 
 def test_no_ghosts_where_one_eigenvalue_dominates():
-    """Without reorthogonalization the largest eigenvalue would come back once it has converged, after some steps."""
-    values = torch.cat([torch.linspace(0, 1, 199, dtype=torch.float64), torch.tensor([100.0], dtype=torch.float64)])
+    """Without reorthogonalization the largest eigenvalue would come back once it has converged,
+    after some steps."""
+    values = torch.cat(
+        [torch.linspace(0, 1, 199, dtype=torch.float64), torch.tensor([100.0], dtype=torch.float64)]
+    )
     density = spectral_density(
-        lambda phi: (values * phi * phi).sum() / 2, normal(200), steps=60, samples=2, generator=generator()
+        lambda phi: (values * phi * phi).sum() / 2,
+        normal(200),
+        steps=60,
+        samples=2,
+        generator=generator(),
     )
     assert ((density.points > 50).sum(-1) == 1).all()
     assert density.weights[density.points > 50] == pytest.approx(
@@ -184,13 +210,18 @@ def test_smoothed_density_is_a_sum_of_bells(known):
     curve = density.smoothed(at, width=0.2)
     # trapezoids of bells far from the ends, at 28 places a width, err by less than round-off
     assert float(torch.trapezoid(curve, at)) == pytest.approx(1, abs=1e-10)
-    assert float(torch.trapezoid(curve * at, at)) == pytest.approx(density.moment(1).value, abs=1e-10)
+    assert float(torch.trapezoid(curve * at, at)) == pytest.approx(
+        density.moment(1).value, abs=1e-10
+    )
     single = SpectralDensity(torch.tensor([[1.0]]), torch.tensor([[1.0]]))
-    assert float(single.smoothed(torch.tensor([1.0]), width=0.5)) == pytest.approx(0.7978846)  # 2 / sqrt(2 pi)
+    # 2 / sqrt(2 pi)
+    assert float(single.smoothed(torch.tensor([1.0]), width=0.5)) == pytest.approx(0.7978846)
 
 
 def test_a_loss_without_curvature():
-    density = spectral_density(lambda phi: phi.sum(), normal(5), steps=3, samples=2, generator=generator())
+    density = spectral_density(
+        lambda phi: phi.sum(), normal(5), steps=3, samples=2, generator=generator()
+    )
     assert torch.equal(density.points, torch.zeros(2, 3, dtype=torch.float64))
     assert density.moment(0).value == 1
 
@@ -201,30 +232,42 @@ def test_bad_arguments_are_named(known):
         extreme_eigenvalues(loss, phi, count=8, generator=generator())
     with pytest.raises(ValueError, match=r"which: expected .* found 'BE'"):
         extreme_eigenvalues(loss, phi, count=2, which="BE", generator=generator())
-    with pytest.raises(ValueError, match="steps: expected 1 … 8, the parameters there are, found 9"):
+    with pytest.raises(
+        ValueError, match="steps: expected 1 … 8, the parameters there are, found 9"
+    ):
         spectral_density(loss, phi, steps=9, samples=2, generator=generator())
     for function in (trace, lambda *a, **k: spectral_density(*a, steps=2, **k)):
-        with pytest.raises(ValueError, match="samples: expected at least 2, for a standard error, found 1"):
+        with pytest.raises(
+            ValueError, match="samples: expected at least 2, for a standard error, found 1"
+        ):
             function(loss, phi, samples=1, generator=generator())
 
 
 def test_a_flat_loss_has_eigenvalues_of_0_and_one_without_derivatives_is_named():
     phi = torch.ones(6, dtype=torch.float64)
-    found = extreme_eigenvalues(lambda p: p.sum(), phi, count=2, generator=torch.Generator().manual_seed(0))
+    found = extreme_eigenvalues(
+        lambda p: p.sum(), phi, count=2, generator=torch.Generator().manual_seed(0)
+    )
     assert found.values.tolist() == found.residuals.tolist() == [0.0, 0.0]
     assert torch.equal(found.vectors @ found.vectors.T, torch.eye(2, dtype=torch.float64))
     for loss, message in (
         (lambda p: (p * float("nan")).sum() ** 2, "loss: expected finite derivatives"),
-        (lambda p: p.detach().sum(), "loss: expected a function of phi, found one that does not depend on it"),
+        (
+            lambda p: p.detach().sum(),
+            "loss: expected a function of phi, found one that does not depend on it",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             extreme_eigenvalues(loss, phi, count=2, generator=torch.Generator().manual_seed(0))
 
 
 def test_signs_that_a_hessian_takes_to_0_hide_no_eigenvalue():
-    """Of (phi_1 - phi_2)^2 the Hessian takes every vector to 0 that has two equal numbers there: half of all signs."""
+    """Of (phi_1 - phi_2)^2 the Hessian takes every vector to 0 that has two equal numbers there:
+    half of all signs."""
     phi = torch.ones(6, dtype=torch.float64)
     for seed in range(4):
-        found = extreme_eigenvalues(lambda p: (p[0] - p[1]) ** 2, phi, count=2, generator=generator(seed))
+        found = extreme_eigenvalues(
+            lambda p: (p[0] - p[1]) ** 2, phi, count=2, generator=generator(seed)
+        )
         assert_close(found.values, torch.tensor([4.0, 0.0], dtype=torch.float64), 1e-12)
         assert float(found.residuals.max()) < 1e-12

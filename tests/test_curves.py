@@ -1,4 +1,5 @@
-"""What experiments on training runs share: scales, where runs are kept, contrasts against naive ones, diverged runs."""
+"""What experiments on training runs share: scales, where runs are kept, contrasts against naive
+ones, diverged runs."""
 
 from dataclasses import dataclass, field, replace
 from math import isnan
@@ -13,13 +14,19 @@ from reptile_core.meta_gradients import last, sum_of
 from tests.helpers.runs import FIRST_SEED, SECONDS, MadeUp, context
 
 SCALE = Scale(looks=(2, 4), tasks=3, seeds=2)
-RUNS = [(v.name, configure(v, seed)) for v in (sum_of(2), last(2)) for seed in (FIRST_SEED, FIRST_SEED + 1)]
+RUNS = [
+    (v.name, configure(v, seed))
+    for v in (sum_of(2), last(2))
+    for seed in (FIRST_SEED, FIRST_SEED + 1)
+]
 
 
 def _curves():
     """Return curves in which g2 of seed FIRST_SEED + 1 diverges before its end."""
     made = context(
-        lambda job, i: None if (job.variant, job.run.seed, i) == ("g2", FIRST_SEED + 1, 4) else 0.5 + 0.1 * i
+        lambda job, i: (
+            None if (job.variant, job.run.seed, i) == ("g2", FIRST_SEED + 1, 4) else 0.5 + 0.1 * i
+        )
     )
     return measure(made, "made up", [*RUNS, *RUNS], SCALE)
 
@@ -27,7 +34,13 @@ def _curves():
 def test_the_users_seeds_come_before_the_profiles():
     given = []
     experiment = Experiment(
-        "test", "", {}, (), lambda *_: {}, lambda _, scale: given.append(scale) or Result({}), scales={"smoke": SCALE}
+        "test",
+        "",
+        {},
+        (),
+        lambda *_: {},
+        lambda _, scale: given.append(scale) or Result({}),
+        scales={"smoke": SCALE},
     )
     for seeds in (None, 7):
         experiment.result(context(lambda job, i: 0.5, seeds=seeds))
@@ -66,7 +79,9 @@ def test_every_look_is_of_its_own_tasks_and_no_run_goes_further_than_its_last():
     made = AsksFor(**vars(context(lambda job, i: 0.5)), looked_at=asked)
     measure(made, "made up", RUNS, SCALE, looks={"g2": (2, 8)})
     assert {job.variant: job.end for job, _, _ in asked} == {"g2": 8, "g1+g2": 4}
-    assert {(i, what.look, what.tasks, what.queries) for _, i, what in asked} == {(i, i, 3, 5) for i in (0, 2, 4, 8)}
+    assert {(i, what.look, what.tasks, what.queries) for _, i, what in asked} == {
+        (i, i, 3, 5) for i in (0, 2, 4, 8)
+    }
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,9 @@ def test_seconds_of_an_iteration_are_of_training_alone():
 def _random_curves():
     generator = np.random.default_rng(0)
     names, seeds, looks = ("a", "b"), (0, 1, 2), (0, 10, 20)
-    accuracy = {(n, s, i): generator.random(7 if i else 5) for n in names for s in seeds for i in looks}
+    accuracy = {
+        (n, s, i): generator.random(7 if i else 5) for n in names for s in seeds for i in looks
+    }
     return Curves(accuracy, {(n, s): 10.0 + s for n in names for s in seeds}, queries=5)
 
 
@@ -100,7 +117,9 @@ def test_contrasts_against_naive_ones():
     assert list(found.index) == [0, 1, 2]
     for seed, row in found.iterrows():
         values = {key: curves.accuracy[key[0], seed, key[1]] for key in weights}
-        assert row["value"] == pytest.approx(sum(w * values[key].mean() for key, w in weights.items()))
+        assert row["value"] == pytest.approx(
+            sum(w * values[key].mean() for key, w in weights.items())
+        )
         paired = [
             values["a", 10] - 0.5 * values["b", 10],  # the same tasks
             2 * values["a", 20],

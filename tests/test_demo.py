@@ -1,5 +1,5 @@
-"""The demo without a browser: drawings become images like Omniglot's, adaptation is the core's own, bad requests are
-told in a line, nothing listens beyond this machine."""
+"""The demo without a browser: drawings become images like Omniglot's, adaptation is the core's own,
+bad requests are told in a line, nothing listens beyond this machine."""
 
 import importlib.util
 import json
@@ -55,7 +55,9 @@ def brief(monkeypatch):
     """Runs of no time, in this process: starting workers would take seconds."""
     monkeypatch.setattr(weights, "ITERATIONS", 1)
     monkeypatch.setattr(weights, "TASKS", 1)
-    monkeypatch.setattr(Context, "train", lambda self, name, jobs: {job: execute(job) for job in jobs})
+    monkeypatch.setattr(
+        Context, "train", lambda self, name, jobs: {job: execute(job) for job in jobs}
+    )
     monkeypatch.setattr(
         Context,
         "evaluate",
@@ -76,7 +78,11 @@ def untrained(glyphs):
     run = weights.configure(sum_of(2), 1)
     pool = ImagePool(torch.from_numpy(glyphs.images[:20].copy()))
     return weights.Weights(
-        {name: initialization(run, start(run), weights.EVALUATION) for name in weights.NAMES}, {}, "", "", pool
+        {name: initialization(run, start(run), weights.EVALUATION) for name in weights.NAMES},
+        {},
+        "",
+        "",
+        pool,
     )
 
 
@@ -100,7 +106,9 @@ def test_where_on_the_paper_it_was_drawn_does_not_matter():
 
 
 def test_what_is_larger_than_omniglots_is_made_smaller_and_nothing_larger():
-    points = np.array([point for stroke in place([[[0.0, 0.3], [1.0, 0.3]], [[0.2, 0.6]]]) for point in stroke])
+    points = np.array(
+        [point for stroke in place([[[0.0, 0.3], [1.0, 0.3]], [[0.2, 0.6]]]) for point in stroke]
+    )
     assert np.ptp(points[:, 0]) == pytest.approx(LARGEST)
     assert np.ptp(points[:, 1]) == pytest.approx(0.3 * LARGEST)
     assert (points.min(0) + points.max(0)) / 2 == pytest.approx(0.5)
@@ -108,7 +116,9 @@ def test_what_is_larger_than_omniglots_is_made_smaller_and_nothing_larger():
 
 
 def test_strokes_stay_apart_and_a_tap_is_a_dot():
-    assert [len(stroke) for stroke in place([[[0, 0]], [[0, 1], [1, 1], [1, 0]], [[0.5, 0.5]]])] == [1, 3, 1]
+    assert [
+        len(stroke) for stroke in place([[[0, 0]], [[0, 1], [1, 1], [1, 0]], [[0.5, 0.5]]])
+    ] == [1, 3, 1]
     dot = rasterize([[[0.9, 0.1]]]) == 0
     assert 1 <= dot.sum() <= 4 and dot[13:15, 13:15].any()
 
@@ -123,32 +133,56 @@ def test_no_point_no_image():
 
 def test_strokes_and_images_are_read():
     pixels = text(rasterize(LINE))
-    assert len(pixels) == 784 and set(pixels) == {"0", "1"} and pixels.count("1") == (rasterize(LINE) == 0).sum()
+    assert (
+        len(pixels) == 784
+        and set(pixels) == {"0", "1"}
+        and pixels.count("1") == (rasterize(LINE) == 0).sum()
+    )
     question = read(json.dumps({"drawings": [CROSS, LINE, pixels, pixels], "steps": 0}).encode())
     assert question.steps == 0
-    assert np.array_equal(question.images[2], rasterize(LINE)) and np.array_equal(question.images[0], rasterize(CROSS))
+    assert np.array_equal(question.images[2], rasterize(LINE)) and np.array_equal(
+        question.images[0], rasterize(CROSS)
+    )
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"steps": float("nan")}, f"steps: expected a whole number from 0 to {MAX_STEPS}, found nan"),
+        (
+            {"steps": float("nan")},
+            f"steps: expected a whole number from 0 to {MAX_STEPS}, found nan",
+        ),
         ({"steps": MAX_STEPS + 1}, "steps: expected"),
         ({"steps": True}, "steps: expected"),
         ({"steps": 2.0}, "steps: expected"),
         ({"steps": None}, "steps: expected"),
         ({"drawings": [CROSS] * 3}, "drawings: expected a list of 3 examples and a query"),
-        ({"drawings": [CROSS, LINE, LINE, "01" * 391]}, r"drawings\[3\]: expected 28×28 characters 0 and 1"),
+        (
+            {"drawings": [CROSS, LINE, LINE, "01" * 391]},
+            r"drawings\[3\]: expected 28×28 characters 0 and 1",
+        ),
         ({"drawings": [CROSS, LINE, LINE, "2" * 784]}, r"drawings\[3\]: expected 28×28"),
-        ({"drawings": [[], LINE, LINE, LINE]}, r"drawings\[0\]: expected a list of strokes, none empty, found \[\]"),
+        (
+            {"drawings": [[], LINE, LINE, LINE]},
+            r"drawings\[0\]: expected a list of strokes, none empty, found \[\]",
+        ),
         ({"drawings": [[[]], LINE, LINE, LINE]}, r"drawings\[0\]: expected a list of strokes"),
-        ({"drawings": [7, LINE, LINE, LINE]}, r"drawings\[0\]: expected a list of strokes, none empty, found 7"),
-        ({"drawings": [[[[float("nan"), 0]]], LINE, LINE, LINE]}, r"expected points \[x, y\] in \[0, 1\], found \[nan"),
+        (
+            {"drawings": [7, LINE, LINE, LINE]},
+            r"drawings\[0\]: expected a list of strokes, none empty, found 7",
+        ),
+        (
+            {"drawings": [[[[float("nan"), 0]]], LINE, LINE, LINE]},
+            r"expected points \[x, y\] in \[0, 1\], found \[nan",
+        ),
         ({"drawings": [[[[0.5, 1e9]]], LINE, LINE, LINE]}, "expected points"),
         ({"drawings": [[[[0.5, 10**400]]], LINE, LINE, LINE]}, "expected points"),
         ({"drawings": [[[["0.5", 0]]], LINE, LINE, LINE]}, "expected points"),
         ({"drawings": [[[[0.5]]], LINE, LINE, LINE]}, "expected points"),
-        ({"drawings": [[[[0, 0]] * (MAX_POINTS + 1)], LINE, LINE, LINE]}, "expected at most 5000 points, found 5001"),
+        (
+            {"drawings": [[[[0, 0]] * (MAX_POINTS + 1)], LINE, LINE, LINE]},
+            "expected at most 5000 points, found 5001",
+        ),
         ({"more": 1}, "body: expected an object of drawings and steps"),
     ],
 )
@@ -168,10 +202,13 @@ def test_what_is_no_json_is_told_in_a_line(body):
 # ---- adaptation
 
 
-@pytest.mark.parametrize(("inner", "repeats"), [(Inner("sgd", 0.003), 8), (Inner("adam", 0.001), 1)])
+@pytest.mark.parametrize(
+    ("inner", "repeats"), [(Inner("sgd", 0.003), 8), (Inner("adam", 0.001), 1)]
+)
 @pytest.mark.parametrize("n_way", [3, 5])
 def test_adaptation_is_the_cores_inner_loop_and_evaluation(glyphs, inner, repeats, n_way):
-    """Of a 3-way run; a 5-way run's first three outputs, with batches of many copies as in its own evaluation."""
+    """Of a 3-way run; a 5-way run's first three outputs, with batches of many copies as in its own
+    evaluation."""
     sampling = Sampling(n_way=n_way, shots=1, batch=N_WAY * repeats, steps=4)
     run = weights.configure(sum_of(2), 1)
     run = replace(run, sampling=replace(run.sampling, n_way=n_way), inner=inner)
@@ -195,7 +232,8 @@ def test_adaptation_is_the_cores_inner_loop_and_evaluation(glyphs, inner, repeat
         losses.append(loss(phi, support).item() / N_WAY)
 
     found = [adapt(initialization(run, state, sampling), support.x, x, steps=4) for x in test.x]
-    # float32: summing copies rounds otherwise than a larger learning rate, and batch norm over four amplifies it
+    # float32: summing copies rounds otherwise than a larger learning rate, and batch norm over four
+    # amplifies it
     assert found[0].losses == pytest.approx(losses, rel=2e-3, abs=1e-4)
     assert all(sum(each.probabilities) == pytest.approx(1) for each in found)
     expected = classify(logits, phi, test, support, transductive=False)
@@ -241,7 +279,10 @@ def test_own_runs_are_trained_once_and_kept(context, capsys):
 def test_a_finished_pair_of_figure_3_is_taken_and_half_a_pair_is_not(context, epoch):
     scale = Scale(looks=(1,), tasks=1, seeds=2, iterations=3)
     pairs = [
-        [context.job(figure_3.configure(v, seed, iterations=3), v.name, until=1) for v in (sum_of(4), weights.last(1))]
+        [
+            context.job(figure_3.configure(v, seed, iterations=3), v.name, until=1)
+            for v in (sum_of(4), weights.last(1))
+        ]
         for seed in context.seeds_of(2, epoch)
     ]
     context.train("test", [pairs[0][0], *pairs[1]])
@@ -255,7 +296,9 @@ def test_a_finished_pair_of_figure_3_is_taken_and_half_a_pair_is_not(context, ep
 def test_remark_tells_how_long_and_how_accurate(context):
     job = context.job(weights.configure(sum_of(6), 2500), "demo")
     said = weights.remark(job, weights.EVALUATION, 0.8)
-    assert said == "2,500 meta-iterations of 6 steps; 80\N{NO-BREAK SPACE}% right on 3-way 1-shot test tasks"
+    assert said == (
+        "2,500 meta-iterations of 6 steps; 80\N{NO-BREAK SPACE}% right on 3-way 1-shot test tasks"
+    )
 
 
 # ---- the page
@@ -264,7 +307,9 @@ def test_remark_tells_how_long_and_how_accurate(context):
 def _get(address, body=None):
     """Return status and content; a body is posted."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, data=body), timeout=20) as response:
+        with urllib.request.urlopen(
+            urllib.request.Request(address, data=body), timeout=20
+        ) as response:
             return response.status, response.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -298,7 +343,12 @@ def test_page_answers(untrained):
 @pytest.mark.parametrize(
     ("path", "body", "status", "message"),
     [
-        ("classify", b'{"drawings": [], "steps": NaN}', 400, "drawings: expected a list of 3 examples"),
+        (
+            "classify",
+            b'{"drawings": [], "steps": NaN}',
+            400,
+            "drawings: expected a list of 3 examples",
+        ),
         ("classify", b"nonsense", 400, "body: expected JSON"),
         ("classify", b" " * 1_000_001, 413, "body: expected at most 1000000 bytes, found more"),
         ("samples?first=-1", None, 400, "first: expected a whole number"),
@@ -323,7 +373,8 @@ def test_nothing_listens_beyond_this_machine():
         host, port = listener.getsockname()
         assert host == "127.0.0.1"
         socket.create_connection((host, port), timeout=5).close()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:  # connecting a datagram socket sends nothing
+        # Connecting a datagram socket sends nothing.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect(("192.0.2.1", 9))
             except OSError:
@@ -346,7 +397,16 @@ def test_command_trains_serves_and_ends_with_an_interrupt(monkeypatch, tmp_path,
     threads = torch.get_num_threads()
     try:
         code = reproduce.main(
-            ["demo", "--dataset", "glyphs", "--port", "0", "--out", str(tmp_path / "demo"), "--quiet"]
+            [
+                "demo",
+                "--dataset",
+                "glyphs",
+                "--port",
+                "0",
+                "--out",
+                str(tmp_path / "demo"),
+                "--quiet",
+            ]
         )
     finally:
         torch.set_num_threads(threads)
@@ -361,13 +421,24 @@ def test_command_trains_serves_and_ends_with_an_interrupt(monkeypatch, tmp_path,
     ("arguments", "message"),
     [
         (["--port", "70000"], "--port: expected a number from 0 to 65535, found 70000"),
-        (["--host", "no such host"], "--host, --port: expected where to listen, found no such host"),
+        (
+            ["--host", "no such host"],
+            "--host, --port: expected where to listen, found no such host",
+        ),
         (["--dataset", "glyphs", "--data", "/"], "data: expected none with the glyphs"),
-        (["--dataset", "glyphs", "--runs", "/no/such/runs"], "--runs: expected the ablation's finished runs"),
+        (
+            ["--dataset", "glyphs", "--runs", "/no/such/runs"],
+            "--runs: expected the ablation's finished runs",
+        ),
     ],
 )
 def test_bad_arguments_are_told_in_a_line(arguments, message, tmp_path, capsys):
-    assert reproduce.main(["demo", "--port", "0", "--no-browser", "--out", str(tmp_path / "demo"), *arguments]) == 2
+    assert (
+        reproduce.main(
+            ["demo", "--port", "0", "--no-browser", "--out", str(tmp_path / "demo"), *arguments]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert error.startswith("reproduce.py: error: ") and message in error and error.count("\n") == 1
 

@@ -1,4 +1,5 @@
-"""The demo as its visitors meet it: a browser without a network, a mouse, three shapes and one of them again."""
+"""The demo as its visitors meet it: a browser without a network, a mouse, three shapes and one of
+them again."""
 
 import os
 from collections import deque
@@ -45,16 +46,21 @@ SHAPES = {
 
 
 def drawn(rng, shape):
-    """Return a shape by an unsteady hand: turned by up to some 10 degrees, stretched, shifted, each point off its
-    place."""
-    turn, stretch, shift = rng.normal(0, 0.1), np.exp(rng.normal(0, 0.12, 2)), rng.normal(0, 0.04, 2)
+    """Return a shape by an unsteady hand: turned by up to some 10 degrees, stretched, shifted, each
+    point off its place."""
+    turn, stretch, shift = (
+        rng.normal(0, 0.1),
+        np.exp(rng.normal(0, 0.12, 2)),
+        rng.normal(0, 0.04, 2),
+    )
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]])
     strokes = [((stroke - 0.5) * stretch) @ rotation + 0.5 + shift for stroke in SHAPES[shape]]
     return [np.clip(stroke + rng.normal(0, 0.012, stroke.shape), 0.02, 0.98) for stroke in strokes]
 
 
 def trial(rng):
-    """Return three different shapes, each drawn once, one of them drawn again, and which one that is."""
+    """Return three different shapes, each drawn once, one of them drawn again, and which one that
+    is."""
     chosen = rng.choice(list(SHAPES), 3, replace=False)
     answer = int(rng.integers(3))
     return [*(drawn(rng, shape) for shape in chosen), drawn(rng, chosen[answer])], answer
@@ -62,12 +68,17 @@ def trial(rng):
 
 @pytest.fixture(scope="module")
 def address():
-    """The address of a page with a briefly trained Reptile, and its own start in the place of joint training."""
-    characters = datasets.load("omniglot" if os.environ.get("REPTILE_DATA") else "glyphs", quiet=True)
+    """The address of a page with a briefly trained Reptile, and its own start in the place of joint
+    training."""
+    characters = datasets.load(
+        "omniglot" if os.environ.get("REPTILE_DATA") else "glyphs", quiet=True
+    )
     split = split_characters(characters.images, seed=0)
     run = weights.configure(sum_of(weights.STEPS), ITERATIONS)
     trained = deque(train(run, ImagePool(split.train), start(run)), maxlen=1).pop()
-    initializations = [initialization(run, state, weights.EVALUATION) for state in (trained, start(run))]
+    initializations = [
+        initialization(run, state, weights.EVALUATION) for state in (trained, start(run))
+    ]
     remarks = dict.fromkeys(weights.NAMES, "a test")
     named = dict(zip(weights.NAMES, initializations, strict=True))
     with serving(weights.Weights(named, remarks, "A test.", "", ImagePool(split.test))) as address:
@@ -100,7 +111,9 @@ def draw(page, paper, strokes):
     """Draw with the mouse, as a hand does: down, along, up."""
     box = paper.bounding_box()
     for stroke in strokes:
-        (x, y), *rest = [(box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in stroke.tolist()]
+        (x, y), *rest = [
+            (box["x"] + box["width"] * x, box["y"] + box["height"] * y) for x, y in stroke.tolist()
+        ]
         page.mouse.move(x, y)
         page.mouse.down()
         for x, y in rest:
@@ -109,7 +122,8 @@ def draw(page, paper, strokes):
 
 
 def verdict(page, name):
-    """Return the letter that a network holds most likely, once all answers are in; None where it has none."""
+    """Return the letter that a network holds most likely, once all answers are in; None where it
+    has none."""
     page.wait_for_selector("#results[aria-busy=false]")
     letter = page.locator(f"article[aria-label='{name}'] tr.first th")
     return letter.inner_text() if letter.count() else None
@@ -143,14 +157,17 @@ def test_samples_and_slider_answer_and_curves_have_their_steps(page):
         assert [len(curve.get_attribute("points").split()) for curve in curves] == [steps + 1] * 2
     for name in weights.NAMES:
         cells = page.locator(f"article[aria-label='{name}'] td:last-child").all_inner_texts()
-        assert sum(float(cell.removesuffix(" %")) for cell in cells) == pytest.approx(100, abs=0.3)  # rounded
+        # Rounded.
+        assert sum(float(cell.removesuffix(" %")) for cell in cells) == pytest.approx(100, abs=0.3)
     page.locator("#spoken", has_text="Reptile says").wait_for(state="attached")
     page.get_by_role("button", name="Others").click()
     page.get_by_role("button", name="Sample 7:").wait_for()
 
 
 def test_keyboard_alone_draws(page):
-    for paper, key in zip(page.locator("canvas.paper").all(), ["Right", "Down", "Left", "Up"], strict=True):
+    for paper, key in zip(
+        page.locator("canvas.paper").all(), ["Right", "Down", "Left", "Up"], strict=True
+    ):
         paper.focus()
         paper.press("Space")
         for _ in range(3):
@@ -164,7 +181,9 @@ def test_keyboard_alone_draws(page):
 def test_an_error_is_told_until_the_next_answer(page):
     page.get_by_role("button", name="Sample 1:").click()
     verdict(page, "Reptile")
-    page.route("**/classify", lambda route: route.fulfill(status=400, body="steps: expected another"))
+    page.route(
+        "**/classify", lambda route: route.fulfill(status=400, body="steps: expected another")
+    )
     page.get_by_role("slider").fill("9")
     assert page.get_by_role("alert").inner_text() == "steps: expected another"
     page.unroute("**/classify")
@@ -183,5 +202,7 @@ def test_nothing_beside_the_window_and_nothing_serious_for_axe(browser, address,
     verdict(page, "Reptile")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     found = axe.Axe().run(page).response["violations"]
-    assert [(rule["id"], rule["impact"]) for rule in found if rule["impact"] in ("serious", "critical")] == []
+    assert [
+        (rule["id"], rule["impact"]) for rule in found if rule["impact"] in ("serious", "critical")
+    ] == []
     page.close()

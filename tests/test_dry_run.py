@@ -26,15 +26,21 @@ def said(out: Path, *more: str, rate: float = 1e9) -> list[str]:
 
 def test_what_is_there_is_not_done_again(finished_ablation: Path, tmp_path: Path) -> None:
     first, _ = said(tmp_path, "ablation")
-    assert first.startswith("ablation: 10 runs, 0 there; 20 iterations left; 21 evaluations, 0 there; ")
+    assert first.startswith(
+        "ablation: 10 runs, 0 there; 20 iterations left; 21 evaluations, 0 there; "
+    )
     assert not (tmp_path / "runs").exists()
     shutil.copytree(finished_ablation / "runs", tmp_path / "runs")
     assert said(tmp_path, "ablation") == [
         "ablation: 10 runs, 10 there; 0 iterations left; 21 evaluations, 21 there; 0 seconds"
     ]
     more, _ = said(tmp_path, "ablation", "--seeds", "2")
-    assert more.startswith("ablation: 20 runs, 10 there; 20 iterations left; 42 evaluations, 21 there; ")
-    assert said(tmp_path, "ablation", "--fresh")[0].startswith("ablation: 10 runs, 0 there; 20 iterations left; ")
+    assert more.startswith(
+        "ablation: 20 runs, 10 there; 20 iterations left; 42 evaluations, 21 there; "
+    )
+    assert said(tmp_path, "ablation", "--fresh")[0].startswith(
+        "ablation: 10 runs, 0 there; 20 iterations left; "
+    )
 
 
 def test_hours_are_flops_over_the_rate(tmp_path: Path) -> None:

@@ -13,7 +13,12 @@ from analysis.ending import guarded
 
 @pytest.mark.parametrize(
     ("encoding", "errors"),
-    [("ascii", "strict"), ("ascii", "surrogateescape"), ("cp1252", "strict"), ("latin-1", "strict")],
+    [
+        ("ascii", "strict"),
+        ("ascii", "surrogateescape"),
+        ("cp1252", "strict"),
+        ("latin-1", "strict"),
+    ],
 )
 def test_characters_that_a_stream_cannot_encode_end_no_run(monkeypatch, encoding, errors):
     """With "surrogateescape" Python opens stdout in the C locale."""

@@ -1,7 +1,8 @@
-"""Few-shot evaluation against the naive one: torch.optim on copied weights, then test examples one by one or together.
+"""Few-shot evaluation against the naive one: torch.optim on copied weights, then test examples one
+by one or together.
 
-Predictions are compared exactly: logits agree to 1e-10 (test_networks), and the largest two are never so close here.
-The images are learnable, so that accuracies vary from task to task.
+Predictions are compared exactly: logits agree to 1e-10 (test_networks), and the largest two are
+never so close here. The images are learnable, so that accuracies vary from task to task.
 """
 
 from dataclasses import dataclass
@@ -50,7 +51,9 @@ def tasks(queries: int = 1) -> Tasks:
 
 def pictures(part) -> tuple[Tensor, Tensor]:
     """Return images and labels of one task, looked up one at a time."""
-    images = [POOL.images[i // POOL.drawings, i % POOL.drawings].double() for i in part.index.tolist()]
+    images = [
+        POOL.images[i // POOL.drawings, i % POOL.drawings].double() for i in part.index.tolist()
+    ]
     return torch.stack(images), part.label
 
 
@@ -75,7 +78,9 @@ def naive(optimizer: str, warm_up: list[Minibatch] | None = None, *, queries: in
 
 def evaluate(*arguments: Any, **options: Any) -> dict[str, Estimate]:
     """Return the means of what is measured of each task."""
-    return {name: estimate(per_task) for name, per_task in accuracies(*arguments, **options).items()}
+    return {
+        name: estimate(per_task) for name, per_task in accuracies(*arguments, **options).items()
+    }
 
 
 @pytest.mark.parametrize("carried", [False, True])
@@ -104,13 +109,16 @@ def test_many_queries_equal_the_naive_evaluation(queries: int) -> None:
     expected = naive("sgd", queries=queries).one_by_one
     mine = OPTIMIZERS["sgd"][0]
     for lanes in (1, 3):
-        found = accuracies(NETWORK, LOSS, phi_1(), POOL, tasks(queries), mine, transductive=False, lanes=lanes)
+        found = accuracies(
+            NETWORK, LOSS, phi_1(), POOL, tasks(queries), mine, transductive=False, lanes=lanes
+        )
         assert found.keys() == {"accuracy"}
         assert found["accuracy"].tolist() == pytest.approx(expected, abs=1e-12)
 
 
 def test_the_two_ways_differ_and_learn() -> None:
-    """The control of the test above: equal or chance-level numbers could not tell one way from the other."""
+    """The control of the test above: equal or chance-level numbers could not tell one way from the
+    other."""
     accuracies = naive("adam")
     assert accuracies.one_by_one != accuracies.together
     assert np.mean(accuracies.together) > 0.3
@@ -119,10 +127,13 @@ def test_the_two_ways_differ_and_learn() -> None:
 @pytest.mark.parametrize("lanes", [0, 1, 3])
 @pytest.mark.parametrize("transductive", [False, True])
 def test_predictions_one_task_at_a_time(lanes: int, transductive: bool) -> None:
-    """With and without a lane axis, and with as many test examples as make coincidences improbable."""
+    """With and without a lane axis, and with as many test examples as make coincidences
+    improbable."""
     shape = (lanes,) if lanes else ()
     test, support = minibatches(2, *shape, batch=9)
-    phi = torch.stack([NETWORK.initialize(seed, dtype=torch.float64) for seed in range(max(lanes, 1))])
+    phi = torch.stack(
+        [NETWORK.initialize(seed, dtype=torch.float64) for seed in range(max(lanes, 1))]
+    )
     found = classify(NETWORK, phi if lanes else phi[0], test, support, transductive=transductive)
     assert found.shape == (*shape, 9)
     for lane in range(max(lanes, 1)):
@@ -155,7 +166,9 @@ def test_one_task_has_no_standard_error() -> None:
 def test_tasks_are_those_of_the_evaluation_stream() -> None:
     """The same whatever their count, one test example a class, and other tasks than in training."""
     few, many = (evaluation_tasks(SAMPLING, POOL, seed=4, count=count) for count in (2, 5))
-    assert torch.equal(many.test.index[:2], few.test.index) and torch.equal(many.support.index[:2], few.support.index)
+    assert torch.equal(many.test.index[:2], few.test.index) and torch.equal(
+        many.support.index[:2], few.support.index
+    )
     assert few.test.label.tolist() == [list(range(5))] * 2
     arguments = {
         "classes": POOL.classes,
@@ -166,9 +179,13 @@ def test_tasks_are_those_of_the_evaluation_stream() -> None:
     }
     for purpose in (Purpose.EVALUATION, Purpose.TRAINING):
         other = sample_tasks(SAMPLING, **arguments, purpose=purpose, task=torch.arange(2))
-        assert torch.equal(other.support.index, few.support.index) == (purpose == Purpose.EVALUATION)
+        assert torch.equal(other.support.index, few.support.index) == (
+            purpose == Purpose.EVALUATION
+        )
     later = evaluation_tasks(SAMPLING, POOL, seed=4, count=2, look=30)
-    other = sample_tasks(SAMPLING, **arguments | {"iteration": 30}, purpose=Purpose.EVALUATION, task=torch.arange(2))
+    other = sample_tasks(
+        SAMPLING, **arguments | {"iteration": 30}, purpose=Purpose.EVALUATION, task=torch.arange(2)
+    )
     assert torch.equal(later.support.index, other.support.index)
     assert not torch.equal(later.support.index, few.support.index)
 

@@ -48,12 +48,16 @@ def test_the_two_terms_by_dense_algebra(pool):
 
 @pytest.mark.parametrize("case", ["independent", "disjoint", "repeated"])
 def test_covariance_cases_agree(pool, case):
-    _close(pair_expectation(pool.losses, pool.phi, case), pair_prediction(pool.losses, pool.phi, case))
+    _close(
+        pair_expectation(pool.losses, pool.phi, case), pair_prediction(pool.losses, pool.phi, case)
+    )
 
 
 def test_expected_gradients_are_means_over_all_orders(pool):
     orders = list(permutations(pool.losses, 3))
-    means = sum(torch.stack(inner_gradients(order, pool.phi, 0.1)) for order in orders) / len(orders)
+    means = sum(torch.stack(inner_gradients(order, pool.phi, 0.1)) for order in orders) / len(
+        orders
+    )
     _close(expected_inner_gradients(pool.losses, pool.phi, 0.1, 3), means)
     maml = sum(maml_gradient(order, pool.phi, 0.1) for order in orders) / len(orders)
     _close(expected_maml(pool.losses, pool.phi, 0.1, 3), maml)
@@ -63,9 +67,17 @@ def test_expected_gradients_are_means_over_all_orders(pool):
 def test_coefficients_meet_the_theorem_and_miss_each_others(k):
     pool = cubic(4)
     terms = average_gradient(pool.losses, pool.phi), average_gradient_inner(pool.losses, pool.phi)
-    weights = torch.tensor([sum_of(k).weights, last(k).weights, average(k).weights], dtype=torch.float64)
-    found = measure(lambda t: weights @ expected_inner_gradients(pool.losses, pool.phi, t, k), *terms, alpha=1e-3)
-    found += measure(lambda t: expected_maml(pool.losses, pool.phi, t, k).unsqueeze(0), *terms, alpha=1e-3)
+    weights = torch.tensor(
+        [sum_of(k).weights, last(k).weights, average(k).weights], dtype=torch.float64
+    )
+    found = measure(
+        lambda t: weights @ expected_inner_gradients(pool.losses, pool.phi, t, k),
+        *terms,
+        alpha=1e-3,
+    )
+    found += measure(
+        lambda t: expected_maml(pool.losses, pool.phi, t, k).unsqueeze(0), *terms, alpha=1e-3
+    )
     expected = [*(predicted(w) for w in weights.tolist()), predicted_maml(k)]
     for measured, (avg_grad, avg_grad_inner) in zip(found, expected, strict=True):
         # Richardson leaves (alpha times curvature)^4, 1e-10 here, and round-off over alpha, 1e-12
@@ -76,11 +88,18 @@ def test_coefficients_meet_the_theorem_and_miss_each_others(k):
 
 
 def test_coefficients_are_those_of_least_squares_and_the_same_bits_each_time():
-    first, second, zeroth, slope = (torch.randn(23, dtype=torch.float64, generator=generator(n)) for n in range(4))
+    first, second, zeroth, slope = (
+        torch.randn(23, dtype=torch.float64, generator=generator(n)) for n in range(4)
+    )
     columns = torch.stack([first, second + 3 * first], -1)  # far from orthogonal
-    found = [measure(lambda t: (zeroth + t * slope).unsqueeze(0), *columns.T, alpha=0.1)[0] for _ in range(20)]
+    found = [
+        measure(lambda t: (zeroth + t * slope).unsqueeze(0), *columns.T, alpha=0.1)[0]
+        for _ in range(20)
+    ]
     assert len(set(found)) == 1
-    expected = [torch.linalg.lstsq(columns, part.unsqueeze(-1)).solution for part in (zeroth, slope)]
+    expected = [
+        torch.linalg.lstsq(columns, part.unsqueeze(-1)).solution for part in (zeroth, slope)
+    ]
     assert found[0].avg_grad == pytest.approx(expected[0][0].item(), rel=1e-12)
     assert found[0].avg_grad_inner == pytest.approx(expected[1][1].item(), rel=1e-12)
 
@@ -92,8 +111,8 @@ def test_the_papers_table():
         assert predicted_maml(k) == (1, -2 * (k - 1))
 
 
-# Sampled. The largest of some tens of dependent deviations stays below 4.5 standard errors but for one time in some
-# thousand; with the seeds fixed it either does or does not.
+# Sampled. The largest of some tens of dependent deviations stays below 4.5 standard errors but for
+# one time in some thousand; with the seeds fixed it either does or does not.
 
 
 def _standard_errors(found, expected, standard_error):
@@ -103,36 +122,48 @@ def _standard_errors(found, expected, standard_error):
 
 def test_sampled_inner_gradients_are_within_their_standard_errors(pool):
     alpha, k = 0.3, 3
-    mean, error = sampled_inner_gradients(pool.losses, pool.phi, alpha, k, samples=400, generator=generator())
+    mean, error = sampled_inner_gradients(
+        pool.losses, pool.phi, alpha, k, samples=400, generator=generator()
+    )
     expected = expected_inner_gradients(pool.losses, pool.phi, alpha, k)
     assert mean.shape == error.shape == expected.shape
     assert _standard_errors(mean, expected, error) < 4.5
     other_rate = expected_inner_gradients(pool.losses, pool.phi, alpha / 2, k)
     assert _standard_errors(mean, other_rate, error) > 4.5  # the check can fail
-    orders = torch.stack([torch.stack(inner_gradients(o, pool.phi, alpha)) for o in permutations(pool.losses, k)])
+    orders = torch.stack(
+        [torch.stack(inner_gradients(o, pool.phi, alpha)) for o in permutations(pool.losses, k)]
+    )
     true_error = orders.std(0, correction=0) / 400**0.5
-    assert ((error / true_error - 1).abs() < 0.25).all()  # 1 / sqrt(800), times 4.5, times what tails heavier add
+    # 1 / sqrt(800), times 4.5, times what tails heavier add.
+    assert ((error / true_error - 1).abs() < 0.25).all()
 
 
 def test_sampled_minibatches_do_not_repeat(pool):
-    """All m of m: every order holds each once, so that one step on linear losses has the same gradients summed."""
+    """All m of m: every order holds each once, so that one step on linear losses has the same
+    gradients summed."""
     linear = [lambda phi, c=c: c * phi.sum() for c in range(4)]
-    mean, error = sampled_inner_gradients(linear, pool.phi, 0.1, 4, samples=50, generator=generator())
+    mean, error = sampled_inner_gradients(
+        linear, pool.phi, 0.1, 4, samples=50, generator=generator()
+    )
     assert mean.sum(0) == pytest.approx(torch.full_like(pool.phi, 6.0))
     assert (error > 0).all()
 
 
 def test_sampled_terms_are_within_their_standard_errors(pool):
     mean, error = sampled_terms(pool.losses, pool.phi, samples=400, generator=generator())
-    expected = torch.stack([average_gradient(pool.losses, pool.phi), average_gradient_inner(pool.losses, pool.phi)])
+    expected = torch.stack(
+        [average_gradient(pool.losses, pool.phi), average_gradient_inner(pool.losses, pool.phi)]
+    )
     assert _standard_errors(mean, expected, error) < 4.5
     repeated = torch.stack([expected[0], pair_expectation(pool.losses, pool.phi, "repeated")])
-    assert _standard_errors(mean, repeated, error) > 4.5  # pairs of the same minibatch would be seen
+    # Pairs of the same minibatch would be seen.
+    assert _standard_errors(mean, repeated, error) > 4.5
 
 
 def test_samples_follow_from_the_generator_alone(pool):
     first, again, other = (
-        sampled_terms(pool.losses, pool.phi, samples=5, generator=generator(s))[0] for s in (0, 0, 1)
+        sampled_terms(pool.losses, pool.phi, samples=5, generator=generator(s))[0]
+        for s in (0, 0, 1)
     )
     assert torch.equal(first, again) and not torch.equal(first, other)
 
@@ -146,9 +177,15 @@ def test_means_and_standard_errors_of_known_numbers():
 
 
 def test_too_many_steps_for_the_pool(pool):
-    with pytest.raises(ValueError, match="k: expected 1 … 4 steps for a pool of 4 minibatches, found 5"):
+    with pytest.raises(
+        ValueError, match="k: expected 1 … 4 steps for a pool of 4 minibatches, found 5"
+    ):
         expected_inner_gradients(pool.losses, pool.phi, 0.1, 5)
-    with pytest.raises(ValueError, match="k: expected 1 … 4 steps for a pool of 4 minibatches, found 5"):
+    with pytest.raises(
+        ValueError, match="k: expected 1 … 4 steps for a pool of 4 minibatches, found 5"
+    ):
         sampled_inner_gradients(pool.losses, pool.phi, 0.1, 5, samples=2, generator=generator())
-    with pytest.raises(ValueError, match="samples: expected at least 2, for a standard error, found 1"):
+    with pytest.raises(
+        ValueError, match="samples: expected at least 2, for a standard error, found 1"
+    ):
         sampled_terms(pool.losses, pool.phi, samples=1, generator=generator())

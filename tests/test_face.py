@@ -1,6 +1,8 @@
-"""What `reptile_core` exports, and the loop of plain torch in its docstring, to which `train` is held in float64.
+"""What `reptile_core` exports, and the loop of plain torch in its docstring, to which `train` is
+held in float64.
 
-Tolerance: round-off of two programs through a dozen steps of SGD, on the way travelled, as in test_training.
+Tolerance: round-off of two programs through a dozen steps of SGD, on the way travelled, as in
+test_training.
 """
 
 import copy
@@ -43,7 +45,9 @@ def trained() -> dict[str, Any]:
 
 
 def minibatches(run: Run, iteration: int) -> list[oracles.Batch]:
-    drawn = POOL.sample(run.sampling, seed=run.seed, purpose=Purpose.TRAINING, iteration=iteration, task=0)
+    drawn = POOL.sample(
+        run.sampling, seed=run.seed, purpose=Purpose.TRAINING, iteration=iteration, task=0
+    )
     images = POOL.images.flatten(0, 1).double()
     return [(images[batch.index], batch.label) for batch in drawn.minibatches]
 
@@ -60,14 +64,19 @@ def test_train_does_what_the_plain_lines_do() -> None:
     origin = reptile_core.start(run).phi
     model = oracles.load(oracles.omniglot_module(5), origin)
     tasks = [minibatches(run, iteration) for iteration in range(run.iterations)]
-    exec(snippets()[0], {"copy": copy, "torch": torch, "F": F, "model": model, "tasks": tasks} | SYMBOLS)
+    exec(
+        snippets()[0],
+        {"copy": copy, "torch": torch, "F": F, "model": model, "tasks": tasks} | SYMBOLS,
+    )
     way = phi - origin
     assert phi.dtype == torch.float64
     assert (oracles.weights_of(model) - phi).norm() <= TOLERANCE * way.norm()
     *_, fomaml = reptile_core.train(
         Run(**{**vars(run), "weights": reptile_core.last(5).weights}), POOL, reptile_core.start(run)
     )
-    assert (fomaml.phi - phi).norm() > 1e-3 * way.norm(), "the control: another direction ends elsewhere"
+    assert (fomaml.phi - phi).norm() > 1e-3 * way.norm(), (
+        "the control: another direction ends elsewhere"
+    )
 
 
 def test_every_name_is_there_with_a_docstring_and_none_hides_a_module() -> None:
@@ -79,7 +88,20 @@ def test_every_name_is_there_with_a_docstring_and_none_hides_a_module() -> None:
 
 
 def test_the_core_loads_nothing_that_only_experiments_need() -> None:
-    heavy = {"analysis", "figures", "matplotlib", "pandas", "PIL", "pooch", "requests", "scipy", "seaborn", "sklearn"}
+    heavy = {
+        "analysis",
+        "figures",
+        "matplotlib",
+        "pandas",
+        "PIL",
+        "pooch",
+        "requests",
+        "scipy",
+        "seaborn",
+        "sklearn",
+    }
     code = f"import sys, reptile_core; print(*sorted({heavy!r} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert found.stdout.split() == []

@@ -38,9 +38,18 @@ from tests.test_runs import RUN, assert_same_run
 
 FULL = bool(os.environ.get("REPTILE_FULL"))
 ROOT = Path(__file__).parents[1]
-COMMAND = [sys.executable, "reproduce.py", "ablation", "--profile", "smoke", "--dataset", "glyphs", "--quiet"]
-# The script, in a child that is forked on request: libraries and data are loaded once. It says the child's
-# number, and once it is asked, how the child ended.
+COMMAND = [
+    sys.executable,
+    "reproduce.py",
+    "ablation",
+    "--profile",
+    "smoke",
+    "--dataset",
+    "glyphs",
+    "--quiet",
+]
+# The script, in a child that is forked on request: libraries and data are loaded once. It says the
+# child's number, and once it is asked, how the child ended.
 FORKS = """
 import os, sys, torch
 from dataclasses import replace
@@ -80,17 +89,23 @@ def _job(folder: Path, iterations: int) -> Job:
 
 def _stands(out: Path) -> dict[str, int]:
     """Return how far each run is; all of them can be read, and nothing else has a run's name."""
-    return {path.name: load_checkpoint(path)[1]["iteration"] for path in (out / "runs").glob("*.safetensors")}
+    return {
+        path.name: load_checkpoint(path)[1]["iteration"]
+        for path in (out / "runs").glob("*.safetensors")
+    }
 
 
 WITH_TIMES = {  # which have times and names in them
-    "manifest.json", "report.md", "report.html", "tables.tex", "claims.json", "SHA256SUMS", "ablation_evidence.csv",
+    "manifest.json", "report.md", "report.html", "tables.tex", "claims.json", "SHA256SUMS",
+    "ablation_evidence.csv",
 }  # fmt: skip
 
 
 def _assert_same(one: Path, other: Path) -> None:
     """Compare runs, tables, figures and the ledger bit for bit; there may be no other files."""
-    names = [{path.relative_to(out) for path in out.rglob("*") if path.is_file()} for out in (one, other)]
+    names = [
+        {path.relative_to(out) for path in out.rglob("*") if path.is_file()} for out in (one, other)
+    ]
     assert names[0] == names[1]
     for name in sorted(names[0]):
         if name.suffix == ".safetensors":
@@ -102,7 +117,8 @@ def _assert_same(one: Path, other: Path) -> None:
 
 
 def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path: Path) -> None:
-    """SIGKILL, again and again, writes included; a run that gets through is compared, and the next one begins."""
+    """SIGKILL, again and again, writes included; a run that gets through is compared, and the next
+    one begins."""
     scale, enough = ("30 4 2", 100) if FULL else ("4 2 1", 3)  # until, tasks, seeds
     chance, kills, rounds = random.Random(0), 0, 0
     forks = subprocess.Popen(
@@ -117,7 +133,8 @@ def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path: P
         child = int(forks.stdout.readline())
         if seconds is not None:
             time.sleep(seconds)
-            os.kill(child, signal.SIGKILL)  # it may have ended, but keeps its number until it is asked how
+            # It may have ended, but keeps its number until it is asked how.
+            os.kill(child, signal.SIGKILL)
         print("how?", file=forks.stdin, flush=True)
         return int(forks.stdout.readline())
 
@@ -128,7 +145,8 @@ def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path: P
             while run(out, chance.uniform(0, patience)) != 0:
                 kills += 1
                 stands = _stands(out)
-                assert all(stands[name] >= iteration for name, iteration in reached.items())  # nothing was lost
+                # Nothing was lost.
+                assert all(stands[name] >= iteration for name, iteration in reached.items())
                 patience *= 1.0 if stands != reached else 1.3  # a busy machine must get on as well
                 reached = stands
             _assert_same(out, tmp_path / "whole")
@@ -172,8 +190,8 @@ def _wait(for_what: str, condition: object, seconds: float = 300) -> None:
 
 @contextlib.contextmanager
 def _started(out: Path, until: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the script, and return it as soon as it has written such a file. It hears Ctrl-C even where these tests do
-    not."""
+    """Start the script, and return it as soon as it has written such a file. It hears Ctrl-C even
+    where these tests do not."""
     command = [*COMMAND, "--workers", "1", "--out", str(out)]
     with subprocess.Popen(
         command,
@@ -192,7 +210,9 @@ def _started(out: Path, until: str) -> Iterator[subprocess.Popen[str]]:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="asks /proc for a process's children")
+@pytest.mark.skipif(
+    not Path("/proc/self/cmdline").exists(), reason="asks /proc for a process's children"
+)
 def test_workers_end_with_a_script_that_is_killed(tmp_path: Path) -> None:
     with _started(tmp_path, "runs/*.safetensors") as process:
         workers = _workers_of(process.pid)
@@ -219,18 +239,22 @@ def test_a_request_to_end_is_an_interrupt(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(reproduce, "run", lambda plan: os.kill(os.getpid(), signal.SIGTERM))
     said = script(*ablation_in(tmp_path))
     assert said.code == 130
-    assert said.err.startswith("\nInterrupted. What is done is kept; to go on: python reproduce.py ablation")
+    assert said.err.startswith(
+        "\nInterrupted. What is done is kept; to go on: python reproduce.py ablation"
+    )
 
 
 @pytest.mark.skipif(not FULL, reason="REPTILE_FULL=1 runs it: minutes")
 def test_kills_of_scripts_and_workers_change_no_bit(tmp_path: Path) -> None:
     """With real processes: the script, a worker, or all of them at once."""
-    subprocess.run([*COMMAND, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        [*COMMAND, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True
+    )
     chance, kills, out, patience = random.Random(0), 0, tmp_path / "killed", 20.0
     while True:
         with subprocess.Popen(
-            [*COMMAND, "--workers", chance.choice("123"), "--out", str(out)],
-            cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            [*COMMAND, "--workers", chance.choice("123"), "--out", str(out)], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
         ) as process:  # fmt: skip
             try:
                 _, err = process.communicate(timeout=chance.uniform(1, patience))
@@ -253,7 +277,8 @@ def test_kills_of_scripts_and_workers_change_no_bit(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_in_one_line_and_the_rest_is_done_later(tmp_path: Path) -> None:
-    """A limit to the size of files stands for the disk: files of runs are larger, all others are not."""
+    """A limit to the size of files stands for the disk: files of runs are larger, all others are
+    not."""
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, most))
     try:
@@ -301,7 +326,9 @@ def test_a_second_run_into_one_folder_says_who_is_there(tmp_path: Path) -> None:
         said = script(*ablation_in(tmp_path))
     assert said.code == 2
     assert f"found {tmp_path} in use by process {os.getpid()}, started 20" in said.error
-    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"} == before
+    assert {
+        path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != ".lock"
+    } == before
     assert script(*ablation_in(tmp_path)).code == 0
 
 
@@ -327,7 +354,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Job:
         (lambda content: b"<html>log in first</html>", "found a file that is none"),
     ],
 )
-def test_a_changed_checkpoint_is_named_and_kept(tmp_path: Path, finished: Job, change, message: str) -> None:
+def test_a_changed_checkpoint_is_named_and_kept(
+    tmp_path: Path, finished: Job, change, message: str
+) -> None:
     job = dataclasses.replace(finished, folder=tmp_path)
     changed = change(finished.path.read_bytes())
     job.path.write_bytes(changed)
@@ -337,10 +366,16 @@ def test_a_changed_checkpoint_is_named_and_kept(tmp_path: Path, finished: Job, c
     assert job.path.read_bytes() == changed
 
 
-def test_a_checkpoint_of_something_else_is_told_by_what(tmp_path: Path, finished: Job, monkeypatch) -> None:
+def test_a_checkpoint_of_something_else_is_told_by_what(
+    tmp_path: Path, finished: Job, monkeypatch
+) -> None:
     others = {
-        "another configuration": dataclasses.replace(finished, run=dataclasses.replace(finished.run, seed=1)),
-        "other data": dataclasses.replace(finished, source=dataclasses.replace(finished.source, content="0" * 64)),
+        "another configuration": dataclasses.replace(
+            finished, run=dataclasses.replace(finished.run, seed=1)
+        ),
+        "other data": dataclasses.replace(
+            finished, source=dataclasses.replace(finished.source, content="0" * 64)
+        ),
     }
     for words, job in others.items():
         moved = dataclasses.replace(job, folder=tmp_path)
@@ -370,7 +405,8 @@ def test_a_table_that_changed_is_named_not_judged_and_kept(tmp_path: Path) -> No
     for changed in changes.values():
         path.write_bytes(changed)
         with pytest.warns(
-            UserWarning, match=f"{path}: expected SHA-256 .* left as it is and not judged; rerun ablation"
+            UserWarning,
+            match=f"{path}: expected SHA-256 .* left as it is and not judged; rerun ablation",
         ):
             assert _judged(tmp_path) == "not measured"
         assert path.read_bytes() == changed
@@ -386,7 +422,9 @@ def test_a_table_that_changed_is_named_not_judged_and_kept(tmp_path: Path) -> No
 def test_a_table_of_another_version_is_not_judged(tmp_path: Path, monkeypatch) -> None:
     finished_in(tmp_path)
     monkeypatch.setattr("analysis.results.checksums.NUMERICS_VERSION", 10**6)
-    with pytest.warns(UserWarning, match="expected numbers of numerics version 1000000, found version 5"):
+    with pytest.warns(
+        UserWarning, match="expected numbers of numerics version 1000000, found version 5"
+    ):
         assert _judged(tmp_path) == "not measured"
 
 
@@ -425,11 +463,18 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(tmp_path: Path, monkeypa
     monkeypatch.setattr(ablation, "configure", explosive)
     finished_in(tmp_path, only="runs")
     said = script(*ablation_in(tmp_path, "--seeds", 2))
-    line = f"g2, seed {FIRST_SEED + 1}: diverged at iteration 1 (inner sgd at 1e+30, outer plain at 0.25)"
+    line = (
+        f"g2, seed {FIRST_SEED + 1}: diverged at iteration 1 (inner sgd at 1e+30, outer plain at "
+        "0.25)"
+    )
     assert said.code == 0
     assert line in said.out
     curves = pd.read_csv(tmp_path / "tables" / "ablation.csv")
-    ended = curves[(curves.variant == "g2") & (curves.seed == FIRST_SEED + 1)].set_index("iteration").value
+    ended = (
+        curves[(curves.variant == "g2") & (curves.seed == FIRST_SEED + 1)]
+        .set_index("iteration")
+        .value
+    )
     assert ended[1] == ended[2] == 0.2  # a run that diverged counts, at chance
     diverged = {verdict.claim.id: verdict.diverged for verdict in ledger.read(tmp_path)}
     assert diverged["ablation-g2-beats-sum"] == (line,)

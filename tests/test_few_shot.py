@@ -1,4 +1,5 @@
-"""Section 6.1: settings against the paper's numbers, pieces against the whole, data found or not, ledger, figure."""
+"""Section 6.1: settings against the paper's numbers, pieces against the whole, data found or not,
+ledger, figure."""
 
 from dataclasses import replace
 from math import isnan, log
@@ -67,9 +68,22 @@ def test_settings_are_the_papers(name, n_way, rate, batch, steps, train_shots, i
     benchmark, scale = BENCHMARK[name], SCALES["paper"][name]
     run = few_shot.configure(benchmark, METHOD["reptile"], scale, seed=1)
     assert (run.sampling.n_way, run.sampling.batch, run.sampling.steps) == (n_way, batch, steps)
-    assert (run.sampling.shots, run.sampling.tail_shots, run.iterations) == (train_shots, 0, iterations)
-    assert (run.inner.optimizer, run.inner.learning_rate, run.inner.moments) == ("adam", rate, "kept")
-    assert (run.outer.optimizer, run.outer.step, run.outer.final, run.meta_batch) == ("plain", 1.0, 0.0, 5)
+    assert (run.sampling.shots, run.sampling.tail_shots, run.iterations) == (
+        train_shots,
+        0,
+        iterations,
+    )
+    assert (run.inner.optimizer, run.inner.learning_rate, run.inner.moments) == (
+        "adam",
+        rate,
+        "kept",
+    )
+    assert (run.outer.optimizer, run.outer.step, run.outer.final, run.meta_batch) == (
+        "plain",
+        1.0,
+        0.0,
+        5,
+    )
     assert (run.weights, run.network, run.seed) == ((1.0,) * steps, benchmark.data, 1)
     assert (scale.tasks, few_shot.SEEDS["paper"]) == (10_000, 5)
     for shots in (1, 5):
@@ -80,17 +94,24 @@ def test_settings_are_the_papers(name, n_way, rate, batch, steps, train_shots, i
 def test_cifar_fs_is_run_as_mini_imagenet_with_64_filters_of_32_pixels():
     cifar, mini = BENCHMARK["cifar-fs"], BENCHMARK["mini-imagenet"]
     assert replace(cifar, name=mini.name, data=mini.data) == mini
-    shapes = build_network(few_shot.configure(cifar, METHODS[0], SCALES["paper"]["cifar-fs"], 0)).shapes
+    shapes = build_network(
+        few_shot.configure(cifar, METHODS[0], SCALES["paper"]["cifar-fs"], 0)
+    ).shapes
     assert shapes["conv0.weight"] == (9 * 3, 64) and shapes["linear.weight"] == (2 * 2 * 64, 5)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS, ids=BENCHMARK)
 def test_a_tail_is_a_minibatch_and_all_else_is_reptiles(benchmark):
     scale = SCALES["paper"][benchmark.name]
-    reptile, fomaml, maml = (few_shot.configure(benchmark, METHOD[m], scale, 0) for m in ("reptile", "fomaml", "maml"))
+    reptile, fomaml, maml = (
+        few_shot.configure(benchmark, METHOD[m], scale, 0) for m in ("reptile", "fomaml", "maml")
+    )
     assert fomaml.sampling.tail_shots * benchmark.n_way == benchmark.batch
     assert fomaml.weights == (0.0,) * (benchmark.steps - 1) + (1.0,)
-    assert replace(fomaml, weights=reptile.weights, sampling=reptile.sampling, outer=reptile.outer) == reptile
+    assert (
+        replace(fomaml, weights=reptile.weights, sampling=reptile.sampling, outer=reptile.outer)
+        == reptile
+    )
     assert maml.weights == "maml"
     assert replace(maml, weights=fomaml.weights) == fomaml
     assert (fomaml.outer.optimizer, fomaml.outer.step, fomaml.outer.final) == ("adam", 1e-3, 0.0)
@@ -128,19 +149,28 @@ def test_chunks_give_what_the_whole_gives_and_are_kept(context, monkeypatch):
     result = few_shot.run(context)
     table = result.tables["few_shot"].set_index(["shots", "method", "quantity"])
     assert set(table.seed) == {FIRST_SEED}
-    training_ = few_shot.Training(benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source)
+    training_ = few_shot.Training(
+        benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source
+    )
     job = training_.job(FIRST_SEED, context)
     *_, end = training.train(job.run, job.pool("train"), training.start(job.run))
     for shots in (1, 5):
-        for method, state, tasks in (("reptile", end, 3), ("untrained", training.start(job.run), 2)):
+        for method, state, tasks in (
+            ("reptile", end, 3),
+            ("untrained", training.start(job.run), 2),
+        ):
             sampling = few_shot.evaluated(benchmark, shots)
-            for quantity, values in training.evaluate(job.run, job.pool("test"), state, sampling, range(tasks)).items():
+            for quantity, values in training.evaluate(
+                job.run, job.pool("test"), state, sampling, range(tasks)
+            ).items():
                 found, row = estimate(values), table.loc[shots, method, quantity]
                 assert (row.value, row["count"]) == (pytest.approx(found.mean, abs=1e-12), tasks)
                 assert row.standard_error == pytest.approx(found.standard_error, abs=1e-12)
     files = {path: path.stat().st_mtime_ns for path in context.runs.rglob("*.safetensors")}
     assert len(files) == 3 + 2 * (3 * 2 + 1)
-    pd.testing.assert_frame_equal(few_shot.run(context).tables["few_shot"], result.tables["few_shot"])
+    pd.testing.assert_frame_equal(
+        few_shot.run(context).tables["few_shot"], result.tables["few_shot"]
+    )
     assert {path: path.stat().st_mtime_ns for path in files} == files
     (cell,) = [c for c in few_shot.cells([training_], context) if c.trained and c.shots == 1]
     chunk, _ = evaluation_chunks.chunks(*cell.measured)
@@ -167,18 +197,31 @@ def test_a_seed_that_diverged_counts_at_chance(context, monkeypatch):
 
 def test_what_a_training_takes_is_its_evaluations_too(context, monkeypatch):
     benchmark = _small(monkeypatch, "omniglot-5way", Scale(iterations=2, tasks=3))
-    training_ = few_shot.Training(benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source)
+    training_ = few_shot.Training(
+        benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source
+    )
     measured = [cell for cell in few_shot.cells([training_], context) if cell.trained]
     job = measured[0].job
-    steps = sum(chunk.steps for cell in measured for chunk in evaluation_chunks.chunks(*cell.measured))
+    steps = sum(
+        chunk.steps for cell in measured for chunk in evaluation_chunks.chunks(*cell.measured)
+    )
     found = few_shot.seconds_of(measured, {job: Outcome("finished", 8.0, 2)})
     assert found == {"omniglot-5way-reptile": pytest.approx(8.0 * (1 + steps / job.training_steps))}
 
 
 def test_what_one_more_seed_of_a_claim_takes_is_all_that_it_compares():
-    seconds = {"omniglot-5way-reptile": 5.0, "omniglot-20way-reptile": 7.0, "omniglot-5way-maml": 40.0}
-    evidence = few_shot.evidence(_table(_as_published), BOTH, seconds).groupby("claim").seconds.unique()
-    assert evidence.map(list).to_dict() == {"table-omniglot": [12.0], "table-omniglot-similar": [52.0]}
+    seconds = {
+        "omniglot-5way-reptile": 5.0,
+        "omniglot-20way-reptile": 7.0,
+        "omniglot-5way-maml": 40.0,
+    }
+    evidence = (
+        few_shot.evidence(_table(_as_published), BOTH, seconds).groupby("claim").seconds.unique()
+    )
+    assert evidence.map(list).to_dict() == {
+        "table-omniglot": [12.0],
+        "table-omniglot-similar": [52.0],
+    }
 
 
 def test_cells_are_chosen_by_how_their_names_begin(context):
@@ -196,7 +239,9 @@ def _omniglot(context):
 
 
 def test_iterations_of_the_users_are_run_and_not_judged(context):
-    asked = replace(context, profile="quick", options={"cells": ("omniglot-5way-reptile",), "iterations": 7})
+    asked = replace(
+        context, profile="quick", options={"cells": ("omniglot-5way-reptile",), "iterations": 7}
+    )
     assert few_shot.settings(asked)["benchmarks"]["omniglot-5way"]["scale"]["iterations"] == 7
     of_profile = SCALES["quick"]["omniglot-5way"].iterations
     as_in_profile = replace(asked, options=asked.options | {"iterations": of_profile})
@@ -211,20 +256,29 @@ def test_iterations_of_the_users_are_run_and_not_judged(context):
 
 
 def test_a_tail_of_the_users(context):
-    asked = replace(context, profile="quick", options={"cells": ("omniglot-5way",), "tail_shots": 3})
+    asked = replace(
+        context, profile="quick", options={"cells": ("omniglot-5way",), "tail_shots": 3}
+    )
     trainings, _ = few_shot.plan(asked)
     tails = {t.method.name: t.job(0, asked).run.sampling.tail_shots for t in trainings}
     assert tails == {"reptile": 0, "fomaml": 3, "maml": 3}
-    assert {replace(t, source=_omniglot(context)).unjudged(asked) for t in trainings} == {"other settings"}
+    assert {replace(t, source=_omniglot(context)).unjudged(asked) for t in trainings} == {
+        "other settings"
+    }
     trainings, others = few_shot.plan(replace(asked, options=asked.options | {"tail_shots": 1000}))
     assert [t.method.name for t in trainings] == ["reptile"]
-    assert all("expected" in others[f"omniglot-5way-{method}"].reason for method in ("fomaml", "maml"))
+    assert all(
+        "expected" in others[f"omniglot-5way-{method}"].reason for method in ("fomaml", "maml")
+    )
 
 
 def test_unknown_cells_are_told_before_work(tmp_path, capsys):
     import reproduce
 
-    assert reproduce.main(["few_shot", "--out", str(tmp_path), "--cells", "omniglot-5", "nonsense"]) == 2
+    assert (
+        reproduce.main(["few_shot", "--out", str(tmp_path), "--cells", "omniglot-5", "nonsense"])
+        == 2
+    )
     assert "--cells: expected beginnings of omniglot-5way-reptile, " in capsys.readouterr().err
 
 
@@ -284,18 +338,31 @@ BOTH = dict.fromkeys(("omniglot-5way", "omniglot-20way"))
 
 
 def _table(accuracy, *, benchmarks=tuple(BOTH), seeds=5, split="seed"):
-    """Return made-up results: accuracy(method, transductive, benchmark, shots) in %, and error rates that are a
-    hundredth larger from seed to seed."""
+    """Return made-up results: accuracy(method, transductive, benchmark, shots) in %, and error
+    rates that are a hundredth larger from seed to seed."""
     rows = []
     for benchmark in benchmarks:
         for shots in (1, 5):
             for method in ("reptile", "fomaml", "maml", "untrained"):
                 for transductive in (False, True):
                     error = 1 - accuracy(method, transductive, benchmark, shots) / 100
-                    cell = {"benchmark": benchmark, "shots": shots, "method": method, "transductive": transductive}
+                    cell = {
+                        "benchmark": benchmark,
+                        "shots": shots,
+                        "method": method,
+                        "transductive": transductive,
+                    }
                     for seed in range(seeds):
-                        value = {"value": 1 - error * 1.01 ** (seed - seeds // 2), "standard_error": 0.0001}
-                        common = {"seed": FIRST_SEED + seed, "count": 10_000, "split": split, "split_error": 0.002}
+                        value = {
+                            "value": 1 - error * 1.01 ** (seed - seeds // 2),
+                            "standard_error": 0.0001,
+                        }
+                        common = {
+                            "seed": FIRST_SEED + seed,
+                            "count": 10_000,
+                            "split": split,
+                            "split_error": 0.002,
+                        }
                         rows.append(cell | value | common)
     return pd.DataFrame(rows)
 
@@ -319,16 +386,29 @@ def _worse(ratio, shots=1):
 
 def _verdicts(table, unjudged=None):
     unjudged = dict.fromkeys(table.benchmark.unique()) if unjudged is None else unjudged
-    return {found.claim.id: found for found in judge(few_shot.CLAIMS, few_shot.evidence(table, unjudged))}
+    return {
+        found.claim.id: found
+        for found in judge(few_shot.CLAIMS, few_shot.evidence(table, unjudged))
+    }
 
 
 def _decisions(table, unjudged=None):
-    return {name: found.decision for name, found in _verdicts(table, unjudged).items() if found.cases or found.shown}
+    return {
+        name: found.decision
+        for name, found in _verdicts(table, unjudged).items()
+        if found.cases or found.shown
+    }
 
 
 def test_verdicts_on_made_up_tables():
-    assert _decisions(_table(_as_published)) == {"table-omniglot": SUPPORTED, "table-omniglot-similar": SUPPORTED}
-    assert _decisions(_table(_worse(1.4))) == {"table-omniglot": REFUTED, "table-omniglot-similar": SUPPORTED}
+    assert _decisions(_table(_as_published)) == {
+        "table-omniglot": SUPPORTED,
+        "table-omniglot-similar": SUPPORTED,
+    }
+    assert _decisions(_table(_worse(1.4))) == {
+        "table-omniglot": REFUTED,
+        "table-omniglot-similar": SUPPORTED,
+    }
     assert _decisions(_table(_worse(3.0)))["table-omniglot-similar"] == REFUTED
     assert _decisions(_table(_worse(1.28)))["table-omniglot"] == UNDECIDED  # near exp(1/4)
     mini = _decisions(_table(_as_published, benchmarks=("mini-imagenet",)))
@@ -339,7 +419,9 @@ def test_cifar_fs_is_judged_under_its_own_name():
     def accuracy(method, transductive, benchmark, shots):
         return 20.0 if method == "untrained" else 60.0
 
-    assert _decisions(_table(accuracy, benchmarks=("cifar-fs",))) == {"table-cifar-fs-similar": SUPPORTED}
+    assert _decisions(_table(accuracy, benchmarks=("cifar-fs",))) == {
+        "table-cifar-fs-similar": SUPPORTED
+    }
 
 
 def test_an_untrained_network_must_fall_outside():
@@ -363,7 +445,9 @@ def test_evidence_is_the_log_of_a_ratio_of_error_rates():
     assert row.value == pytest.approx(log(1.1))
     assert row.task_error == pytest.approx(0.0001 / (1.1 * 0.1186))
     assert (row.tasks, row.queries) == (10_000, 1)
-    row = evidence.loc["table-omniglot-similar", "omniglot-20way 1-shot, Reptile + transduction", FIRST_SEED + 2]
+    row = evidence.loc[
+        "table-omniglot-similar", "omniglot-20way 1-shot, Reptile + transduction", FIRST_SEED + 2
+    ]
     assert row.value == pytest.approx(log(1.1))
     assert row.task_error == pytest.approx(0.0001 / 0.1057 * (1 + 1 / 1.1**2) ** 0.5)
 
@@ -379,19 +463,37 @@ def test_summary_and_the_papers_table():
     summary = few_shot.summary(_table(_as_published), others)
     assert len(summary) == 4 * 2 * 4 * 2
     cell = summary.set_index(few_shot.CELL).loc["omniglot-5way", 1, "reptile", False]
-    assert (cell["mean"], cell.published, cell.seeds, cell.tasks) == (pytest.approx(95.39, abs=1e-3), 95.39, 5, 50_000)
+    assert (cell["mean"], cell.published, cell.seeds, cell.tasks) == (
+        pytest.approx(95.39, abs=1e-3),
+        95.39,
+        5,
+        50_000,
+    )
     missing = summary.set_index(few_shot.CELL).loc["mini-imagenet", 1, "reptile", False]
-    assert isnan(missing["mean"]) and (missing.status, missing.reason) == (few_shot.HINDERED, "nowhere")
-    for split, half in (("authors", 0.01), ("seed", 0.01 * (1 + 20**2) ** 0.5)):  # tasks alone, and 0.2 of splits too
-        one = few_shot.summary(_table(_as_published, seeds=1, split=split), {}).set_index(few_shot.CELL)
+    assert isnan(missing["mean"]) and (missing.status, missing.reason) == (
+        few_shot.HINDERED,
+        "nowhere",
+    )
+    # Tasks alone, and 0.2 of splits too.
+    for split, half in (("authors", 0.01), ("seed", 0.01 * (1 + 20**2) ** 0.5)):
+        one = few_shot.summary(_table(_as_published, seeds=1, split=split), {}).set_index(
+            few_shot.CELL
+        )
         cell = one.loc["omniglot-5way", 1, "reptile", False]
         assert cell.high - cell["mean"] == pytest.approx(1.96 * half)
     table = papers(summary, "omniglot-5way").set_index("row")
-    ours = 2.776445 * 4.61 * np.std(1.01 ** np.arange(-2, 3), ddof=1) / 5**0.5  # Student's t, 4 degrees of freedom
+    # Student's t, 4 degrees of freedom.
+    ours = 2.776445 * 4.61 * np.std(1.01 ** np.arange(-2, 3), ddof=1) / 5**0.5
     assert table.loc["Reptile", "1-shot"] == f"95.39 ± {ours:.2f} (95.39 ± 0.09)"
     assert papers(summary, "mini-imagenet").row.tolist() == []
-    here = (summary.benchmark == "cifar-fs") & (summary.row == "MAML + transduction") & (summary.shots == 1)
-    table = papers(summary.assign(mean=summary["mean"].where(~here, 50.0)), "cifar-fs").set_index("row")
+    here = (
+        (summary.benchmark == "cifar-fs")
+        & (summary.row == "MAML + transduction")
+        & (summary.shots == 1)
+    )
+    table = papers(summary.assign(mean=summary["mean"].where(~here, 50.0)), "cifar-fs").set_index(
+        "row"
+    )
     assert table.loc["MAML + transduction", "5-shot"] == "- (71.50 ± 1.00)"
 
 
@@ -399,7 +501,9 @@ def test_report_says_what_hindered_before_what_was_not_asked_for():
     others = {"mini-imagenet-reptile": Unmeasured(few_shot.HINDERED, "nowhere")}
     lines = few_shot.report(few_shot.summary(_table(_as_published), others), BOTH)
     assert "  mini-imagenet: not measured: nowhere" in lines
-    unasked = dict.fromkeys([f"mini-imagenet-{method}" for method in METHOD], Unmeasured(few_shot.NOT_ASKED))
+    unasked = dict.fromkeys(
+        [f"mini-imagenet-{method}" for method in METHOD], Unmeasured(few_shot.NOT_ASKED)
+    )
     others = unasked | {"mini-imagenet-maml": Unmeasured(few_shot.HINDERED, "too few")}
     assert "  mini-imagenet: not measured: too few" in few_shot.report(
         few_shot.summary(_table(_as_published), others), BOTH
@@ -412,19 +516,31 @@ def test_report_says_what_hindered_before_what_was_not_asked_for():
 def test_figure(context):
     others = {"mini-imagenet-reptile": Unmeasured(few_shot.HINDERED, "nowhere to be found")}
     summary = few_shot.summary(_table(_as_published), others)
-    settings = few_shot.settings(replace(context, profile="paper", source=replace(context.source, name="omniglot")))
+    settings = few_shot.settings(
+        replace(context, profile="paper", source=replace(context.source, name="omniglot"))
+    )
     with style():
         figure = draw({"few_shot_summary": summary}, settings)["few_shot"]
-    assert figure.get_suptitle() == "Omniglot 5-way 1-shot: Reptile reaches 95.4 %, the paper 95.4 %"
+    assert (
+        figure.get_suptitle() == "Omniglot 5-way 1-shot: Reptile reaches 95.4 %, the paper 95.4 %"
+    )
     assert (few_shot.MEASURED, few_shot.NOT_ASKED) == (MEASURED, NOT_ASKED)
     assert len(figure.axes) == 2 * 4
     ax = figure.axes[0]
-    ours = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o" and len(line.get_xdata())]
+    ours = [
+        line.get_xdata()[0]
+        for line in ax.get_lines()
+        if line.get_marker() == "o" and len(line.get_xdata())
+    ]
     expected = summary[(summary.benchmark == "omniglot-5way") & (summary.shots == 1)]
-    assert ours == pytest.approx(expected.set_index(["method", "transductive"])["mean"].loc[ROWS].tolist())
+    assert ours == pytest.approx(
+        expected.set_index(["method", "transductive"])["mean"].loc[ROWS].tolist()
+    )
     texts = [text.get_text().replace("\n", " ") for ax in figure.axes for text in ax.texts]
     assert texts.count("not measured: nowhere to be found") == 2
-    unasked = summary.assign(status=summary.status.where(summary.benchmark != "cifar-fs", NOT_ASKED))
+    unasked = summary.assign(
+        status=summary.status.where(summary.benchmark != "cifar-fs", NOT_ASKED)
+    )
     with style():
         figure = draw({"few_shot_summary": unasked}, settings)["few_shot"]
     assert len(figure.axes) == 2 * 3

@@ -1,4 +1,5 @@
-"""Figures from made-up tables: they are drawn from the numbers given, the same table gives the same file."""
+"""Figures from made-up tables: they are drawn from the numbers given, the same table gives the same
+file."""
 
 import matplotlib
 import pandas as pd
@@ -16,14 +17,20 @@ matplotlib.use("Agg")
 
 
 SETTINGS = FIGURE_3 | {
-    "iterations": 40_000, "looks": [10, 20], "looks_of": {"g1": [10, 20, 30]}, "tasks": 4, "queries": 5, "seeds": 2,
+    "iterations": 40_000, "looks": [10, 20], "looks_of": {"g1": [10, 20, 30]}, "tasks": 4,
+    "queries": 5, "seeds": 2,
 }  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def tables():
     rows = [
-        {"variant": variant.name, "iteration": iteration, "seed": seed, "value": 0.2 + 0.01 * iteration + 0.06 * seed}
+        {
+            "variant": variant.name,
+            "iteration": iteration,
+            "seed": seed,
+            "value": 0.2 + 0.01 * iteration + 0.06 * seed,
+        }
         for variant in figure_3()
         for iteration in ((0, 10, 20, 30) if variant.k == 1 else (0, 10, 20))
         for seed in (0, 1)
@@ -42,11 +49,18 @@ def test_curves_are_the_numbers(tables):
         figure = _draw(tables)
     assert len(figure.axes) == 3
     for ax in figure.axes:
-        curves = {line.get_label(): list(line.get_ydata()) for line in ax.get_lines() if len(line.get_xdata()) > 2}
+        curves = {
+            line.get_label(): list(line.get_ydata())
+            for line in ax.get_lines()
+            if len(line.get_xdata()) > 2
+        }
         assert len(curves) == 4
         for label, heights in curves.items():
             assert heights == pytest.approx([23, 33, 43, 53][: 4 if label == "$g_1$" else 3])
-    assert figure.get_suptitle() == "g₁ alone is at 53 % accuracy after 30 iterations, the sum of 4 at 43 % after 20"
+    assert (
+        figure.get_suptitle()
+        == "g₁ alone is at 53 % accuracy after 30 iterations, the sum of 4 at 43 % after 20"
+    )
 
 
 def test_captions_say_what_is_trained_and_measured(tables):
@@ -55,7 +69,10 @@ def test_captions_say_what_is_trained_and_measured(tables):
     assert "over 40,000 iterations, of which the first 20 are trained (30 of g1)" in caption
     assert "4 test tasks at every point of a curve, 5 test examples a class" in caption
     assert "others at every point" in caption
-    assert schedule_in_words({"looks": [1, 10], "iterations": 10}) == "annealed linearly to 0 over 10 iterations"
+    assert (
+        schedule_in_words({"looks": [1, 10], "iterations": 10})
+        == "annealed linearly to 0 over 10 iterations"
+    )
 
 
 def test_methods_that_were_not_trained_have_no_panel(tables):
@@ -91,7 +108,10 @@ def test_titles_fit(tables):
 
 def _fits(figure):
     """Tell whether the title ends within the figure, with room for larger numbers."""
-    return figure._suptitle.get_window_extent(figure.canvas.get_renderer()).x1 <= 0.95 * figure.bbox.width
+    return (
+        figure._suptitle.get_window_extent(figure.canvas.get_renderer()).x1
+        <= 0.95 * figure.bbox.width
+    )
 
 
 def test_same_table_same_file(tables, tmp_path):

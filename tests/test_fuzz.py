@@ -1,7 +1,8 @@
-"""Malformed inputs at random: arguments, manifests, checkpoints, tables, archives, images and caches.
+"""Malformed inputs at random: arguments, manifests, checkpoints, tables, archives, images and
+caches.
 
-Whatever is given, the script ends in one line and an exit code, soon, and touches nothing but its output and cache
-folders. REPTILE_FULL=1 tries well over a thousand inputs instead of a few dozen.
+Whatever is given, the script ends in one line and an exit code, soon, and touches nothing but its
+output and cache folders. REPTILE_FULL=1 tries well over a thousand inputs instead of a few dozen.
 """
 
 import io
@@ -43,7 +44,11 @@ FULL = bool(os.environ.get("REPTILE_FULL"))
 SECONDS = 60  # more than any of these takes on a busy machine: a hang
 fuzz = settings(
     max_examples=250 if FULL else 15,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+    suppress_health_check=[
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.too_slow,
+        HealthCheck.data_too_large,
+    ],
 )
 counted: dict[str, int] = {}
 
@@ -73,16 +78,21 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
     elif event == "open":
         path, mode, flags = arguments
         writes = (
-            any(c in mode for c in "wax+") if isinstance(mode, str) else flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            any(c in mode for c in "wax+")
+            if isinstance(mode, str)
+            else flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
         )
         paths = [path] if writes and not isinstance(path, int) else []
     for path in paths:
         where = Path(os.path.abspath(os.fsdecode(path)))
-        if not any(where == folder or folder in where.parents for folder in (*allowed, Path("/dev"))):
+        if not any(
+            where == folder or folder in where.parents for folder in (*allowed, Path("/dev"))
+        ):
             touched.append(f"{event}: {where}")
 
 
-sys.addaudithook(_watch)  # there is no way to take one away; it sees nothing but between the braces of `contained`
+# There is no way to take one away; it sees nothing but between the braces of `contained`.
+sys.addaudithook(_watch)
 
 
 @contextmanager
@@ -112,7 +122,11 @@ def _count(what: str) -> None:
 @pytest.fixture(scope="module", autouse=True)
 def _say() -> Iterator[None]:
     yield
-    print(f"\nmalformed inputs: {sum(counted.values())} ({', '.join(f'{n} {what}' for what, n in counted.items())})")
+    print(
+        "\n"
+        f"malformed inputs: {sum(counted.values())} "
+        f"({', '.join(f'{n} {what}' for what, n in counted.items())})"
+    )
 
 
 @pytest.fixture
@@ -131,7 +145,8 @@ def _no_network(url: str, **_: object) -> None:
 
 
 def ends_well(*arguments: object) -> int:
-    """Return the exit code of a script, which may have said at most one line of an error and no traceback."""
+    """Return the exit code of a script, which may have said at most one line of an error and no
+    traceback."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -140,7 +155,9 @@ def ends_well(*arguments: object) -> int:
             return int(stop.code or 0)
     assert "Traceback" not in said.err and "unexpected" not in said.err, said.err
     if said.code:
-        errors = [line for line in said.err.splitlines() if line.startswith("reproduce.py: error: ")]
+        errors = [
+            line for line in said.err.splitlines() if line.startswith("reproduce.py: error: ")
+        ]
         assert len(errors) == 1 and said.err.endswith(errors[0] + "\n"), said.err
     return said.code
 
@@ -167,20 +184,30 @@ def test_arguments(home: Path, arguments: list[str]) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
 
 @lru_cache(maxsize=1)
 def _manifest() -> str:
-    plan = prepare(reproduce.parse(["ablation", "--profile", "smoke", "--dataset", "glyphs", "--out", "x"]))
+    plan = prepare(
+        reproduce.parse(["ablation", "--profile", "smoke", "--dataset", "glyphs", "--out", "x"])
+    )
     return json.dumps(begin_manifest(plan))
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
     """Return where something stands in a JSON value."""
-    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    inner = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     return [path, *(place for key, entry in inner for place in _places(entry, (*path, key)))]
 
 
@@ -220,7 +247,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Job:
     return job
 
 
-CUTS = st.lists(st.tuples(st.floats(0, 1), st.integers(0, 16), st.binary(max_size=16)), min_size=1, max_size=4)
+CUTS = st.lists(
+    st.tuples(st.floats(0, 1), st.integers(0, 16), st.binary(max_size=16)), min_size=1, max_size=4
+)
 
 
 def _mutated(content: bytes, cuts: list[tuple[float, int, bytes]]) -> bytes:
@@ -234,7 +263,8 @@ def _mutated(content: bytes, cuts: list[tuple[float, int, bytes]]) -> bytes:
 @fuzz
 @given(cuts=CUTS, header=st.booleans(), end=st.none() | st.floats(0, 1))
 def test_checkpoints_of_any_bytes(finished: Job, cuts, header: bool, end: float | None) -> None:
-    """Refused with the file's name; or, where the change was of no meaning, exactly what was written."""
+    """Refused with the file's name; or, where the change was of no meaning, exactly what was
+    written."""
     _count("checkpoints of any bytes")
     whole = finished.path.read_bytes()
     tensors, record = load_checkpoint(finished.path)
@@ -251,7 +281,9 @@ def test_checkpoints_of_any_bytes(finished: Job, cuts, header: bool, end: float 
             assert str(path) in str(error)
         else:
             assert other == record
-            assert all(found[name].numpy().tobytes() == tensors[name].numpy().tobytes() for name in tensors)
+            assert all(
+                found[name].numpy().tobytes() == tensors[name].numpy().tobytes() for name in tensors
+            )
     assert path.read_bytes() == before
 
 
@@ -261,7 +293,8 @@ DTYPES = st.sampled_from([torch.float32, torch.float64, torch.int64])
 @fuzz
 @given(data=st.data())
 def test_checkpoints_that_are_whole_but_of_another_make(finished: Job, data: st.DataObject) -> None:
-    """Their digest is right, their entries are anything: other versions may write what they like."""
+    """Their digest is right, their entries are anything: other versions may write what they
+    like."""
     _count("checkpoints of another make")
     tensors, record = load_checkpoint(finished.path)
     record = json.loads(json.dumps(record))
@@ -269,10 +302,13 @@ def test_checkpoints_that_are_whole_but_of_another_make(finished: Job, data: st.
         names = sorted({*record, *tensors} - {"key", "data"})
         name = data.draw(st.sampled_from(names))
         if name in tensors:
-            if data.draw(st.booleans()) and not name.startswith("outer."):  # torch's own, whose names only it knows
+            # Torch's own, whose names only it knows.
+            if data.draw(st.booleans()) and not name.startswith("outer."):
                 del tensors[name]
             else:
-                tensors[name] = tensors[name].flatten()[: data.draw(st.integers(2, 5))].to(data.draw(DTYPES))
+                tensors[name] = (
+                    tensors[name].flatten()[: data.draw(st.integers(2, 5))].to(data.draw(DTYPES))
+                )
         elif name in record:
             if data.draw(st.booleans()):
                 del record[name]
@@ -311,7 +347,11 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 
 
 @fuzz
-@given(cuts=CUTS, name=st.sampled_from(["ablation_evidence.csv", "SHA256SUMS"]), end=st.none() | st.floats(0, 1))
+@given(
+    cuts=CUTS,
+    name=st.sampled_from(["ablation_evidence.csv", "SHA256SUMS"]),
+    end=st.none() | st.floats(0, 1),
+)
 def test_tables(home: Path, tables: dict[str, bytes], name: str, cuts, end: float | None) -> None:
     """A table is judged as it was written, or not at all and with a warning."""
     _count("tables")
@@ -328,16 +368,27 @@ def test_tables(home: Path, tables: dict[str, bytes], name: str, cuts, end: floa
         assert why == "not measured"
     else:
         assert why == "pilot"
-        assert (home / "tables" / "ablation_evidence.csv").read_bytes() == tables["ablation_evidence.csv"]
+        assert (home / "tables" / "ablation_evidence.csv").read_bytes() == tables[
+            "ablation_evidence.csv"
+        ]
     assert (home / "tables" / name).read_bytes() == changed
 
 
 # ---- archives, images and caches
 
 NAMES = st.sampled_from(
-    ["../evil.png", "/tmp/evil.png", "C:\\evil.png", "a\\..\\evil", "images_background/../../evil.png",
-     "images_background/Zulu/character01/0001_01.png", "images_background/A.png", "__MACOSX/._a.png", "x" * 300]
-)  # fmt: skip
+    [
+        "../evil.png",
+        "/tmp/evil.png",
+        "C:\\evil.png",
+        "a\\..\\evil",
+        "images_background/../../evil.png",
+        "images_background/Zulu/character01/0001_01.png",
+        "images_background/A.png",
+        "__MACOSX/._a.png",
+        "x" * 300,
+    ]
+)
 
 
 def _archive(base: bytes, added: list[tuple[str, bytes]], links: bool, dense: bool) -> bytes:
@@ -375,7 +426,9 @@ def test_archives(home: Path, part, added, links, dense, cuts, end) -> None:
 
 
 @fuzz
-@given(content=st.binary(max_size=300) | st.builds(_mutated, st.just(next(iter(ZIPS.values()))), CUTS))
+@given(
+    content=st.binary(max_size=300) | st.builds(_mutated, st.just(next(iter(ZIPS.values()))), CUTS)
+)
 def test_caches(home: Path, content: bytes) -> None:
     """A cache of anything is named, rebuilt if it can be, and not used."""
     _count("caches")

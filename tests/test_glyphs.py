@@ -18,7 +18,9 @@ def test_shape_and_values(images: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("characters, drawings", [(1, 1), (7, 3), (51, 20)])  # 51: over one batch
-def test_more_changes_none_of_the_earlier(images: np.ndarray, characters: int, drawings: int) -> None:
+def test_more_changes_none_of_the_earlier(
+    images: np.ndarray, characters: int, drawings: int
+) -> None:
     fewer = generate(characters=characters, drawings=drawings)
     np.testing.assert_array_equal(fewer, images[:characters, :drawings])
 
@@ -36,7 +38,8 @@ def test_ink_is_like_omniglots(images: np.ndarray) -> None:
 
 
 def test_difficulty_is_like_omniglots(images: np.ndarray) -> None:
-    """5-way 1-shot by the nearest in pixel space: Omniglot 0.38, chance 0.2; 2,000 queries' error is 0.02."""
+    """5-way 1-shot by the nearest in pixel space: Omniglot 0.38, chance 0.2; 2,000 queries' error
+    is 0.02."""
     rng = np.random.default_rng(0)
     flat = images.reshape(300, 20, -1).astype(np.float32)
     hits = []
@@ -51,7 +54,8 @@ def test_difficulty_is_like_omniglots(images: np.ndarray) -> None:
 
 @pytest.mark.parametrize("size", [14, 28, 105])
 def test_ink_does_not_depend_on_the_resolution(size: int) -> None:
-    """At 14 pixels every pixel that the line touches is inked, though it is thinner: hence the wide bound."""
+    """At 14 pixels every pixel that the line touches is inked, though it is thinner: hence the wide
+    bound."""
     ink = 1 - generate(characters=20, drawings=5, size=size).mean()
     assert 0.05 < ink < 0.22
 
@@ -59,7 +63,14 @@ def test_ink_does_not_depend_on_the_resolution(size: int) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        *({"characters": 0}, {"drawings": -1}, {"seed": -1}, {"seed": 2**64}, {"size": 13}, {"size": 1000}),
+        *(
+            {"characters": 0},
+            {"drawings": -1},
+            {"seed": -1},
+            {"seed": 2**64},
+            {"size": 13},
+            {"size": 1000},
+        ),
         *({"characters": 2.5}, {"drawings": "3"}, {"seed": None}, {"characters": True}),
     ],
     ids=str,
@@ -72,14 +83,20 @@ def test_arguments_are_checked(wrong: dict) -> None:
 
 def test_load_says_that_they_are_not_real() -> None:
     characters = load("glyphs")
-    assert (characters.name, characters.real, characters.source) == ("glyphs", False, "generated from seed 0")
+    assert (characters.name, characters.real, characters.source) == (
+        "glyphs",
+        False,
+        "generated from seed 0",
+    )
     assert characters.images.shape == (800, 20, 28, 28) and len(characters.content) == 64
     with pytest.raises(ValueError, match="read-only"):
         characters.images[0] = 0
 
 
 def test_load_refuses_what_makes_no_sense(tmp_path) -> None:
-    with pytest.raises(DataError, match=r"^name: expected one of auto, omniglot, glyphs, .*, found 'mnist'"):
+    with pytest.raises(
+        DataError, match=r"^name: expected one of auto, omniglot, glyphs, .*, found 'mnist'"
+    ):
         load("mnist")  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"^data: expected none with the glyphs"):
         load("glyphs", data=tmp_path)

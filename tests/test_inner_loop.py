@@ -1,10 +1,13 @@
-"""The inner loop against torch.optim on copied weights: phi_1 … phi_{k+1} and g_1 … g_k, for SGD and Adam.
+"""The inner loop against torch.optim on copied weights: phi_1 … phi_{k+1} and g_1 … g_k, for SGD
+and Adam.
 
-Tolerances. Two programs differ by round-off in g, r times its largest number, r = 1e-12 in float64 and 1e-4 in float32
-(test_networks: sums and batch norm). Adam divides g by its own size, which lifts round-off in small numbers of g to any
-height up to its eps of 1e-8: 1e-12 / 1e-8 = 1e-4 of a step. Hence Adam is compared in the norm over all parameters, and
-in displacements, not in phi itself, which hardly moves. Over steps a ReLU network at this learning rate lifts round-off
-a thousandfold or more, differently on each machine: float64 bears that, float32 is compared step by step.
+Tolerances. Two programs differ by round-off in g, r times its largest number, r = 1e-12 in float64
+and 1e-4 in float32 (test_networks: sums and batch norm). Adam divides g by its own size, which
+lifts round-off in small numbers of g to any height up to its eps of 1e-8: 1e-12 / 1e-8 = 1e-4 of a
+step. Hence Adam is compared in the norm over all parameters, and in displacements, not in phi
+itself, which hardly moves. Over steps a ReLU network at this learning rate lifts round-off a
+thousandfold or more, differently on each machine: float64 bears that, float32 is compared step by
+step.
 """
 
 from collections.abc import Callable
@@ -44,8 +47,9 @@ def assert_same_course(steps: list[Step], trace: oracles.Trace, tolerance: float
 @BOTH
 @DTYPES
 def test_equals_torch_optim_over_two_tasks(optimizer: str, dtype: torch.dtype) -> None:
-    """The second task starts from phi_1 again, with the state that the first one left. In float64 the oracle goes its
-    own way through a task; in float32 it is put back on the course before each step."""
+    """The second task starts from phi_1 again, with the state that the first one left. In float64
+    the oracle goes its own way through a task; in float32 it is put back on the course before each
+    step."""
     mine, make = OPTIMIZERS[optimizer]
     module = oracles.omniglot_module(5, dtype=dtype)
     theirs = make(module.parameters())
@@ -56,7 +60,9 @@ def test_equals_torch_optim_over_two_tasks(optimizer: str, dtype: torch.dtype) -
         state = steps[-1].state
         length = K if dtype == torch.float64 else 1
         for i in range(0, K, length):
-            trace = oracles.inner_loop(module, steps[i].before, pairs(batches[i : i + length]), theirs)
+            trace = oracles.inner_loop(
+                module, steps[i].before, pairs(batches[i : i + length]), theirs
+            )
             assert_same_course(steps[i : i + length], trace, TOLERANCES[dtype])
 
 
@@ -69,9 +75,12 @@ def test_state_makes_a_difference(optimizer: str) -> None:
     again = next(inner_loop(LOSS, phi, batches, mine, first.state))
     afresh = next(inner_loop(LOSS, phi, batches, mine))
     assert torch.equal(afresh.after, first.after)
-    # the same gradient twice: v is (1 - 0.999^2) g^2, corrected to g^2, up to round-off and eps next to small g
+    # the same gradient twice: v is (1 - 0.999^2) g^2, corrected to g^2, up to round-off and eps
+    # next to small g
     assert_close(again.after - phi, first.after - phi, 0.01)
-    other = next(inner_loop(LOSS, phi, minibatches(1, dtype=torch.float32, seed=5), mine, first.state))
+    other = next(
+        inner_loop(LOSS, phi, minibatches(1, dtype=torch.float32, seed=5), mine, first.state)
+    )
     fresh = next(inner_loop(LOSS, phi, minibatches(1, dtype=torch.float32, seed=5), mine))
     assert torch.equal(other.after, fresh.after) == (optimizer == "sgd")
 
@@ -96,32 +105,44 @@ def test_lanes_equal_one_at_a_time(optimizer: str, carried: bool) -> None:
     mine, _ = OPTIMIZERS[optimizer]
     phi = torch.stack([NETWORK.initialize(seed, dtype=torch.float64) for seed in range(3)])
     batches = minibatches(3, 3)
-    state = list(inner_loop(LOSS, phi[0], minibatches(2, seed=7), mine))[-1].state if carried else None
+    state = (
+        list(inner_loop(LOSS, phi[0], minibatches(2, seed=7), mine))[-1].state if carried else None
+    )
     together = list(inner_loop(LOSS, phi, batches, mine, state))
     for lane in range(3):
         own = [Minibatch(batch.x[lane], batch.y[lane]) for batch in batches]
         alone = list(inner_loop(LOSS, phi[lane], own, mine, state))
-        trace = oracles.Trace([phi[lane], *(s.after[lane] for s in together)], [s.gradient[lane] for s in together])
+        trace = oracles.Trace(
+            [phi[lane], *(s.after[lane] for s in together)], [s.gradient[lane] for s in together]
+        )
         assert_same_course(alone, trace, TOLERANCES[torch.float64])
 
 
-def scalar_steps(optimizer: InnerOptimizer, gradients: list[float], dtype: torch.dtype) -> list[Tensor]:
+def scalar_steps(
+    optimizer: InnerOptimizer, gradients: list[float], dtype: torch.dtype
+) -> list[Tensor]:
     """Return displacements under given gradients, from a loss that is linear in phi."""
     batches = [Minibatch(torch.tensor([g], dtype=dtype), torch.zeros(1)) for g in gradients]
     phi = torch.zeros(1, dtype=dtype)
-    return [s.after - s.before for s in inner_loop(lambda p, b: (p * b.x).sum(-1), phi, batches, optimizer)]
+    return [
+        s.after - s.before
+        for s in inner_loop(lambda p, b: (p * b.x).sum(-1), phi, batches, optimizer)
+    ]
 
 
 def test_adam_by_hand() -> None:
-    """First step: alpha g / (|g| + eps). Second: v = 0.999·0.001·9 + 0.001·16, corrected by 1 - 0.999^2 = 0.001999."""
+    """First step: alpha g / (|g| + eps). Second: v = 0.999·0.001·9 + 0.001·16, corrected by 1 -
+    0.999^2 = 0.001999."""
     first, second = scalar_steps(Adam(0.1, eps=0.5), [3.0, -4.0], torch.float64)
     corrected = (0.999 * 0.001 * 9 + 0.001 * 16) / 0.001999
-    assert float(first) == pytest.approx(-0.1 * 3 / 3.5, rel=1e-12)  # 1 - 0.999^t in float64: 2^-52 / 0.001
+    # 1 - 0.999^t in float64: 2^-52 / 0.001.
+    assert float(first) == pytest.approx(-0.1 * 3 / 3.5, rel=1e-12)
     assert float(second) == pytest.approx(0.1 * 4 / (corrected**0.5 + 0.5), rel=1e-12)
 
 
 def test_adam_in_float32_is_as_good_as_torchs() -> None:
-    """0.999 is off by 1.3e-8 in float32, which 1 - 0.999^t magnifies to 1.3e-5 at t = 1 and its root halves."""
+    """0.999 is off by 1.3e-8 in float32, which 1 - 0.999^t magnifies to 1.3e-5 at t = 1 and its
+    root halves."""
     for step in scalar_steps(Adam(1.0), [2.0, 2.0, 2.0], torch.float32):
         assert float(step) == pytest.approx(-1.0, rel=1e-5)
 
@@ -135,7 +156,9 @@ def test_sgd_with_a_sum_is_sgd_with_the_mean_at_a_larger_rate() -> None:
     """The trap of section 6.2: 0.003 on the sum over 25 examples is 0.075 on the mean."""
     phi, batches = NETWORK.initialize(0, dtype=torch.float64), minibatches(2, batch=25)
     summed = list(inner_loop(LOSS, phi, batches, SGD(0.003)))[-1].after
-    averaged = list(inner_loop(CrossEntropy(NETWORK, reduction="mean"), phi, batches, SGD(0.075)))[-1].after
+    averaged = list(inner_loop(CrossEntropy(NETWORK, reduction="mean"), phi, batches, SGD(0.075)))[
+        -1
+    ].after
     assert_close(summed, averaged, 1e-12)  # some hundred roundings
 
 
@@ -150,7 +173,9 @@ def test_differentiable_steps_have_a_derivative() -> None:
 
     batch = Minibatch(torch.zeros(1), torch.zeros(1))
     step = next(inner_loop(quadratic, phi, [batch], SGD(0.1), differentiable=True))
-    jacobian = torch.stack([torch.autograd.grad(out, phi, retain_graph=True)[0] for out in step.after])
+    jacobian = torch.stack(
+        [torch.autograd.grad(out, phi, retain_graph=True)[0] for out in step.after]
+    )
     assert_close(jacobian, torch.eye(3, dtype=torch.float64) - 0.2 * a, 1e-14)  # three products
     assert not next(inner_loop(quadratic, phi.detach(), [batch], SGD(0.1))).after.requires_grad
 
@@ -164,7 +189,9 @@ def test_gradients_under_no_grad() -> None:
 @pytest.mark.parametrize("make", [SGD, Adam])
 @pytest.mark.parametrize("rate", [0.0, -0.1, float("nan"), float("inf")])
 def test_bad_learning_rates(make: Callable[[float], InnerOptimizer], rate: float) -> None:
-    with pytest.raises(ValueError, match=rf"^learning_rate: expected a finite number above 0, found {rate}"):
+    with pytest.raises(
+        ValueError, match=rf"^learning_rate: expected a finite number above 0, found {rate}"
+    ):
         make(rate)
 
 

@@ -1,4 +1,5 @@
-"""Inner products along training and after one step: against stacked gradients and loops over pairs and orders.
+"""Inner products along training and after one step: against stacked gradients and loops over pairs
+and orders.
 
 ROUND_OFF: float64, a few hundred operations on numbers about 1.
 """
@@ -39,11 +40,15 @@ SEEDS = range(FIRST_SEED, FIRST_SEED + 5)
 def _point(iteration=7):
     """Return a point of a run on made-up images, as far as the measurement looks at it."""
     pools = {
-        part: image_pool(classes=12, dtype=torch.float32, seed=seed) for seed, part in enumerate(("train", "test"))
+        part: image_pool(classes=12, dtype=torch.float32, seed=seed)
+        for seed, part in enumerate(("train", "test"))
     }
     phi = build_network(RUN).initialize(0)
     return SimpleNamespace(
-        job=SimpleNamespace(run=RUN, variant="g1+g2+g3+g4"), iteration=iteration, phi=phi, pool=pools.__getitem__
+        job=SimpleNamespace(run=RUN, variant="g1+g2+g3+g4"),
+        iteration=iteration,
+        phi=phi,
+        pool=pools.__getitem__,
     )
 
 
@@ -70,7 +75,8 @@ def test_losses_are_of_the_same_tasks_at_every_point(characters):
 
 
 def test_gram_matrix_after_adaptation():
-    """Two tasks of three minibatches; each adapts to its first, and its others are taken where that ends."""
+    """Two tasks of three minibatches; each adapts to its first, and its others are taken where that
+    ends."""
     pool, alpha = tanh_network(6), 0.3
     losses = [pool.losses[:3], pool.losses[3:]]
     after = inner_products.adapted_gram(losses, pool.phi, alpha=alpha, steps=2)
@@ -97,13 +103,18 @@ def test_summaries_are_means_over_pairs():
     expected = {"within": within, "between": between, "difference": within - between}
     for pairs, value in expected.items():
         assert rows["cosine", pairs] == pytest.approx(value, abs=ROUND_OFF)
-    assert rows["inner product", "self"] == pytest.approx(float(sum(g @ g for g in gradients)) / 9, rel=ROUND_OFF)
+    assert rows["inner product", "self"] == pytest.approx(
+        float(sum(g @ g for g in gradients)) / 9, rel=ROUND_OFF
+    )
     ends = [pair for start in (0, 3, 6) for pair in combinations(gradients[start : start + 3], 2)]
-    assert rows["inner product", "within"] == pytest.approx(float(sum(a @ b for a, b in ends)) / 9, rel=ROUND_OFF)
+    assert rows["inner product", "within"] == pytest.approx(
+        float(sum(a @ b for a, b in ends)) / 9, rel=ROUND_OFF
+    )
 
 
 def test_rise_is_the_change_of_the_difference_with_its_own_error():
-    """Two points of the same three tasks: the error, by leaving out a task, is that of the change."""
+    """Two points of the same three tasks: the error, by leaving out a task, is that of the
+    change."""
 
     def difference(phi, kept):
         g = [grad(loss)(phi) for loss in pool.losses]
@@ -117,16 +128,22 @@ def test_rise_is_the_change_of_the_difference_with_its_own_error():
     start, end = (inner_products.gradient_gram(pool.losses, phi) for phi in ends)
     found = inner_products.rise(start, end, 3)
     all_tasks = range(3)
-    assert found.value == pytest.approx(difference(ends[1], all_tasks) - difference(ends[0], all_tasks), abs=ROUND_OFF)
+    assert found.value == pytest.approx(
+        difference(ends[1], all_tasks) - difference(ends[0], all_tasks), abs=ROUND_OFF
+    )
     without = [[task for task in all_tasks if task != out] for out in all_tasks]
     each = torch.tensor([difference(ends[1], kept) - difference(ends[0], kept) for kept in without])
-    assert found.standard_error == pytest.approx(float((2 * each.var(correction=0)).sqrt()), rel=1e-5)
+    assert found.standard_error == pytest.approx(
+        float((2 * each.var(correction=0)).sqrt()), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("after_adaptation", [False, True])
 def test_measure_tells_every_quantity_of_a_point(after_adaptation):
     item = (_point(), "test")
-    rows, gram = inner_products.measure(item, lambda _: None, tasks=3, after_adaptation=after_adaptation)
+    rows, gram = inner_products.measure(
+        item, lambda _: None, tasks=3, after_adaptation=after_adaptation
+    )
     assert gram.shape == (12, 12)
     table = pd.DataFrame(rows)
     assert set(table.when) == ({"before", "after"} if after_adaptation else {"before"})
@@ -139,8 +156,11 @@ def test_measure_tells_every_quantity_of_a_point(after_adaptation):
 
 def test_the_start_of_a_seeds_runs_is_measured_once():
     every = [
-        _named(variant, seed, iteration) for seed in (0, 1) for variant in ("g1", "g2") for iteration in (0, 4)
-    ]  # fmt: skip
+        _named(variant, seed, iteration)
+        for seed in (0, 1)
+        for variant in ("g1", "g2")
+        for iteration in (0, 4)
+    ]
     chosen = inner_products.same_phi(every)
     assert list(chosen) == every
     assert chosen[every[2]] == every[0]
@@ -164,7 +184,8 @@ def _named(variant, seed, iteration):
 
 
 def test_a_step_is_along_what_the_expected_update_has_beyond_avg_grad():
-    """By plain loops over all orders, on a network; lengths equal; first order in the step's length."""
+    """By plain loops over all orders, on a network; lengths equal; first order in the step's
+    length."""
     pool, alpha, k = tanh_network(3), 0.05, 3
     sums = []
     for order in permutations(pool.losses):
@@ -186,7 +207,10 @@ def test_a_step_is_along_what_the_expected_update_has_beyond_avg_grad():
             "squared norm": float(sum(x @ x for x in g)) / len(g),
         }
 
-    rows = {(r["direction"], r["quantity"]): r for r in inner_products.step_effects(pool.losses, pool.phi, alpha)}
+    rows = {
+        (r["direction"], r["quantity"]): r
+        for r in inner_products.step_effects(pool.losses, pool.phi, alpha)
+    }
     beyond = update - k * avg_grad
     for direction, u in (("beyond", beyond), ("opposite", -beyond), ("AvgGrad", avg_grad)):
         before, after = means(pool.phi), means(pool.phi - length * u / u.norm())
@@ -194,11 +218,14 @@ def test_a_step_is_along_what_the_expected_update_has_beyond_avg_grad():
             row = rows[direction, quantity]
             assert row["before"] == pytest.approx(before[quantity], rel=1e-10)
             # the difference of two means of which ten digits are right
-            assert row["after"] - row["before"] == pytest.approx(after[quantity] - before[quantity], rel=1e-6)
+            assert row["after"] - row["before"] == pytest.approx(
+                after[quantity] - before[quantity], rel=1e-6
+            )
 
 
 def test_a_step_on_quadratics_raises_the_inner_product():
-    """There the part beyond AvgGrad is -alpha k (k-1)/2 AvgGradInner and terms in alpha^2, and the sign is certain."""
+    """There the part beyond AvgGrad is -alpha k (k-1)/2 AvgGradInner and terms in alpha^2, and the
+    sign is certain."""
     pool = quadratic(4)
     rows = {
         r["direction"]: r["after"] - r["before"]
@@ -237,20 +264,26 @@ def _noise(seed):
 
 
 def _tables(sums=0.3, lasts=0.3, joint=0.0, beyond=0.02, avg_grad=-0.1, seeds=SEEDS):
-    """Return how much the difference of cosines rises, by kind, and how the inner product changes, by direction of a
-    step."""
+    """Return how much the difference of cosines rises, by kind, and how the inner product changes,
+    by direction of a step."""
     of_kind = {"joint": joint, "sum": sums, "last": lasts}
     rises = [
-        {"variant": v.name, "seed": seed, "characters": characters, "value": of_kind[v.kind] + _noise(seed),
-         "task_error": 0.001}
+        {
+            "variant": v.name,
+            "seed": seed,
+            "characters": characters,
+            "value": of_kind[v.kind] + _noise(seed),
+            "task_error": 0.001,
+        }
         for v in inner_products.VARIANTS
         for seed in seeds
         for characters in ("train", "test")
-    ]  # fmt: skip
+    ]
     along = [
         {
-            "variant": v.name, "seed": seed, "iteration": iteration, "characters": characters, "when": when,
-            "quantity": quantity, "pairs": pairs, "value": 0.2 + 0.1 * (v.k > 1) * (iteration > 0),
+            "variant": v.name, "seed": seed, "iteration": iteration, "characters": characters,
+            "when": when, "quantity": quantity, "pairs": pairs,
+            "value": 0.2 + 0.1 * (v.k > 1) * (iteration > 0),
         }
         for v in inner_products.VARIANTS
         for seed in seeds
@@ -279,7 +312,8 @@ def _tables(sums=0.3, lasts=0.3, joint=0.0, beyond=0.02, avg_grad=-0.1, seeds=SE
         ({"sums": 0.05, "beyond": 0.0}, ["undecided", "supported", "undecided"]),
         ({"lasts": 0.0}, ["supported", "refuted", "supported"]),
         ({"joint": 0.4}, ["undecided", "undecided", "supported"]),  # joint training does it as well
-        ({"avg_grad": 0.05}, ["supported", "supported", "undecided"]),  # as does a step along AvgGrad
+        # As does a step along AvgGrad.
+        ({"avg_grad": 0.05}, ["supported", "supported", "undecided"]),
     ],
 )
 def test_verdicts(numbers, verdicts):
@@ -294,7 +328,10 @@ def test_only_training_characters_before_adaptation_are_judged():
     assert cases["inner-product-rises"] == ["g1", "g1+g2", "g1+g2+g3+g4"]
     assert cases["inner-product-rises-last"] == ["g1", "g2", "g4"]
     assert cases["inner-product-step"] == ["after 0 iterations", "after 4 iterations"]
-    assert set(rows[rows.role == "shown"]["case"]) >= {"g4, test characters", "after 4 iterations, opposite"}
+    assert set(rows[rows.role == "shown"]["case"]) >= {
+        "g4, test characters",
+        "after 4 iterations, opposite",
+    }
 
 
 def test_the_inner_product_is_shown_as_a_bounded_change():
@@ -319,7 +356,9 @@ def test_figures_say_what_the_tables_hold():
         "inner_products_changes": over_seeds(changes, ["direction", "quantity", "iteration"]),
         "inner_products_gram": inner_products.gram_table([(point, gram)]),
     }
-    settings = inner_products.settings(None, replace(inner_products.SCALES["smoke"], seeds=len(SEEDS)))
+    settings = inner_products.settings(
+        None, replace(inner_products.SCALES["smoke"], seeds=len(SEEDS))
+    )
     figures = figure.draw(tables, settings)
     assert "0.20 before meta-training, 0.20 after joint" in figures["inner_products"].get_suptitle()
     assert "0.30 after Reptile" in figures["inner_products"].get_suptitle()
@@ -339,7 +378,11 @@ def test_figure_without_adaptation_and_test_characters_has_one_row():
             [(_named("g1+g2", FIRST_SEED, i), torch.eye(8)) for i in (0, 4)]
         ),
     }
-    settings = inner_products.settings(None, replace(inner_products.SCALES["quick"], seeds=len(SEEDS)))
+    settings = inner_products.settings(
+        None, replace(inner_products.SCALES["quick"], seeds=len(SEEDS))
+    )
     drawn = figure.draw(tables, settings)["inner_products"]
     assert len(drawn.axes) == 3
-    assert not any("hollow" in text.get_text() or "adaptation" in text.get_text() for text in drawn.texts)
+    assert not any(
+        "hollow" in text.get_text() or "adaptation" in text.get_text() for text in drawn.texts
+    )

@@ -22,13 +22,22 @@ from analysis.results.judge import (
 
 FOIL = Control(kind="foil", words="another treatment")
 SIMULATIONS = 2_000
-# Four standard errors of a rate of 0.03 over so many simulations, on top of the limit: a false alarm in 30,000 tests.
+# Four standard errors of a rate of 0.03 over so many simulations, on top of the limit: a false
+# alarm in 30,000 tests.
 MARGIN = 4 * (0.03 * 0.97 / SIMULATIONS) ** 0.5
 
 
 def claim(band=(0.0, inf), control=FOIL, kind="experiment", **more):
     return Claim(
-        id="c", kind=kind, sources=("N",), statement="s", quantity="q", band=band, reason="r", control=control, **more
+        id="c",
+        kind=kind,
+        sources=("N",),
+        statement="s",
+        quantity="q",
+        band=band,
+        reason="r",
+        control=control,
+        **more,
     )
 
 
@@ -54,7 +63,12 @@ CLEAR = [1.0, 1.2, 0.9, 1.1, 1.0]
 
 def test_a_clear_effect_with_a_foil_that_fails_is_supported():
     found = verdict({"a": CLEAR})
-    assert (found.decision, found.control, found.why, found.plan) == ("supported", "failed", "", None)
+    assert (found.decision, found.control, found.why, found.plan) == (
+        "supported",
+        "failed",
+        "",
+        None,
+    )
     case = found.cases[0]
     assert case.mean == pytest.approx(np.mean(CLEAR)) and case.low < case.mean < case.high
     assert case.seeds == (0, 1, 2, 3, 4)
@@ -64,7 +78,10 @@ def test_the_interval_is_students():
     from scipy import stats
 
     low, high = stats.t.interval(0.95, 4, np.mean(CLEAR), stats.sem(CLEAR))
-    assert (verdict({"a": CLEAR}).cases[0].low, verdict({"a": CLEAR}).cases[0].high) == pytest.approx((low, high))
+    assert (
+        verdict({"a": CLEAR}).cases[0].low,
+        verdict({"a": CLEAR}).cases[0].high,
+    ) == pytest.approx((low, high))
 
 
 def test_an_interval_ends_where_the_quantity_does():
@@ -80,7 +97,11 @@ def test_a_refutation_stands_whatever_the_control_does():
 
 def test_a_foil_that_does_as_well_gates_support_alone():
     found = verdict({"a": CLEAR}, {"foil": CLEAR})
-    assert (found.decision, found.why, found.control) == ("undecided", "the control does not fail", "passed")
+    assert (found.decision, found.why, found.control) == (
+        "undecided",
+        "the control does not fail",
+        "passed",
+    )
     assert verdict({"a": CLEAR}, {"foil": [9.0, -9.0, 9.0, -9.0, 0.0]}).control == "uninformative"
     assert verdict({"a": CLEAR}, {}).control == "uninformative"
 
@@ -90,7 +111,9 @@ def test_a_foil_is_paired_by_seed():
     base = np.array([10.0, 40.0, 20.0, 30.0, 50.0])
     check = dict(zip(range(5), base + np.array([1.0, 1.1, 0.9, 1.0, 1.0]), strict=True))
     foil = {seed: base[seed] for seed in reversed(range(5))}
-    found = judge([claim()], pd.DataFrame([*rows("c", "a", "check", check), *rows("c", "f", "control", foil)]))
+    found = judge(
+        [claim()], pd.DataFrame([*rows("c", "a", "check", check), *rows("c", "f", "control", foil)])
+    )
     assert found[0].control == "failed"
 
 
@@ -105,7 +128,10 @@ def test_where_only_the_high_end_can_be_missed_the_foil_must_lie_above():
     of = claim(band=(0.0, 0.1), limits=(0.0, inf))
     small, large = [0.05, 0.06, 0.05, 0.05, 0.06], [0.5, 0.6, 0.5, 0.6, 0.5]
     assert verdict({"a": small}, {"foil": large}, of).decision == "supported"
-    assert verdict({"a": small}, {"foil": [0.01, 0.011, 0.01, 0.011, 0.01]}, of).decision == "undecided"
+    assert (
+        verdict({"a": small}, {"foil": [0.01, 0.011, 0.01, 0.011, 0.01]}, of).decision
+        == "undecided"
+    )
     assert verdict({"a": large}, {}, of).decision == "refuted"
 
 
@@ -121,7 +147,9 @@ def test_a_sham_must_lie_within_its_own_band():
     of = claim(control=Control(kind="sham", words="nothing", band=(-0.5, 0.5)))
     assert verdict({"a": CLEAR}, {"sham": [0.0, 0.1, -0.1, 0.0, 0.05]}, of).decision == "supported"
     assert verdict({"a": CLEAR}, {"sham": CLEAR}, of).control == "passed"
-    assert verdict({"a": CLEAR}, {"sham": [2.0, -2.0, 1.0, -1.0, 0.0]}, of).control == "uninformative"
+    assert (
+        verdict({"a": CLEAR}, {"sham": [2.0, -2.0, 1.0, -1.0, 0.0]}, of).control == "uninformative"
+    )
 
 
 def test_every_case_must_be_inside_and_any_may_refute():
@@ -129,7 +157,10 @@ def test_every_case_must_be_inside_and_any_may_refute():
     assert verdict({"a": CLEAR, "b": CLEAR}).decision == "supported"
     assert verdict({"a": CLEAR, "b": [1.0, -1.0, 0.5, -0.5, 0.1]}).decision == "undecided"
     found = verdict({"a": CLEAR, "b": off})
-    assert found.decision == "refuted" and [case.decision for case in found.cases] == ["supported", "refuted"]
+    assert found.decision == "refuted" and [case.decision for case in found.cases] == [
+        "supported",
+        "refuted",
+    ]
 
 
 def test_holm_divides_the_error_among_cases():
@@ -208,7 +239,11 @@ def test_theorems_stand_on_every_value():
 def test_errors_of_all_looks_together():
     for first in (SUPPORT_ERROR, REFUTE_ERROR):
         assert sum(spent(first, look) for look in range(1, 60)) <= 0.025
-    assert [spent(SUPPORT_ERROR, look) for look in (1, 2, 3)] == [SUPPORT_ERROR, LATER_ERROR, LATER_ERROR / 2]
+    assert [spent(SUPPORT_ERROR, look) for look in (1, 2, 3)] == [
+        SUPPORT_ERROR,
+        LATER_ERROR,
+        LATER_ERROR / 2,
+    ]
 
 
 def test_seeds_keep_the_look_at_which_they_were_first_judged():
@@ -224,7 +259,9 @@ def test_seeds_keep_the_look_at_which_they_were_first_judged():
 def test_what_an_early_look_decided_stays_decided():
     looks = [1] * 5 + [2] * 3
     evidence = pd.DataFrame(rows("c", "a", "check", dict(enumerate([*CLEAR, -9.0, 9.0, -5.0]))))
-    foil = pd.DataFrame(rows("c", "f", "control", dict(enumerate([-9.0 + 0.1 * i for i in range(8)]))))
+    foil = pd.DataFrame(
+        rows("c", "f", "control", dict(enumerate([-9.0 + 0.1 * i for i in range(8)])))
+    )
     (found,) = judge([claim()], pd.concat([evidence.assign(look=looks), foil.assign(look=looks)]))
     assert (found.decision, found.look) == ("supported", 1)
 
@@ -256,7 +293,8 @@ def test_a_control_of_the_wrong_kind_is_refused():
 
 DRAWS = {
     "normal": lambda rng, shape: rng.standard_normal(shape),
-    # Gamma of shape 16: skewness 1/2, to the right and to the left. Beyond, see the bound in judge's docstring.
+    # Gamma of shape 16: skewness 1/2, to the right and to the left. Beyond, see the bound in
+    # judge's docstring.
     "skewed to the right": lambda rng, shape: (rng.gamma(16.0, size=shape) - 16.0) / 4.0,
     "skewed to the left": lambda rng, shape: (16.0 - rng.gamma(16.0, size=shape)) / 4.0,
 }
@@ -264,7 +302,14 @@ DRAWS = {
 
 def sample(name, role, values, looks=None):
     n = len(values)
-    return Sample(name, role, np.arange(n), values, np.full(n, nan), np.ones(n, int) if looks is None else looks)
+    return Sample(
+        name,
+        role,
+        np.arange(n),
+        values,
+        np.full(n, nan),
+        np.ones(n, int) if looks is None else looks,
+    )
 
 
 def rates(draw, *, cases, n, mean=0.0, looks=None, foil=-20.0, seed=0, band=(0.0, inf)):
@@ -290,7 +335,9 @@ def test_a_mean_at_the_bands_end_is_rarely_decided(name, cases, n):
 @pytest.mark.parametrize("cases", [1, 4])
 def test_so_it_is_with_several_looks(cases):
     """Five seeds, then one more at each of five looks, stopping as soon as it is decided."""
-    found = rates(DRAWS["normal"], cases=cases, n=10, looks=np.array([1] * 5 + [2, 3, 4, 5, 6]), seed=1)
+    found = rates(
+        DRAWS["normal"], cases=cases, n=10, looks=np.array([1] * 5 + [2, 3, 4, 5, 6]), seed=1
+    )
     assert found["supported"] <= 0.03 + MARGIN and found["refuted"] <= 0.03 + MARGIN, found
 
 
@@ -306,7 +353,10 @@ def test_power_two_standard_deviations_inside():
 
 def test_a_check_that_is_its_control_is_rarely_supported():
     """The treatment replaced by the foil's: however far inside both lie, the foil does as well."""
-    assert rates(DRAWS["normal"], cases=1, n=5, mean=3.0, foil=0.0, seed=4)["supported"] <= 0.03 + MARGIN
+    assert (
+        rates(DRAWS["normal"], cases=1, n=5, mean=3.0, foil=0.0, seed=4)["supported"]
+        <= 0.03 + MARGIN
+    )
 
 
 def test_a_check_that_is_its_sham_is_rarely_supported():
@@ -315,7 +365,10 @@ def test_a_check_that_is_its_sham_is_rarely_supported():
     supported = 0
     for _ in range(SIMULATIONS):
         check, sham = 0.2 * rng.standard_normal((2, 5))
-        supported += decide(of, [sample("a", "check", check)], [sample("a", "control", sham)])[0] == "supported"
+        supported += (
+            decide(of, [sample("a", "check", check)], [sample("a", "control", sham)])[0]
+            == "supported"
+        )
     assert supported / SIMULATIONS <= 0.03
 
 
@@ -332,6 +385,12 @@ def test_plans_hold():
 
 def test_log_ratios_are_what_ratios_with_heavy_tails_should_be():
     """Log-normal ratios at the end of their band: judged by their logs the error is as stated."""
-    found = rates(lambda rng, shape: rng.normal(log(1.5), 1.0, shape), cases=1, n=5, band=(log(1.5), inf), seed=7)
+    found = rates(
+        lambda rng, shape: rng.normal(log(1.5), 1.0, shape),
+        cases=1,
+        n=5,
+        band=(log(1.5), inf),
+        seed=7,
+    )
     assert found["supported"] <= 0.03 + MARGIN and found["refuted"] <= 0.03 + MARGIN
     assert not isnan(found["supported"])

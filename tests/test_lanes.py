@@ -1,6 +1,7 @@
 """Lanes against the runs they stand for, one by one, in float64: the same sums in another order.
 
-A few iterations of inner steps enlarge round-off, 1e-16, by far less than 1e5 on this network at these learning rates.
+A few iterations of inner steps enlarge round-off, 1e-16, by far less than 1e5 on this network at
+these learning rates.
 """
 
 from dataclasses import replace
@@ -21,9 +22,11 @@ SAMPLING = SGD_RUN.sampling
 
 
 def _lanes(run):
-    """Return two variants of one seed and one of another, whose images are others; with their pools."""
+    """Return two variants of one seed and one of another, whose images are others; with their
+    pools."""
     other = run.weights if run.weights == "maml" else (0.0, -0.5)
-    runs = [replace(run, weights=other), run, replace(run, seed=7)]  # no two ends alike: an order turned round shows
+    # No two ends alike: an order turned round shows.
+    runs = [replace(run, weights=other), run, replace(run, seed=7)]
     first, second = image_pool(classes=6, seed=1), image_pool(classes=6, seed=2)
     return runs, [first, first, second]
 
@@ -63,7 +66,9 @@ def test_streams_of_many_seeds_are_each_ones_own():
     pool, span = image_pool(classes=6), range(60, 70)  # over the edge of a block
     seeds = torch.tensor([3, 2**40 + 5])
     together = training_stream(SAMPLING, pool, seed=seeds, iterations=span, meta_batch=2)
-    alone = [training_stream(SAMPLING, pool, seed=int(s), iterations=span, meta_batch=2) for s in seeds]
+    alone = [
+        training_stream(SAMPLING, pool, seed=int(s), iterations=span, meta_batch=2) for s in seeds
+    ]
     for tasks, *single in zip(together, *alone, strict=True):
         for index, expected in enumerate(single):
             for batch, own in zip(tasks.minibatches, expected.minibatches, strict=True):
@@ -79,7 +84,9 @@ def test_what_lanes_share():
 
 def test_lanes_that_do_not_belong_together_are_refused():
     (two, one, _), (pool, *_) = _lanes(SGD_RUN)
-    with pytest.raises(ValueError, match=r"^runs: expected as many pools and states, found 2, 1 and 2"):
+    with pytest.raises(
+        ValueError, match=r"^runs: expected as many pools and states, found 2, 1 and 2"
+    ):
         next(train_lanes([one, two], [pool], [start(one)] * 2))
     with pytest.raises(ValueError, match=r"^runs: expected one kind in all lanes, found 2"):
         next(train_lanes([one, replace(two, outer=Outer(1.0))], [pool] * 2, [start(one)] * 2))
@@ -90,11 +97,15 @@ def test_lanes_that_do_not_belong_together_are_refused():
 
 
 def test_memory_of_a_lane_covers_what_an_inner_step_keeps(monkeypatch):
-    """Counted by torch on a step of one lane with autograd: every tensor saved for the backward pass, each once."""
+    """Counted by torch on a step of one lane with autograd: every tensor saved for the backward
+    pass, each once."""
     monkeypatch.setattr(native, "supports_tensor", lambda x: False)  # as on a GPU
     run = replace(SGD_RUN, sampling=replace(SAMPLING, batch=9, shots=9), weights=(1.0, 1.0))
     network = build_network(run)
-    phi, batch = network.initialize(0, dtype=torch.float64).requires_grad_(), minibatch(batch=9, n_way=3)
+    phi, batch = (
+        network.initialize(0, dtype=torch.float64).requires_grad_(),
+        minibatch(batch=9, n_way=3),
+    )
     saved: dict[int, int] = {}
 
     def keep(tensor):

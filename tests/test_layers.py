@@ -1,8 +1,10 @@
-"""Layers against loops, nn.Conv2d and nn.BatchNorm2d; their derivatives of every order against central differences.
+"""Layers against loops, nn.Conv2d and nn.BatchNorm2d; their derivatives of every order against
+central differences.
 
-Central differences of step h in float64 err by truncation, about h^2, and by round-off, about 2^-52 / h: both are
-1e-10 at h = 1e-5 on functions whose values and derivatives are about 1. TOLERANCE leaves a factor 1,000 for
-constants (third derivatives, sums over parameters). A wrong term is off by far more: 1e-2 and above here.
+Central differences of step h in float64 err by truncation, about h^2, and by round-off, about 2^-52
+/ h: both are 1e-10 at h = 1e-5 on functions whose values and derivatives are about 1. TOLERANCE
+leaves a factor 1,000 for constants (third derivatives, sums over parameters). A wrong term is off
+by far more: 1e-2 and above here.
 """
 
 from collections.abc import Callable, Iterator
@@ -50,7 +52,11 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=st
 def test_same_padding_is_tensorflows(size: int, stride: int) -> None:
     before, after = same_padding(size, stride)
     assert 0 <= before <= after <= before + 1
-    assert (size + before + after - 3) // stride + 1 == same_size(size, stride) == (size + stride - 1) // stride
+    assert (
+        (size + before + after - 3) // stride + 1
+        == same_size(size, stride)
+        == (size + stride - 1) // stride
+    )
     if stride == 2:
         assert (before, after) == ((0, 1) if size % 2 == 0 else (1, 1))
 
@@ -71,7 +77,8 @@ def test_patches_equal_loops(height: int, width: int, stride: int, dtype: torch.
 def test_fold_is_the_transpose_of_patches(
     height: int, width: int, stride: int, dtype: torch.dtype, garbage_shows: None
 ) -> None:
-    """Pixel by pixel, of at most 30 of them at the end: what the patches of this pixel alone take from y."""
+    """Pixel by pixel, of at most 30 of them at the end: what the patches of this pixel alone take
+    from y."""
     rows = min(height * width, 30)
     x = torch.eye(height * width, dtype=dtype)[-rows:].view(rows, height, width, 1)
     y = normal(1, same_size(height, stride), same_size(width, stride), 9, dtype=dtype)
@@ -81,7 +88,9 @@ def test_fold_is_the_transpose_of_patches(
     assert_close(found, inner, 9 * (EPS64 if dtype == torch.float64 else EPS32))
 
 
-@pytest.mark.parametrize("height, width, stride", [(28, 28, 2), (7, 7, 2), (5, 4, 1), (2, 3, 2), (1, 1, 2)])
+@pytest.mark.parametrize(
+    "height, width, stride", [(28, 28, 2), (7, 7, 2), (5, 4, 1), (2, 3, 2), (1, 1, 2)]
+)
 @pytest.mark.parametrize("channels", [1, 4, 64])
 @DTYPES
 def test_fold_is_adjoint_with_lanes_and_channels(
@@ -89,12 +98,16 @@ def test_fold_is_adjoint_with_lanes_and_channels(
 ) -> None:
     """<Patches x, y> = <x, Fold y>, on inputs that do not lie contiguously in memory."""
     x = normal(3, 2, channels, height, width, dtype=dtype).movedim(2, -1).transpose(0, 1)
-    y = normal(2, 3, same_size(height, stride), same_size(width, stride), 9 * channels, seed=1, dtype=dtype)
+    y = normal(
+        2, 3, same_size(height, stride), same_size(width, stride), 9 * channels, seed=1, dtype=dtype
+    )
     left = (Patches.apply(x, stride) * y).double().flatten(2).sum(-1)
     right = (x * Fold.apply(y, height, width, stride)).double().flatten(2).sum(-1)
     # each product is off by a rounding or nine of numbers about 1 to 10; added up here in float64
     size = 9 * y[0, 0].numel()
-    assert (left - right).abs().max() <= 10 * size**0.5 * (EPS64 if dtype == torch.float64 else EPS32)
+    assert (left - right).abs().max() <= 10 * size**0.5 * (
+        EPS64 if dtype == torch.float64 else EPS32
+    )
 
 
 @pytest.mark.parametrize("height, width, stride", [(4, 5, 2), (3, 2, 1), (1, 1, 2)])
@@ -154,7 +167,9 @@ def test_derivatives_of_normalize(output: str, eps: float) -> None:
 # Convolution and batch norm
 
 
-def naive_convolution_batch_norm(x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, stride: int) -> Tensor:
+def naive_convolution_batch_norm(
+    x: Tensor, weight: Tensor, scale: Tensor, shift: Tensor, stride: int
+) -> Tensor:
     c_in, c_out = x.shape[-1], weight.shape[-1]
     before_h, before_w = (0 if stride == 2 and size % 2 == 0 else 1 for size in x.shape[1:3])
     convolution = nn.Conv2d(c_in, c_out, 3, stride=stride, bias=True, dtype=x.dtype)
@@ -167,15 +182,20 @@ def naive_convolution_batch_norm(x: Tensor, weight: Tensor, scale: Tensor, shift
         return norm(convolution(padded)).permute(0, 2, 3, 1)
 
 
-# Lanes of x and of phi; (2, 1) against (2, 3) is how evaluation shares one task's phi between its test examples
+# Lanes of x and of phi; (2, 1) against (2, 3) is how evaluation shares one task's phi between its
+# test examples
 LANES = [((), ()), ((3,), ()), ((), (3,)), ((3,), (3,)), ((2, 3), (2, 1)), ((2, 3), (2, 3))]
 
 
-def layer_arguments(route: str, x_lanes: tuple[int, ...], phi_lanes: tuple[int, ...], dtype: torch.dtype) -> tuple:
+def layer_arguments(
+    route: str, x_lanes: tuple[int, ...], phi_lanes: tuple[int, ...], dtype: torch.dtype
+) -> tuple:
     c_in, c_out = ROUTES[route]
     x = normal(*x_lanes, 4, 6, 5, c_in, dtype=dtype)
     shapes = ((9 * c_in, c_out), (c_out,), (c_out,))
-    return x, *(normal(*phi_lanes, *shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes, 1))
+    return x, *(
+        normal(*phi_lanes, *shape, seed=i, dtype=dtype) for i, shape in enumerate(shapes, 1)
+    )
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -190,10 +210,13 @@ def test_convolution_batch_norm_equals_torchs(
     lanes = torch.broadcast_shapes(x_lanes, phi_lanes)
     assert found.shape[: len(lanes)] == lanes
     own_lanes = (len(x_lanes), *[len(phi_lanes)] * 3)
-    x, *phi = (a.expand(*lanes, *a.shape[own:]) for a, own in zip(arguments, own_lanes, strict=True))
+    x, *phi = (
+        a.expand(*lanes, *a.shape[own:]) for a, own in zip(arguments, own_lanes, strict=True)
+    )
     for lane in product(*map(range, lanes)):
         expected = naive_convolution_batch_norm(x[lane], *(p[lane] for p in phi), stride)
-        # sums over at most 120 samples and 18 products, each half a unit of round-off off: 100 of them is generous
+        # sums over at most 120 samples and 18 products, each half a unit of round-off off: 100 of
+        # them is generous
         assert_close(found[lane], expected, 100 * (EPS64 if dtype == torch.float64 else EPS32))
 
 
@@ -284,7 +307,9 @@ def test_hessian_vector_products(nesting: str, directions: tuple[Tensor, ...]) -
 
 def test_forward_over_forward(directions: tuple[Tensor, ...]) -> None:
     phi, u, v, _ = directions
-    assert_derivative(along(along(network_loss, u), v)(phi), difference(grad(network_loss), phi, v) @ u)
+    assert_derivative(
+        along(along(network_loss, u), v)(phi), difference(grad(network_loss), phi, v) @ u
+    )
 
 
 def test_double_backward_without_functorch(directions: tuple[Tensor, ...]) -> None:
@@ -296,10 +321,18 @@ def test_double_backward_without_functorch(directions: tuple[Tensor, ...]) -> No
 
 
 THIRD: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "forward over forward over reverse": lambda phi, v, w: along(along(grad(network_loss), v), w)(phi),
-    "reverse over forward over forward": lambda phi, v, w: grad(along(along(network_loss, v), w))(phi),
-    "reverse over reverse over reverse": lambda phi, v, w: grad(lambda p: reverse_twice(p, v) @ w)(phi),
-    "forward over reverse over forward": lambda phi, v, w: along(grad(along(network_loss, v)), w)(phi),
+    "forward over forward over reverse": lambda phi, v, w: along(along(grad(network_loss), v), w)(
+        phi
+    ),
+    "reverse over forward over forward": lambda phi, v, w: grad(along(along(network_loss, v), w))(
+        phi
+    ),
+    "reverse over reverse over reverse": lambda phi, v, w: grad(lambda p: reverse_twice(p, v) @ w)(
+        phi
+    ),
+    "forward over reverse over forward": lambda phi, v, w: along(grad(along(network_loss, v)), w)(
+        phi
+    ),
 }
 
 
@@ -342,7 +375,9 @@ def test_max_pool_equals_torchs(height: int, width: int) -> None:
     x = -1 - normal(2, 3, height, width, 2).abs()  # negative: padding with zeros would win
     found = max_pool(x)
     for image, expected in zip(found.flatten(0, 1), x.flatten(0, 1), strict=True):
-        pooled = nn.MaxPool2d(2, ceil_mode=True)(expected.permute(2, 0, 1)[None])[0].permute(1, 2, 0)
+        pooled = nn.MaxPool2d(2, ceil_mode=True)(expected.permute(2, 0, 1)[None])[0].permute(
+            1, 2, 0
+        )
         assert torch.equal(image, pooled)
 
 

@@ -1,4 +1,5 @@
-"""Imports go one way: no module imports from a room above its own, and none imports itself through others."""
+"""Imports go one way: no module imports from a room above its own, and none imports itself through
+others."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -28,8 +29,15 @@ ALLOWED = {("reptile_core.networks", "reptile_core.own_network")}
 
 def modules() -> dict[str, Path]:
     """Return every module of the project by its dotted name."""
-    paths = [path for name in ("reptile_core", "analysis", "figures") for path in (ROOT / name).rglob("*.py")]
-    names = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in [*paths, ROOT / "reproduce.py"]}
+    paths = [
+        path
+        for name in ("reptile_core", "analysis", "figures")
+        for path in (ROOT / name).rglob("*.py")
+    ]
+    names = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+        for path in [*paths, ROOT / "reproduce.py"]
+    }
     return {name.removesuffix(".__init__"): path for name, path in names.items()}
 
 
@@ -60,7 +68,10 @@ def floor(module: str) -> tuple[int, str]:
 def graph() -> dict[str, set[str]]:
     known = modules()
     found = {name: imported(path, set(known)) - {name} for name, path in known.items()}
-    return {name: {other for other in others if (name, other) not in ALLOWED} for name, others in found.items()}
+    return {
+        name: {other for other in others if (name, other) not in ALLOWED}
+        for name, others in found.items()
+    }
 
 
 def test_no_import_runs_upwards(graph: dict[str, set[str]]) -> None:
@@ -75,7 +86,8 @@ def test_no_import_runs_upwards(graph: dict[str, set[str]]) -> None:
 
 
 def test_no_import_runs_in_a_circle(graph: dict[str, set[str]]) -> None:
-    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)  # CycleError names a circle
+    # CycleError names a circle.
+    assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
 
 
 def test_both_tests_can_fail(tmp_path: Path) -> None:
@@ -83,5 +95,8 @@ def test_both_tests_can_fail(tmp_path: Path) -> None:
     path.write_text("def f():\n    from figures import style\n    import analysis.plan\n")
     assert imported(path, {"figures.style", "analysis.plan"}) == {"figures.style", "analysis.plan"}
     assert (
-        floor("figures.style") > floor("analysis.plan") > floor("analysis.results.judge") > floor("reptile_core.files")
+        floor("figures.style")
+        > floor("analysis.plan")
+        > floor("analysis.results.judge")
+        > floor("reptile_core.files")
     )

@@ -29,18 +29,29 @@ CLAIM = Claim(
 
 
 def found(values, *, sham=(0.0, 0.1, -0.1, 0.0, 0.1), first=1000, claim="c"):
-    checks = rows(claim, "a", "check", {first + i: value for i, value in enumerate(values)}, tasks=30, queries=5)
+    checks = rows(
+        claim,
+        "a",
+        "check",
+        {first + i: value for i, value in enumerate(values)},
+        tasks=30,
+        queries=5,
+    )
     shams = rows(claim, "a", "control", {first + i: value for i, value in enumerate(sham)})
     return evidence.tabulate([*checks, *shams])
 
 
 def write(out: Path, values, **more):
-    table = folder.complete(found(values), data="Data: x", profile="quick", diverged=(), seconds=10.0, workers=2)
+    table = folder.complete(
+        found(values), data="Data: x", profile="quick", diverged=(), seconds=10.0, workers=2
+    )
     return folder.write_evidence(out, "ablation", table.assign(**more))
 
 
 def test_the_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:
-    verdicts = judge([CLAIM, replace(CLAIM, id="nothing")], found([1.0, 0.9, 1.2, 1.0, 0.8]).assign(epoch=1.0))
+    verdicts = judge(
+        [CLAIM, replace(CLAIM, id="nothing")], found([1.0, 0.9, 1.2, 1.0, 0.8]).assign(epoch=1.0)
+    )
     undecided = judge([CLAIM], found([1.0, -0.6, 1.6, 0.2, 0.9]).assign(epoch=1.0))
     for written in (verdicts, undecided):
         ledger.write(written, tmp_path)
@@ -51,7 +62,10 @@ def test_its_objects_hold_what_other_programs_ask_for() -> None:
     (verdict,) = judge([CLAIM], found([1.0, 0.9, 1.2, 1.0, 0.8]).assign(epoch=1.0))
     record = ledger.as_record(verdict)
     assert (record["id"], record["kind"], record["verdict"]) == ("c", "experiment", "supported")
-    assert record["cases"][0]["seeds"] == (1000, 1001, 1002, 1003, 1004) or record["cases"][0]["seeds"][0] == 1000
+    assert (
+        record["cases"][0]["seeds"] == (1000, 1001, 1002, 1003, 1004)
+        or record["cases"][0]["seeds"][0] == 1000
+    )
     assert record["control"]["outcome"] == "failed" and record["control"]["kind"] == "sham"
     assert record["band"] == [0.0, None]  # no end
     json.dumps(record, allow_nan=False)
@@ -91,11 +105,22 @@ def test_words() -> None:
 
 
 def test_the_script_completes_evidence() -> None:
-    table = folder.complete(found([1.0] * 5), data="Data: x", profile="quick", diverged=("d",), seconds=10.0, workers=2)
-    assert set(table["data"]) == {"Data: x"} and set(table.epoch) == {1} and set(table.diverged) == {"d"}
+    table = folder.complete(
+        found([1.0] * 5), data="Data: x", profile="quick", diverged=("d",), seconds=10.0, workers=2
+    )
+    assert (
+        set(table["data"]) == {"Data: x"}
+        and set(table.epoch) == {1}
+        and set(table.diverged) == {"d"}
+    )
     assert set(table.seconds) == {2.0}  # of ten seconds, five seeds
     own = folder.complete(
-        found([1.0] * 5).assign(seconds=30.0, data="mine"), data="x", profile="q", diverged=(), seconds=1.0, workers=2
+        found([1.0] * 5).assign(seconds=30.0, data="mine"),
+        data="x",
+        profile="q",
+        diverged=(),
+        seconds=1.0,
+        workers=2,
     )
     assert set(own.seconds) == {15.0} and set(own["data"]) == {"mine"}
 

@@ -19,9 +19,16 @@ from tests.helpers.script import glyphs
 PUBLISHED = sorted((Path(__file__).parents[1] / "figures" / "published").rglob("*manifest.json"))
 
 
-def begun(*experiments: str, command: str = "a", before: dict[str, Any] | None = None) -> dict[str, Any]:
+def begun(
+    *experiments: str, command: str = "a", before: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return a manifest as a command begins it, but for what is the same in all."""
-    record = {"status": "running", "command": [command], "options": {"seeds": None}, "commit": {"sha": command}}
+    record = {
+        "status": "running",
+        "command": [command],
+        "options": {"seeds": None},
+        "commit": {"sha": command},
+    }
     settings = {name: {"tasks": len(name)} for name in experiments}
     return record | {"experiments": settings, "earlier": by_experiment(before) if before else {}}
 
@@ -43,20 +50,34 @@ def test_every_experiment_of_a_folder_keeps_the_command_that_wrote_it() -> None:
     first = ended(begun("theory", "sgd"), "theory", "sgd")
     second = ended(begun("sgd", "sine", command="b", before=first), "sgd", "sine")
     found = by_experiment(second)
-    assert {name: record["command"] for name, record in found.items()} == {"theory": ["a"], "sgd": ["b"], "sine": ["b"]}
-    assert {name: record["commit"]["sha"] for name, record in found.items()} == {"theory": "a", "sgd": "b", "sine": "b"}
+    assert {name: record["command"] for name, record in found.items()} == {
+        "theory": ["a"],
+        "sgd": ["b"],
+        "sine": ["b"],
+    }
+    assert {name: record["commit"]["sha"] for name, record in found.items()} == {
+        "theory": "a",
+        "sgd": "b",
+        "sine": "b",
+    }
     assert {name: record["tables"] for name, record in found.items()} == {
-        "theory": {"theory.csv": "a theory"}, "sgd": {"sgd.csv": "b sgd"}, "sine": {"sine.csv": "b sine"},
+        "theory": {"theory.csv": "a theory"}, "sgd": {"sgd.csv": "b sgd"},
+        "sine": {"sine.csv": "b sine"},
     }  # fmt: skip
     assert all(list(record["experiments"]) == [name] for name, record in found.items())
     third = ended(begun("sine", command="c", before=second), "sine")
     assert [record["command"] for record in commands(third)] == [["a"], ["b"], ["c"]]
-    assert [list(record["experiments"]) for record in commands(third, ["sine", "theory"])] == [["theory"], ["sine"]]
+    assert [list(record["experiments"]) for record in commands(third, ["sine", "theory"])] == [
+        ["theory"],
+        ["sine"],
+    ]
 
 
 def test_an_interrupted_command_replaces_only_what_it_wrote() -> None:
     first = ended(begun("theory", "sgd"), "theory", "sgd")
-    stopped = ended(begun("theory", "sgd", command="b", before=first), "theory", status="interrupted")
+    stopped = ended(
+        begun("theory", "sgd", command="b", before=first), "theory", status="interrupted"
+    )
     after = ended(begun("sine", command="c", before=stopped), "sine")
     assert {name: record["command"][0] for name, record in by_experiment(after).items()} == {
         "theory": "b", "sgd": "a", "sine": "c",
@@ -64,18 +85,26 @@ def test_an_interrupted_command_replaces_only_what_it_wrote() -> None:
 
 
 def test_a_part_has_its_own_seeds_and_tables() -> None:
-    record = ended(begun("theory", "sgd"), "theory", "sgd") | {"options": {"seeds": {"theory": 1, "sgd": 9}}}
+    record = ended(begun("theory", "sgd"), "theory", "sgd") | {
+        "options": {"seeds": {"theory": 1, "sgd": 9}}
+    }
     assert part_of(record, ["sgd"])["options"] == {"seeds": {"sgd": 9}}
     before = {name: value for name, value in record.items() if name != "tables_of"}
-    assert part_of(before, ["sgd"])["tables"] == {"sgd.csv": "a sgd"}, "by its name, where an old manifest does not say"
+    assert part_of(before, ["sgd"])["tables"] == {"sgd.csv": "a sgd"}, (
+        "by its name, where an old manifest does not say"
+    )
 
 
 def test_an_experiment_that_is_not_there_is_named() -> None:
-    with pytest.raises(ManifestError, match=r"expected an experiment of the manifest \(theory\), found 'sgd'"):
+    with pytest.raises(
+        ManifestError, match=r"expected an experiment of the manifest \(theory\), found 'sgd'"
+    ):
         commands(ended(begun("theory"), "theory"), ["sgd"])
 
 
-@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.relative_to(PUBLISHED[0].parent).as_posix())
+@pytest.mark.parametrize(
+    "path", PUBLISHED, ids=lambda path: path.relative_to(PUBLISHED[0].parent).as_posix()
+)
 def test_published_manifests_of_every_age_are_read(path: Path) -> None:
     record = manifest.read(path)
     assert record["schema"] == manifest.SCHEMA and record["options"]["device"] == "cpu"
@@ -100,7 +129,9 @@ def test_published_manifests_are_taken_whole_or_in_part(
         monkeypatch.setattr(datasets, "load", lambda *_, **__: omniglot)
     found = plans(parse([*names, "--from", str(path), "--out", str(tmp_path)]))
     recorded = json.loads(path.read_text())["experiments"]
-    assert [experiment.name for plan in found for experiment in plan.experiments] == (names or list(recorded))
+    assert [experiment.name for plan in found for experiment in plan.experiments] == (
+        names or list(recorded)
+    )
     today = sources_digest(manifest.ROOT, *manifest.SOURCES)
     for plan in found:
         assert plan.again is not None
@@ -109,9 +140,23 @@ def test_published_manifests_are_taken_whole_or_in_part(
 
 
 def test_machines_are_told_apart_by_arithmetic_and_not_by_name() -> None:
-    machine = {"platform": "x", "processor": "abacus", "workers": 1, "device": "cpu", "native": True}
+    machine = {
+        "platform": "x",
+        "processor": "abacus",
+        "workers": 1,
+        "device": "cpu",
+        "native": True,
+    }
     here = {"commit": None, "versions": {}, "machine": machine | {"arithmetic": arithmetic()}}
-    renamed = here | {"machine": here["machine"] | {"processor": "other", "platform": "y", "workers": 9}}
-    other = here | {"machine": here["machine"] | {"arithmetic": arithmetic() | {"vectors": "avx512f"}}}
-    assert manifest.surroundings(here) == manifest.surroundings(renamed) != manifest.surroundings(other)
+    renamed = here | {
+        "machine": here["machine"] | {"processor": "other", "platform": "y", "workers": 9}
+    }
+    other = here | {
+        "machine": here["machine"] | {"arithmetic": arithmetic() | {"vectors": "avx512f"}}
+    }
+    assert (
+        manifest.surroundings(here)
+        == manifest.surroundings(renamed)
+        != manifest.surroundings(other)
+    )
     assert kind() == kind("cpu") and arithmetic()["gpu"] is None

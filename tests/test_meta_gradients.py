@@ -1,4 +1,5 @@
-"""Update directions against the naive loop, and MAML against functional_call with its graph kept through the loop."""
+"""Update directions against the naive loop, and MAML against functional_call with its graph kept
+through the loop."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,8 @@ from reptile_core.points import HELD
 from tests.helpers import oracles
 from tests.helpers.data import assert_close, minibatches, normal, pairs
 
-# softplus where second derivatives are taken: a ReLU that is off has gradient 0, at which Adam's root has no derivative
+# softplus where second derivatives are taken: a ReLU that is off has gradient 0, at which Adam's
+# root has no derivative
 SMOOTH = omniglot(5, activation="softplus")
 LOSS = CrossEntropy(SMOOTH, reduction="sum")
 ALPHA = 0.003
@@ -26,7 +28,8 @@ OPTIMIZERS: dict[str, tuple[InnerOptimizer, oracles.MakeOptimizer]] = {
     "adam": (Adam(ALPHA), oracles.adam(ALPHA)),
 }
 BOTH = pytest.mark.parametrize("optimizer", OPTIMIZERS)
-# Round-off of 1e-13 in g; Adam divides by |g| + 1e-8, and numbers of g go down to 1e-5 here (see test_inner_loop)
+# Round-off of 1e-13 in g; Adam divides by |g| + 1e-8, and numbers of g go down to 1e-5 here (see
+# test_inner_loop)
 TOLERANCES = {"sgd": 1e-10, "adam": 1e-7}
 
 
@@ -43,7 +46,9 @@ def naive(k: int, optimizer: str) -> oracles.Trace:
 @BOTH
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_reptile_is_the_way_travelled(k: int, optimizer: str) -> None:
-    found, _ = weighted_sum(LOSS, phi_1(), minibatches(k), OPTIMIZERS[optimizer][0], sum_of(k).weights)
+    found, _ = weighted_sum(
+        LOSS, phi_1(), minibatches(k), OPTIMIZERS[optimizer][0], sum_of(k).weights
+    )
     phis = naive(k, optimizer).phis
     assert_close(found, phis[0] - phis[-1], TOLERANCES[optimizer])
 
@@ -51,7 +56,9 @@ def test_reptile_is_the_way_travelled(k: int, optimizer: str) -> None:
 @BOTH
 @pytest.mark.parametrize("k", [1, 2, 4])
 def test_fomaml_is_the_last_step(k: int, optimizer: str) -> None:
-    found, _ = weighted_sum(LOSS, phi_1(), minibatches(k), OPTIMIZERS[optimizer][0], last(k).weights)
+    found, _ = weighted_sum(
+        LOSS, phi_1(), minibatches(k), OPTIMIZERS[optimizer][0], last(k).weights
+    )
     phis = naive(k, optimizer).phis
     assert_close(found, phis[-2] - phis[-1], TOLERANCES[optimizer])
 
@@ -78,7 +85,8 @@ def test_state_after_the_task() -> None:
     assert all(torch.equal(f, e) for f, e in zip(state, expected, strict=True))
     following = weighted_sum(LOSS, phi_1(), batches, Adam(ALPHA), (1, 1, 1), state)[0]
     steps = list(inner_loop(LOSS, phi_1(), batches, Adam(ALPHA), expected))
-    assert_close(following, steps[0].before - steps[-1].after, 1e-10)  # differences of phi, 2^-52 / ALPHA
+    # Differences of phi, 2^-52 / ALPHA.
+    assert_close(following, steps[0].before - steps[-1].after, 1e-10)
     assert float(state[1]) == 3
 
 
@@ -89,7 +97,9 @@ def test_lanes_equal_one_at_a_time() -> None:
         together, _ = function(LOSS, phi, batches, SGD(ALPHA))
         for lane in range(2):
             own = [Minibatch(batch.x[lane], batch.y[lane]) for batch in batches]
-            assert_close(together[lane], function(LOSS, phi[lane], own, SGD(ALPHA))[0], TOLERANCES["sgd"])
+            assert_close(
+                together[lane], function(LOSS, phi[lane], own, SGD(ALPHA))[0], TOLERANCES["sgd"]
+            )
 
 
 def test_one_step_of_reptile_is_joint_training() -> None:
@@ -133,12 +143,18 @@ def test_maml_by_the_tensor_code_alone(optimizer: str, monkeypatch: pytest.Monke
         assert_close(part, expected, TOLERANCES[optimizer])
     step = maml_step(optimizer) or (lambda phi, g: phi - ALPHA * g)
     module = oracles.omniglot_module(5, activation="softplus")
-    assert_close(by_hand, ALPHA * oracles.maml_gradient(module, phi_1(), pairs(batches), step), TOLERANCES[optimizer])
+    assert_close(
+        by_hand,
+        ALPHA * oracles.maml_gradient(module, phi_1(), pairs(batches), step),
+        TOLERANCES[optimizer],
+    )
 
 
 @BOTH
 @pytest.mark.parametrize("by_hand", [True, False])
-def test_mamls_memory_does_not_grow_with_k(optimizer: str, by_hand: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mamls_memory_does_not_grow_with_k(
+    optimizer: str, by_hand: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Of what graphs save, as much is alive at a time; and buffers are HELD at most."""
     if not by_hand:
         monkeypatch.setattr(native, "supports_tensor", lambda x: False)
@@ -216,7 +232,8 @@ def test_maml_on_quadratics_in_closed_form() -> None:
 
 
 def test_maml_with_adam_where_gradients_are_exactly_zero() -> None:
-    """A ReLU that is off for a whole batch: its step is 0 whatever phi_1, so that its derivative is 0, not nan."""
+    """A ReLU that is off for a whole batch: its step is 0 whatever phi_1, so that its derivative is
+    0, not nan."""
     relu = omniglot(5)
     loss, batches = CrossEntropy(relu, reduction="sum"), minibatches(2)
     phi = relu.initialize(0, dtype=torch.float64)
@@ -242,8 +259,13 @@ def test_figure_3_has_the_papers_ten_curves() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7])
 def test_weights_follow_from_k(k: int) -> None:
-    """Totals, and the ratio rho = sum w_i (i - 1) / sum w_i of the facts: (k - 1) / 2 for sums, k - 1 for the last."""
-    for make, weight, rho in ((sum_of, k, (k - 1) / 2), (average, 1, (k - 1) / 2), (last, 1, k - 1)):
+    """Totals, and the ratio rho = sum w_i (i - 1) / sum w_i of the facts: (k - 1) / 2 for sums, k -
+    1 for the last."""
+    for make, weight, rho in (
+        (sum_of, k, (k - 1) / 2),
+        (average, 1, (k - 1) / 2),
+        (last, 1, k - 1),
+    ):
         w = make(k).weights
         assert len(w) == make(k).k == k
         assert sum(w) == pytest.approx(weight, rel=1e-15)
@@ -255,7 +277,9 @@ def test_weights_follow_from_k(k: int) -> None:
 @pytest.mark.parametrize("k_max", [1, 2, 6])
 def test_figure_3_for_any_k(k_max: int) -> None:
     variants = figure_3(k_max)
-    assert len(variants) == 1 + 3 * (k_max - 1) and len({v.weights for v in variants}) == len(variants)
+    assert len(variants) == 1 + 3 * (k_max - 1) and len({v.weights for v in variants}) == len(
+        variants
+    )
 
 
 def test_errors() -> None:

@@ -1,4 +1,5 @@
-"""Mini-ImageNet as users have it: made-up photographs in all three layouts, every fault of them, and the cache."""
+"""Mini-ImageNet as users have it: made-up photographs in all three layouts, every fault of them,
+and the cache."""
 
 import hashlib
 import io
@@ -18,7 +19,8 @@ from reptile_core.datasets import DataError, Unavailable, mini_imagenet
 from reptile_core.datasets.common import ColourImages
 from reptile_core.datasets.mini_imagenet import Resampling
 
-CLASSES = {"train": ["n03", "n01", "n02"], "val": ["n05"], "test": ["n07", "n04"]}  # not in order of their names
+# Not in order of their names.
+CLASSES = {"train": ["n03", "n01", "n02"], "val": ["n05"], "test": ["n07", "n04"]}
 WIDTH, HEIGHT = 100, 90  # where no centre of one of 84 pixels falls between two of these
 
 
@@ -43,10 +45,15 @@ def canonical(images: list[np.ndarray]) -> np.ndarray:
 
 
 RNG = np.random.default_rng(0)
-PHOTOGRAPHS = {name: [photograph(RNG) for _ in range(3)] for names in CLASSES.values() for name in names}
+PHOTOGRAPHS = {
+    name: [photograph(RNG) for _ in range(3)] for names in CLASSES.values() for name in names
+}
 EXPECTED = {
     split: np.array(
-        [canonical([nearest(np.asarray(Image.open(io.BytesIO(p)))) for p in PHOTOGRAPHS[n]]) for n in sorted(names)]
+        [
+            canonical([nearest(np.asarray(Image.open(io.BytesIO(p)))) for p in PHOTOGRAPHS[n]])
+            for n in sorted(names)
+        ]
     )
     for split, names in CLASSES.items()
 }
@@ -71,15 +78,16 @@ def tables(root: Path) -> None:
     for split, names in CLASSES.items():
         lines = ["filename,label"]
         for name in names:
-            for i, content in enumerate(reversed(PHOTOGRAPHS[name])):  # so that no name is as in the folders
+            # So that no name is as in the folders.
+            for i, content in enumerate(reversed(PHOTOGRAPHS[name])):
                 lines.append(f"{name}{i:08}.jpg,{name}")
                 write(root / "images" / f"{name}{i:08}.jpg", content)
         write(root / f"{split}.csv", "\r\n".join(lines).encode())
 
 
 def lists(root: Path, *, images: bool = False) -> None:
-    """Return folders of all classes, one more than the lists name; `images`: of each class also an image that is not
-    named."""
+    """Return folders of all classes, one more than the lists name; `images`: of each class also an
+    image that is not named."""
     for split, names in CLASSES.items():
         chosen = [f"{name}/{name}_{i}.JPEG" for name in names for i in range(3)]
         write(root / f"{split}.txt", "\n".join(chosen if images else names).encode() + b"\n")
@@ -105,14 +113,17 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def get(data: Path | None, tmp_path: Path, resampling: Resampling = "nearest") -> ColourImages:
-    return mini_imagenet.load(data=data, cache=tmp_path / "cache", quiet=True, resampling=resampling)
+    return mini_imagenet.load(
+        data=data, cache=tmp_path / "cache", quiet=True, resampling=resampling
+    )
 
 
 def assert_expected(found: ColourImages) -> None:
     for split, images in zip(EXPECTED, (found.train, found.validation, found.test), strict=True):
         np.testing.assert_array_equal(images, EXPECTED[split])
         assert not images.flags.writeable
-    assert (found.name, found.real) == ("mini_imagenet", False)  # three images of six classes are not the whole
+    # Three images of six classes are not the whole.
+    assert (found.name, found.real) == ("mini_imagenet", False)
 
 
 def no_decoding(*_: object, **__: object) -> None:
@@ -124,12 +135,17 @@ def no_decoding(*_: object, **__: object) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
 @pytest.mark.parametrize("below", ["", "mini_imagenet", "miniimagenet", "mini-imagenet"])
-def test_all_layouts_give_the_same_bits(tmp_path: Path, below: str, layout: Callable[[Path], None]) -> None:
+def test_all_layouts_give_the_same_bits(
+    tmp_path: Path, below: str, layout: Callable[[Path], None]
+) -> None:
     layout(tmp_path / "data" / below)
     found = get(tmp_path / "data", tmp_path)
     assert_expected(found)
     shapes = str([[6, 3, 84, 84, 3], [3, 1, 2]]).encode()
-    assert found.content == hashlib.sha256(shapes + b"".join(i.tobytes() for i in EXPECTED.values())).hexdigest()
+    assert (
+        found.content
+        == hashlib.sha256(shapes + b"".join(i.tobytes() for i in EXPECTED.values())).hexdigest()
+    )
     assert found.source == str(tmp_path / "data" / below)
 
 
@@ -141,7 +157,9 @@ def test_a_whole_layout_goes_before_a_part_of_another(tmp_path: Path) -> None:
 
 def test_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders(tmp_path / "data" / "mini_imagenet")
-    with pytest.raises(Unavailable, match=r"^mini_imagenet: expected train/, .* found none; it is not downloaded"):
+    with pytest.raises(
+        Unavailable, match=r"^mini_imagenet: expected train/, .* found none; it is not downloaded"
+    ):
         get(None, tmp_path)
     monkeypatch.setenv("REPTILE_DATA", str(tmp_path / "data"))
     assert_expected(get(None, tmp_path))
@@ -169,15 +187,20 @@ def test_real_is_said_of_the_published_classes_and_numbers_alone(
 def test_bicubic_is_another_set(tmp_path: Path) -> None:
     folders(tmp_path)
     nearest, bicubic = get(tmp_path, tmp_path), get(tmp_path, tmp_path, "bicubic")
-    expected = [np.asarray(Image.open(io.BytesIO(p)).resize((84, 84))) for p in PHOTOGRAPHS["n05"]]  # PIL's default
+    # PIL's default.
+    expected = [np.asarray(Image.open(io.BytesIO(p)).resize((84, 84))) for p in PHOTOGRAPHS["n05"]]
     np.testing.assert_array_equal(bicubic.validation[0], canonical(expected))
     assert nearest.content != bicubic.content
-    with pytest.raises(DataError, match=r"^resampling: expected one of nearest, bicubic, found 'lanczos'"):
+    with pytest.raises(
+        DataError, match=r"^resampling: expected one of nearest, bicubic, found 'lanczos'"
+    ):
         get(tmp_path, tmp_path, "lanczos")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P"])
-def test_photographs_of_any_mode_come_out_as_the_authors_code_has_them(tmp_path: Path, mode: str) -> None:
+def test_photographs_of_any_mode_come_out_as_the_authors_code_has_them(
+    tmp_path: Path, mode: str
+) -> None:
     """ImageNet has some grey and some CMYK photographs, and a PNG that is called JPEG."""
     folders(tmp_path)
     odd = Image.open(io.BytesIO(PHOTOGRAPHS["n05"][0])).convert(mode)
@@ -208,7 +231,9 @@ def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
     """Pillow clips them at 255: all but the darkest pixels became white."""
     folders(tmp_path)
     grey = np.random.default_rng(0).integers(0, 256, (84, 84), np.uint8)
-    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / "val" / "n05" / "n05_0.JPEG", "png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(
+        tmp_path / "val" / "n05" / "n05_0.JPEG", "png"
+    )
     expected = np.repeat(grey[..., None], 3, -1)
     assert any(np.array_equal(image, expected) for image in get(tmp_path, tmp_path).validation[0])
 
@@ -218,7 +243,10 @@ def test_palettes_are_interpolated_between_their_colours(tmp_path: Path) -> None
     odd = Image.open(io.BytesIO(PHOTOGRAPHS["n05"][0])).quantize(256)
     odd.save(tmp_path / "val" / "n05" / "n05_0.JPEG", "png")
     expected = np.asarray(odd.convert("RGB").resize((84, 84), Image.Resampling.BICUBIC))
-    assert any(np.array_equal(image, expected) for image in get(tmp_path, tmp_path, "bicubic").validation[0])
+    assert any(
+        np.array_equal(image, expected)
+        for image in get(tmp_path, tmp_path, "bicubic").validation[0]
+    )
 
 
 # ---- faults
@@ -228,31 +256,74 @@ def huge_png() -> bytes:
     """Return a PNG whose header promises 9,000×9,000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 9_000, 9_000, 8, 2, 0, 0, 0)
     data = b"IDAT" + zlib.compress(bytes(9))
-    chunks = [struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data)]
+    chunks = [
+        struct.pack(">I", len(c) - 4) + c + struct.pack(">I", zlib.crc32(c)) for c in (header, data)
+    ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 GOOD = PHOTOGRAPHS["n01"][0]
 N01 = "train/n01/n01_0.JPEG"
-Fault = tuple[Callable[[Path], None], str, bytes | None, str]  # a file, what it becomes (None: missing), the message
+# A file, what it becomes (None: missing), the message.
+Fault = tuple[Callable[[Path], None], str, bytes | None, str]
 FAULTS: dict[str, Fault] = {
     "no image": (folders, N01, b"GIF89a", "n01_0.JPEG: cannot be read: UnidentifiedImageError"),
     "cut image": (folders, N01, GOOD[:-2000], "n01_0.JPEG: cannot be read: OSError"),
     "huge image": (folders, N01, huge_png(), "expected at most 67108864 pixels, found 9000×9000"),
-    "image missing": (folders, N01, None, "equally many images of every class, found 2 of train/n01 and 3 of "),
-    "image too many": (folders, "val/n05/more.png", GOOD, "found 3 of .* and 4 of val/n05 .*as class/file"),
+    "image missing": (
+        folders,
+        N01,
+        None,
+        "equally many images of every class, found 2 of train/n01 and 3 of ",
+    ),
+    "image too many": (
+        folders,
+        "val/n05/more.png",
+        GOOD,
+        "found 3 of .* and 4 of val/n05 .*as class/file",
+    ),
     "split missing": (folders, "val", None, r"expected val next to .*train and .*test, found none"),
     "class twice": (folders, "val/n01/a.jpg", GOOD, "equally many"),
     "empty class": (folders, "val/n06/a.txt", b"", "found 0 of val/n06 and 3 of"),
     "no classes": (folders, "val/n05", None, "expected classes in val, found none"),
-    "table missing": (tables, "test.csv", None, r"expected test.csv next to .*train.csv and .*val.csv, found none"),
-    "table's header": (tables, "val.csv", b"name,class\n", "val.csv: expected the columns filename and label"),
-    "table's rows": (tables, "val.csv", b"filename,label\na.jpg\n", "val.csv: expected the columns filename and"),
+    "table missing": (
+        tables,
+        "test.csv",
+        None,
+        r"expected test.csv next to .*train.csv and .*val.csv, found none",
+    ),
+    "table's header": (
+        tables,
+        "val.csv",
+        b"name,class\n",
+        "val.csv: expected the columns filename and label",
+    ),
+    "table's rows": (
+        tables,
+        "val.csv",
+        b"filename,label\na.jpg\n",
+        "val.csv: expected the columns filename and",
+    ),
     "table empty": (tables, "val.csv", b"", "val.csv: expected the columns filename and label"),
-    "table without rows": (tables, "val.csv", b"filename,label\n", "expected classes in val.csv, found none"),
+    "table without rows": (
+        tables,
+        "val.csv",
+        b"filename,label\n",
+        "expected classes in val.csv, found none",
+    ),
     "table no text": (tables, "val.csv", b"\xff\xfe", "cannot be read: UnicodeDecodeError"),
-    "table climbs out": (tables, "val.csv", b"filename,label\n../a.jpg,n05\n", r"next to it, found '\.\./a.jpg'"),
-    "image not there": (tables, "images/n0500000000.jpg", None, "cannot be read: FileNotFoundError: .*n0500000000"),
+    "table climbs out": (
+        tables,
+        "val.csv",
+        b"filename,label\n../a.jpg,n05\n",
+        r"next to it, found '\.\./a.jpg'",
+    ),
+    "image not there": (
+        tables,
+        "images/n0500000000.jpg",
+        None,
+        "cannot be read: FileNotFoundError: .*n0500000000",
+    ),
     "images not there": (tables, "images", None, "cannot be read: FileNotFoundError"),
     "image twice": (
         tables,
@@ -260,8 +331,18 @@ FAULTS: dict[str, Fault] = {
         b"filename,label\n" + b"n0500000000.jpg,n05\n" * 3,
         "expected every image once, found some of val/n05 twice",
     ),
-    "list missing": (lists, "train.txt", None, r"expected train.txt next to .*val.txt and .*test.txt, found none"),
-    "list climbs out": (lists, "val.txt", b"..", r"val.txt: expected the names of files .* found '\.\.'"),
+    "list missing": (
+        lists,
+        "train.txt",
+        None,
+        r"expected train.txt next to .*val.txt and .*test.txt, found none",
+    ),
+    "list climbs out": (
+        lists,
+        "val.txt",
+        b"..",
+        r"val.txt: expected the names of files .* found '\.\.'",
+    ),
     "list absolute": (
         lists,
         "val.txt",
@@ -269,9 +350,19 @@ FAULTS: dict[str, Fault] = {
         "val.txt: expected the names of files and folders next to it, found ''",
     ),
     "list too deep": (lists, "val.txt", b"n05/a/b.jpg", "found 'a/b.jpg'"),
-    "list heavy": (lists, "val.txt", b"n05\n" * 2_200_000, "val.txt: expected at most 8388608 bytes, found more"),
+    "list heavy": (
+        lists,
+        "val.txt",
+        b"n05\n" * 2_200_000,
+        "val.txt: expected at most 8388608 bytes, found more",
+    ),
     "class not there": (lists, "n05", None, "cannot be read: FileNotFoundError: .*n05"),
-    "class in two": (lists, "val.txt", b"n01", "expected every class once, found 'n01' in train and val"),
+    "class in two": (
+        lists,
+        "val.txt",
+        b"n01",
+        "expected every class once, found 'n01' in train and val",
+    ),
 }
 
 
@@ -301,7 +392,9 @@ def test_a_heavy_file_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_named_but_not_there(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^data: expected a directory, found none at .*nowhere"):
         get(tmp_path / "nowhere", tmp_path)
-    with pytest.raises(DataError, match=r"^data: expected train/, val/, test/ with .* found none") as caught:
+    with pytest.raises(
+        DataError, match=r"^data: expected train/, val/, test/ with .* found none"
+    ) as caught:
         get(tmp_path, tmp_path)
     assert not isinstance(caught.value, Unavailable)
 
@@ -361,7 +454,11 @@ def test_second_start_decodes_nothing_until_a_file_changes(
         again = get(root, tmp_path)
         assert_expected(again)
         assert again.content == first.content
-    changed = next(path for path in sorted(root.rglob("*")) if path.name.endswith(("n05_0.JPEG", "n0500000000.jpg")))
+    changed = next(
+        path
+        for path in sorted(root.rglob("*"))
+        if path.name.endswith(("n05_0.JPEG", "n0500000000.jpg"))
+    )
     changed.write_bytes(photograph(np.random.default_rng(1)))
     assert get(root, tmp_path).content != first.content
     os.utime(changed, ns=(1, 1))

@@ -1,7 +1,9 @@
-"""The ledger's checks can fail: each of these changes to the source, a sign, factor, bar or index, turns a verdict.
+"""The ledger's checks can fail: each of these changes to the source, a sign, factor, bar or index,
+turns a verdict.
 
-A change is made to the text of one module, which is run once more and put in the place of the right one wherever that
-is in use; then the ledger is drawn up from one small check on a tanh network or a cubic.
+A change is made to the text of one module, which is run once more and put in the place of the right
+one wherever that is in use; then the ledger is drawn up from one small check on a tanh network or a
+cubic.
 """
 
 import inspect
@@ -32,7 +34,8 @@ EXPECTATIONS = (*SUMS, Check("expected MAML", "tanh network", 2))
 
 @dataclass(frozen=True)
 class Mutation:
-    """A change of `right`, which stands once in the module, to `wrong`, and the checks that are to notice."""
+    """A change of `right`, which stands once in the module, to `wrong`, and the checks that are to
+    notice."""
 
     module: ModuleType
     right: str
@@ -44,9 +47,18 @@ class Mutation:
 
 
 MUTATIONS = [
-    Mutation(taylor, "phi = phi - alpha * gradients[-1]", "phi = phi + alpha * gradients[-1]", GRADIENTS),
-    Mutation(taylor, "phi = phi - alpha * gradients[-1]", "phi = phi - 2 * alpha * gradients[-1]", GRADIENTS),
-    Mutation(taylor, "phi = phi - alpha * gradients[-1]", "phi = phi - alpha * gradients[0]", GRADIENTS),
+    Mutation(
+        taylor, "phi = phi - alpha * gradients[-1]", "phi = phi + alpha * gradients[-1]", GRADIENTS
+    ),
+    Mutation(
+        taylor,
+        "phi = phi - alpha * gradients[-1]",
+        "phi = phi - 2 * alpha * gradients[-1]",
+        GRADIENTS,
+    ),
+    Mutation(
+        taylor, "phi = phi - alpha * gradients[-1]", "phi = phi - alpha * gradients[0]", GRADIENTS
+    ),
     Mutation(taylor, "point = point - alpha * g\n", "point = point + alpha * g\n", UPDATES[2]),
     Mutation(taylor, "return losses[-1](point)", "return losses[0](point)", UPDATES[2]),
     Mutation(taylor, "v = v - alpha * derivative", "v = v + alpha * derivative", IDENTITIES),
@@ -61,25 +73,61 @@ MUTATIONS = [
     Mutation(taylor, "products(g_bar_k, s_j)", "products(g_bar_k, g_bar_k)", UPDATES[3]),
     Mutation(taylor, "later = later + product", "later = product", UPDATES[4]),
     Mutation(taylor, "sum_of(weights, of_order_n", "sum_of(weights[::-1], of_order_n", UPDATES[2]),
-    Mutation(taylor, "alpha**n for n in range(len(kept))", "alpha**n / (n + 1) for n in range(len(kept))", GRADIENTS),
-    Mutation(expectations, "derivative(loss, phi, whole - g)", "derivative(loss, phi, whole)", IDENTITIES),
-    Mutation(expectations, "grad(mean_inner_product)(phi) / 2", "grad(mean_inner_product)(phi)", IDENTITIES),
+    Mutation(
+        taylor,
+        "alpha**n for n in range(len(kept))",
+        "alpha**n / (n + 1) for n in range(len(kept))",
+        GRADIENTS,
+    ),
+    Mutation(
+        expectations, "derivative(loss, phi, whole - g)", "derivative(loss, phi, whole)", IDENTITIES
+    ),
+    Mutation(
+        expectations,
+        "grad(mean_inner_product)(phi) / 2",
+        "grad(mean_inner_product)(phi)",
+        IDENTITIES,
+    ),
     Mutation(expectations, "(gram.sum() - gram.diagonal().sum())", "gram.sum()", IDENTITIES),
     Mutation(expectations, "return sum(weights), -sum(w", "return sum(weights), sum(w", SUMS),
-    Mutation(expectations, "for i, w in enumerate(weights))", "for i, w in enumerate(weights, 1))", SUMS),
+    Mutation(
+        expectations, "for i, w in enumerate(weights))", "for i, w in enumerate(weights, 1))", SUMS
+    ),
     Mutation(expectations, "-2.0 * (k - 1)", "-2.0 * k", EXPECTATIONS),
-    Mutation(expectations, "rest - alpha * at.product(rest)", "rest + alpha * at.product(rest)", EXPECTATIONS),
-    Mutation(expectations, "phi - alpha * at.graph.detach()", "phi + alpha * at.graph.detach()", EXPECTATIONS),
+    Mutation(
+        expectations,
+        "rest - alpha * at.product(rest)",
+        "rest + alpha * at.product(rest)",
+        EXPECTATIONS,
+    ),
+    Mutation(
+        expectations,
+        "phi - alpha * at.graph.detach()",
+        "phi + alpha * at.graph.detach()",
+        EXPECTATIONS,
+    ),
     Mutation(expectations, "_tree(pool, phi - alpha * g,", "_tree(pool, phi + alpha * g,", SUMS),
     Mutation(expectations, "/ perm(len(pool), depth + 1)", "/ perm(len(pool), k)", SUMS),
-    Mutation(expectations, '"disjoint": -1 / (len(pool) - 1)', '"disjoint": -1 / len(pool)', IDENTITIES),
+    Mutation(
+        expectations, '"disjoint": -1 / (len(pool) - 1)', '"disjoint": -1 / len(pool)', IDENTITIES
+    ),
     Mutation(expectations, "(8 * (half_plus", "(4 * (half_plus", SUMS),
     Mutation(modified_loss, "g + eps / 2 * at", "g + eps * at", SGD),
-    Mutation(modified_loss, "derivative(b, phi, derivative(a, phi))", "derivative(a, phi, derivative(a, phi))", SGD),
+    Mutation(
+        modified_loss,
+        "derivative(b, phi, derivative(a, phi))",
+        "derivative(a, phi, derivative(a, phi))",
+        SGD,
+    ),
     Mutation(manifolds, "[inverse @ task.b", "[-inverse @ task.b", MANIFOLDS),
     Mutation(manifolds, "points = points - alpha", "points = points + alpha", MANIFOLDS),
     Mutation(derivatives, "factorial *= n", "factorial += n", ANY_ORDER),
-    Mutation(derivatives, "return jvp(f, (x,), (direction,))[1]", "return -jvp(f, (x,), (direction,))[1]", ANY_ORDER),
+    Mutation(
+        derivatives,
+        "return jvp(f, (x,), (direction,))[1]",
+        "return -jvp(f, (x,), (direction,))[1]",
+        ANY_ORDER,
+    ),
     Mutation(derivatives, "f, phi, v, retain_graph", "f, phi, -v, retain_graph", GRADIENTS),
 ]
 
@@ -98,11 +146,15 @@ def verdicts(checks: Checks) -> set[str]:
 
 
 def mutate(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put what the changed module defines in the place of the right, in every module of `analysis`."""
+    """Put what the changed module defines in the place of the right, in every module of
+    `analysis`."""
     module, source = mutation.module, inspect.getsource(mutation.module)
     assert source.count(mutation.right) == 1, mutation
     namespace = {"__name__": module.__name__}
-    exec(compile(source.replace(mutation.right, mutation.wrong), str(module.__file__), "exec"), namespace)
+    exec(
+        compile(source.replace(mutation.right, mutation.wrong), str(module.__file__), "exec"),
+        namespace,
+    )
     users = [other for name, other in sys.modules.items() if name.startswith("analysis")]
     for name, value in namespace.items():
         if getattr(value, "__module__", None) == module.__name__ and inspect.isfunction(value):
@@ -112,7 +164,9 @@ def mutate(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
                     monkeypatch.setattr(user, name, value)
 
 
-@pytest.mark.parametrize("checks", sorted({mutation.checks for mutation in MUTATIONS}, key=str), ids=str)
+@pytest.mark.parametrize(
+    "checks", sorted({mutation.checks for mutation in MUTATIONS}, key=str), ids=str
+)
 def test_the_right_source_is_supported(checks):
     assert verdicts(checks) == {SUPPORTED}
 

@@ -1,7 +1,9 @@
-"""The C loops against the tensor code they stand in for; a machine without a compiler is served too.
+"""The C loops against the tensor code they stand in for; a machine without a compiler is served
+too.
 
-Patches must agree to the bit. Sums are taken in another order: round-off, 6e-8 in float32, grows at most with the root
-of the terms, and cancels in no result here, so that 1e-5 of the largest number is ample. Float64's is 2^29 times less.
+Patches must agree to the bit. Sums are taken in another order: round-off, 6e-8 in float32, grows at
+most with the root of the terms, and cancels in no result here, so that 1e-5 of the largest number
+is ample. Float64's is 2^29 times less.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +18,12 @@ from reptile_core.gradients import GradientByHand
 from reptile_core.inner_loop import SGD, Adam, gradient
 from reptile_core.losses import CrossEntropy, Minibatch
 from reptile_core.meta_gradients import maml
-from reptile_core.native.functions import Convolution, Correlation, NormalizeReLU, TransposedConvolution
+from reptile_core.native.functions import (
+    Convolution,
+    Correlation,
+    NormalizeReLU,
+    TransposedConvolution,
+)
 from reptile_core.networks import mini_imagenet, omniglot
 from reptile_core.sizes import same_size
 from tests.helpers.data import assert_close, generator, minibatch, minibatches, normal
@@ -70,8 +77,11 @@ def _trilinear(size, stride, lanes, batch, channels, filters):
 @pytest.mark.parametrize("lanes, batch", [((), 1), ((), 5), ((), 13), ((2, 3), 2)], ids=str)
 @pytest.mark.parametrize("channels, filters", [(16, 16), (64, 64), (32, 112)])
 @DTYPES
-def test_convolutions_and_their_gradients(size, stride, lanes, batch, channels, filters, dtype, without_native):
-    """Every number of rows of a tile, and numbers of channels that fill none, one, and several of them."""
+def test_convolutions_and_their_gradients(
+    size, stride, lanes, batch, channels, filters, dtype, without_native
+):
+    """Every number of rows of a tile, and numbers of channels that fill none, one, and several of
+    them."""
     x, w, g = (part.to(dtype) for part in _trilinear(size, stride, lanes, batch, channels, filters))
     found = (
         Convolution.apply(x, w, stride),
@@ -81,14 +91,17 @@ def test_convolutions_and_their_gradients(size, stride, lanes, batch, channels, 
     without_native()
     doubles = [part.double().requires_grad_() for part in (x, w)]
     out = convolutions.convolution(*doubles, stride)
-    for part, expected in zip(found, (out.detach(), *torch.autograd.grad(out, doubles, g.double())), strict=True):
+    for part, expected in zip(
+        found, (out.detach(), *torch.autograd.grad(out, doubles, g.double())), strict=True
+    ):
         assert_close(part.double(), expected, TYPES[dtype])
 
 
 @needs_compiler
 @pytest.mark.parametrize("stride", [1, 2])
 def test_higher_derivatives_of_convolutions(stride, without_native):
-    """Of the second and third order, which pass through each of the three functions in each of its arguments."""
+    """Of the second and third order, which pass through each of the three functions in each of its
+    arguments."""
     parts = _trilinear((5, 4), stride, (2,), 3, 16, 32)
     results = []
     for dtype in (torch.float32, torch.float64):
@@ -101,7 +114,9 @@ def test_higher_derivatives_of_convolutions(stride, without_native):
             found = torch.autograd.grad((scaled * scaled * g).sum(), (x, w, g), create_graph=True)
             out = convolutions.convolution(found[0], found[1], stride) + found[2]
             results.append((dtype, out.detach()))
-    singles, doubles = ([out for kind, out in results if kind == dtype] for dtype in (torch.float32, torch.float64))
+    singles, doubles = (
+        [out for kind, out in results if kind == dtype] for dtype in (torch.float32, torch.float64)
+    )
     for found, expected in zip(singles, doubles, strict=True):
         assert_close(found.double(), expected, 10 * SUMS)
 
@@ -111,15 +126,17 @@ def test_higher_derivatives_of_convolutions(stride, without_native):
 def test_lanes_of_images_and_weights_may_differ(x_lanes, w_lanes, without_native):
     """As in classification, where copies of a batch meet one set of weights."""
     x = torch.rand(*x_lanes, 4, 28, 28, generator=generator())
-    phi = omniglot(5).initialize(0) + 0.01 * normal(*w_lanes, omniglot(5).n_parameters, dtype=torch.float32)
+    phi = omniglot(5).initialize(0) + 0.01 * normal(
+        *w_lanes, omniglot(5).n_parameters, dtype=torch.float32
+    )
     fused = omniglot(5)(phi, x)
     without_native()
     assert_close(omniglot(5)(phi, x), fused, 10 * SUMS)
 
 
 def _block(lanes, rows, channels):
-    """Return inputs of the two epilogues, and a cotangent: x far from centred, so that a careless variance would
-    show."""
+    """Return inputs of the two epilogues, and a cotangent: x far from centred, so that a careless
+    variance would show."""
     x = 10 + normal(*lanes, rows, channels, dtype=torch.float32)
     scale, shift = (normal(*lanes, 1, channels, seed=seed, dtype=torch.float32) for seed in (1, 2))
     return x, scale, shift, normal(*lanes, rows, channels, seed=3, dtype=torch.float32)
@@ -156,7 +173,8 @@ def test_fused_epilogues_and_their_first_and_second_derivatives(name, extent):
         results.append([out, *first, *graph, *second])
     for fused, tensor_code in zip(*results, strict=True):
         if tensor_code.any():
-            assert_close(fused.detach(), tensor_code.detach(), 10 * SUMS)  # x, as far from 0 as here, costs a digit
+            # X, as far from 0 as here, costs a digit.
+            assert_close(fused.detach(), tensor_code.detach(), 10 * SUMS)
         else:
             assert not fused.any()  # where the loss is linear, as in the shift
 
@@ -167,10 +185,15 @@ def test_third_derivatives_of_the_fused_normalization():
     *inputs, cotangent = _block((2,), 70, 8)
     results = []
     for f in FUSED["normalize"]:
-        x, scale, shift, g = leaves = [tensor.clone().requires_grad_() for tensor in (*inputs, cotangent)]
+        x, scale, shift, g = leaves = [
+            tensor.clone().requires_grad_() for tensor in (*inputs, cotangent)
+        ]
         first = torch.autograd.grad(f(x, scale, shift), leaves[:3], g, create_graph=True)
-        curved = (x, scale, g)  # the shift enters through the ReLU alone, whose second derivative is 0
-        second = torch.autograd.grad(sum(part.square().sum() for part in first), curved, create_graph=True)
+        # The shift enters through the ReLU alone, whose second derivative is 0.
+        curved = (x, scale, g)
+        second = torch.autograd.grad(
+            sum(part.square().sum() for part in first), curved, create_graph=True
+        )
         results.append(torch.autograd.grad(sum(part.square().sum() for part in second), curved))
     for fused, tensor_code in zip(*results, strict=True):
         assert_close(fused, tensor_code, 10 * SUMS)
@@ -184,9 +207,12 @@ def test_network_gradient_and_maml_with_and_without(without_native):
     fused = gradient(loss, phi, batches[0]), maml(loss, phi, batches, SGD(0.01))[0]
     without_native()
     for found, expected in zip(
-        fused, (gradient(loss, phi, batches[0]), maml(loss, phi, batches, SGD(0.01))[0]), strict=True
+        fused,
+        (gradient(loss, phi, batches[0]), maml(loss, phi, batches, SGD(0.01))[0]),
+        strict=True,
     ):
-        # ReLU may switch where it is within round-off of 0: compare in the mean, not at the worst parameter
+        # ReLU may switch where it is within round-off of 0: compare in the mean, not at the worst
+        # parameter
         assert float((found - expected).norm() / expected.norm()) < 1e-3
 
 
@@ -199,12 +225,14 @@ BY_HAND = {
     "softplus": (omniglot(5, activation="softplus"), (28, 28), 5, 10),
     "tanh": (omniglot(5, activation="tanh"), (28, 28), 5, 4),
 }
-# Float32 images differ from float64 ones by round-off too, and the kinks make more of it than of the rest.
+# Float32 images differ from float64 ones by round-off too, and the kinks make more of it than of
+# the rest.
 DERIVATIVES = {torch.float32: 1e-4, torch.float64: 1e-12}
 
 
 def _phi(network, dtype):
-    """Return phi in float64, where no kink is near, with scales, shifts and biases that are not all alike."""
+    """Return phi in float64, where no kink is near, with scales, shifts and biases that are not all
+    alike."""
     start = network.initialize(1, dtype=dtype)
     return start + 0.03 * normal(network.n_parameters, seed=7) if dtype == torch.float64 else start
 
@@ -214,7 +242,8 @@ def _phi(network, dtype):
 @pytest.mark.parametrize("network, shape, n_way, batch", BY_HAND.values(), ids=BY_HAND)
 @DTYPES
 def test_gradient_by_hand(network, shape, n_way, batch, reduction, dtype, without_native):
-    """Against autograd in float64 without C. ReLU may switch within round-off of 0: compared by norm."""
+    """Against autograd in float64 without C. ReLU may switch within round-off of 0: compared by
+    norm."""
     loss, phi = CrossEntropy(network, reduction), _phi(network, dtype)
     extent = {"batch": batch, "n_way": n_way, "shape": shape}
     found = [loss.gradient(phi, minibatch(**extent, dtype=dtype, seed=seed)) for seed in (0, 1)]
@@ -229,8 +258,12 @@ def test_gradient_by_hand(network, shape, n_way, batch, reduction, dtype, withou
 
 @needs_compiler
 def test_equal_maxima_share_the_gradient():
-    """Images of one colour but for a corner: nearly all windows tie, as in saturated photographs."""
-    network, batch = mini_imagenet(5, size=32), minibatch(batch=4, shape=(32, 32, 3), dtype=torch.float32)
+    """Images of one colour but for a corner: nearly all windows tie, as in saturated
+    photographs."""
+    network, batch = (
+        mini_imagenet(5, size=32),
+        minibatch(batch=4, shape=(32, 32, 3), dtype=torch.float32),
+    )
     batch.x[:, 5:] = 1.0
     loss, phi = CrossEntropy(network, "sum"), network.initialize(0)
     leaf = phi.clone().requires_grad_()
@@ -250,10 +283,16 @@ def test_gradient_by_hand_keeps_lanes_of_one():
 
 @needs_compiler
 def test_gradient_by_hand_of_images_that_do_not_lie_one_after_the_other():
-    loss, phi, batch = CrossEntropy(omniglot(5), "sum"), omniglot(5).initialize(0), minibatch(dtype=torch.float32)
+    loss, phi, batch = (
+        CrossEntropy(omniglot(5), "sum"),
+        omniglot(5).initialize(0),
+        minibatch(dtype=torch.float32),
+    )
     turned = Minibatch(batch.x.mT, batch.y)
     assert not turned.x.is_contiguous()
-    assert torch.equal(loss.gradient(phi, turned), loss.gradient(phi, Minibatch(turned.x.contiguous(), batch.y)))
+    assert torch.equal(
+        loss.gradient(phi, turned), loss.gradient(phi, Minibatch(turned.x.contiguous(), batch.y))
+    )
 
 
 @needs_compiler
@@ -275,7 +314,11 @@ def test_gradient_by_hand_only_where_it_is_known():
 
 @needs_compiler
 def test_each_thread_has_buffers_of_its_own():
-    loss, phi, batch = CrossEntropy(omniglot(5), "sum"), omniglot(5).initialize(0), minibatch(dtype=torch.float32)
+    loss, phi, batch = (
+        CrossEntropy(omniglot(5), "sum"),
+        omniglot(5).initialize(0),
+        minibatch(dtype=torch.float32),
+    )
     expected = loss.gradient(phi, batch)
     with ThreadPoolExecutor(2) as pool:
         found = list(pool.map(lambda _: loss.gradient(phi, batch), range(20)))
@@ -285,7 +328,8 @@ def test_each_thread_has_buffers_of_its_own():
 
 @needs_compiler
 def test_adam_of_a_constant_gradient_is_differentiable():
-    """The gradient of a linear loss has no graph, but what comes after the step still depends on where it began."""
+    """The gradient of a linear loss has no graph, but what comes after the step still depends on
+    where it began."""
     phi = normal(10, dtype=torch.float32).requires_grad_()
     after, _ = Adam(0.1).step(phi, torch.ones(10), Adam(0.1).start(phi.detach()))
     assert torch.equal(torch.autograd.grad(after.sum(), phi)[0], torch.ones(10))
@@ -363,5 +407,7 @@ def test_serves_only_plain_floats_on_the_cpu():
 @needs_compiler
 def test_tensors_that_are_not_contiguous_are_refused():
     x = normal(6, 4, dtype=torch.float32).T
-    with pytest.raises(ValueError, match=r"^product_relu: expected contiguous tensors, found strides \(1, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"^product_relu: expected contiguous tensors, found strides \(1, 4\)"
+    ):
         native.product_relu(x, torch.zeros(6, 16))

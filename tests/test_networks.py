@@ -1,8 +1,10 @@
-"""The flat-vector networks against nn.Modules with the same weights: logits, losses, gradients, lanes; initialization.
+"""The flat-vector networks against nn.Modules with the same weights: logits, losses, gradients,
+lanes; initialization.
 
-Float64 tolerance: sums of up to a few thousand terms at 2^-52 each stay below 1e-12, and the gradient of a batch norm
-loses two digits more where a channel's variance is small. Float32's is the same in units of its own round-off,
-2^-23 / 2^-52 = 5e8 times larger, but for what is never asked of it: agreement beyond 1e-3 in the gradient.
+Float64 tolerance: sums of up to a few thousand terms at 2^-52 each stay below 1e-12, and the
+gradient of a batch norm loses two digits more where a channel's variance is small. Float32's is the
+same in units of its own round-off, 2^-23 / 2^-52 = 5e8 times larger, but for what is never asked of
+it: agreement beyond 1e-3 in the gradient.
 """
 
 from collections.abc import Callable
@@ -88,7 +90,9 @@ def test_equals_the_module(case: str, dtype: torch.dtype) -> None:
     for reduction in ("sum", "mean"):
         leaf = phi.clone().requires_grad_()
         loss = CrossEntropy(network, reduction=reduction)(leaf, batch)
-        expected_loss, expected_gradient = oracles.loss_and_gradient(module, (batch.x, batch.y), reduction=reduction)
+        expected_loss, expected_gradient = oracles.loss_and_gradient(
+            module, (batch.x, batch.y), reduction=reduction
+        )
         assert_close(loss.detach(), expected_loss, TOLERANCES[dtype])
         assert_close(torch.autograd.grad(loss, leaf)[0], expected_gradient, TOLERANCES[dtype])
 
@@ -126,11 +130,15 @@ def test_two_lane_axes() -> None:
 @pytest.mark.parametrize(
     "network, expected",
     [
-        # convolutions 9·c_in·filters, two numbers a channel, and the linear layer of 2·2·64 or 6·6·32 features
+        # convolutions 9·c_in·filters, two numbers a channel, and the linear layer of 2·2·64 or
+        # 6·6·32 features
         (omniglot(5), 9 * 64 + 3 * 9 * 64**2 + 4 * 2 * 64 + 256 * 5 + 5),
         (omniglot(20), 9 * 64 + 3 * 9 * 64**2 + 4 * 2 * 64 + 256 * 20 + 20),
         (mini_imagenet(5), 27 * 32 + 3 * 9 * 32**2 + 4 * 2 * 32 + 36 * 32 * 5 + 5),
-        (mini_imagenet(5, size=32, filters=64), 27 * 64 + 3 * 9 * 64**2 + 4 * 2 * 64 + 4 * 64 * 5 + 5),
+        (
+            mini_imagenet(5, size=32, filters=64),
+            27 * 64 + 3 * 9 * 64**2 + 4 * 2 * 64 + 4 * 64 * 5 + 5,
+        ),
         (mlp(), 64 + 64 + 64 * 64 + 64 + 64 + 1),
     ],
 )
@@ -143,14 +151,17 @@ def fans(name: str, shape: tuple[int, ...]) -> int:
     return shape[0] + (9 if name.startswith("conv") else 1) * shape[1]
 
 
-@pytest.mark.parametrize("network", [omniglot(5), mini_imagenet(5), mlp((40, 64, 50))], ids=lambda n: n.name)
+@pytest.mark.parametrize(
+    "network", [omniglot(5), mini_imagenet(5), mlp((40, 64, 50))], ids=lambda n: n.name
+)
 def test_initialization(network: Network) -> None:
     for name, values in network.unflatten(network.initialize(11)).items():
         if name.endswith("weight"):
             bound = sqrt(6 / fans(name, network.shapes[name]))
             n = values.numel()
             assert values.abs().max() <= bound
-            # The largest of n uniform |w| falls short of the bound by bound / n in the mean; e^-20 is its false alarm
+            # The largest of n uniform |w| falls short of the bound by bound / n in the mean; e^-20
+            # is its false alarm
             assert values.abs().max() >= bound * (1 - 20 / n)
             # variance bound^2 / 3, mean 0: five standard errors
             assert abs(values.mean()) < 5 * bound / sqrt(3 * n)

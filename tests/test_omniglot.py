@@ -1,4 +1,5 @@
-"""Omniglot found, verified and cached: faults by made-up zips of a few characters, then real data."""
+"""Omniglot found, verified and cached: faults by made-up zips of a few characters, then real
+data."""
 
 import hashlib
 import http.server
@@ -53,15 +54,22 @@ def content(pngs: Pngs) -> str:
 
 
 def _made_up() -> tuple[dict[str, Pngs], np.ndarray, omniglot.Edition]:
-    """Return two parts of 2 and 1 characters, whose order by number is not that of their alphabets' names."""
+    """Return two parts of 2 and 1 characters, whose order by number is not that of their alphabets'
+    names."""
     drawings = np.random.default_rng(0).random((3, 20, 105, 105)) < 0.9
     pngs: dict[str, Pngs] = {"images_background": {}, "images_evaluation": {}}
     background, evaluation = pngs
-    for c, (part, alphabet) in enumerate([(background, "Zulu"), (background, "Alpha"), (evaluation, "Beta")]):
+    for c, (part, alphabet) in enumerate(
+        [(background, "Zulu"), (background, "Alpha"), (evaluation, "Beta")]
+    ):
         for d in range(20):
-            pngs[part][f"{part}/{alphabet}/character01/{c + 1:04}_{d + 1:02}.png"] = png(drawings[c, d])
+            pngs[part][f"{part}/{alphabet}/character01/{c + 1:04}_{d + 1:02}.png"] = png(
+                drawings[c, d]
+            )
     images = np.array([[nearest(drawing) for drawing in character] for character in drawings])
-    parts = tuple(omniglot.Part(name, n, content(pngs[name])) for name, n in zip(pngs, (2, 1), strict=True))
+    parts = tuple(
+        omniglot.Part(name, n, content(pngs[name])) for name, n in zip(pngs, (2, 1), strict=True)
+    )
     return pngs, images, omniglot.Edition(parts, images_digest(images))
 
 
@@ -121,7 +129,9 @@ def test_zips_and_folders_anywhere(tmp_path: Path, below: str, folders: tuple[st
             (root / f"{name}.zip").write_bytes(ZIPS[name])
     characters = get(tmp_path / "data", tmp_path)
     np.testing.assert_array_equal(characters.images, IMAGES)
-    assert characters.real and characters.name == "omniglot" and characters.content == EDITION.decoded
+    assert (
+        characters.real and characters.name == "omniglot" and characters.content == EDITION.decoded
+    )
 
 
 def test_what_is_no_drawing_is_ignored(tmp_path: Path, data: Path) -> None:
@@ -140,7 +150,9 @@ def test_named_but_not_there(tmp_path: Path, data: Path, monkeypatch: pytest.Mon
     with pytest.raises(DataError, match=r"^\$REPTILE_DATA: expected a directory"):
         datasets.load("auto", cache=tmp_path / "cache")
     (data / "images_evaluation.zip").unlink()
-    with pytest.raises(DataError, match=r"expected images_evaluation.zip or .* next to .*, found none"):
+    with pytest.raises(
+        DataError, match=r"expected images_evaluation.zip or .* next to .*, found none"
+    ):
         datasets.load("auto", data=data)
 
 
@@ -192,11 +204,17 @@ def corrupt() -> bytes:
 
 OTHER = np.zeros((105, 105), bool)
 FAULTS: dict[str, tuple[bytes, str]] = {
-    "not a zip": (b"<html>log in first</html>", "expected a whole zip, found a truncated one or none"),
+    "not a zip": (
+        b"<html>log in first</html>",
+        "expected a whole zip, found a truncated one or none",
+    ),
     "empty": (b"", "expected a whole zip"),
     "truncated": (ZIPS["images_background"][:-500], "expected a whole zip, found a truncated one"),
     "corrupt": (corrupt(), "0001_01.png: cannot be read: BadZipFile: Bad CRC"),
-    "climbs out": (zipped(BACKGROUND | {"../a.png": b"x"}), r"found '\.\./a.png', which points elsewhere"),
+    "climbs out": (
+        zipped(BACKGROUND | {"../a.png": b"x"}),
+        r"found '\.\./a.png', which points elsewhere",
+    ),
     "absolute": (zipped(BACKGROUND | {"/evil": b"x"}), "found '/evil', which points elsewhere"),
     "drive": (zipped(BACKGROUND | {"C:evil": b"x"}), "found 'C:evil', which points elsewhere"),
     "backslash": (zipped(BACKGROUND | {"..\\evil": b"x"}), "which points elsewhere"),
@@ -206,16 +224,28 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "dense member": (zipped(BACKGROUND | {FIRST: bytes(8000)}), "compressed 16-fold at most"),
     "bzip2": (zipped(BACKGROUND, zipfile.ZIP_BZIP2), "of another method"),
     "many members": (zipped(BACKGROUND | {f"{i}": b"" for i in range(2000)}), "at most 1160 files"),
-    "missing": (zipped(without(FIRST)), "0001 to 0002 in images_background/, found missing 1: '0001_01'"),
+    "missing": (
+        zipped(without(FIRST)),
+        "0001 to 0002 in images_background/, found missing 1: '0001_01'",
+    ),
     "too many": (zipped(BACKGROUND | {"images_background/A.png": b"x"}), "too many 1: .*A.png"),
-    "stranger": (zipped(BACKGROUND | {FIRST.replace("0001", "0007"): b"x"}), "too many 1: .*0007_01"),
+    "stranger": (
+        zipped(BACKGROUND | {FIRST.replace("0001", "0007"): b"x"}),
+        "too many 1: .*0007_01",
+    ),
     "twice": (zipped(BACKGROUND | {FIRST.replace("Zulu", "Yoke"): b"x"}), "too many 1: .*Yoke"),
     "no drawings": (zipped({}), "missing 40: '0001_01', '0001_02', '0001_03', …"),
     "wrong size": (zipped(BACKGROUND | {FIRST: png(OTHER[:28, :28])}), "found mode '1', 28×28"),
     "wrong mode": (zipped(BACKGROUND | {FIRST: png(OTHER, "L")}), "found mode 'L', 105×105"),
     "no PNG": (zipped(BACKGROUND | {FIRST: b"GIF89a"}), "cannot be read: UnidentifiedImageError"),
-    "cut PNG": (zipped(BACKGROUND | {FIRST: BACKGROUND[FIRST][:99]}), "0001_01.png: cannot be read"),
-    "altered": (zipped(BACKGROUND | {FIRST: png(OTHER)}), "content is not as published: expected SHA-256"),
+    "cut PNG": (
+        zipped(BACKGROUND | {FIRST: BACKGROUND[FIRST][:99]}),
+        "0001_01.png: cannot be read",
+    ),
+    "altered": (
+        zipped(BACKGROUND | {FIRST: png(OTHER)}),
+        "content is not as published: expected SHA-256",
+    ),
 }
 
 
@@ -226,7 +256,8 @@ def test_faults_of_a_zip(tmp_path: Path, data: Path, fault: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         get(data, tmp_path)
     assert str(caught.value).startswith(str(data)) and "\n" not in str(caught.value)
-    assert not isinstance(caught.value, Unavailable)  # which "auto" would take for a reason to go on
+    # Which "auto" would take for a reason to go on.
+    assert not isinstance(caught.value, Unavailable)
 
 
 def test_faults_of_a_folder(tmp_path: Path, data: Path) -> None:
@@ -239,7 +270,9 @@ def test_faults_of_a_folder(tmp_path: Path, data: Path) -> None:
         get(data, tmp_path)
 
 
-def test_a_large_file_is_not_opened(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_file_is_not_opened(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(omniglot, "PNGS", replace(archives.PNGS, zip_bytes=100))
     with pytest.raises(DataError, match="expected a zip of at most 100 bytes"):
         get(data, tmp_path)
@@ -251,7 +284,9 @@ def test_a_large_file_is_not_opened(tmp_path: Path, data: Path, monkeypatch: pyt
     junk=st.none() | st.binary(max_size=200),
 )
 def test_no_bytes_raise_anything_else(
-    tmp_path_factory: pytest.TempPathFactory, cuts: list[tuple[float, int, bytes]], junk: bytes | None
+    tmp_path_factory: pytest.TempPathFactory,
+    cuts: list[tuple[float, int, bytes]],
+    junk: bytes | None,
 ) -> None:
     archive = bytearray(ZIPS["images_evaluation"]) if junk is None else bytearray(junk)
     for place, length, replacement in cuts:
@@ -268,7 +303,9 @@ def test_no_bytes_raise_anything_else(
 # ---- the cache
 
 
-def test_second_start_decodes_nothing(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_start_decodes_nothing(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first = get(data, tmp_path)
     monkeypatch.setattr(omniglot, "_decode", no_decoding)
     for again in (get(data, tmp_path), get(None, tmp_path)):
@@ -306,7 +343,9 @@ def test_a_damaged_cache_is_named_and_rebuilt(tmp_path: Path, data: Path, damage
         path.write_bytes(buffer.getvalue())
     else:
         bit = good[:-1] + bytes([good[-1] ^ 1])
-        path.write_bytes({"bit": bit, "cut": good[:-9], "empty": b"", "junk": os.urandom(999)}[damage])
+        path.write_bytes(
+            {"bit": bit, "cut": good[:-9], "empty": b"", "junk": os.urandom(999)}[damage]
+        )
     with pytest.warns(UserWarning) as warned:
         np.testing.assert_array_equal(get(data, tmp_path).images, IMAGES)
     assert str(path) in str(warned[0].message) and "damaged" in str(warned[0].message)
@@ -324,7 +363,9 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(tmp_path: Path, data: 
     assert any("cache: cannot write" in str(warning.message) for warning in warned)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_leaves_nothing(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -341,9 +382,13 @@ def served(zips: dict[str, bytes]) -> Callable[..., io.BytesIO]:
     return lambda url, **_: io.BytesIO(zips[url.rpartition("/")[2].removesuffix(".zip")])
 
 
-def test_downloaded_once_and_kept_once_verified(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_downloaded_once_and_kept_once_verified(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(omniglot, "download", served(ZIPS | {"images_evaluation": b"<html>"}))
-    with pytest.raises(Unavailable, match=r"what was downloaded is not Omniglot: images_evaluation\.zip"):
+    with pytest.raises(
+        Unavailable, match=r"what was downloaded is not Omniglot: images_evaluation\.zip"
+    ):
         get(None, tmp_path)
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(omniglot, "download", served(ZIPS))
@@ -351,7 +396,8 @@ def test_downloaded_once_and_kept_once_verified(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(omniglot, "download", no_decoding)
     (cached,) = (tmp_path / "cache").glob("*.npy")
     cached.unlink()
-    np.testing.assert_array_equal(get(None, tmp_path).images, IMAGES)  # from the zips that were kept
+    # From the zips that were kept.
+    np.testing.assert_array_equal(get(None, tmp_path).images, IMAGES)
     cached.unlink()
     (tmp_path / "cache" / "images_background.zip").write_bytes(b"damaged")
     monkeypatch.setattr(omniglot, "download", served(ZIPS))
@@ -379,7 +425,9 @@ def server(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The made-up zips behind a real HTTP server on the loopback interface."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(omniglot, "download", download.download)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(data))) as serving:
+    with http.server.ThreadingHTTPServer(
+        ("127.0.0.1", 0), partial(Quiet, directory=str(data))
+    ) as serving:
         threading.Thread(target=serving.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{serving.server_port}/"
         serving.shutdown()
@@ -405,7 +453,9 @@ def test_no_network_is_noticed_quickly(monkeypatch: pytest.MonkeyPatch, behaviou
         start = time.monotonic()
         message = {"refuses": "refused", "is silent": "no answer within 0.5 seconds"}[behaviour]
         with pytest.raises(Unavailable, match=message):
-            download.download(f"http://127.0.0.1:{server.getsockname()[1]}/a.zip", limit=10, quiet=True)
+            download.download(
+                f"http://127.0.0.1:{server.getsockname()[1]}/a.zip", limit=10, quiet=True
+            )
         assert time.monotonic() - start < 3
 
 
@@ -434,11 +484,14 @@ def test_real_content(loaded: Characters) -> None:
     assert loaded.images.shape == (1623, 20, 28, 28) and loaded.images.dtype == np.uint8
     assert loaded.content == images_digest(loaded.images) == omniglot.PUBLISHED.decoded
     assert set(np.unique(loaded.images)) == {0, 1}
-    assert loaded.images.mean() == pytest.approx(0.9195, abs=1e-4)  # paper, in the verified originals
+    # Paper, in the verified originals.
+    assert loaded.images.mean() == pytest.approx(0.9195, abs=1e-4)
     assert loaded.real
 
 
-def test_real_second_start(loaded: Characters, real: Path, real_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_real_second_start(
+    loaded: Characters, real: Path, real_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(omniglot, "_decode", no_decoding)
     start = time.process_time()
     again = datasets.load("auto", data=real, cache=real_cache)
@@ -452,7 +505,9 @@ def test_real_drawings_are_resized_as_by_hand(loaded: Characters, real: Path) ->
     wanted = {"0001_01", "0192_03", "0192_19", "0964_20", "0965_01", "1623_20"}
     seen = set()
     for part in omniglot.PUBLISHED.parts:
-        with archives.members(sources[part.name], archives.PNGS, limit=part.limit, where="") as listing:
+        with archives.members(
+            sources[part.name], archives.PNGS, limit=part.limit, where=""
+        ) as listing:
             for name, read in listing:
                 if (address := name[-11:-4]) in wanted:
                     drawing = np.asarray(Image.open(io.BytesIO(read())))
@@ -462,7 +517,9 @@ def test_real_drawings_are_resized_as_by_hand(loaded: Characters, real: Path) ->
     assert seen == wanted
 
 
-def test_real_folders_give_the_same(loaded: Characters, real: Path, real_cache: Path, tmp_path: Path) -> None:
+def test_real_folders_give_the_same(
+    loaded: Characters, real: Path, real_cache: Path, tmp_path: Path
+) -> None:
     for part, source in omniglot._locate(real, omniglot.PUBLISHED).items():
         if source.is_dir():
             pytest.skip("$REPTILE_DATA holds folders already")

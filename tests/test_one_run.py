@@ -1,4 +1,5 @@
-"""One run of a manifest done again: the same bits on the same kind of machine, a tolerance on another."""
+"""One run of a manifest done again: the same bits on the same kind of machine, a tolerance on
+another."""
 
 import hashlib
 import json
@@ -31,7 +32,8 @@ def again(then: Path, *more: object, run: str = RUN):
 
 
 def changed(then: Path, **columns: object) -> None:
-    """Return the table of runs with other entries in the row of RUN, written as if it had been so."""
+    """Return the table of runs with other entries in the row of RUN, written as if it had been
+    so."""
     path = then.parent / "tables" / "ablation_runs.csv"
     table = pd.read_csv(path)
     for name, value in columns.items():
@@ -45,11 +47,20 @@ def test_the_table_of_runs_is_what_their_files_hold(finished_ablation: Path) -> 
     for row in table.itertuples():
         phi = load_checkpoint(finished_ablation / "runs" / f"{row.key}.safetensors")[0]["phi"]
         assert row.parameters_sha256 == hashlib.sha256(phi.numpy().tobytes()).hexdigest()
-        assert (row.iterations, row.status, row.device, row.data) == (2, "finished", "cpu", "glyphs")
+        assert (row.iterations, row.status, row.device, row.data) == (
+            2,
+            "finished",
+            "cpu",
+            "glyphs",
+        )
     tidy = pd.read_csv(finished_ablation / "tables" / "ablation.csv")
     last = tidy[tidy.iteration == 2].set_index("variant")
-    np.testing.assert_allclose(table.set_index("variant").accuracy, last.value[table.variant], rtol=1e-12)
-    np.testing.assert_allclose(table.set_index("variant").standard_error, last.standard_error[table.variant], rtol=1e-6)
+    np.testing.assert_allclose(
+        table.set_index("variant").accuracy, last.value[table.variant], rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        table.set_index("variant").standard_error, last.standard_error[table.variant], rtol=1e-6
+    )
 
 
 def test_a_run_done_again_has_the_same_bits(then: Path) -> None:
@@ -57,31 +68,50 @@ def test_a_run_done_again_has_the_same_bits(then: Path) -> None:
     assert said.code == 0, said.err
     assert f"{RUN}: 2 iterations" in said.out
     assert "parameters: the same, bit for bit\naccuracies: the same, bit for bit\n" in said.out
-    assert len(list((then.parents[1] / "now" / "runs").glob("*.safetensors"))) == 1, "one run and no other"
+    assert len(list((then.parents[1] / "now" / "runs").glob("*.safetensors"))) == 1, (
+        "one run and no other"
+    )
 
 
 def test_other_bits_on_the_same_kind_of_machine_are_a_fault(then: Path) -> None:
     changed(then, parameters_sha256="0" * 64)
     said = again(then)
     assert said.code == 1
-    assert "parameters: other bits\naccuracies: the same" in said.out and "the same bits were expected" in said.out
+    assert (
+        "parameters: other bits\naccuracies: the same" in said.out
+        and "the same bits were expected" in said.out
+    )
 
 
 @pytest.mark.parametrize(("apart", "code"), [(0.0, 0), (2 * TOLERANCE, 1)])
-def test_on_another_kind_of_machine_it_is_compared_to_a_tolerance(then: Path, apart: float, code: int) -> None:
+def test_on_another_kind_of_machine_it_is_compared_to_a_tolerance(
+    then: Path, apart: float, code: int
+) -> None:
     table = pd.read_csv(then.parent / "tables" / "ablation_runs.csv").set_index("variant")
     accuracy = table.accuracy["g1+g2"] + apart * (table.standard_error["g1+g2"] + 0.01)
-    changed(then, arithmetic="ABACUS-0", parameters_sha256="0" * 64, accuracies_sha256="0" * 64, accuracy=accuracy)
+    changed(
+        then,
+        arithmetic="ABACUS-0",
+        parameters_sha256="0" * 64,
+        accuracies_sha256="0" * 64,
+        accuracy=accuracy,
+    )
     said = again(then)
     assert said.code == code
-    assert "trained on ABACUS-0, this machine is " in said.out and "bits cannot be compared" in said.out
+    assert (
+        "trained on ABACUS-0, this machine is " in said.out
+        and "bits cannot be compared" in said.out
+    )
     assert ("not within" in said.out) == bool(code)
 
 
 @pytest.mark.parametrize(
     ("run", "message"),
     [
-        (f"ablation/g9/{FIRST_SEED}", f"such as ablation/g1/{FIRST_SEED}, ablation/g1+g2/{FIRST_SEED}"),
+        (
+            f"ablation/g9/{FIRST_SEED}",
+            f"such as ablation/g1/{FIRST_SEED}, ablation/g1+g2/{FIRST_SEED}",
+        ),
         ("ablation/g1+g2/7", "found 'ablation/g1+g2/7'"),
         ("g1+g2", "expected EXPERIMENT/VARIANT/SEED"),
         ("sgd/x/1", "expected an experiment of the manifest (ablation), found 'sgd'"),
@@ -97,7 +127,9 @@ def test_what_would_be_another_run_is_refused(then: Path) -> None:
     assert "--from MANIFEST with it" in script("--only", RUN).error
     said = script("--from", then, "--only", RUN, "--quiet", "--out", then.parent)
     assert said.code == 2 and "expected another folder than the manifest's" in said.error
-    configuration = json.loads(pd.read_csv(then.parent / "tables" / "ablation_runs.csv").configuration[0])
+    configuration = json.loads(
+        pd.read_csv(then.parent / "tables" / "ablation_runs.csv").configuration[0]
+    )
     changed(then, configuration=json.dumps(configuration | {"numerics": 4}))
     said = again(then)
     assert said.code == 2 and "found another version" in said.error

@@ -1,4 +1,5 @@
-"""Reptile, MAML and Adam outside: settings, contrasts, the chosen step, verdicts on made-up curves."""
+"""Reptile, MAML and Adam outside: settings, contrasts, the chosen step, verdicts on made-up
+curves."""
 
 import json
 
@@ -24,7 +25,9 @@ def test_plain_runs_are_figure_3s():
 
 
 def test_maml_and_adam_change_one_thing_each():
-    reptile, maml, adam = (outer.configure(m, 0, adam_step=1e-3) for m in ("Reptile", outer.MAML, outer.ADAM))
+    reptile, maml, adam = (
+        outer.configure(m, 0, adam_step=1e-3) for m in ("Reptile", outer.MAML, outer.ADAM)
+    )
     assert (maml.weights, maml.outer, maml.inner, maml.sampling) == (
         "maml",
         reptile.outer,
@@ -32,7 +35,11 @@ def test_maml_and_adam_change_one_thing_each():
         reptile.sampling,
     )
     assert (adam.outer.optimizer, adam.outer.step, adam.outer.final) == ("adam", 1e-3, 0.0)
-    assert (adam.weights, adam.inner, adam.sampling) == (reptile.weights, reptile.inner, reptile.sampling)
+    assert (adam.weights, adam.inner, adam.sampling) == (
+        reptile.weights,
+        reptile.inner,
+        reptile.sampling,
+    )
 
 
 def test_the_average_takes_mamls_step_along_avg_grad():
@@ -45,8 +52,8 @@ def test_the_seed_that_chooses_is_not_judged():
 
 
 def _run(curve, *, seeds=5, profile="smoke"):
-    """Return made-up curves(method, share of what is trained, outer step), a little better from seed to seed, not by
-    the same in every method."""
+    """Return made-up curves(method, share of what is trained, outer step), a little better from
+    seed to seed, not by the same in every method."""
     until = outer.SCALES[profile].until
 
     def accuracy(job, iteration):
@@ -59,12 +66,14 @@ def _run(curve, *, seeds=5, profile="smoke"):
 
 
 def _as_claimed(method, share, step):
-    """Return curves where Reptile arrives half way and stays, MAML at the end; joint training falls; Adam as good, best
-    at 1e-3."""
+    """Return curves where Reptile arrives half way and stays, MAML at the end; joint training
+    falls; Adam as good, best at 1e-3."""
     if method == "joint training":
         return 0.6 - 0.2 * share
     rate = 2.0 if method.startswith("Reptile") else 1.0
-    return 0.6 + 0.3 * min(1.0, rate * share) - (0.1 if method == outer.ADAM and step != 1e-3 else 0.0)
+    return (
+        0.6 + 0.3 * min(1.0, rate * share) - (0.1 if method == outer.ADAM and step != 1e-3 else 0.0)
+    )
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -74,7 +83,10 @@ def test_verdicts(profile):
 
     assert set(found(_as_claimed).values()) == {SUPPORTED}
     swap = {outer.AVERAGE: outer.MAML, outer.MAML: outer.AVERAGE}
-    assert found(lambda m, x, s: _as_claimed(swap.get(m, m), x, s))["faster-than-maml-equal-step"] == REFUTED
+    assert (
+        found(lambda m, x, s: _as_claimed(swap.get(m, m), x, s))["faster-than-maml-equal-step"]
+        == REFUTED
+    )
     slow = found(lambda m, x, s: _as_claimed(outer.MAML, x, s) - 0.1 * x * (m == outer.SUM))
     assert slow["faster-than-maml"] == REFUTED
     worse = found(lambda m, x, s: _as_claimed(m, x, s) - (0.1 * x if m == outer.ADAM else 0.0))
@@ -85,7 +97,10 @@ def test_verdicts(profile):
 def test_the_average_and_the_sum_are_said_apart():
     result, _ = _run(lambda m, x, s: _as_claimed(m if m != outer.AVERAGE else outer.MAML, x, s))
     found = judged(outer.EXPERIMENT, result)
-    (published,), (average,) = found["faster-than-maml"].cases, found["faster-than-maml-equal-step"].cases
+    (published,), (average,) = (
+        found["faster-than-maml"].cases,
+        found["faster-than-maml-equal-step"].cases,
+    )
     assert average.mean == pytest.approx(0.0, abs=0.002)
     assert (published.decision, published.mean) == (SUPPORTED, pytest.approx(0.15 / 2, abs=0.002))
 
@@ -110,7 +125,11 @@ def test_costs_and_the_chosen_step():
     cost = result.tables["outer_costs"].set_index("variant")
     assert (cost.gradients["Reptile"], cost["products"]["Reptile"]) == (4, 0)
     assert cost.gradients["joint training"] == 1
-    assert (cost.gradients["MAML"], cost["products"]["MAML"], cost.seconds["MAML"]) == (4, 3, SECONDS)
+    assert (cost.gradients["MAML"], cost["products"]["MAML"], cost.seconds["MAML"]) == (
+        4,
+        3,
+        SECONDS,
+    )
     assert result.lines[0].startswith("Adam outside: step 0.001 chosen")
     assert len(result.lines) == 1 + len(outer.METHODS)
 
@@ -122,7 +141,11 @@ def test_a_step_at_which_adam_diverged_is_not_chosen():
 
 def test_what_no_claim_asks_for_is_left_out_at_quick():
     result, settings = _run(_as_claimed, profile="quick")
-    assert set(result.tables["outer"].variant) == set(settings["methods"]) == set(outer.METHODS) - {"FOMAML"}
+    assert (
+        set(result.tables["outer"].variant)
+        == set(settings["methods"])
+        == set(outer.METHODS) - {"FOMAML"}
+    )
     with style():
         assert "FOMAML" not in draw(result.tables, settings)["outer"].texts[-1].get_text()
 
@@ -136,7 +159,9 @@ def test_figure_draws_the_numbers():
     lines = {line.get_label(): list(line.get_ydata()) for line in figure.axes[0].get_lines()}
     assert lines["MAML"] == pytest.approx([75, 90], abs=0.2)
     title = figure.get_suptitle()
-    assert title == "After 4 iterations Reptile is at 90 % (average: 90 %), MAML at 90 %, Adam outside at 90 %"
+    assert title == (
+        "After 4 iterations Reptile is at 90 % (average: 90 %), MAML at 90 %, Adam outside at 90 %"
+    )
     caption = figure.texts[-1].get_text().replace("\n", " ")
     assert "0.001, the best of" in caption
     assert "over 40,000 iterations, of which the first 4 are trained" in caption

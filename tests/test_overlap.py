@@ -1,4 +1,5 @@
-"""Figure 4's runs against the paper's setting, which minibatches really overlap, verdicts on made-up accuracies."""
+"""Figure 4's runs against the paper's setting, which minibatches really overlap, verdicts on
+made-up accuracies."""
 
 import json
 from dataclasses import replace
@@ -8,7 +9,15 @@ import pytest
 import torch
 
 from analysis.experiments import overlap
-from analysis.experiments.overlap import METHODS, REPLACEMENT, REPTILE, SEPARATE, SHARED, Grid, SweepPoint
+from analysis.experiments.overlap import (
+    METHODS,
+    REPLACEMENT,
+    REPTILE,
+    SEPARATE,
+    SHARED,
+    Grid,
+    SweepPoint,
+)
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
 from figures.overlap import STYLES, draw
 from figures.style import style
@@ -28,8 +37,14 @@ def test_settings_are_figure_3s_with_100_samples_a_task():
     for method, point in overlap.cases(GRID):
         run = overlap.configure(method, point, SCALE, seed=0)
         assert (run.sampling.n_way * run.sampling.shots, run.sampling.steps) == (100, point.steps)
-        assert (run.outer.step, run.outer.final, run.outer.optimizer) == (point.outer_step, 0.0, "plain")
-        assert run.weights == ((1.0,) * point.steps if method is REPTILE else (0.0,) * (point.steps - 1) + (1.0,))
+        assert (run.outer.step, run.outer.final, run.outer.optimizer) == (
+            point.outer_step,
+            0.0,
+            "plain",
+        )
+        assert run.weights == (
+            (1.0,) * point.steps if method is REPTILE else (0.0,) * (point.steps - 1) + (1.0,)
+        )
         assert (run.inner.optimizer, run.inner.reduction) == ("sgd", "mean")
         assert run.inner.learning_rate == pytest.approx(25 * 0.003)
 
@@ -60,7 +75,9 @@ def test_drawing_afresh_is_left_out_where_it_is_cycling():
 
 
 def test_points_of_two_sweeps_may_be_one_run():
-    assert SweepPoint("steps", steps=4).run_name(SHARED) == SweepPoint("batch", batch=25).run_name(SHARED)
+    assert SweepPoint("steps", steps=4).run_name(SHARED) == SweepPoint("batch", batch=25).run_name(
+        SHARED
+    )
     assert len({p.run_name(m) for p in POINTS for m in METHODS}) == len(METHODS) * len(
         {replace(p, sweep="") for p in POINTS}
     )
@@ -71,7 +88,8 @@ def test_every_scale_anneals_within_its_own_run():
 
 
 def _run(final, *, seeds=5):
-    """Return made-up final accuracies by (method's name, steps, batch), a little better from seed to seed."""
+    """Return made-up final accuracies by (method's name, steps, batch), a little better from seed
+    to seed."""
     grid = Grid(steps=(2, 4, 6, 8), batch=(25, 100), outer_step=(0.25,))
     scale = replace(overlap.SCALES["smoke"], grid=grid, seeds=seeds)
 
@@ -151,7 +169,10 @@ def test_figure_draws_the_numbers():
     assert lines[SHARED.name] == pytest.approx([96, 96, 90, 90])
     assert lines[SEPARATE.name] == pytest.approx([96, 96, 96, 96])
     assert REPLACEMENT.name not in [line.get_label() for line in outer.get_lines()]
-    assert figure.get_suptitle() == "After 8 inner steps FOMAML ends at 96 % with a tail of its own, 90 % without"
+    assert (
+        figure.get_suptitle()
+        == "After 8 inner steps FOMAML ends at 96 % with a tail of its own, 90 % without"
+    )
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick"])

@@ -1,4 +1,5 @@
-"""Models of one's own against networks written by hand, with dense Hessians or double backward of plain autograd."""
+"""Models of one's own against networks written by hand, with dense Hessians or double backward of
+plain autograd."""
 
 import warnings
 from contextlib import nullcontext
@@ -13,7 +14,8 @@ from tests.helpers.data import assert_close, generator, normal
 
 pytestmark = pytest.mark.usefixtures("no_search_for_noise")
 
-ROUND_OFF = 1e-10  # float64; MAML's remainders and third derivatives are differences of larger numbers
+# float64; MAML's remainders and third derivatives are differences of larger numbers.
+ROUND_OFF = 1e-10
 SMALL = 1e-3  # a rate at which the series' next term is a hundredth or less of the one before
 
 
@@ -22,11 +24,20 @@ def layer_norm_mlp():
 
 
 def transformer_block():
-    return nn.TransformerEncoderLayer(4, nhead=2, dim_feedforward=6, dropout=0.0, activation="gelu", batch_first=True)
+    return nn.TransformerEncoderLayer(
+        4, nhead=2, dim_feedforward=6, dropout=0.0, activation="gelu", batch_first=True
+    )
 
 
 def convolutions():
-    layers = nn.Conv2d(1, 4, 3), nn.GroupNorm(2, 4), nn.Softplus(), nn.Conv2d(4, 2, 3), nn.GroupNorm(1, 2), nn.Tanh()
+    layers = (
+        nn.Conv2d(1, 4, 3),
+        nn.GroupNorm(2, 4),
+        nn.Softplus(),
+        nn.Conv2d(4, 2, 3),
+        nn.GroupNorm(1, 2),
+        nn.Tanh(),
+    )
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(8, 4))
 
 
@@ -35,7 +46,11 @@ class Tied(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.embed, self.middle, self.out = nn.Embedding(4, 5), nn.Linear(5, 5), nn.Linear(5, 4, bias=False)
+        self.embed, self.middle, self.out = (
+            nn.Embedding(4, 5),
+            nn.Linear(5, 5),
+            nn.Linear(5, 4, bias=False),
+        )
         self.out.weight = self.embed.weight
         self.middle.bias.requires_grad_(False)
 
@@ -48,7 +63,8 @@ def batch_norm_net(**options):
 
 
 def made(make, seed=0):
-    """Make a module in float64, all parameters random: scales and shifts of norms begin at 1 and 0."""
+    """Make a module in float64, all parameters random: scales and shifts of norms begin at 1 and
+    0."""
     torch.manual_seed(seed)  # torch's own initialization knows no generator
     network, g = make().double(), generator(seed)
     with torch.no_grad():
@@ -64,14 +80,17 @@ def labelled(count, *shape, seed=0):
 
 
 def sequences(count, seed=0):
-    return list(zip(normal(count, 3, 5, 4, seed=seed), normal(count, 3, 5, 4, seed=seed + 1), strict=True))
+    return list(
+        zip(normal(count, 3, 5, 4, seed=seed), normal(count, 3, 5, 4, seed=seed + 1), strict=True)
+    )
 
 
 def words(count):
     return [tuple(pair) for pair in torch.randint(4, (count, 2, 9), generator=generator())]
 
 
-# By hand: the two networks as functions of a flat vector, and the paper's terms as sums over minibatches.
+# By hand: the two networks as functions of a flat vector, and the paper's terms as sums over
+# minibatches.
 
 
 def cut(phi, *shapes):
@@ -81,7 +100,9 @@ def cut(phi, *shapes):
 
 def normalize(x, scale, shift):
     centred = x - x.sum(-1, keepdim=True) / x.shape[-1]
-    return scale * centred / ((centred**2).sum(-1, keepdim=True) / x.shape[-1] + 1e-5) ** 0.5 + shift
+    return (
+        scale * centred / ((centred**2).sum(-1, keepdim=True) / x.shape[-1] + 1e-5) ** 0.5 + shift
+    )
 
 
 def softmax(x):
@@ -121,25 +142,37 @@ def by_double_backward(loss, phi, *vectors):
 
 
 def by_dense_hessian(loss, phi, u):
-    return torch.stack([by_double_backward(loss, phi, e) for e in torch.eye(len(phi), dtype=phi.dtype)]) @ u
+    return (
+        torch.stack(
+            [by_double_backward(loss, phi, e) for e in torch.eye(len(phi), dtype=phi.dtype)]
+        )
+        @ u
+    )
 
 
 def by_hand(losses, phi, alpha, product):
-    """Return (exact, terms) of g_1 … g_k and MAML, from the paper's sums; MAML's exactly, by autograd through the
-    loop."""
+    """Return (exact, terms) of g_1 … g_k and MAML, from the paper's sums; MAML's exactly, by
+    autograd through the loop."""
     k, zero = len(losses), torch.zeros_like(phi)
     g_bar = [gradient(loss, phi) for loss in losses]
     s = [sum(g_bar[:i], zero) for i in range(k)]
     hs = [product(loss, phi, s_i) for loss, s_i in zip(losses, s, strict=True)]
     terms = []
     for i, loss in enumerate(losses):
-        second = product(loss, phi, sum(hs[:i], zero)) + by_double_backward(loss, phi, s[i], s[i]) / 2
+        second = (
+            product(loss, phi, sum(hs[:i], zero)) + by_double_backward(loss, phi, s[i], s[i]) / 2
+        )
         terms.append([g_bar[i], -alpha * hs[i], alpha**2 * second])
-    # MAML's: prod_{j<k} (I - alpha L_j''(phi_j)) g_k, with L_j''(phi_j) = H_j - alpha T_j[s_j] + …, multiplied out.
+    # MAML's: prod_{j<k} (I - alpha L_j''(phi_j)) g_k, with L_j''(phi_j) = H_j - alpha T_j[s_j] + …,
+    # multiplied out.
     last, first, second = g_bar[-1], -hs[-1], terms[-1][2] / alpha**2
     for j in range(k - 1):
         first = first - product(losses[j], phi, last)
-        second = second + by_double_backward(losses[j], phi, s[j], last) + product(losses[j], phi, hs[-1])
+        second = (
+            second
+            + by_double_backward(losses[j], phi, s[j], last)
+            + product(losses[j], phi, hs[-1])
+        )
         for between in range(j + 1, k - 1):
             second = second + product(losses[j], phi, product(losses[between], phi, last))
     terms.append([last, alpha * first, alpha**2 * second])
@@ -156,8 +189,20 @@ def by_hand(losses, phi, alpha, product):
 
 
 CASES = {
-    "LayerNorm MLP": (layer_norm_mlp, F.cross_entropy, labelled(4, 3), mlp_by_hand, by_dense_hessian),
-    "transformer block": (transformer_block, F.mse_loss, sequences(4), block_by_hand, by_double_backward),
+    "LayerNorm MLP": (
+        layer_norm_mlp,
+        F.cross_entropy,
+        labelled(4, 3),
+        mlp_by_hand,
+        by_dense_hessian,
+    ),
+    "transformer block": (
+        transformer_block,
+        F.mse_loss,
+        sequences(4),
+        block_by_hand,
+        by_double_backward,
+    ),
 }
 
 
@@ -173,11 +218,15 @@ def test_everything_against_a_network_by_hand(case):
     for row in range(k + 1):
         assert_close(found.exact[row], exact[row], ROUND_OFF)
         for n in range(3):  # the first step has no terms beyond order 0
-            torch.testing.assert_close(found.terms[row, n], terms[row, n], rtol=ROUND_OFF, atol=1e-14)
+            torch.testing.assert_close(
+                found.terms[row, n], terms[row, n], rtol=ROUND_OFF, atol=1e-14
+            )
 
     g_bar = torch.stack([gradient(loss, phi) for loss in losses])
     assert_close(found.g_bar, g_bar, ROUND_OFF)
-    assert_close(found.gram, torch.stack([torch.stack([a @ b for a in g_bar]) for b in g_bar]), ROUND_OFF)
+    assert_close(
+        found.gram, torch.stack([torch.stack([a @ b for a in g_bar]) for b in g_bar]), ROUND_OFF
+    )
     assert_close(found.avg_grad, sum(g_bar) / 4, ROUND_OFF)
     pairs = [product(losses[b], phi, g_bar[a]) for a in range(4) for b in range(4) if a != b]
     assert_close(found.avg_grad_inner, sum(pairs) / 12, ROUND_OFF)
@@ -188,7 +237,9 @@ def test_everything_against_a_network_by_hand(case):
             rest = exact[row] - terms[row, : n + 1].sum(0)
             line = table.loc[(name, n)]
             assert line["remainder"] == pytest.approx(float(rest.norm()), rel=1e-8, abs=1e-14)
-            assert line["relative"] == pytest.approx(float(rest.norm() / exact[row].norm()), rel=1e-8, abs=1e-14)
+            assert line["relative"] == pytest.approx(
+                float(rest.norm() / exact[row].norm()), rel=1e-8, abs=1e-14
+            )
             assert line["term"] == pytest.approx(float(terms[row, n].norm()), rel=1e-8, abs=1e-14)
             if row:
                 moved = exact[row] - terms[row, 0]
@@ -238,20 +289,27 @@ def test_a_transformer_in_training_or_evaluation(train):
 
 
 def test_the_slope_shows_torchs_own_third_derivatives_to_be_wrong(monkeypatch):
-    """The control: with torch's layer norm the second-order term is wrong, and its remainder falls as alpha^2 only."""
+    """The control: with torch's layer norm the second-order term is wrong, and its remainder falls
+    as alpha^2 only."""
     monkeypatch.setattr(losses, "right_derivatives", nullcontext)
-    found = slopes(analyse(made(layer_norm_mlp), entropy, labelled(3, 3), SMALL, most_orders=0, certify=False))
+    found = slopes(
+        analyse(made(layer_norm_mlp), entropy, labelled(3, 3), SMALL, most_orders=0, certify=False)
+    )
     assert (found[[0, 1]] - [1, 2]).abs().to_numpy().max() < 0.05, found
     assert found[2].max() < 2.5, found
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"momentum": None}, {"track_running_stats": False}], ids=["usual", "cumulative", "no statistics"]
+    "options",
+    [{}, {"momentum": None}, {"track_running_stats": False}],
+    ids=["usual", "cumulative", "no statistics"],
 )
 def test_batch_norm_is_named_right_and_left_as_it_was(options):
     network = made(lambda: batch_norm_net(**options))
     before = {name: value.clone() for name, value in network.state_dict().items()}
-    with pytest.warns(UserWarning, match=r"by the statistics of the input in '1' \(BatchNorm1d\)\. In torch 2\.13"):
+    with pytest.warns(
+        UserWarning, match=r"by the statistics of the input in '1' \(BatchNorm1d\)\. In torch 2\.13"
+    ):
         found = slopes(analyse(network, entropy, labelled(3, 3), SMALL, most_orders=0))
     assert (found - [1, 2, 3]).abs().to_numpy().max() < 0.05, found
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -262,7 +320,9 @@ def test_every_layer_with_statistics_of_the_input_is_named():
     class Mine(nn.BatchNorm2d):
         pass
 
-    network = nn.Sequential(nn.Conv2d(1, 2, 3), Mine(2), nn.Sequential(nn.InstanceNorm2d(2)), nn.BatchNorm2d(2).eval())
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 3), Mine(2), nn.Sequential(nn.InstanceNorm2d(2)), nn.BatchNorm2d(2).eval()
+    )
     model = made(lambda: nn.Sequential(network, nn.Flatten(), nn.Linear(32, 4)))
     named = r"in '0.1' \(Mine\), '0.2.0' \(InstanceNorm2d\)\. In"
     with pytest.warns(UserWarning, match=named) as caught:
@@ -274,14 +334,26 @@ def test_coefficients_are_the_theorems_for_small_alpha():
     found = analyse(made(layer_norm_mlp), F.cross_entropy, labelled(3, 3), SMALL, order=0)
     assert found.left_out == ""
     table = found.coefficients.pivot(index="update", columns="term", values="measured")
-    assert table["AvgGrad"].to_dict() == pytest.approx({"MAML": 1, "FOMAML": 1, "Reptile": 3}, abs=1e-6)
-    assert table["AvgGradInner"].to_dict() == pytest.approx({"MAML": -4, "FOMAML": -2, "Reptile": -3}, abs=1e-4)
+    assert table["AvgGrad"].to_dict() == pytest.approx(
+        {"MAML": 1, "FOMAML": 1, "Reptile": 3}, abs=1e-6
+    )
+    assert table["AvgGradInner"].to_dict() == pytest.approx(
+        {"MAML": -4, "FOMAML": -2, "Reptile": -3}, abs=1e-4
+    )
     assert table["unexplained"].abs().max() < 1e-4
     assert (found.coefficients.predicted - found.coefficients.measured).abs().max() < 1e-4
 
 
 def test_coefficients_of_a_large_pool_are_left_out_with_the_reason():
-    found = analyse(made(layer_norm_mlp), F.cross_entropy, labelled(5, 3), SMALL, steps=3, order=0, most_orders=59)
+    found = analyse(
+        made(layer_norm_mlp),
+        F.cross_entropy,
+        labelled(5, 3),
+        SMALL,
+        steps=3,
+        order=0,
+        most_orders=59,
+    )
     assert found.left_out == "60 ordered choices of 3 of 5 minibatches, above 59"
     assert found.coefficients.empty
 
@@ -332,7 +404,9 @@ def test_several_inputs_batches_of_other_sizes_and_float32():
     torch.manual_seed(0)
     batches = [((torch.randn(n, 2), torch.randn(n, 3)), torch.randn(n, 1)) for n in (4, 4, 3)]
     found = analyse(Two(), nn.MSELoss(), batches, SMALL)
-    assert {t.dtype for t in (found.exact, found.terms, found.gram, found.avg_grad_inner)} == {torch.float32}
+    assert {t.dtype for t in (found.exact, found.terms, found.gram, found.avg_grad_inner)} == {
+        torch.float32
+    }
     assert slopes(found)[0].tolist() == pytest.approx([1, 1, 1], abs=0.05)
 
 
@@ -341,7 +415,12 @@ PAIRS = labelled(2, 3)
 
 
 def call(**changed):
-    usable = {"model": made(layer_norm_mlp), "loss": F.cross_entropy, "minibatches": PAIRS, "alpha": SMALL}
+    usable = {
+        "model": made(layer_norm_mlp),
+        "loss": F.cross_entropy,
+        "minibatches": PAIRS,
+        "alpha": SMALL,
+    }
     return analyse(**{**usable, **changed})
 
 
@@ -357,14 +436,30 @@ ERRORS = {
     "alpha infinite": ({"alpha": float("inf")}, ValueError, "alpha: .* found inf"),
     "alpha a string": ({"alpha": "0.1"}, TypeError, "alpha: expected a number, found str"),
     "alpha true": ({"alpha": True}, TypeError, "alpha: expected a number, found bool"),
-    "alpha a tensor": ({"alpha": torch.tensor(0.1)}, TypeError, "alpha: expected a number, found Tensor"),
+    "alpha a tensor": (
+        {"alpha": torch.tensor(0.1)},
+        TypeError,
+        "alpha: expected a number, found Tensor",
+    ),
     "order above": ({"order": 3}, ValueError, "order: expected 0 … 2, found 3"),
     "order below": ({"order": -1}, ValueError, "order: .* found -1"),
     "order half": ({"order": 1.5}, ValueError, "order: .* found 1.5"),
-    "steps 0": ({"steps": 0}, ValueError, "steps: expected 1 … 2, the number of minibatches, found 0"),
+    "steps 0": (
+        {"steps": 0},
+        ValueError,
+        "steps: expected 1 … 2, the number of minibatches, found 0",
+    ),
     "steps above": ({"steps": 3}, ValueError, "steps: .* found 3"),
-    "no minibatches": ({"minibatches": []}, ValueError, "minibatches: expected at least 2, found 0"),
-    "one minibatch": ({"minibatches": PAIRS[:1]}, ValueError, "minibatches: expected at least 2, found 1"),
+    "no minibatches": (
+        {"minibatches": []},
+        ValueError,
+        "minibatches: expected at least 2, found 0",
+    ),
+    "one minibatch": (
+        {"minibatches": PAIRS[:1]},
+        ValueError,
+        "minibatches: expected at least 2, found 1",
+    ),
     "no pairs": (
         {"minibatches": [X, X]},
         TypeError,
@@ -376,7 +471,11 @@ ERRORS = {
         r"minibatches: expected all like the first, \(torch.float64\[\*, 3\], torch.int64\[\*\]\), "
         r"found \(\{x: torch.float64\[\*, 3\]\}, torch.int64\[\*\]\) in minibatch 1",
     ),
-    "other shape": ({"minibatches": [(X, Y), (X[:, :2], Y)]}, ValueError, r"minibatches: .* found .*\[\*, 2\]"),
+    "other shape": (
+        {"minibatches": [(X, Y), (X[:, :2], Y)]},
+        ValueError,
+        r"minibatches: .* found .*\[\*, 2\]",
+    ),
     "other dtype": (
         {"minibatches": [(X, Y), (X, Y.int())]},
         ValueError,
@@ -385,7 +484,8 @@ ERRORS = {
     "inputs not in the parameters' dtype": (
         {"minibatches": [(X.float(), Y)] * 2},
         ValueError,
-        r"minibatches: expected the parameters' torch.float64 \(or integers\) on cpu, found torch.float32 on cpu",
+        r"minibatches: expected the parameters' torch.float64 \(or integers\) on cpu, "
+        r"found torch.float32 on cpu",
     ),
     "inputs elsewhere": (
         {"minibatches": [(X.to("meta"), Y)] * 2},
@@ -427,9 +527,21 @@ ERRORS = {
         ValueError,
         "alpha: expected one at which all gradients stay finite, found 10000000000.0: g_2",
     ),
-    "model a number": ({"model": 1}, TypeError, "model: expected a torch.nn.Module or a function, found int"),
-    "function without parameters": ({"model": linear}, ValueError, "parameters: expected those to give .* found None"),
-    "module and parameters": ({"parameters": W}, ValueError, "parameters: expected None with a torch.nn.Module"),
+    "model a number": (
+        {"model": 1},
+        TypeError,
+        "model: expected a torch.nn.Module or a function, found int",
+    ),
+    "function without parameters": (
+        {"model": linear},
+        ValueError,
+        "parameters: expected those to give .* found None",
+    ),
+    "module and parameters": (
+        {"parameters": W},
+        ValueError,
+        "parameters: expected None with a torch.nn.Module",
+    ),
     "all frozen": (
         {"model": made(layer_norm_mlp).requires_grad_(False)},
         ValueError,
@@ -453,12 +565,18 @@ ERRORS = {
     "parameters mixed": (
         {"model": linear, "parameters": {**W, "b": torch.ones(4)}},
         ValueError,
-        "parameters: expected one dtype and device, found torch.float32 on cpu, torch.float64 on cpu",
+        (
+            "parameters: expected one dtype and device, found torch.float32 on cpu, torch.float64 "
+            "on cpu"
+        ),
     ),
     "parameters elsewhere": (
         {"model": linear, "parameters": {**W, "b": normal(4).to("meta")}},
         ValueError,
-        "parameters: expected one dtype and device, found torch.float64 on cpu, torch.float64 on meta",
+        (
+            "parameters: expected one dtype and device, found torch.float64 on cpu, torch.float64 "
+            "on meta"
+        ),
     ),
 }
 
@@ -475,7 +593,10 @@ def test_unusable_arguments_are_named(case):
     [
         (nn.Dropout(0.1), r"'1' \(Dropout\)"),
         (nn.RReLU(), r"'1' \(RReLU\)"),
-        (nn.TransformerEncoderLayer(4, 2, 6), r"'1.self_attn' \(MultiheadAttention\), '1.dropout' \(Dropout\), "),
+        (
+            nn.TransformerEncoderLayer(4, 2, 6),
+            r"'1.self_attn' \(MultiheadAttention\), '1.dropout' \(Dropout\), ",
+        ),
         (nn.LSTM(4, 4, num_layers=2, dropout=0.1), r"'1' \(LSTM\)"),
     ],
 )

@@ -16,7 +16,8 @@ RANDOM_MODELS = 200
 
 
 class Sine(torch.autograd.Function):
-    """sin's n-th derivative, whose own derivative is another such, made wrong by a fault in one order and some modes.
+    """sin's n-th derivative, whose own derivative is another such, made wrong by a fault in one
+    order and some modes.
 
     One class for each order and fault is made by `sine`, as torch.func takes no options.
     """
@@ -70,7 +71,8 @@ class Middle(nn.Module):
 
 
 class Late(torch.autograd.Function):
-    """A gradient that is right, made of constants: it has no derivative of its own (as with fused kernels)."""
+    """A gradient that is right, made of constants: it has no derivative of its own (as with fused
+    kernels)."""
 
     @staticmethod
     def forward(ctx, x):
@@ -92,7 +94,9 @@ class FusedNorm(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         (x,) = inputs
-        ctx.save_for_backward(x, x.mean(-1, keepdim=True), x.var(-1, keepdim=True, correction=0).add(1e-5).rsqrt())
+        ctx.save_for_backward(
+            x, x.mean(-1, keepdim=True), x.var(-1, keepdim=True, correction=0).add(1e-5).rsqrt()
+        )
 
     @staticmethod
     def backward(ctx, g):
@@ -107,9 +111,19 @@ def once_for_some(x):
 
 
 WRONG = {
-    **{f"{name} in order {n}": sine(0, n, fault) for n in (1, 2, 3) for name, fault in FAULTS.items()},
-    **{f"sign in order {n}, backward alone": sine(0, n, FAULTS["sign"], ("backward",)) for n in (2, 3)},
-    **{f"factor in order {n}, forward alone": sine(0, n, FAULTS["factor"], ("jvp",)) for n in (2, 3)},
+    **{
+        f"{name} in order {n}": sine(0, n, fault)
+        for n in (1, 2, 3)
+        for name, fault in FAULTS.items()
+    },
+    **{
+        f"sign in order {n}, backward alone": sine(0, n, FAULTS["sign"], ("backward",))
+        for n in (2, 3)
+    },
+    **{
+        f"factor in order {n}, forward alone": sine(0, n, FAULTS["factor"], ("jvp",))
+        for n in (2, 3)
+    },
     "no second derivative": Late.apply,
     "no second derivative of one number": once_for_some,
     "statistics as constants": FusedNorm.apply,
@@ -137,14 +151,19 @@ def test_a_wrong_derivative_is_flagged_with_its_layer(name):
 
 @pytest.mark.filterwarnings("ignore:analyse. torch")
 def test_without_a_fault_the_same_function_is_right():
-    """Twice in forward mode torch 2.13 takes it for linear, which is said; reverse mode is right."""
+    """Twice in forward mode torch 2.13 takes it for linear, which is said; reverse mode is
+    right."""
     found = analyse(network(Middle(sine(0, 0, None))), F.cross_entropy, task(), 0.05, most_orders=0)
     expected = analyse(network(Middle(torch.sin)), F.cross_entropy, task(), 0.05, most_orders=0)
     assert found.verdict("terms") == "holds" and not found.withheld and expected.distrust == ()
     torch.testing.assert_close(found.terms, expected.terms, rtol=1e-10, atol=1e-14)
     (said,) = found.distrust
-    assert said.startswith("torch's forward over reverse mode is wrong here: '1' (Middle): its third derivative")
-    lower = analyse(network(Middle(sine(0, 0, None))), F.cross_entropy, task(), 0.05, most_orders=0, order=1)
+    assert said.startswith(
+        "torch's forward over reverse mode is wrong here: '1' (Middle): its third derivative"
+    )
+    lower = analyse(
+        network(Middle(sine(0, 0, None))), F.cross_entropy, task(), 0.05, most_orders=0, order=1
+    )
     assert lower.distrust == ()
 
 
@@ -188,7 +207,9 @@ def random_network(r):
     ]
     layers = [r.choice(middles)() for _ in range(r.randint(1, 3))]
     outputs = r.randint(2, 4)
-    net = nn.Sequential(nn.Linear(3, width, bias=r.random() < 0.8), *layers, nn.Linear(width, outputs))
+    net = nn.Sequential(
+        nn.Linear(3, width, bias=r.random() < 0.8), *layers, nn.Linear(width, outputs)
+    )
     with torch.no_grad():
         for p in net.parameters():
             p *= r.choice([0.5, 1.0, 2.0])

@@ -1,7 +1,9 @@
-"""Layers, losses and operations of torch, in a small network each: right, flagged by name or refused by name.
+"""Layers, losses and operations of torch, in a small network each: right, flagged by name or
+refused by name.
 
-The numbers are held to `plain_differences`, which imports nothing of ours. What is neither flagged nor refused must be
-right to 1e-6; what is flagged holds nan, or is right, or the flag says what else it is.
+The numbers are held to `plain_differences`, which imports nothing of ours. What is neither flagged
+nor refused must be right to 1e-6; what is flagged holds nan, or is right, or the flag says what
+else it is.
 """
 
 import copy
@@ -23,7 +25,8 @@ ALPHA = 0.01
 
 
 class Around(nn.Module):
-    """An operation or layer between two linear maps: (5, 4) -> (5, 6), shaped as it likes -> whatever -> numbers."""
+    """An operation or layer between two linear maps: (5, 4) -> (5, 6), shaped as it likes ->
+    whatever -> numbers."""
 
     def __init__(self, middle, shape=(5, 6)):
         super().__init__()
@@ -104,27 +107,51 @@ OPERATIONS = {
     "cosine_similarity": lambda h: F.cosine_similarity(h, TARGET, dim=-1),
     "pairwise_distance": lambda h: F.pairwise_distance(h, TARGET),
     "cdist": lambda h: torch.cdist(h, TARGET),
-    "cdist of itself, by products": lambda h: torch.cdist(h, h.roll(1, 0) + 1, compute_mode="use_mm_for_euclid_dist"),
+    "cdist of itself, by products": lambda h: torch.cdist(
+        h, h.roll(1, 0) + 1, compute_mode="use_mm_for_euclid_dist"
+    ),
     "pdist": F.pdist,
-    "bicubic interpolation": lambda h: F.interpolate(h.reshape(1, 1, 5, 6), scale_factor=2, mode="bicubic"),
-    "grid_sample": lambda h: F.grid_sample(h.reshape(1, 1, 5, 6), h[:, :2].reshape(1, 1, 5, 2), align_corners=False),
-    "scatter_add": lambda h: torch.zeros(5, 6, dtype=h.dtype).scatter_add(1, LABELS[:, None].expand(5, 6), h),
+    "bicubic interpolation": lambda h: F.interpolate(
+        h.reshape(1, 1, 5, 6), scale_factor=2, mode="bicubic"
+    ),
+    "grid_sample": lambda h: F.grid_sample(
+        h.reshape(1, 1, 5, 6), h[:, :2].reshape(1, 1, 5, 2), align_corners=False
+    ),
+    "scatter_add": lambda h: torch.zeros(5, 6, dtype=h.dtype).scatter_add(
+        1, LABELS[:, None].expand(5, 6), h
+    ),
     "in-place": lambda h: h.clone().mul_(h).add_(1).sqrt_(),
     "setitem": lambda h: _with_entry(h),
-    "attention": lambda h: F.scaled_dot_product_attention(*(h.reshape(1, 1, 5, 6) * t for t in (1, 2, 3))),
+    "attention": lambda h: F.scaled_dot_product_attention(
+        *(h.reshape(1, 1, 5, 6) * t for t in (1, 2, 3))
+    ),
     # Norms under every name.
     "F.layer_norm": lambda h: F.layer_norm(h, (6,)),
     "torch.layer_norm": lambda h: torch.layer_norm(h, (6,)),
     "torch.native_layer_norm": lambda h: torch.native_layer_norm(h, (6,), None, None, 1e-5)[0],
     "aten.layer_norm": lambda h: torch.ops.aten.layer_norm(h, (6,)),
-    "aten.native_layer_norm.default": lambda h: torch.ops.aten.native_layer_norm.default(h, (6,), None, None, 1e-5)[0],
-    "torch.batch_norm": lambda h: torch.batch_norm(h, None, None, None, None, True, 0.1, 1e-5, False),
-    "torch.native_batch_norm": lambda h: torch.native_batch_norm(h, None, None, None, None, True, 0.1, 1e-5)[0],
-    "torch._native_batch_norm_legit": lambda h: torch._native_batch_norm_legit(h, None, None, True, 0.1, 1e-5)[0],
-    "aten.batch_norm": lambda h: torch.ops.aten.batch_norm(h, None, None, None, None, True, 0.1, 1e-5, False),
-    "torch.instance_norm": lambda h: torch.instance_norm(h[:, None], None, None, None, None, True, 0.1, 1e-5, False),
+    "aten.native_layer_norm.default": lambda h: torch.ops.aten.native_layer_norm.default(
+        h, (6,), None, None, 1e-5
+    )[0],
+    "torch.batch_norm": lambda h: torch.batch_norm(
+        h, None, None, None, None, True, 0.1, 1e-5, False
+    ),
+    "torch.native_batch_norm": lambda h: torch.native_batch_norm(
+        h, None, None, None, None, True, 0.1, 1e-5
+    )[0],
+    "torch._native_batch_norm_legit": lambda h: torch._native_batch_norm_legit(
+        h, None, None, True, 0.1, 1e-5
+    )[0],
+    "aten.batch_norm": lambda h: torch.ops.aten.batch_norm(
+        h, None, None, None, None, True, 0.1, 1e-5, False
+    ),
+    "torch.instance_norm": lambda h: torch.instance_norm(
+        h[:, None], None, None, None, None, True, 0.1, 1e-5, False
+    ),
     "torch.group_norm": lambda h: torch.group_norm(h, 2),
-    "torch.native_group_norm": lambda h: torch.native_group_norm(h, None, None, 5, 6, 1, 2, 1e-5)[0],
+    "torch.native_group_norm": lambda h: torch.native_group_norm(h, None, None, 5, 6, 1, 2, 1e-5)[
+        0
+    ],
     "F.rms_norm": lambda h: F.rms_norm(h, (6,)),
     "F.local_response_norm": lambda h: F.local_response_norm(h[:, :, None], 3),
     "weight_norm as a function": lambda h: torch._weight_norm(h, h[:, :1] + 2, 0),
@@ -137,7 +164,9 @@ OPERATIONS = {
     "slogdet": lambda h: torch.linalg.slogdet(general(h)).logabsdet,
     "linalg.cholesky": lambda h: torch.linalg.cholesky(square(h)),
     "cholesky_inverse": lambda h: torch.cholesky_inverse(torch.linalg.cholesky(square(h))),
-    "cholesky_solve": lambda h: torch.cholesky_solve(B.expand(5, 3, 2), torch.linalg.cholesky(square(h))),
+    "cholesky_solve": lambda h: torch.cholesky_solve(
+        B.expand(5, 3, 2), torch.linalg.cholesky(square(h))
+    ),
     "solve_triangular": lambda h: torch.linalg.solve_triangular(general(h).tril(), B, upper=False),
     "lstsq": lambda h: torch.linalg.lstsq(general(h), B.expand(5, 3, 2)).solution,
     "pinv": lambda h: torch.linalg.pinv(general(h)),
@@ -149,7 +178,9 @@ OPERATIONS = {
     "ldl_factor": lambda h: torch.linalg.ldl_factor(square(h))[0],
     "matrix_exp": lambda h: torch.linalg.matrix_exp(general(h) / 2),
     "matrix_power, negative": lambda h: torch.linalg.matrix_power(general(h), -2),
-    "lu_solve": lambda h: torch.linalg.lu_solve(*torch.linalg.lu_factor(general(h)), B.expand(5, 3, 2)),
+    "lu_solve": lambda h: torch.linalg.lu_solve(
+        *torch.linalg.lu_factor(general(h)), B.expand(5, 3, 2)
+    ),
     "tensorinv": lambda h: torch.linalg.tensorinv(general(h)[0], ind=1),
     "householder_product": lambda h: torch.linalg.householder_product(general(h), h[:, :3]),
     # Losses.
@@ -160,7 +191,9 @@ OPERATIONS = {
     "cross_entropy": lambda h: F.cross_entropy(h, LABELS),
     "kl_div": lambda h: F.kl_div(h.log_softmax(-1), TARGET.softmax(-1), reduction="batchmean"),
     "binary_cross_entropy": lambda h: F.binary_cross_entropy(h.sigmoid(), TARGET.sigmoid()),
-    "binary_cross_entropy_with_logits": lambda h: F.binary_cross_entropy_with_logits(h, TARGET.sigmoid()),
+    "binary_cross_entropy_with_logits": lambda h: F.binary_cross_entropy_with_logits(
+        h, TARGET.sigmoid()
+    ),
     "gaussian_nll_loss": lambda h: F.gaussian_nll_loss(h, TARGET, h.exp()),
     "soft_margin_loss": lambda h: F.soft_margin_loss(h, SIGNS),
     "hinge_embedding_loss": lambda h: F.hinge_embedding_loss(h, SIGNS),
@@ -202,7 +235,9 @@ class Recurrent(nn.Module):
 
 class Packed(Recurrent):
     def forward(self, h):
-        return self.inner(pack_padded_sequence(h, torch.tensor([2, 2, 1, 1, 1]), batch_first=True))[0].data
+        return self.inner(pack_padded_sequence(h, torch.tensor([2, 2, 1, 1, 1]), batch_first=True))[
+            0
+        ].data
 
 
 class SelfAttention(nn.Module):
@@ -236,10 +271,15 @@ LAYERS = {
     "LSTM of packed sequences": (lambda: Packed(nn.LSTM), SEQUENCE),
     "MultiheadAttention": (SelfAttention, (1, 5, 6)),
     "TransformerEncoderLayer": (
-        lambda: nn.TransformerEncoderLayer(6, 2, 4, dropout=0.0, activation="gelu", batch_first=True),
+        lambda: nn.TransformerEncoderLayer(
+            6, 2, 4, dropout=0.0, activation="gelu", batch_first=True
+        ),
         (1, 5, 6),
     ),
-    "TransformerDecoderLayer": (lambda: _Twice(nn.TransformerDecoderLayer(6, 2, 4, dropout=0.0)), (5, 1, 6)),
+    "TransformerDecoderLayer": (
+        lambda: _Twice(nn.TransformerDecoderLayer(6, 2, 4, dropout=0.0)),
+        (5, 1, 6),
+    ),
     "parametrizations.weight_norm": (lambda: Parametrized(parametrizations.weight_norm), (5, 6)),
     "utils.weight_norm": (lambda: Parametrized(_old_weight_norm), (5, 6)),
     "parametrizations.orthogonal": (lambda: Parametrized(parametrizations.orthogonal), (5, 6)),
@@ -274,10 +314,14 @@ def network_of(name):
 
 
 def copies_of(name):
-    """Return what makes the network again: by a copy, if it can be copied, as seeding torch takes longer than all
-    else."""
+    """Return what makes the network again: by a copy, if it can be copied, as seeding torch takes
+    longer than all else."""
     network = network_of(name)
-    return (lambda: network_of(name)) if name == "utils.weight_norm" else (lambda: copy.deepcopy(network))
+    return (
+        (lambda: network_of(name))
+        if name == "utils.weight_norm"
+        else (lambda: copy.deepcopy(network))
+    )
 
 
 def pairs(seed=0):
@@ -286,11 +330,16 @@ def pairs(seed=0):
 
 
 def wrong_numbers(found, make, loss, minibatches):
-    """Return what is finite and at no step what differences say, to 1e-6 of its size or of what is natural for it."""
+    """Return what is finite and at no step what differences say, to 1e-6 of its size or of what is
+    natural for it."""
     wrong = None
     for step in STEPS:
         apart = _apart(found, by_differences(make, loss, minibatches, found.alpha, step))
-        wrong = {name: error for name, error in apart.items() if error > 1e-6 and (wrong is None or name in wrong)}
+        wrong = {
+            name: error
+            for name, error in apart.items()
+            if error > 1e-6 and (wrong is None or name in wrong)
+        }
         if not wrong:
             break
     return wrong
@@ -313,12 +362,22 @@ def _apart(found, expected):
     for name, (ours, theirs, natural) in compared.items():
         theirs = torch.as_tensor(theirs, dtype=torch.float64)
         held = bool(ours.isfinite().all())  # else withheld
-        apart[name] = float((ours - theirs).norm()) / max(float(theirs.norm()), natural) if held else 0.0
+        apart[name] = (
+            float((ours - theirs).norm()) / max(float(theirs.norm()), natural) if held else 0.0
+        )
     return apart
 
 
 # Where torch has no second derivative in any mode, which is said with the layer.
-REFUSED = {"hardsigmoid", "ldl_factor", "cdist", "pdist", "multi_margin_loss", "multilabel_margin_loss", "ctc_loss"}
+REFUSED = {
+    "hardsigmoid",
+    "ldl_factor",
+    "cdist",
+    "pdist",
+    "multi_margin_loss",
+    "multilabel_margin_loss",
+    "ctc_loss",
+}
 # Where its forward mode is wrong or the loss jumps, which is said with the function and the layer.
 FLAGGED = {
     "linalg.solve": "linalg_solve",
@@ -337,13 +396,17 @@ def test_no_number_is_wrong_without_a_word(name):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if name in REFUSED:
-            with pytest.raises(NotImplementedError, match=r"found none in torch for .*'middle' \(Function\)"):
+            with pytest.raises(
+                NotImplementedError, match=r"found none in torch for .*'middle' \(Function\)"
+            ):
                 analyse(network_of(name), weighted, pairs(), ALPHA, most_orders=0)
             return
         found = analyse(network_of(name), weighted, pairs(), ALPHA, most_orders=0)
     wrong = wrong_numbers(found, copies_of(name), weighted, pairs())
     if name in JUMPS:
-        assert wrong and "the slope of the loss jumps at this very point" in " ".join(found.distrust)
+        assert wrong and "the slope of the loss jumps at this very point" in " ".join(
+            found.distrust
+        )
     else:
         assert not wrong
     assert not found.withheld

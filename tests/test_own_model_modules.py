@@ -1,4 +1,5 @@
-"""Modules of every kind: none is changed, whatever it holds, and each gives what plain torch gives, or says why not."""
+"""Modules of every kind: none is changed, whatever it holds, and each gives what plain torch gives,
+or says why not."""
 
 import collections
 import copy
@@ -46,7 +47,12 @@ class Caching(nn.Module):
     def __init__(self):
         super().__init__()
         self.inner, self.norm, self.out = nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 4)
-        self.cached, self.calls, self.seen, self.options = None, 0, [], {"scale": 1.0, "at": collections.deque()}
+        self.cached, self.calls, self.seen, self.options = (
+            None,
+            0,
+            [],
+            {"scale": 1.0, "at": collections.deque()},
+        )
         self.register_buffer("running", torch.zeros(5))
 
     def forward(self, x):
@@ -87,7 +93,11 @@ def one_norm_twice():
 
 
 def parametrized():
-    layers = parametrizations.spectral_norm(nn.Linear(3, 5)), nn.Tanh(), parametrizations.weight_norm(nn.Linear(5, 4))
+    layers = (
+        parametrizations.spectral_norm(nn.Linear(3, 5)),
+        nn.Tanh(),
+        parametrizations.weight_norm(nn.Linear(5, 4)),
+    )
     return nn.Sequential(*layers)
 
 
@@ -107,7 +117,10 @@ class Recurrent(nn.Module):
         return self.out(self.inner(x[..., None])[0][:, -1])
 
 
-HOLDING = {f.__name__: f for f in (Shared, Caching, hooked, frozen, one_norm_twice, parametrized, old_norms, Recurrent)}
+HOLDING = {
+    f.__name__: f
+    for f in (Shared, Caching, hooked, frozen, one_norm_twice, parametrized, old_norms, Recurrent)
+}
 
 
 def held(thing, depth=0):
@@ -117,7 +130,14 @@ def held(thing, depth=0):
     if isinstance(thing, torch.Tensor):
         grad = thing.grad if thing.is_leaf else None
         bits = thing.detach().clone().numpy().tobytes()
-        return id(thing), type(thing), bits, thing.requires_grad, id(grad), None if grad is None else held(grad)
+        return (
+            id(thing),
+            type(thing),
+            bits,
+            thing.requires_grad,
+            id(grad),
+            None if grad is None else held(grad),
+        )
     if isinstance(thing, dict):
         return id(thing), [(held(k, depth + 1), held(v, depth + 1)) for k, v in thing.items()]
     if isinstance(thing, list | tuple | collections.deque):
@@ -134,7 +154,9 @@ def gradient_of_the_module_itself(net, x, y):
     return torch.cat([g.flatten() for g in torch.autograd.grad(F.cross_entropy(net(x), y), own)])
 
 
-@pytest.mark.parametrize("after", ["an analysis", "an error in the loss", "an error in a derivative"])
+@pytest.mark.parametrize(
+    "after", ["an analysis", "an error in the loss", "an error in a derivative"]
+)
 @pytest.mark.parametrize("name", HOLDING)
 def test_the_module_is_as_it_was(name, after):
     net, minibatches = seeded(HOLDING[name]), task()
@@ -143,7 +165,9 @@ def test_the_module_is_as_it_was(name, after):
     def loss(outputs, labels):
         nonlocal calls
         calls += 1
-        if (after == "an error in the loss" and calls == 5) or (after == "an error in a derivative" and calls == 31):
+        if (after == "an error in the loss" and calls == 5) or (
+            after == "an error in a derivative" and calls == 31
+        ):
             raise Failing
         return F.cross_entropy(outputs, labels)
 
@@ -213,7 +237,9 @@ def test_what_is_written_through_data_of_a_constant_counts():
             return h * scales + 0 * kept
 
     found = quick(seeded(lambda: Writing(3, 4)))
-    tripled = quick(seeded(lambda: nn.Linear(3, 4)), lambda out, y: F.cross_entropy(3 * out.tanh(), y))
+    tripled = quick(
+        seeded(lambda: nn.Linear(3, 4)), lambda out, y: F.cross_entropy(3 * out.tanh(), y)
+    )
     assert found.distrust == ()
     assert_close(found.terms, tripled.terms, ROUND_OFF)
 
@@ -229,7 +255,9 @@ def test_values_that_depend_on_whether_gradients_are_on_are_not_called_noise():
             return h * (1 + torch._C._functorch.is_functorch_wrapped_tensor(h))
 
     for kind, how in ((Asking, "without a graph"), (Wrapped, r"in torch\.func")):
-        with pytest.raises(ValueError, match=f"expected the same value {how} as with gradients, found"):
+        with pytest.raises(
+            ValueError, match=f"expected the same value {how} as with gradients, found"
+        ):
             quick(seeded(lambda kind=kind: kind(3, 4)))
 
 
@@ -276,7 +304,9 @@ def test_a_wrong_gradient_in_no_layer_alone_has_suspects(name):
             return SUSPECTS[name](super().forward(x))
 
     with pytest.warns(UserWarning, match=f"no layer alone shows it; look at {name}"):
-        found = analyse(seeded(lambda: Outermost(3, 4)), F.cross_entropy, task(), 1e-3, most_orders=0)
+        found = analyse(
+            seeded(lambda: Outermost(3, 4)), F.cross_entropy, task(), 1e-3, most_orders=0
+        )
     assert {"exact", "terms", "g_bar", "avg_grad_inner"} <= set(found.withheld)
 
 
@@ -285,7 +315,9 @@ def test_a_gradient_that_is_not_finite_is_refused_with_its_function():
         return d.square().sum().sqrt()
 
     model, loss, start = near_start(root)
-    with pytest.raises(ValueError, match=r"expected a finite gradient, found nan or infinity .*\(sqrt in root"):
+    with pytest.raises(
+        ValueError, match=r"expected a finite gradient, found nan or infinity .*\(sqrt in root"
+    ):
         quick(model, loss, parameters=start)
 
 
@@ -344,7 +376,9 @@ class OfOne(nn.Module):
         self.inner = nn.Linear(3, 4)
 
     def forward(self, batch):
-        ids, mask = (batch["ids"], batch["mask"]) if isinstance(batch, dict) else (batch.ids, batch.mask)
+        ids, mask = (
+            (batch["ids"], batch["mask"]) if isinstance(batch, dict) else (batch.ids, batch.mask)
+        )
         return self.inner(ids * mask).tanh()
 
 
@@ -385,7 +419,9 @@ def test_inputs_of_every_kind(name):
 
 def test_keywords_and_outputs_in_a_dict():
     minibatches = [({"input_ids": x, "attention_mask": torch.ones_like(x)}, y) for x, y in task()]
-    found = quick(seeded(WithKeywords), lambda out, y: F.cross_entropy(out["logits"], y), minibatches)
+    found = quick(
+        seeded(WithKeywords), lambda out, y: F.cross_entropy(out["logits"], y), minibatches
+    )
     assert found.distrust == () and found.verdict("terms") == "holds"
 
 
@@ -396,7 +432,10 @@ def test_packed_sequences():
             return self.out(self.inner(sequences)[1][0][0])
 
     lengths = [4, 2, 1], [3, 2, 2]
-    minibatches = [(pack_sequence([normal(n, 1, seed=n) for n in ns]), torch.tensor([0, 3, 1])) for ns in lengths]
+    minibatches = [
+        (pack_sequence([normal(n, 1, seed=n) for n in ns]), torch.tensor([0, 3, 1]))
+        for ns in lengths
+    ]
     found = quick(seeded(Packed), minibatches=minibatches)
     assert found.distrust == () and found.verdict("terms") == "holds"
 
@@ -408,7 +447,10 @@ def test_parameters_in_a_data_class():
         b: torch.Tensor
 
     net = seeded(lambda: nn.Linear(3, 4))
-    found = quick(lambda p, x: F.linear(x, p.w, p.b).tanh(), parameters=Weights(net.weight.detach(), net.bias.detach()))
+    found = quick(
+        lambda p, x: F.linear(x, p.w, p.b).tanh(),
+        parameters=Weights(net.weight.detach(), net.bias.detach()),
+    )
     assert_close(found.terms, quick(nn.Sequential(net, nn.Tanh())).terms, ROUND_OFF)
     assert isinstance(found.unflatten(found.avg_grad), Weights)
 
@@ -445,19 +487,27 @@ def ids(m=3):
 
 def test_embeddings_with_options():
     plain = quick(seeded(embedding()), minibatches=ids())
-    assert_close(quick(seeded(embedding(sparse=True)), minibatches=ids()).terms, plain.terms, ROUND_OFF)
+    assert_close(
+        quick(seeded(embedding(sparse=True)), minibatches=ids()).terms, plain.terms, ROUND_OFF
+    )
     with pytest.raises(ValueError, match=r"found max_norm in '0' \(Embedding\); set it to None"):
         quick(seeded(embedding(max_norm=1.0)), minibatches=ids())
-    with pytest.raises(ValueError, match=r"found scale_grad_by_freq in '0' \(Embedding\).*set it to False"):
+    with pytest.raises(
+        ValueError, match=r"found scale_grad_by_freq in '0' \(Embedding\).*set it to False"
+    ):
         quick(seeded(embedding(scale_grad_by_freq=True)), minibatches=ids())
     with pytest.warns(UserWarning, match=r"gradients are stopped: embedding in '0' \(Embedding\)"):
-        padded = analyse(seeded(embedding(padding_idx=0)), F.cross_entropy, ids(), 1e-3, most_orders=0)
+        padded = analyse(
+            seeded(embedding(padding_idx=0)), F.cross_entropy, ids(), 1e-3, most_orders=0
+        )
     assert padded.verdict("terms") == "holds" and padded.verdict("g_bar") == "stopped gradient"
     assert not padded.unflatten(padded.exact[-1])["0.weight"][0].any()
 
 
 def test_lazy_layers_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"found '1' \(LazyLinear\) not yet initialized; call the module once"):
+    with pytest.raises(
+        ValueError, match=r"found '1' \(LazyLinear\) not yet initialized; call the module once"
+    ):
         quick(nn.Sequential(nn.Tanh(), nn.LazyLinear(4)).double())
 
 
@@ -467,24 +517,31 @@ class Checkpointed(nn.Module):
         self.inner, self.use_reentrant = nn.Linear(3, 4), use_reentrant
 
     def forward(self, x):
-        return torch.utils.checkpoint.checkpoint(self.inner, x, use_reentrant=self.use_reentrant).tanh()
+        return torch.utils.checkpoint.checkpoint(
+            self.inner, x, use_reentrant=self.use_reentrant
+        ).tanh()
 
 
 @pytest.mark.parametrize("use_reentrant", [False, True])
 def test_gradient_checkpointing_is_refused_by_name(use_reentrant):
-    with pytest.raises((ValueError, NotImplementedError), match=r"gradient checkpointing .*in '1|turn off gradient"):
+    with pytest.raises(
+        (ValueError, NotImplementedError), match=r"gradient checkpointing .*in '1|turn off gradient"
+    ):
         quick(nn.Sequential(nn.Linear(3, 3), Checkpointed(use_reentrant)).double())
 
 
 def test_an_error_of_the_module_names_the_layer():
     with pytest.raises(RuntimeError) as caught:
         quick(nn.Sequential(nn.Linear(3, 5), nn.Linear(4, 4)).double())
-    assert caught.value.__notes__ == ["analyse: this arose in '1' (Linear), with the inputs of minibatch 0"]
+    assert caught.value.__notes__ == [
+        "analyse: this arose in '1' (Linear), with the inputs of minibatch 0"
+    ]
 
 
 def test_whole_numbers_are_asked_for():
     with pytest.raises(
-        ValueError, match=r"steps: expected a whole number, 1 … 3, the number of minibatches, found 2\.0"
+        ValueError,
+        match=r"steps: expected a whole number, 1 … 3, the number of minibatches, found 2\.0",
     ):
         quick(seeded(lambda: nn.Linear(3, 4)), steps=2.0)
 
@@ -588,7 +645,9 @@ def test_a_stop_that_changes_nothing_is_not_flagged():
 def test_kinks_are_named_where_they_spoil_a_slope():
     net = seeded(lambda: nn.Sequential(nn.Linear(3, 20), nn.ReLU(), nn.Linear(20, 4)))
     found = analyse(net, F.cross_entropy, task(), 1.0, most_orders=0)
-    assert any("kinks lie on the way (relu in '1' (ReLU), where " in note for note in found.notes), found.notes
+    assert any(
+        "kinks lie on the way (relu in '1' (ReLU), where " in note for note in found.notes
+    ), found.notes
     assert "relu in '1' (ReLU)" in found.summary()
     smooth = analyse(net, F.cross_entropy, task(), 1e-6, most_orders=0, order=1)
     assert smooth.notes == () and smooth.distrust == ()
@@ -597,8 +656,11 @@ def test_kinks_are_named_where_they_spoil_a_slope():
 def test_a_kink_at_the_very_point_is_flagged():
     net = seeded(lambda: nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4)))
     nn.init.zeros_(net[0].bias)
-    minibatches = [(x * (torch.arange(6) > 0)[:, None], y) for x, y in task()]  # one input is 0, as black borders are
-    with pytest.warns(UserWarning, match=r"slope of the loss jumps at this very point \(relu in '1' \(ReLU\)"):
+    # One input is 0, as black borders are.
+    minibatches = [(x * (torch.arange(6) > 0)[:, None], y) for x, y in task()]
+    with pytest.warns(
+        UserWarning, match=r"slope of the loss jumps at this very point \(relu in '1' \(ReLU\)"
+    ):
         found = analyse(net, F.cross_entropy, minibatches, 1e-3, most_orders=0)
     assert found.verdict("g_bar") == "kink" and not found.withheld
 
@@ -610,8 +672,18 @@ def test_a_summary_has_five_lines():
     net = seeded(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4)))
     found = quick(net, most_orders=6)
     lines = found.summary().splitlines()
-    assert [line.split(":")[0] for line in lines] == ["Checked", "Series", "Reach", "Minibatches", "Distrust"]
-    assert "nothing is withheld" in lines[0] and "MAML -4.00" in lines[3] and "nothing that was looked for" in lines[4]
+    assert [line.split(":")[0] for line in lines] == [
+        "Checked",
+        "Series",
+        "Reach",
+        "Minibatches",
+        "Distrust",
+    ]
+    assert (
+        "nothing is withheld" in lines[0]
+        and "MAML -4.00" in lines[3]
+        and "nothing that was looked for" in lines[4]
+    )
 
 
 def test_first_order_explains_nine_tenths_as_far_as_it_says():
@@ -634,7 +706,8 @@ def test_every_quantity_has_agreements_and_a_verdict():
 
 
 def near_start(penalty):
-    """Return a model with a penalty on how far its parameters are from where they start, its loss, and the start."""
+    """Return a model with a penalty on how far its parameters are from where they start, its loss,
+    and the start."""
     net = seeded(lambda: nn.Linear(3, 4))
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
 

@@ -33,7 +33,9 @@ def test_noise_of_one_block_in_ten_is_missed_less_than_once_in_a_thousand_calls(
 
 SOURCES = {
     "torch's": lambda: lambda: torch.rand(()),
-    "a generator of its own": lambda: (lambda g: lambda: torch.rand((), generator=g))(torch.Generator().manual_seed(1)),
+    "a generator of its own": lambda: (lambda g: lambda: torch.rand((), generator=g))(
+        torch.Generator().manual_seed(1)
+    ),
     "Python's": lambda: random.random,
     "NumPy's": lambda: np.random.default_rng(3).random,
 }
@@ -53,7 +55,9 @@ def test_a_loss_that_looks_whether_a_derivative_is_taken_is_found():
     def loss(outputs, labels):
         return F.cross_entropy(outputs, labels) * (1 if torch.is_grad_enabled() else 2)
 
-    with pytest.raises(ValueError, match="loss: expected the same value without a graph as with gradients"):
+    with pytest.raises(
+        ValueError, match="loss: expected the same value without a graph as with gradients"
+    ):
         quick(seeded(lambda: nn.Linear(3, 4)), loss)
 
 

@@ -1,4 +1,5 @@
-"""Modules of one's own in the core, against loops of plain torch; images of other shapes are named."""
+"""Modules of one's own in the core, against loops of plain torch; images of other shapes are
+named."""
 
 import copy
 import pickle
@@ -48,11 +49,17 @@ ROUND_OFF = 1e-12  # float64: a few steps, the same operations in another order
 
 def module(seed=0):
     torch.manual_seed(seed)
-    return nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)).double()
+    return nn.Sequential(
+        nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.Tanh(), nn.Flatten(), nn.Linear(12, 3)
+    ).double()
 
 
 def pool(shape=SHAPE, dtype=torch.float64):
-    return ImagePool(torch.randint(256, (6, 8, *shape), generator=generator(), dtype=torch.uint8), dtype, white=255)
+    return ImagePool(
+        torch.randint(256, (6, 8, *shape), generator=generator(), dtype=torch.uint8),
+        dtype,
+        white=255,
+    )
 
 
 REPTILE = sum_of(2).weights
@@ -75,21 +82,35 @@ def run_of(network, weights=REPTILE, **options):
 def by_plain_torch(net, weights, images, seed=0):
     """Meta-train by a loop over the module's own parameters; MAML by autograd through its steps."""
     phi = {name: p.detach().clone() for name, p in net.named_parameters()}
-    for iteration, tasks in enumerate(training_stream(LEARN, images, seed=seed, iterations=range(3), meta_batch=1)):
+    for iteration, tasks in enumerate(
+        training_stream(LEARN, images, seed=seed, iterations=range(3), meta_batch=1)
+    ):
         point = begin = {name: p.clone().requires_grad_() for name, p in phi.items()}
         taken = []
         for batch in tasks.minibatches:
             x = images.images.flatten(0, 1)[batch.index[0]].double() / 255
-            value = F.cross_entropy(functional_call(net, point, (x,)), batch.label[0], reduction="sum")
+            value = F.cross_entropy(
+                functional_call(net, point, (x,)), batch.label[0], reduction="sum"
+            )
             taken.append(torch.autograd.grad(value, list(point.values()), create_graph=True))
-            before, point = point, {n: p - ALPHA * g for (n, p), g in zip(point.items(), taken[-1], strict=True)}
+            before, point = (
+                point,
+                {n: p - ALPHA * g for (n, p), g in zip(point.items(), taken[-1], strict=True)},
+            )
         if weights == "maml":
-            value = F.cross_entropy(functional_call(net, before, (x,)), batch.label[0], reduction="sum")
+            value = F.cross_entropy(
+                functional_call(net, before, (x,)), batch.label[0], reduction="sum"
+            )
             total_of = torch.autograd.grad(value, list(begin.values()))
         else:
-            total_of = [sum(w * g for w, g in zip(weights, gs, strict=True)) for gs in zip(*taken, strict=True)]
+            total_of = [
+                sum(w * g for w, g in zip(weights, gs, strict=True))
+                for gs in zip(*taken, strict=True)
+            ]
         eps = STEP * (1 - iteration / ITERATIONS)
-        phi = {n: p - eps * ALPHA * d.detach() for (n, p), d in zip(phi.items(), total_of, strict=True)}
+        phi = {
+            n: p - eps * ALPHA * d.detach() for (n, p), d in zip(phi.items(), total_of, strict=True)
+        }
     return torch.cat([p.flatten() for p in phi.values()])
 
 
@@ -122,9 +143,12 @@ def test_evaluation_classifies_as_the_module_does():
     drawn = evaluation_tasks(LEARN, pool(), seed=0, count=4, queries=2)
     loss = CrossEntropy(network, "sum")
     phi = start(run).phi
-    lanes = accuracies(network, loss, phi, pool(), drawn, run.inner.build(), transductive=False, lanes=3)["accuracy"]
+    lanes = accuracies(
+        network, loss, phi, pool(), drawn, run.inner.build(), transductive=False, lanes=3
+    )["accuracy"]
     assert torch.equal(found, lanes)
-    for task in range(4):  # without transduction: each query in front of the support, in a batch of its own
+    # Without transduction: each query in front of the support, in a batch of its own.
+    for task in range(4):
         adapted = phi
         for batch in drawn.minibatches:
             mini = pool().minibatch(batch[task])
@@ -146,7 +170,8 @@ def test_a_run_of_it_is_a_file_that_resumes_to_the_same_bits(tmp_path, monkeypat
     execute(jobs["whole"])
     execute(replace(jobs["cut"], until=1))
     resumed = replace(jobs["cut"], run=pickle.loads(pickle.dumps(run)))  # as in a worker process
-    assert resumed.key == replace(jobs["cut"], run=run_of(Network.of(module(), SHAPE))).key  # made once more
+    # Made once more.
+    assert resumed.key == replace(jobs["cut"], run=run_of(Network.of(module(), SHAPE))).key
     execute_together([resumed])
     found = [load(job).state for job in (jobs["whole"], resumed)]
     assert found[0].iteration == ITERATIONS and torch.equal(found[0].phi, found[1].phi)
@@ -164,11 +189,14 @@ def test_the_built_in_network_as_a_module_has_its_gradient():
         net[-1].weight.copy_(net[-1].weight.reshape(5, 2, 2, 64).permute(0, 3, 1, 2).flatten(1))
     own = Network.of(net, (1, 28, 28))
     mine = Minibatch(batch.x.unsqueeze(1), batch.y)
-    g = own.unflatten(inner_loop.gradient(CrossEntropy(own, "sum"), own.initialize(0, dtype=torch.float64), mine))
+    g = own.unflatten(
+        inner_loop.gradient(CrossEntropy(own, "sum"), own.initialize(0, dtype=torch.float64), mine)
+    )
     parts = {name: g[name] for name in learned(net)}
     parts["17.weight"] = parts["17.weight"].reshape(5, 64, 2, 2).permute(0, 2, 3, 1).flatten(1)
     expected = inner_loop.gradient(CrossEntropy(built, "sum"), phi, batch)
-    assert_close(as_phi(parts.values()), expected, 1e-11)  # some hundred sums of some thousand terms each
+    # Some hundred sums of some thousand terms each.
+    assert_close(as_phi(parts.values()), expected, 1e-11)
 
 
 class Viewing(nn.Module):
@@ -187,14 +215,18 @@ def test_channels_go_last_in_memory_where_the_module_allows_it():
     own = Network.of(module().float(), SHAPE)
     assert own.channels_last
     seen = []
-    own._on(torch.device("cpu"), torch.float32)[1].register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    own._on(torch.device("cpu"), torch.float32)[1].register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
     phi, x = own.initialize(0), torch.rand(5, *SHAPE, generator=generator())
     assert_close(own(phi, x), own._one(phi, x), 1e-5)  # float32, sums in another order
     assert [each.is_contiguous() for each in seen] == [False, True]
 
 
 def test_what_was_trained_is_analysed():
-    network = Network.of(nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 3)), SHAPE)
+    network = Network.of(
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 4), nn.Tanh(), nn.Linear(4, 3)), SHAPE
+    )
     run = run_of(network)
     *_, state = train(run, pool(), start(run))
     minibatches = [(pool().images[:3, i].double() / 255, torch.arange(3)) for i in range(2)]
@@ -229,13 +261,25 @@ def flat(*layers):
 
 
 REFUSED = {
-    "dropout": (lambda: flat(nn.Linear(16, 3), nn.Dropout(0.5)), "found noise in '2' \\(Dropout\\); call .eval"),
-    "another shape": (lambda: flat(nn.Linear(9, 3)), r"takes: expected the shape of one input .*found \(1, 4, 4\)"),
-    "no logits": (lambda: nn.Conv2d(1, 2, 3), r"module: expected logits \(batch, classes\) of 3 inputs, found shape"),
+    "dropout": (
+        lambda: flat(nn.Linear(16, 3), nn.Dropout(0.5)),
+        "found noise in '2' \\(Dropout\\); call .eval",
+    ),
+    "another shape": (
+        lambda: flat(nn.Linear(9, 3)),
+        r"takes: expected the shape of one input .*found \(1, 4, 4\)",
+    ),
+    "no logits": (
+        lambda: nn.Conv2d(1, 2, 3),
+        r"module: expected logits \(batch, classes\) of 3 inputs, found shape",
+    ),
     "a state": (Counting, "found that it changes calls"),
     "a closure": (Closure, "found none on linear.weight, linear.bias; freeze"),
     "lazy layers": (lambda: flat(nn.LazyLinear(3)), "found lazy layers; call the module once"),
-    "nothing to learn": (lambda: flat(nn.Linear(16, 3)).requires_grad_(False), "parameters that require a gradient"),
+    "nothing to learn": (
+        lambda: flat(nn.Linear(16, 3)).requires_grad_(False),
+        "parameters that require a gradient",
+    ),
 }
 
 
@@ -280,15 +324,21 @@ def test_images_of_another_shape_are_named_before_any_work(shape, weights):
 
 def by_hand(run, images, phi):
     drawn = evaluation_tasks(LEARN, images, seed=0, count=1)
-    return CrossEntropy(omniglot(run.sampling.n_way), "sum").gradient(phi, images.minibatch(drawn.minibatches[0][0]))
+    return CrossEntropy(omniglot(run.sampling.n_way), "sum").gradient(
+        phi, images.minibatch(drawn.minibatches[0][0])
+    )
 
 
 def test_channels_first_and_last_are_told_apart():
     run = replace(run_of("cifar_fs"), dtype="float32")
-    with pytest.raises(ValueError, match=r"channels first: images.movedim\(-3, -1\) puts them last"):
+    with pytest.raises(
+        ValueError, match=r"channels first: images.movedim\(-3, -1\) puts them last"
+    ):
         next(train(run, pool((3, 32, 32), torch.float32), start(run)))
     own = run_of(Network.of(flat(nn.Linear(48, 3)), (3, 4, 4)))
-    with pytest.raises(ValueError, match=r"channels last: images.movedim\(-1, -3\) puts them first"):
+    with pytest.raises(
+        ValueError, match=r"channels last: images.movedim\(-1, -3\) puts them first"
+    ):
         next(train(own, pool((4, 4, 3)), start(own)))
 
 
@@ -299,7 +349,12 @@ def test_numpy_arrays_are_taken_and_other_numbers_are_named():
     pools = [ImagePool(each, torch.float64, white=255) for each in (images, torch.tensor(images))]
     assert torch.equal(*[list(train(run, each, start(run)))[-1].phi for each in pools])
     for wrong in (images.astype(np.uint16), torch.tensor(images).int()):
-        with pytest.raises(TypeError, match=r"images: expected bytes \(uint8\) or floating-point numbers, found .*int"):
+        with pytest.raises(
+            TypeError,
+            match=r"images: expected bytes \(uint8\) or floating-point numbers, found .*int",
+        ):
             ImagePool(wrong)
-    with pytest.raises(ValueError, match=r"images: expected \(classes, examples, .*found shape \(6, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"images: expected \(classes, examples, .*found shape \(6, 8\)"
+    ):
         ImagePool(torch.zeros(6, 8))

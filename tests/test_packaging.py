@@ -1,4 +1,5 @@
-"""Metadata, what a wheel holds, the command that it installs, and that an installation knows its own code alone."""
+"""Metadata, what a wheel holds, the command that it installs, and that an installation knows its
+own code alone."""
 
 import importlib.util
 import os
@@ -30,11 +31,20 @@ PARTS = (*PACKAGES, "reproduce.py", "pyproject.toml", "README.md", "LICENSE")
 
 def git(folder: Path, *arguments: str) -> str:
     """Return what git says, of a repository that nobody's settings reach."""
-    names = {f"GIT_{role}_{what}": "x@example.org" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+    names = {
+        f"GIT_{role}_{what}": "x@example.org"
+        for role in ("AUTHOR", "COMMITTER")
+        for what in ("NAME", "EMAIL")
+    }
     alone = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_SYSTEM": os.devnull}
     kept = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     done = subprocess.run(
-        ["git", *arguments], cwd=folder, env=kept | names | alone, capture_output=True, text=True, check=True
+        ["git", *arguments],
+        cwd=folder,
+        env=kept | names | alone,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout.strip()
 
@@ -53,7 +63,9 @@ def copy_of_the_project(folder: Path) -> Path:
     folder.mkdir(parents=True)
     for name in PARTS:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(
+                ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy(ROOT / name, folder / name)
     return folder
@@ -74,24 +86,34 @@ def manifest_of(root: Path) -> ModuleType:
 
 def test_metadata_says_whose_it_is_and_what_it_needs() -> None:
     assert PROJECT["name"] == manifest.PROJECT
-    assert PROJECT["license"] == "MIT" and all((ROOT / name).is_file() for name in PROJECT["license-files"])
+    assert PROJECT["license"] == "MIT" and all(
+        (ROOT / name).is_file() for name in PROJECT["license-files"]
+    )
     assert re.fullmatch(r"\d+\.\d+\.\d+", PROJECT["version"])
-    assert not any(line.startswith("License ::") for line in PROJECT["classifiers"]), "the licence field says it"
-    assert f"Python :: {PROJECT['requires-python'].removeprefix('>=')}" in " ".join(PROJECT["classifiers"])
+    assert not any(line.startswith("License ::") for line in PROJECT["classifiers"]), (
+        "the licence field says it"
+    )
+    assert f"Python :: {PROJECT['requires-python'].removeprefix('>=')}" in " ".join(
+        PROJECT["classifiers"]
+    )
     assert (ROOT / PROJECT["readme"]).is_file()
 
 
 def test_the_version_is_the_same_everywhere() -> None:
     version = PROJECT["version"]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text()
-    released = re.findall(r"^## (\S+)", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.MULTILINE)
+    released = re.findall(
+        r"^## (\S+)", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
     assert released[0] == version
 
 
 def test_the_changelog_has_a_line_for_each_numerics_version() -> None:
     from analysis.runs.job import NUMERICS_VERSION
 
-    found = re.findall(r"^- Numerics (\d+)\b", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.MULTILINE)
+    found = re.findall(
+        r"^- Numerics (\d+)\b", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
     assert {int(number) for number in found} == set(range(2, NUMERICS_VERSION + 1))
 
 
@@ -101,7 +123,9 @@ def test_the_citation_is_one() -> None:
     assert found["cff-version"] == "1.2.0" and found["license"] == PROJECT["license"]
     assert {"message", "title", "authors"} <= set(found)
     paper = found["preferred-citation"]
-    assert paper["type"] == "article" and [author["family-names"] for author in paper["authors"]] == [
+    assert paper["type"] == "article" and [
+        author["family-names"] for author in paper["authors"]
+    ] == [
         "Nichol",
         "Achiam",
         "Schulman",
@@ -122,7 +146,9 @@ def test_every_folder_of_code_is_a_package_that_is_found() -> None:
     for name in PACKAGES:
         for path in (ROOT / name).rglob("*.py"):
             folders = [folder for folder in path.relative_to(ROOT).parents if folder != Path()]
-            assert [folder for folder in folders if not (ROOT / folder / "__init__.py").is_file()] == []
+            assert [
+                folder for folder in folders if not (ROOT / folder / "__init__.py").is_file()
+            ] == []
             dotted = ".".join(folders[0].parts)
             assert any(fnmatch(dotted, pattern) for pattern in patterns), dotted
     assert all((ROOT / f"{name}.py").is_file() for name in SETUPTOOLS["py-modules"])
@@ -151,12 +177,24 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
 
 def test_a_wheel_holds_all_that_runs_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     names = {name for name in wheel.namelist() if ".dist-info/" not in name}
-    code = {path.relative_to(ROOT).as_posix() for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    code = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+    }
     assert code | {"reproduce.py"} == {name for name in names if name.endswith(".py")}
-    assert not [name for name in names if name.startswith(("tests/", "figures/published/")) or name.endswith(".md")]
+    assert not [
+        name
+        for name in names
+        if name.startswith(("tests/", "figures/published/")) or name.endswith(".md")
+    ]
     for package, patterns in SETUPTOOLS["package-data"].items():
         folder = ROOT / package.replace(".", "/")
-        data = {path.relative_to(ROOT).as_posix() for pattern in patterns for path in folder.glob(pattern)}
+        data = {
+            path.relative_to(ROOT).as_posix()
+            for pattern in patterns
+            for path in folder.glob(pattern)
+        }
         assert data <= names
 
 
@@ -169,7 +207,9 @@ def test_an_installed_wheel_in_a_foreign_repository_names_no_foreign_commit(
     installed = manifest_of(site)
     assert site == installed.ROOT and len(git(foreign, "rev-parse", "HEAD")) == 40
     assert installed.commit() is None
-    assert sources_digest(installed.ROOT, *installed.SOURCES) == sources_digest(ROOT, *manifest.SOURCES)
+    assert sources_digest(installed.ROOT, *installed.SOURCES) == sources_digest(
+        ROOT, *manifest.SOURCES
+    )
 
 
 # ---- whose commit, and which sources
@@ -181,14 +221,18 @@ def test_a_copy_in_a_foreign_repository_names_no_foreign_commit(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("theirs", [None, '[project]\nname = "other"\n', "[tool]\n", "not toml"])
-def test_a_foreign_project_at_the_same_root_names_no_commit(theirs: str | None, tmp_path: Path) -> None:
+def test_a_foreign_project_at_the_same_root_names_no_commit(
+    theirs: str | None, tmp_path: Path
+) -> None:
     (tmp_path / "reproduce.py").write_text("")
     if theirs is not None:
         (tmp_path / "pyproject.toml").write_text(theirs)
     assert manifest.commit(repository(tmp_path)) is None
 
 
-def test_the_project_s_own_checkout_names_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_project_s_own_checkout_names_its_commit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     own = tmp_path / "own"
     own.mkdir()
     for name in ("pyproject.toml", "reproduce.py"):
@@ -213,7 +257,11 @@ def test_a_digest_of_sources_depends_on_names_and_contents_of_code_alone(tmp_pat
 
     one = digest(a_py="1", b_c="2", c_h="3")
     assert digest(c_h="3", b_c="2", a_py="1", d_md="prose", e_pyc="compiled") == one
-    others = [digest(a_py="1", b_c="2", c_h="4"), digest(b_py="1", b_c="2", c_h="3"), digest(a_py="1", b_c="2")]
+    others = [
+        digest(a_py="1", b_c="2", c_h="4"),
+        digest(b_py="1", b_c="2", c_h="3"),
+        digest(a_py="1", b_c="2"),
+    ]
     assert len({one, *others}) == 4
 
 
@@ -222,7 +270,9 @@ def test_sources_are_recorded_and_manifests_without_them_are_read() -> None:
     record = {"commit": None, "versions": {}, "machine": {}}
     then, now = manifest.surroundings(record), manifest.surroundings(record | {"sources": "00"})
     assert list(manifest.differences(then, now)) == ["sources: only now"]
-    assert manifest.surroundings(record | {"sources": "00"}) != manifest.surroundings(record | {"sources": "01"})
+    assert manifest.surroundings(record | {"sources": "00"}) != manifest.surroundings(
+        record | {"sources": "01"}
+    )
 
 
 # ---- the command
@@ -242,20 +292,29 @@ def test_the_command_is_the_script_s_main() -> None:
     ],
 )
 def test_help_and_messages_name_the_command_that_was_used(
-    called: str, name: str, command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    called: str,
+    name: str,
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr(sys, "argv", [called])
     with pytest.raises(SystemExit):
         parse(["--help"])
     said = capsys.readouterr().out
-    assert said.startswith(f"usage: {command} [EXPERIMENT ...]") and f"\n  {command} --list " in said
+    assert (
+        said.startswith(f"usage: {command} [EXPERIMENT ...]") and f"\n  {command} --list " in said
+    )
     for subcommand in ("report", "demo"):
         with pytest.raises(SystemExit):
             reproduce.main([subcommand, "--help"])
         said += capsys.readouterr().out
         assert f"usage: {name} {subcommand}" in said
     assert ("reproduce.py" in said) == (name == "reproduce.py")
-    for error, line in ((ValueError("x"), f"{name}: error: unexpected"), (KeyboardInterrupt(), f"go on: {command} a")):
+    for error, line in (
+        (ValueError("x"), f"{name}: error: unexpected"),
+        (KeyboardInterrupt(), f"go on: {command} a"),
+    ):
 
         def fail(_: object, error: BaseException = error) -> int:
             raise error

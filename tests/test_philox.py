@@ -1,4 +1,5 @@
-"""Philox against Random123's known answers and Python integers; the draws made of it against exact uniformity."""
+"""Philox against Random123's known answers and Python integers; the draws made of it against exact
+uniformity."""
 
 import itertools
 from collections import Counter
@@ -55,7 +56,8 @@ def test_many_counters_at_once_equal_integer_arithmetic() -> None:
 
 
 def test_an_address_is_a_counter() -> None:
-    """Written down here so that it cannot change unnoticed: it would change every task of every run."""
+    """Written down here so that it cannot change unnoticed: it would change every task of every
+    run."""
     found = bits(7 + (9 << 32), Purpose.EVALUATION, 10, iteration=5, task=3).tolist()
     expected = [word for block in range(3) for word in in_integers((7, 9), (block, 3, 5, 1))]
     assert found == expected[:10]
@@ -75,13 +77,16 @@ def test_nothing_depends_on_what_else_is_asked() -> None:
     for i, t in itertools.product(range(3), range(2)):
         alone = bits(1, Purpose.TRAINING, 7, iteration=int(iterations[i]), task=int(tasks[t]))
         assert torch.equal(together[i, t], alone)
-        assert torch.equal(bits(1, Purpose.TRAINING, 23, iteration=iterations[i, 0], task=tasks[t])[:7], alone)
+        assert torch.equal(
+            bits(1, Purpose.TRAINING, 23, iteration=iterations[i, 0], task=tasks[t])[:7], alone
+        )
 
 
 def test_streams_differ() -> None:
     addresses = itertools.product((0, 1, 1 << 32), Purpose, (0, 1), (0, 1))
     streams = [bits(seed, purpose, 64, iteration=i, task=t) for seed, purpose, i, t in addresses]
-    # 60 x 64 numbers of 32 bits: one coincidence has probability 2e-3, and none is met with these seeds
+    # 60 x 64 numbers of 32 bits: one coincidence has probability 2e-3, and none is met with these
+    # seeds
     assert len(set(torch.cat(streams).tolist())) == 60 * 64
 
 
@@ -94,8 +99,11 @@ def test_uniform_lies_inside_the_open_interval_and_is_flat() -> None:
 
 @pytest.mark.parametrize("population, m", [(1, 1), (4, 2), (5, 5), (6, 3)])
 def test_distinct_meets_every_ordered_choice_equally_often(population: int, m: int) -> None:
-    """The i-th pick depends on floor(key (population - i) / 2^32) alone: one key from the middle of each bin."""
-    bins = [[int((r + 0.5) / (population - i) * 2**32) for r in range(population - i)] for i in range(m)]
+    """The i-th pick depends on floor(key (population - i) / 2^32) alone: one key from the middle of
+    each bin."""
+    bins = [
+        [int((r + 0.5) / (population - i) * 2**32) for r in range(population - i)] for i in range(m)
+    ]
     choices = distinct(torch.tensor(list(itertools.product(*bins))), population).tolist()
     assert sorted(map(tuple, choices)) == sorted(itertools.permutations(range(population), m))
 
@@ -114,7 +122,9 @@ def test_distinct_at_the_ends_of_the_range() -> None:
 
 
 def test_distinct_refuses_too_small_a_population() -> None:
-    with pytest.raises(ValueError, match=r"^population: expected at least 3 to choose from, found 2"):
+    with pytest.raises(
+        ValueError, match=r"^population: expected at least 3 to choose from, found 2"
+    ):
         distinct(torch.tensor([1, 2, 3]), 2)
 
 

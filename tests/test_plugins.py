@@ -1,4 +1,5 @@
-"""A file of the user's own: its claim is in the ledger, the report and the figures; what is wrong with one is named."""
+"""A file of the user's own: its claim is in the ledger, the report and the figures; what is wrong
+with one is named."""
 
 import json
 from pathlib import Path
@@ -14,16 +15,27 @@ from tests.helpers.script import InProcess
 EXAMPLE = Path(__file__).parent / "own_claim.py"
 
 
-def test_a_claim_of_ones_own_is_in_the_ledger_the_report_and_the_figures(tmp_path, monkeypatch, capsys):
+def test_a_claim_of_ones_own_is_in_the_ledger_the_report_and_the_figures(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr("analysis.prepare.Workers", InProcess)
     options = ["--profile", "smoke", "--dataset", "glyphs", "--quiet", "--out", str(tmp_path)]
-    assert reproduce.main(["own_claim", "--plugin", str(EXAMPLE), *options]) == 0, capsys.readouterr().err
+    assert reproduce.main(["own_claim", "--plugin", str(EXAMPLE), *options]) == 0, (
+        capsys.readouterr().err
+    )
     ledger = json.loads((tmp_path / "claims.json").read_text())
     (mine,) = [row for row in ledger if row["id"] == "own-claim"]
     assert mine["verdict"] == "supported"
     report = (tmp_path / "report.md").read_text()
-    assert "our method is right nine times in ten" in report and "Ours is right nine times in ten" in report
-    assert {path.suffix for path in (tmp_path / "figures").glob("own_claim.*")} == {".png", ".svg", ".pdf"}
+    assert (
+        "our method is right nine times in ten" in report
+        and "Ours is right nine times in ten" in report
+    )
+    assert {path.suffix for path in (tmp_path / "figures").glob("own_claim.*")} == {
+        ".png",
+        ".svg",
+        ".pdf",
+    }
     assert "own_claim" not in EXPERIMENTS
     assert reproduce.main(["report", "--out", str(tmp_path), "--plugin", str(EXAMPLE)]) == 0
     assert reproduce.main(["report", "--out", str(tmp_path)]) == 1
@@ -58,5 +70,8 @@ def test_what_is_wrong_with_a_plugin_is_named(tmp_path, name):
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UsageError, match="--plugin: expected a Python file"), loaded([tmp_path / "none.py"]):
+    with (
+        pytest.raises(UsageError, match="--plugin: expected a Python file"),
+        loaded([tmp_path / "none.py"]),
+    ):
         pass

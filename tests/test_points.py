@@ -1,7 +1,8 @@
-"""Derivatives by hand up to the fourth, against the tensor code under autograd, and against differences of each other.
+"""Derivatives by hand up to the fourth, against the tensor code under autograd, and against
+differences of each other.
 
-Float64 and sums of thousands of terms: 1e-12 of the largest is ample; in the fourth derivative and in mixed third ones,
-which are differences, a digit more goes.
+Float64 and sums of thousands of terms: 1e-12 of the largest is ample; in the fourth derivative and
+in mixed third ones, which are differences, a digit more goes.
 """
 
 import gc
@@ -32,7 +33,11 @@ def setting(case, dtype=torch.float64):
     network, shape, batch = CASES[case]
     phi = network.initialize(0, dtype=torch.float64) + 0.05 * normal(network.n_parameters)
     n_way = network.shapes["linear.bias"][0]
-    return CrossEntropy(network, "mean"), phi.to(dtype), minibatch(batch=batch, shape=shape, n_way=n_way, dtype=dtype)
+    return (
+        CrossEntropy(network, "mean"),
+        phi.to(dtype),
+        minibatch(batch=batch, shape=shape, n_way=n_way, dtype=dtype),
+    )
 
 
 def directions(phi, count):
@@ -40,7 +45,8 @@ def directions(phi, count):
 
 
 def course(loss, phi, batch, along):
-    """Return the loss, its gradient, and this differentiated along one direction after the other, in reverse mode."""
+    """Return the loss, its gradient, and this differentiated along one direction after the other,
+    in reverse mode."""
     point = phi.clone().requires_grad_()
     found = [loss(point, batch)]
     found.append(torch.autograd.grad(found[-1], point, create_graph=True)[0])
@@ -89,18 +95,22 @@ def test_twice_along_one_direction(case, tensor_code):
 
 @EACH
 def test_float32(case, tensor_code):
-    """ReLU may switch within round-off of 0, where derivatives jump: compared by norm, against float64."""
+    """ReLU may switch within round-off of 0, where derivatives jump: compared by norm, against
+    float64."""
     loss, phi, batch = setting(case, torch.float32)
     v = directions(phi, 1)[0]
     double = setting(case)[2]
     found = course(loss, phi, batch, [v, v])
-    for part, expected in zip(found, tensor_code(course, loss, phi.double(), double, [v.double()] * 2), strict=True):
+    for part, expected in zip(
+        found, tensor_code(course, loss, phi.double(), double, [v.double()] * 2), strict=True
+    ):
         close(part.double(), expected, 1e-3)
 
 
 @pytest.mark.parametrize("case", ["softplus", "tanh"])
 def test_central_differences(case):
-    """Of step 1e-4: truncation 1e-8 of what follows, times third differences; round-off 1e-12 and less."""
+    """Of step 1e-4: truncation 1e-8 of what follows, times third differences; round-off 1e-12 and
+    less."""
     loss, phi, batch = setting(case)
     v, step = directions(phi, 1)[0], 1e-4
     v = v / v.norm()
@@ -129,7 +139,8 @@ def test_what_is_no_number_shows():
     phi = setting("softplus")[1]
     phi[0] = torch.nan
     assert (
-        loss.gradient(phi, batch).isnan().any() and loss.point(phi, batch).product(torch.ones_like(phi)).isnan().any()
+        loss.gradient(phi, batch).isnan().any()
+        and loss.point(phi, batch).product(torch.ones_like(phi)).isnan().any()
     )
 
 
@@ -188,7 +199,9 @@ def test_lanes_of_one_keep_their_shape():
     g = torch.autograd.grad(value.sum(), point, create_graph=True)[0]
     v = directions(phi, 1)[0]
     assert g.shape == (1, phi.numel())
-    close(torch.autograd.grad(g, point, v.expand(1, -1))[0][0], hessian_product(loss, phi, batch, v))
+    close(
+        torch.autograd.grad(g, point, v.expand(1, -1))[0][0], hessian_product(loss, phi, batch, v)
+    )
 
 
 def test_derivatives_in_the_images_are_the_tensor_codes():

@@ -1,4 +1,5 @@
-"""Publishing: an output folder as a page, complete and nothing else; and README's numbers are the published ones."""
+"""Publishing: an output folder as a page, complete and nothing else; and README's numbers are the
+published ones."""
 
 import json
 import re
@@ -20,26 +21,50 @@ def test_a_finished_run_is_published_whole(finished_ablation: Path, tmp_path: Pa
     out, to = tmp_path / "run", tmp_path / "published"
     shutil.copytree(finished_ablation, out)
     assert reproduce.main(["publish", str(out), "--name", "x", "--to", str(to)]) == 0
-    files = {path.relative_to(to / "x").as_posix() for path in (to / "x").rglob("*") if path.is_file()}
-    assert {"README.md", "claims.json", "manifest.json", "tables/ablation.csv", "tables/SHA256SUMS"} <= files
+    files = {
+        path.relative_to(to / "x").as_posix() for path in (to / "x").rglob("*") if path.is_file()
+    }
+    assert {
+        "README.md",
+        "claims.json",
+        "manifest.json",
+        "tables/ablation.csv",
+        "tables/SHA256SUMS",
+    } <= files
     assert not any(name.startswith("runs/") for name in files)
-    assert (to / "x" / "tables" / "ablation.csv").read_bytes() == (out / "tables" / "ablation.csv").read_bytes()
-    assert str(tmp_path) not in (to / "x" / "manifest.json").read_text() + (to / "x" / "README.md").read_text()
+    assert (to / "x" / "tables" / "ablation.csv").read_bytes() == (
+        out / "tables" / "ablation.csv"
+    ).read_bytes()
+    assert (
+        str(tmp_path)
+        not in (to / "x" / "manifest.json").read_text() + (to / "x" / "README.md").read_text()
+    )
     (to / "x" / "stale").touch()
     assert reproduce.main(["publish", str(out), "--name", "x", "--to", str(to)]) == 0
     assert not (to / "x" / "stale").exists()
     page = (to / "x" / "README.md").read_text()
     record = json.loads((to / "x" / "manifest.json").read_text())
-    assert record["sources"] in page and record["machine"]["kind"] in page and "reproduce.py ablation" in page
+    assert (
+        record["sources"] in page
+        and record["machine"]["kind"] in page
+        and "reproduce.py ablation" in page
+    )
     assert "- runs: 10 on cpu (" in page and f"seeds {FIRST_SEED}; " in page
     assert "](tables/ablation_runs.csv)" in page and "- looks: `[1, 2]`" in page
 
 
-def test_a_page_names_every_command_that_filled_the_folder(finished_ablation: Path, tmp_path: Path) -> None:
+def test_a_page_names_every_command_that_filled_the_folder(
+    finished_ablation: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished_ablation, out, ignore=shutil.ignore_patterns("runs"))
     record = json.loads((out / "manifest.json").read_text())
-    last = record | {"experiments": {"sgd": {"steps": 7}}, "tables": {}, "tables_of": {}, "wall_seconds": {"sgd": 5.0}}
+    last = record | {
+        "experiments": {"sgd": {"steps": 7}},
+        "tables": {},
+        "tables_of": {},
+        "wall_seconds": {"sgd": 5.0},
+    }
     earlier = manifest.by_experiment(manifest.read(out / "manifest.json"))
     last |= {"command": ["/home/x/reproduce.py", "sgd", "--out", "/home/x/out"], "earlier": earlier}
     manifest.write(last, out / "manifest.json")
@@ -70,13 +95,14 @@ def test_what_is_not_finished_is_not_published(
 
 CITED = re.compile(r"`([a-z0-9-]+)`:\s([^)]*)\)")  # (`claim-id`: numbers and words)
 HOUR = (
-    "[An hour](figures/published/hour/README.md)"  # from here to the end of the paragraph, the numbers are that run's
+    # From here to the end of the paragraph, the numbers are that run's.
+    "[An hour](figures/published/hour/README.md)"
 )
 
 
 def _numbers(claim: dict) -> set[str]:
-    """Return what may be written of a claim: means and ends of its cases, plain or in points, with 0 to 3 decimals, and
-    the number of seeds."""
+    """Return what may be written of a claim: means and ends of its cases, plain or in points, with
+    0 to 3 decimals, and the number of seeds."""
     found = {str(len(case["seeds"])) for case in claim["cases"]}
     for case in (*claim["cases"], *claim["control"]["cases"], *claim["shown"]):
         for value in (case["mean"], case["low"], case["high"]):
@@ -114,7 +140,9 @@ def test_every_number_that_the_readme_cites_is_the_published_one(run: str, least
         ("figure_3_to_5000", "\n## Figure 3", "\n## Omniglot", 6),
     ],
 )
-def test_every_number_that_the_page_cites_is_the_published_one(run: str, begins: str, ends: str, count: int) -> None:
+def test_every_number_that_the_page_cites_is_the_published_one(
+    run: str, begins: str, ends: str, count: int
+) -> None:
     claims = {claim["id"]: claim for claim in _verdicts(run)}
     cited = CITED.findall(_section(begins, ends))
     assert len(cited) == count
@@ -127,7 +155,9 @@ def test_figure_3s_table_is_the_published_one() -> None:
     section, folder = _section("\n## Figure 3", "\n## Omniglot"), PUBLISHED / "figure_3_to_5000"
     measured = {claim["id"] for claim in _verdicts("figure_3_to_5000") if claim["cases"]}
     assert {id for id, _ in CITED.findall(section)} == measured
-    for variant, curve in pd.read_csv(folder / "tables" / "ablation_intervals.csv").groupby("variant"):
+    for variant, curve in pd.read_csv(folder / "tables" / "ablation_intervals.csv").groupby(
+        "variant"
+    ):
         looks = curve.set_index("iteration").loc[[1_000, 5_000], ["mean", "low", "high"]] * 100
         cells = [f"{mean:.1f} ({low:.1f} to {high:.1f})" for mean, low, high in looks.to_numpy()]
         assert f"| {variant} | {' | '.join(cells)} |" in section
@@ -136,10 +166,16 @@ def test_figure_3s_table_is_the_published_one() -> None:
 
 
 def test_an_hours_verdicts_are_those_of_the_default_run_or_decide_more() -> None:
-    decided = {claim["id"]: claim["verdict"] for claim in _verdicts("quick") if claim["verdict"] != "undecided"}
+    decided = {
+        claim["id"]: claim["verdict"]
+        for claim in _verdicts("quick")
+        if claim["verdict"] != "undecided"
+    }
     hour = {claim["id"]: claim["verdict"] for claim in _verdicts("hour")}
     assert {id: hour[id] for id in decided} == decided
-    of_experiments = [c for c in _verdicts("hour") if c["kind"] == "experiment" and c["verdict"] != "undecided"]
+    of_experiments = [
+        c for c in _verdicts("hour") if c["kind"] == "experiment" and c["verdict"] != "undecided"
+    ]
     assert f"decides {len(of_experiments)}." in README.read_text()
 
 
@@ -147,5 +183,9 @@ def test_the_readmes_tally_is_the_published_one() -> None:
     claims = _verdicts("quick")
     for kind in ("theorem", "experiment"):
         verdicts = [claim["verdict"] for claim in claims if claim["kind"] == kind]
-        words = ", ".join(f"{verdicts.count(v)} {v}" for v in ("supported", "refuted", "undecided") if v in verdicts)
+        words = ", ".join(
+            f"{verdicts.count(v)} {v}"
+            for v in ("supported", "refuted", "undecided")
+            if v in verdicts
+        )
         assert f"{words}" in " ".join(README.read_text().split()), words

@@ -1,4 +1,5 @@
-"""What READMEs print runs, and what they name is there: code, commands, links, functions, claims."""
+"""What READMEs print runs, and what they name is there: code, commands, links, functions,
+claims."""
 
 import re
 from importlib import import_module
@@ -13,7 +14,10 @@ from reproduce import COMMANDS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("analysis", "figures", "reptile_core", "tests", ".github")
-READMES = [ROOT / "README.md", *(path for name in FOLDERS for path in sorted((ROOT / name).rglob("README.md")))]
+READMES = [
+    ROOT / "README.md",
+    *(path for name in FOLDERS for path in sorted((ROOT / name).rglob("README.md"))),
+]
 LINES, WORDS = 160, 1_500  # of the first page, so that it stays one
 TOUR = ROOT / "analysis" / "theory" / "README.md"
 
@@ -40,7 +44,11 @@ def prose_words(text: str) -> list[str]:
 
 
 def snippets() -> list[object]:
-    found = [(path, number, code) for path in READMES for number, code in enumerate(blocks(path.read_text(), "python"))]
+    found = [
+        (path, number, code)
+        for path in READMES
+        for number, code in enumerate(blocks(path.read_text(), "python"))
+    ]
     return [pytest.param(code, id=f"{name_of(path)}-{number}") for path, number, code in found]
 
 
@@ -49,9 +57,13 @@ def commands() -> list[object]:
     found = []
     for path in READMES:
         text = path.read_text()
-        shell = "\n".join([*blocks(text, "bash"), *re.findall(r"`(python reproduce\.py[^`\n]*)`", text)])
+        shell = "\n".join(
+            [*blocks(text, "bash"), *re.findall(r"`(python reproduce\.py[^`\n]*)`", text)]
+        )
         for line in re.findall(r"(?:^|&& )python reproduce\.py([^#\n|>&]*)", shell, re.MULTILINE):
-            found.append(pytest.param(line.split(), id=f"{name_of(path)}: {' '.join(line.split())}"))
+            found.append(
+                pytest.param(line.split(), id=f"{name_of(path)}: {' '.join(line.split())}")
+            )
     return found
 
 
@@ -68,7 +80,9 @@ def test_code_runs_as_printed(code):
 
 def test_the_first_page_shows_a_model_a_claim_and_a_variant():
     found = blocks(READMES[0].read_text(), "python")
-    assert [len(re.findall(word, "".join(found))) > 0 for word in ("analyse", "judge", "evaluate")] == [True] * 3
+    assert [
+        len(re.findall(word, "".join(found))) > 0 for word in ("analyse", "judge", "evaluate")
+    ] == [True] * 3
     (claim,) = (code for code in found if "judge" in code)
     assert len(claim.strip().splitlines()) <= 15
 
@@ -107,15 +121,35 @@ def test_the_first_page_stays_one_page():
 
 
 def test_words_are_counted_outside_code_tables_and_comments():
-    text = "Two words.\n<!-- no\nword -->\n| not | here |\n```python\nnor = here\n```\n[one](https://x.org/a) …\n"
+    text = (
+        "Two words.\n"
+        "<!-- no\n"
+        "word -->\n"
+        "| not | here |\n"
+        "```python\n"
+        "nor = here\n"
+        "```\n"
+        "[one](https://x.org/a) …\n"
+    )
     assert prose_words(text) == ["Two", "words.", "[one]"]
 
 
 def test_the_tour_of_the_theory_names_every_theorem_and_functions_that_exist():
     text = TOUR.read_text()
-    theorems = {c.id for experiment in EXPERIMENTS.values() for c in experiment.claims if c.kind == "theorem"}
+    theorems = {
+        c.id
+        for experiment in EXPERIMENTS.values()
+        for c in experiment.claims
+        if c.kind == "theorem"
+    }
     assert sorted(name for name in theorems if f"`{name}`" not in text) == []
     modules = {path.stem for path in TOUR.parent.glob("*.py")}
-    named = [pair for pair in re.findall(r"`(\w+)\.(\w+)`", text) if pair[0] in modules and pair[1] != "py"]
+    named = [
+        pair
+        for pair in re.findall(r"`(\w+)\.(\w+)`", text)
+        if pair[0] in modules and pair[1] != "py"
+    ]
     assert len(named) > 20
-    assert [pair for pair in named if not hasattr(import_module(f"analysis.theory.{pair[0]}"), pair[1])] == []
+    assert [
+        pair for pair in named if not hasattr(import_module(f"analysis.theory.{pair[0]}"), pair[1])
+    ] == []

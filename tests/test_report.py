@@ -1,4 +1,5 @@
-"""The report from a made-up folder: it says what the folder holds, in three languages that nothing in it can break."""
+"""The report from a made-up folder: it says what the folder holds, in three languages that nothing
+in it can break."""
 
 import json
 import re
@@ -56,7 +57,8 @@ from tests.helpers.folder import (
 matplotlib.use("Agg")
 
 HOSTILE = (
-    r"""</script><script>alert(1)</script><img src=x onerror=alert(1)> "quoted" \input{/etc/passwd} } % & _ # | ` $x"""
+    "</script><script>alert(1)</script><img src=x onerror=alert(1)> "
+    r'"quoted" \input{/etc/passwd} } % & _ # | ` $x'
 )
 PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs", "Cn", "Co")))
 
@@ -123,27 +125,42 @@ def test_every_claim_is_there_with_its_verdict(texts, page):
 def _article(texts, claim):
     """Return the words of a claim's card, and its part of the Markdown."""
     html = texts[0][texts[0].index(f'<article id="{claim}"') :]
-    words = " ".join(" ".join(Page(html[: html.index("</article>")]).words).split()).replace(" ,", ",")
+    words = " ".join(" ".join(Page(html[: html.index("</article>")]).words).split()).replace(
+        " ,", ","
+    )
     markdown = texts[1][texts[1].index(f"\n### {claim}\n") + 1 :]
     return words, markdown.partition("\n### ")[0].replace("\\", "")
 
 
 def test_every_case_has_its_own_interval_and_place(texts):
     card, markdown = _article(texts, REFUTES)
-    assert "5-way: 0.9876 [0.9866, 0.9886], inside" in card and "20-way: −0.1 [−0.12, −0.08], outside" in card
+    assert (
+        "5-way: 0.9876 [0.9866, 0.9886], inside" in card
+        and "20-way: −0.1 [−0.12, −0.08], outside" in card
+    )
     assert "- 5-way: **0.9876 [0.9866, 0.9886]**, inside\n" in markdown
-    row = "20-way check −0.1 [−0.12, −0.08] outside 5 seeds of epoch 1 600 × 1 0.016 0.004 CIFAR-FS · profile: quick"
+    row = (
+        "20-way check −0.1 [−0.12, −0.08] outside 5 seeds of epoch 1 600 × 1 0.016 0.004 CIFAR-FS "
+        "· profile: quick"
+    )
     assert row in card
     assert row.split(" check ")[1].split(" outside ")[0] in markdown[markdown.index("Every case") :]
-    assert re.search(r"\[0\.9866, 0\.9886\].* \|\n\|  \|  \| 20-way \| −0\.1 ", texts[1].replace("\\", ""))
+    assert re.search(
+        r"\[0\.9866, 0\.9886\].* \|\n\|  \|  \| 20-way \| −0\.1 ", texts[1].replace("\\", "")
+    )
     assert " & 20-way & $-$0.1 {[}$-$0.12, $-$0.08{]}, outside & " in texts[2]
     for text in texts:
-        assert "mean over seeds with its 95" in text and "−0.12 … 0.9886" not in text  # no hull over cases
+        # No hull over cases.
+        assert "mean over seeds with its 95" in text and "−0.12 … 0.9886" not in text
 
 
 def test_of_many_cases_the_worst_are_named_and_all_in_the_table(texts):
     card, markdown = _article(texts, THEOREM)
-    assert "i = 2: 0.001, inside" in card and "and 4 more inside" in card and "and 4 more inside" in markdown
+    assert (
+        "i = 2: 0.001, inside" in card
+        and "and 4 more inside" in card
+        and "and 4 more inside" in markdown
+    )
     assert card.count("k = 7") == 1 and markdown.count("k = 7") == 1  # in the table
     assert "| i = 2, and 7 more inside | 0.001 | inside |" in texts[1]
     assert "i = 2, and 7 more inside & 0.001, inside &" in texts[2]
@@ -151,10 +168,15 @@ def test_of_many_cases_the_worst_are_named_and_all_in_the_table(texts):
 
 
 def test_undecided_says_why_and_what_would_decide(texts, page):
-    assert "undecided: the intervals are too wide; 4 more seeds, about 3 minutes" in _article(texts, WIDE)[0]
+    assert (
+        "undecided: the intervals are too wide; 4 more seeds, about 3 minutes"
+        in _article(texts, WIDE)[0]
+    )
     assert "undecided: not measured" in " ".join(page.words)
     for text in _article(texts, SHOWN_ONLY):
-        assert f"judged from the {EXPERIMENTAL[3].least} profile on" in text and "Only shown" in text
+        assert (
+            f"judged from the {EXPERIMENTAL[3].least} profile on" in text and "Only shown" in text
+        )
         assert "2 [1, 3]" in text
     assert "verdict unmeasured" in texts[0] and "4 more seeds, about 3 minutes" in texts[2]
 
@@ -183,12 +205,17 @@ def test_data_are_named_by_case_where_cases_differ(texts):
 
 
 def test_a_command_measures_a_claim_again(texts):
-    name = next(name for name, experiment in EXPERIMENTS.items() if EXPERIMENTAL[0] in experiment.claims)
+    name = next(
+        name for name, experiment in EXPERIMENTS.items() if EXPERIMENTAL[0] in experiment.claims
+    )
     assert f"Run again: `python reproduce.py {name} --profile quick`" in _article(texts, REFUTES)[1]
 
 
 def test_nothing_is_asked_of_a_network(texts, page):
-    resources = [a.get("src") or a.get("href") for a in page.all("img", "link", "script", "iframe", "use", "source")]
+    resources = [
+        a.get("src") or a.get("href")
+        for a in page.all("img", "link", "script", "iframe", "use", "source")
+    ]
     assert resources and all(address.startswith(("data:", "#")) for address in resources)
     assert not re.search(r"@import|url\(", texts[0])
     assert not page.all("script")
@@ -210,7 +237,10 @@ def test_the_page_is_sound(page):
 def test_figure_and_table_stand_with_their_experiment(original):
     section = next(section for section in gather(original).sections if section.name == "ablation")
     (picture,) = section.pictures
-    assert (picture.finding, picture.caption.split(" Data:")[0]) == (FINDING, "A caption with $\\alpha$ = 0.1.")
+    assert (picture.finding, picture.caption.split(" Data:")[0]) == (
+        FINDING,
+        "A caption with $\\alpha$ = 0.1.",
+    )
     assert section.tables[0].rows == (("g1", 0.6, 0.5, 0.7, 3), ("g1+g2", 0.9, 0.8, 1.0, 3))
 
 
@@ -225,8 +255,11 @@ def test_a_table_names_its_own_data_and_no_other(folder):
     ]
     ledger.write(found, folder)
     section = next(section for section in gather(folder).sections if section.name == "few_shot")
-    assert [table.data for table in section.tables] == [("CIFAR-FS · profile: quick",)]  # of the others nothing
-    caption = next(line for line in _written(folder)[2].splitlines() if r"\caption{Accuracy in" in line)
+    # Of the others nothing.
+    assert [table.data for table in section.tables] == [("CIFAR-FS · profile: quick",)]
+    caption = next(
+        line for line in _written(folder)[2].splitlines() if r"\caption{Accuracy in" in line
+    )
     assert "CIFAR-FS" in caption and "Omniglot" not in caption
 
 
@@ -285,30 +318,75 @@ BROKEN = {
     "manifest binary": ("manifest.json", lambda path: path.write_bytes(b"\xff\x00")),
     "manifest a list": ("manifest.json", lambda path: path.write_text("[]")),
     "manifest without status": ("manifest.json", lambda path: path.write_text("{}")),
-    "manifest without machine": ("manifest.json", lambda path: _edit(path, lambda rows: rows.pop("machine"))),
-    "manifest with odd commit": ("manifest.json", lambda path: _edit(path, lambda rows: rows.update(commit="x"))),
+    "manifest without machine": (
+        "manifest.json",
+        lambda path: _edit(path, lambda rows: rows.pop("machine")),
+    ),
+    "manifest with odd commit": (
+        "manifest.json",
+        lambda path: _edit(path, lambda rows: rows.update(commit="x")),
+    ),
     "ledger gone": ("claims.json", lambda path: path.unlink()),
     "ledger cut": ("claims.json", _cut),
     "ledger a number": ("claims.json", lambda path: path.write_text("3")),
     "ledger of other things": ("claims.json", lambda path: path.write_text("[1, {}]")),
     "a claim missing": ("claims.json", lambda path: _edit(path, lambda rows: rows.pop())),
-    "a claim unknown": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(id="x"))),
+    "a claim unknown": (
+        "claims.json",
+        lambda path: _edit(path, lambda rows: rows[0].update(id="x")),
+    ),
     "no verdict": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].pop("verdict"))),
-    "odd verdict": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(verdict="true"))),
-    "verdict a number": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(verdict=3))),
-    "statement a number": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(statement=3))),
+    "odd verdict": (
+        "claims.json",
+        lambda path: _edit(path, lambda rows: rows[0].update(verdict="true")),
+    ),
+    "verdict a number": (
+        "claims.json",
+        lambda path: _edit(path, lambda rows: rows[0].update(verdict=3)),
+    ),
+    "statement a number": (
+        "claims.json",
+        lambda path: _edit(path, lambda rows: rows[0].update(statement=3)),
+    ),
     "odd reason": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(why="so"))),
-    "odd kind": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(kind="guess"))),
-    "odd control": ("claims.json", lambda path: _edit(path, lambda rows: rows[0]["control"].update(kind="x"))),
-    "odd outcome": ("claims.json", lambda path: _edit(path, lambda rows: rows[0]["control"].update(outcome="x"))),
-    "odd seeds": ("claims.json", lambda path: _edit(path, lambda rows: _first_case(rows).update(seeds=["x"]))),
-    "a case without a mean": ("claims.json", lambda path: _edit(path, lambda rows: _first_case(rows).pop("mean"))),
+    "odd kind": (
+        "claims.json",
+        lambda path: _edit(path, lambda rows: rows[0].update(kind="guess")),
+    ),
+    "odd control": (
+        "claims.json",
+        lambda path: _edit(path, lambda rows: rows[0]["control"].update(kind="x")),
+    ),
+    "odd outcome": (
+        "claims.json",
+        lambda path: _edit(path, lambda rows: rows[0]["control"].update(outcome="x")),
+    ),
+    "odd seeds": (
+        "claims.json",
+        lambda path: _edit(path, lambda rows: _first_case(rows).update(seeds=["x"])),
+    ),
+    "a case without a mean": (
+        "claims.json",
+        lambda path: _edit(path, lambda rows: _first_case(rows).pop("mean")),
+    ),
     "no band": ("claims.json", lambda path: _edit(path, lambda rows: rows[0].update(band=None))),
-    "shown table binary": ("tables/few_shot_summary.csv", lambda path: path.write_bytes(b"\xff\x00\n")),
+    "shown table binary": (
+        "tables/few_shot_summary.csv",
+        lambda path: path.write_bytes(b"\xff\x00\n"),
+    ),
     "shown table cut": ("tables/ablation_summary.csv", _cut),
-    "shown table of other columns": ("tables/ablation_summary.csv", lambda path: path.write_text("a,b\n1,2\n")),
-    "shown table of words": ("tables/few_shot_summary.csv", lambda path: _replace(path, "60.1", "sixty")),
-    "shown table twice": ("tables/few_shot_summary.csv", lambda path: path.write_text(path.read_text() * 2)),
+    "shown table of other columns": (
+        "tables/ablation_summary.csv",
+        lambda path: path.write_text("a,b\n1,2\n"),
+    ),
+    "shown table of words": (
+        "tables/few_shot_summary.csv",
+        lambda path: _replace(path, "60.1", "sixty"),
+    ),
+    "shown table twice": (
+        "tables/few_shot_summary.csv",
+        lambda path: path.write_text(path.read_text() * 2),
+    ),
     "figure cut": ("figures/ablation.png", _cut),
     "figure no figure": ("figures/ablation.png", lambda path: path.write_text("nonsense")),
 }
@@ -343,14 +421,19 @@ def _hostile(folder):
 def test_hostile_text_stays_text(folder):
     html, markdown, _ = _hostile(folder)
     page = Page(html)
-    assert not page.all("script") and all(set(a) <= {"src", "alt", "width", "height"} for a in page.all("img"))
+    assert not page.all("script") and all(
+        set(a) <= {"src", "alt", "width", "height"} for a in page.all("img")
+    )
     assert "<script>alert(1)</script>" in " ".join(page.words)
     outside_code = re.sub("`[^`]*`", "", markdown.replace("\\`", ""))
     assert not re.search(r"(?<!\\)<(script|img)", outside_code)
 
 
 TEX = shutil.which("pdflatex")
-DOCUMENT = r"\documentclass{article}\usepackage{array,booktabs,longtable}\begin{document}\input{tables}\end{document}"
+DOCUMENT = (
+    r"\documentclass{article}\usepackage{array,booktabs,longtable}"
+    r"\begin{document}\input{tables}\end{document}"
+)
 
 
 @pytest.mark.skipif(TEX is None, reason="needs pdflatex with booktabs")
@@ -358,7 +441,9 @@ def test_latex_compiles_even_hostile_text(folder):
     _hostile(folder)
     (folder / "document.tex").write_text(DOCUMENT)
     command = [TEX, "-interaction=nonstopmode", "-halt-on-error", "document.tex"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=60)
+    done = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=60
+    )
     assert done.returncode == 0, done.stdout[-2000:]
 
 
@@ -366,13 +451,17 @@ def test_latex_rows_have_as_many_cells_as_columns(texts):
     rows = [line for line in texts[2].splitlines() if line.endswith(r" \\")]
     cases = 1 + 2 + 6 + 1 + 1  # of the five claims that have some; of a theorem the worst alone
     columns = Counter(len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows)
-    assert columns == {6: 1 + cases + len(CLAIMS) - 5, 5: 1 + 2, 3: 1 + 1}  # ledger, the summary, CIFAR-FS
+    # Ledger, the summary, CIFAR-FS.
+    assert columns == {6: 1 + cases + len(CLAIMS) - 5, 5: 1 + 2, 3: 1 + 1}
 
 
 @given(PRINTABLE)
 def test_latex_text_has_no_command_of_its_own(text):
     escaped = latex_text(text)
-    known = r"\\(textbackslash|textasciicircum|dots)\{\}|\$(\\[a-z]+|[<>|-]|\^\{[0-9-]+\})\$|\{[\[\]]\}|\\[{}$&%#_]"
+    known = (
+        r"\\(textbackslash|textasciicircum|dots)\{\}|\$(\\[a-z]+|[<>|-]|\^\{[0-9-]+\})\$"
+        r"|\{[\[\]]\}|\\[{}$&%#_]"
+    )
     assert not re.search(r"[\\{}$&%#_^~]", re.sub(known, "", escaped))
 
 
@@ -391,7 +480,12 @@ def test_formulas_become_harmless_mathml_or_stay_as_written(before, formula):
 
 @pytest.mark.parametrize(
     "formula",
-    [r"\text{<script>alert(1)</script>}", r"\href{javascript:alert(1)}{x}", r"\style{color:red}{x}", r"\frac"],
+    [
+        r"\text{<script>alert(1)</script>}",
+        r"\href{javascript:alert(1)}{x}",
+        r"\style{color:red}{x}",
+        r"\frac",
+    ],
 )
 def test_formulas_bring_no_markup(formula):
     html = math(f"a ${formula}$")
@@ -400,7 +494,8 @@ def test_formulas_bring_no_markup(formula):
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0.0, "0"), (1000.0, "1,000"), (-0.00123456, "−0.00123"), (1e-12, "10⁻¹²"), (-2.5e-9, "−2.5 × 10⁻⁹"),
+    [(0.0, "0"), (1000.0, "1,000"), (-0.00123456, "−0.00123"), (1e-12, "10⁻¹²"), (-2.5e-9, (
+        "−2.5 × 10⁻⁹")),
      (-1e-9, "−10⁻⁹"), (3, "3"), (float("nan"), "none"), (float("-inf"), "−∞"), ("g1", "g1")],
 )  # fmt: skip
 def test_numbers_as_one_writes_them(value, words):
@@ -427,19 +522,32 @@ def test_intervals_bands_sources_and_plain_words():
 
 def _claim(**changed):
     control = changed.pop("control", Control(kind="wrong formula", words="w"))
-    rest = {"id": "a", "sources": ("N",), "statement": "s", "quantity": "q", "band": (0.0, 1.0), "reason": "r"}
+    rest = {
+        "id": "a",
+        "sources": ("N",),
+        "statement": "s",
+        "quantity": "q",
+        "band": (0.0, 1.0),
+        "reason": "r",
+    }
     return Claim(**rest | {"kind": "theorem", "control": control} | changed)
 
 
 def test_the_worst_case_is_nearest_to_an_end_that_can_be_missed():
     values = {"best": 0.0, "middle": 0.5, "near": 0.9, "out": 1.2}
-    cases = tuple(exact(name, value, REFUTED if value > 1 else SUPPORTED) for name, value in values.items())
+    cases = tuple(
+        exact(name, value, REFUTED if value > 1 else SUPPORTED) for name, value in values.items()
+    )
     norm = _claim(limits=(0.0, float("inf")))
-    assert [case.name for case in ledger.foremost(Verdict(norm, REFUTED, cases=cases))[0]] == ["out"]
+    assert [case.name for case in ledger.foremost(Verdict(norm, REFUTED, cases=cases))[0]] == [
+        "out"
+    ]
     assert ledger.foremost(Verdict(norm, REFUTED, cases=cases))[1] == "and 3 more inside"
     inside = Verdict(norm, SUPPORTED, cases=cases[:3])
     assert [case.name for case in ledger.foremost(inside)[0]] == ["near"]
-    assert [case.name for case in ledger.foremost(Verdict(_claim(), SUPPORTED, cases=cases[:2]))[0]] == ["best"]
+    assert [
+        case.name for case in ledger.foremost(Verdict(_claim(), SUPPORTED, cases=cases[:2]))[0]
+    ] == ["best"]
     lost = exact("lost", float("nan"), UNDECIDED)
     assert ledger.foremost(Verdict(norm, UNDECIDED, cases=(*cases, lost))) == (
         (lost,),
@@ -453,8 +561,13 @@ def test_controls_say_what_they_must_do():
     assert ledger.control(_claim()) == "a wrong formula, which must lie outside the band"
     open_ended = _claim(kind="experiment", control=foil, band=(0.1, float("inf")))
     assert ledger.control(open_ended) == "a foil, which must fall short of the check, seed by seed"
-    assert ledger.control(_claim(kind="experiment", control=foil)) == "a foil, which must lie outside the band"
-    assert ledger.control(_claim(kind="experiment", control=sham)).endswith("must lie within [-0.1, 0.1]")
+    assert (
+        ledger.control(_claim(kind="experiment", control=foil))
+        == "a foil, which must lie outside the band"
+    )
+    assert ledger.control(_claim(kind="experiment", control=sham)).endswith(
+        "must lie within [-0.1, 0.1]"
+    )
     assert ledger.outcome(Verdict(_claim(), UNDECIDED)) == "not measured"
 
 

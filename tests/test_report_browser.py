@@ -1,4 +1,5 @@
-"""The report as a browser shows it: on a phone and on a desk, in light and dark, to eyes, keyboards and checkers."""
+"""The report as a browser shows it: on a phone and on a desk, in light and dark, to eyes, keyboards
+and checkers."""
 
 import matplotlib
 import pytest
@@ -11,20 +12,29 @@ matplotlib.use("Agg")
 
 PHONE, DESK = 360, 1400
 # Elements that end right of the window, or that hold more than they show.
-TOO_WIDE = """() => [...document.querySelectorAll('main *, header *, nav *, footer *')].filter(element => {
-  const box = element.getBoundingClientRect();
-  if (!box.width || element.closest('.unseen, thead, svg')) return false;
-  const spills = element.scrollWidth > element.clientWidth + 1 && getComputedStyle(element).display != 'inline';
-  return box.right > innerWidth + 1 || (spills && !element.closest('math'));
-}).map(element => element.outerHTML.slice(0, 200))"""
+TOO_WIDE = """() => {
+  const all = [...document.querySelectorAll('main *, header *, nav *, footer *')];
+  return all.filter(element => {
+    const box = element.getBoundingClientRect();
+    if (!box.width || element.closest('.unseen, thead, svg')) return false;
+    const spills = element.scrollWidth > element.clientWidth + 1
+      && getComputedStyle(element).display != 'inline';
+    return box.right > innerWidth + 1 || (spills && !element.closest('math'));
+  }).map(element => element.outerHTML.slice(0, 200));
+}"""
 # Formulas that run over the box of what the paper says.
-RUN_OVER = """() => [...document.querySelectorAll('blockquote math')].filter(
-  math => math.getBoundingClientRect().right > math.closest('blockquote').getBoundingClientRect().right
-).map(math => math.closest('article').id)"""
+RUN_OVER = """() => {
+  const right = element => element.getBoundingClientRect().right;
+  const formulas = [...document.querySelectorAll('blockquote math')];
+  const wide = formulas.filter(math => right(math) > right(math.closest('blockquote')));
+  return wide.map(math => math.closest('article').id);
+}"""
 # Pairs of texts one after the other, neither within the other, whose boxes meet.
 OVERLAPS = """() => {
-  const blocks = [...document.querySelectorAll('h1, h2, h3, p, dt, dd, figure, label, caption, td, th, summary')];
-  const shown = blocks.filter(block => block.getClientRects().length && !block.closest('.unseen, thead'));
+  const texts = 'h1, h2, h3, p, dt, dd, figure, label, caption, td, th, summary';
+  const blocks = [...document.querySelectorAll(texts)];
+  const shown = blocks.filter(
+    block => block.getClientRects().length && !block.closest('.unseen, thead'));
   const boxes = shown.map(block => block.getBoundingClientRect());
   const meet = (a, b) => Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1
     && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1;
@@ -48,11 +58,15 @@ def browser():
         yield browser
 
 
-@pytest.fixture(params=[(width, scheme) for width in (PHONE, DESK) for scheme in ("light", "dark")], ids=str)
+@pytest.fixture(
+    params=[(width, scheme) for width in (PHONE, DESK) for scheme in ("light", "dark")], ids=str
+)
 def page(request, browser, address):
     """The page just opened; `page.asked` is what it asked for."""
     width, scheme = request.param
-    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce")
+    page = browser.new_page(
+        viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
+    )
     page.asked = []
     page.on("request", lambda request: page.asked.append(request.url))
     page.goto(address)
@@ -69,7 +83,8 @@ def desk(browser, address):
 
 
 def test_whole_page(page, address):
-    """No request but for the page itself, nothing outside the window or over another, nothing serious for axe."""
+    """No request but for the page itself, nothing outside the window or over another, nothing
+    serious for axe."""
     page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
     assert [url for url in page.asked if not url.startswith("data:")] == [address]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
@@ -77,7 +92,9 @@ def test_whole_page(page, address):
     assert page.evaluate(RUN_OVER) == []
     assert page.evaluate(OVERLAPS) == []
     found = axe.Axe().run(page).response["violations"]
-    assert [(v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")] == []
+    assert [
+        (v["id"], v["nodes"][0]["html"]) for v in found if v["impact"] in ("serious", "critical")
+    ] == []
 
 
 def test_schemes_differ_and_figures_stay_on_white(browser, address):
@@ -87,7 +104,8 @@ def test_schemes_differ_and_figures_stay_on_white(browser, address):
         page.goto(address)
         colours[scheme] = page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (
-            page.evaluate("getComputedStyle(document.querySelector('.frame')).backgroundColor") == "rgb(255, 255, 255)"
+            page.evaluate("getComputedStyle(document.querySelector('.frame')).backgroundColor")
+            == "rgb(255, 255, 255)"
         )
         assert page.evaluate("document.querySelector('.frame img').naturalWidth") > 500
         page.close()
@@ -115,10 +133,16 @@ def test_keyboard_reaches_the_claims(desk):
 def test_printed_page_has_all_and_no_more(desk):
     assert not desk.locator(f"#{REFUTES} table").is_visible()
     desk.emulate_media(media="print")
-    assert desk.evaluate(f"document.querySelector('#{REFUTES} table').getBoundingClientRect().height") > 20
+    assert (
+        desk.evaluate(f"document.querySelector('#{REFUTES} table').getBoundingClientRect().height")
+        > 20
+    )
     assert not desk.locator("nav").is_visible()
 
 
 def test_formulas_are_mathml(desk):
     assert desk.locator("blockquote math").count() > 20
-    assert desk.evaluate("document.querySelector('blockquote msub').getBoundingClientRect().height") > 5
+    assert (
+        desk.evaluate("document.querySelector('blockquote msub').getBoundingClientRect().height")
+        > 5
+    )

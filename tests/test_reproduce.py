@@ -1,4 +1,5 @@
-"""The script as its users meet it: one clear line and exit code 2 before any work, or a whole set of files after it."""
+"""The script as its users meet it: one clear line and exit code 2 before any work, or a whole set
+of files after it."""
 
 import json
 import os
@@ -26,7 +27,17 @@ def tiny(monkeypatch):
 
 def _run(tmp_path, *arguments):
     return reproduce.main(
-        ["ablation", "--profile", "smoke", "--dataset", "glyphs", "--out", str(tmp_path), "--quiet", *arguments]
+        [
+            "ablation",
+            "--profile",
+            "smoke",
+            "--dataset",
+            "glyphs",
+            "--out",
+            str(tmp_path),
+            "--quiet",
+            *arguments,
+        ]
     )
 
 
@@ -61,12 +72,21 @@ def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, monkeypatch, 
         (["--workers", "0"], "--workers: expected at least 1, found 0"),
         (["--seeds", "-1"], "--seeds: expected at least 1, found -1"),
         (["--epoch", "-1"], "--epoch: expected at least 0, found -1"),
-        (["--budget", "30m"], "--budget: expected the quick profile, which it plans for, found smoke"),
-        (["--budget", "30m", "--seeds", "7"], "--budget: expected no --seeds with it, which it chooses, found 7"),
+        (
+            ["--budget", "30m"],
+            "--budget: expected the quick profile, which it plans for, found smoke",
+        ),
+        (
+            ["--budget", "30m", "--seeds", "7"],
+            "--budget: expected no --seeds with it, which it chooses, found 7",
+        ),
         (["--dataset", "auto", "--data", "/no/such/folder"], "data: expected a directory"),
         (["--data", "/"], "data: expected none with the glyphs"),
         (["--split", "authors"], "--split: expected Omniglot for the authors' split, found glyphs"),
-        (["--iterations", "40001"], "--iterations: expected at most the 40,000 of ablation, found 40001"),
+        (
+            ["--iterations", "40001"],
+            "--iterations: expected at most the 40,000 of ablation, found 40001",
+        ),
     ],
 )
 def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys):
@@ -90,8 +110,11 @@ def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys)
 )
 def test_an_option_that_decides_nothing_is_refused(experiments, option, value, tmp_path, capsys):
     assert reproduce.main([*experiments, option, value, "--out", str(tmp_path / "x")]) == 2
-    takes = {"--split": "on images of characters", "--iterations": "that takes it (ablation, few_shot)",
-             "--variant": "that takes it (ablation)"}.get(option, "that takes it (few_shot)")  # fmt: skip
+    takes = {
+        "--split": "on images of characters",
+        "--iterations": "that takes it (ablation, few_shot)",
+        "--variant": "that takes it (ablation)",
+    }.get(option, "that takes it (few_shot)")
     expected = f"{option}: expected an experiment {takes}, found {', '.join(experiments)}"
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
@@ -107,14 +130,28 @@ def test_each_experiment_is_given_the_options_that_it_takes(tmp_path):
 
 def test_the_ablation_takes_iterations_and_has_a_folder_for_a_variant(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = ["ablation", "few_shot", "--profile", "smoke", "--dataset", "glyphs", "--iterations", "3"]
+    options = [
+        "ablation",
+        "few_shot",
+        "--profile",
+        "smoke",
+        "--dataset",
+        "glyphs",
+        "--iterations",
+        "3",
+    ]
     (plan,) = reproduce.plans(reproduce.parse([*options, "--variant", "mine=0,0,1,1"]))
     ablation, few_shot = (plan.context_of(experiment).options for experiment in plan.experiments)
-    assert ablation == {"iterations": 3, "variants": plan.options["variants"]} and few_shot == {"iterations": 3}
+    assert ablation == {"iterations": 3, "variants": plan.options["variants"]} and few_shot == {
+        "iterations": 3
+    }
     assert str(plan.out) == "results/smoke-mine"
     assert begin_manifest(plan)["options"]["variants"] == ["mine=0.0,0.0,1.0,1.0"]
     (plan,) = reproduce.plans(reproduce.parse(options))
-    assert plan.context_of(plan.experiments[0]).options == {"iterations": 3} and str(plan.out) == "results/smoke"
+    assert (
+        plan.context_of(plan.experiments[0]).options == {"iterations": 3}
+        and str(plan.out) == "results/smoke"
+    )
 
 
 @pytest.mark.parametrize("experiments", [["theory"], ["sine", "sgd"], ["theory", "sine", "sgd"]])
@@ -126,7 +163,9 @@ def test_what_needs_no_omniglot_neither_fetches_nor_loads_it(experiments, tmp_pa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("socket.socket.connect", forbidden)
     monkeypatch.setattr("reptile_core.datasets.omniglot.download", forbidden)
-    (plan,) = reproduce.plans(reproduce.parse([*experiments, "--profile", "smoke", "--out", str(tmp_path / "out")]))
+    (plan,) = reproduce.plans(
+        reproduce.parse([*experiments, "--profile", "smoke", "--out", str(tmp_path / "out")])
+    )
     theorems = "theory" in experiments  # whose minibatches are then of the stand-in
     assert (plan.data.name if plan.data else None) == ("glyphs" if theorems else None)
     record = begin_manifest(plan)
@@ -137,7 +176,10 @@ def test_what_needs_no_omniglot_neither_fetches_nor_loads_it(experiments, tmp_pa
 
 def test_an_unknown_experiment_is_named(tmp_path, capsys):
     assert reproduce.main(["nonsense", "--out", str(tmp_path)]) == 2
-    assert f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found 'nonsense'" in capsys.readouterr().err
+    assert (
+        f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found 'nonsense'"
+        in capsys.readouterr().err
+    )
 
 
 def test_cuda_without_a_gpu(monkeypatch, tmp_path, capsys):
@@ -190,7 +232,16 @@ def test_damaged_run_file_ends_in_one_line_and_is_kept(tmp_path):
 
 
 def test_an_experiment_may_have_data_of_its_own(tmp_path):
-    options = ["ablation", "sine", "--profile", "smoke", "--dataset", "glyphs", "--out", str(tmp_path)]
+    options = [
+        "ablation",
+        "sine",
+        "--profile",
+        "smoke",
+        "--dataset",
+        "glyphs",
+        "--out",
+        str(tmp_path),
+    ]
     (plan,) = reproduce.plans(reproduce.parse(options))
     images, waves = (plan.data_line(experiment) for experiment in plan.experiments)
     assert "NOT OMNIGLOT" in images
@@ -206,7 +257,9 @@ def test_what_is_done_is_noted_and_each_experiment_has_asked_for_nothing_yet(tmp
         context.asked.data["photographs"] = "0f"
         return Result({"made_up": pd.DataFrame({"x": [1.0]})})
 
-    (plan,) = reproduce.plans(reproduce.parse(["sgd", "--profile", "smoke", "--out", str(tmp_path)]))
+    (plan,) = reproduce.plans(
+        reproduce.parse(["sgd", "--profile", "smoke", "--out", str(tmp_path)])
+    )
     one = Experiment(name="made_up", shows="", takes={}, claims=(), settings=lambda _: {}, run=run)
     done = reproduce.Done()
     for _ in range(2):
@@ -224,7 +277,8 @@ def test_times_of_an_experiment_add_up():
 
 
 def test_seeds_are_added_until_it_is_decided(tmp_path, monkeypatch):
-    """A second round with one seed more is a second look, and the manifest says with how many seeds it ended."""
+    """A second round with one seed more is a second look, and the manifest says with how many seeds
+    it ended."""
     rounds = iter([{"ablation": 2}, {}])
     monkeypatch.setattr(reproduce.budget, "more_seeds", lambda verdicts, claims: next(rounds))
     finished_in(tmp_path, only="runs")

@@ -1,4 +1,5 @@
-"""Weights of the arms against their geometry and the theorem, contrasts, verdicts and the figure on made-up curves."""
+"""Weights of the arms against their geometry and the theorem, contrasts, verdicts and the figure on
+made-up curves."""
 
 import json
 
@@ -26,8 +27,8 @@ def test_rho_of_the_papers_variants():
     by_name = {variant.name: rho.rho(variant.weights) for variant in figure_3()}
     assert by_name == pytest.approx(
         {
-            "g1": 0, "g1+g2": 1 / 2, "(g1+g2)/2": 1 / 2, "g2": 1, "g1+g2+g3": 1, "(g1+g2+g3)/3": 1, "g3": 2,
-            "g1+g2+g3+g4": 3 / 2, "(g1+g2+g3+g4)/4": 3 / 2, "g4": 3,
+            "g1": 0, "g1+g2": 1 / 2, "(g1+g2)/2": 1 / 2, "g2": 1, "g1+g2+g3": 1, "(g1+g2+g3)/3": 1,
+            "g3": 2, "g1+g2+g3+g4": 3 / 2, "(g1+g2+g3+g4)/4": 3 / 2, "g4": 3,
         }
     )  # fmt: skip
 
@@ -38,7 +39,9 @@ def test_rho_and_noise_are_what_the_design_asks_and_the_theorem_has(arm):
         weights = arm.weights(seed)
         avg_grad, avg_grad_inner = predicted(weights)
         assert avg_grad == pytest.approx(1.0, abs=1e-12)
-        assert -avg_grad_inner == pytest.approx({-1: 2 / 3, 0: 3 / 2, 1: 7 / 3}[arm.tilt], abs=1e-12)
+        assert -avg_grad_inner == pytest.approx(
+            {-1: 2 / 3, 0: 3 / 2, 1: 7 / 3}[arm.tilt], abs=1e-12
+        )
         noise = 0.25 if arm == rho.QUIET else 14 / 36 if arm in NEAR else 0.7
         assert sum(w * w for w in weights) == pytest.approx(noise, abs=1e-12)
 
@@ -50,18 +53,24 @@ def test_rho_goes_to_the_last_weights_that_are_not_negative():
 
 def test_the_others_are_opposite_pairs_on_orthogonal_axes():
     away = {name: np.array(arm.weights(SEED)) - 0.25 for name, arm in BY_NAME.items()}
-    pairs = [("large rho", "small rho"), *[(f"{axis} axis, +", f"{axis} axis, -") for axis in ("first", "second")]]
+    pairs = [
+        ("large rho", "small rho"),
+        *[(f"{axis} axis, +", f"{axis} axis, -") for axis in ("first", "second")],
+    ]
     for one, other in (*pairs, ("as far, +", "as far, -")):
         assert away[one] == pytest.approx(-away[other], abs=1e-12)
     gram = [[away[a] @ away[b] for b, _ in pairs] for a, _ in pairs]
     assert np.allclose(gram, np.diag([14 / 36 - 0.25, 0.45, 0.45]), atol=1e-12)
-    assert np.cross(away["as far, +"][:3], away["first axis, +"][:3]) == pytest.approx(np.zeros(3), abs=1e-12)
+    assert np.cross(away["as far, +"][:3], away["first axis, +"][:3]) == pytest.approx(
+        np.zeros(3), abs=1e-12
+    )
 
 
 def test_each_seed_draws_axes_of_its_own_and_both_directions_are_as_likely():
     drawn = np.array([rho.FIRST[0].weights(seed) for seed in range(2_000)]) - 0.25
     assert len(np.unique(drawn.round(6), axis=0)) == len(drawn)
-    assert np.abs(drawn.mean(0)).max() < 4 * (0.45 / 3 / 2_000) ** 0.5  # of about a third of the square in each weight
+    # Of about a third of the square in each weight.
+    assert np.abs(drawn.mean(0)).max() < 4 * (0.45 / 3 / 2_000) ** 0.5
 
 
 def test_all_take_the_step_along_avg_grad_of_the_longest_sum():
@@ -74,18 +83,29 @@ def test_all_take_the_step_along_avg_grad_of_the_longest_sum():
 
 
 def test_every_scale_is_a_prefix_of_the_same_runs():
-    assert {scale.iterations for scale in rho.SCALES.values()} == {rho.configure(rho.QUIET, SEED).iterations}
+    assert {scale.iterations for scale in rho.SCALES.values()} == {
+        rho.configure(rho.QUIET, SEED).iterations
+    }
 
 
 @pytest.mark.parametrize(
     ("contrast", "of_rho", "of_noise"),
-    [(rho.QUIETER, 0, -0.45), (rho.LARGER, 5 / 3, 0), (rho.AXIS_LESS_AXIS, 0, 0), (rho.OPPOSITE, 0, 0)],
+    [
+        (rho.QUIETER, 0, -0.45),
+        (rho.LARGER, 5 / 3, 0),
+        (rho.AXIS_LESS_AXIS, 0, 0),
+        (rho.OPPOSITE, 0, 0),
+    ],
 )
 def test_contrasts_differ_in_one_thing(contrast, of_rho, of_noise):
     assert sum(contrast.values()) == pytest.approx(0)
     by_name = {name: BY_NAME[name].weights(SEED) for name in contrast}
-    assert sum(w * rho.rho(by_name[name]) for name, w in contrast.items()) == pytest.approx(of_rho, abs=1e-12)
-    assert sum(w * rho.noise(by_name[name]) for name, w in contrast.items()) == pytest.approx(of_noise, abs=1e-12)
+    assert sum(w * rho.rho(by_name[name]) for name, w in contrast.items()) == pytest.approx(
+        of_rho, abs=1e-12
+    )
+    assert sum(w * rho.noise(by_name[name]) for name, w in contrast.items()) == pytest.approx(
+        of_noise, abs=1e-12
+    )
 
 
 def _wiggle(name, seed):
@@ -94,7 +114,8 @@ def _wiggle(name, seed):
 
 
 def _run(gain, *, seeds=5, profile="smoke"):
-    """Return made-up curves from 0.5 by gain(weights) up to the last look, a little more for each seed and arm."""
+    """Return made-up curves from 0.5 by gain(weights) up to the last look, a little more for each
+    seed and arm."""
     last = rho.SCALES[profile].until
 
     def accuracy(job, iteration):
@@ -121,7 +142,10 @@ def test_verdicts(profile):
         return verdicts(rho.EXPERIMENT, _run(gain, profile=profile, **options)[0])
 
     assert found(_helped_by_both) == {"ablation-noise": SUPPORTED, "ablation-rho": SUPPORTED}
-    assert found(lambda w: 0.5 - _helped_by_both(w)) == {"ablation-noise": REFUTED, "ablation-rho": REFUTED}
+    assert found(lambda w: 0.5 - _helped_by_both(w)) == {
+        "ablation-noise": REFUTED,
+        "ablation-rho": REFUTED,
+    }
     assert set(found(_helped_by_both, seeds=4).values()) == {UNDECIDED}
 
 
@@ -132,7 +156,8 @@ def test_a_cause_that_only_one_claim_names_supports_only_that():
 
 
 def test_a_weight_that_matters_more_than_rho_and_noise_spoils_both():
-    """Each seed draws how far the second and third gradient stand out, which is neither rho nor noise."""
+    """Each seed draws how far the second and third gradient stand out, which is neither rho nor
+    noise."""
     found = judged(rho.EXPERIMENT, _run(lambda w: 0.02 * rho.rho(w) + 0.2 * (w[1] + w[2]) ** 2)[0])
     assert SUPPORTED not in {verdict.decision for verdict in found.values()}
     assert found["ablation-rho"].why == "the control does not fail"
@@ -155,7 +180,11 @@ def test_tables_and_figure_have_the_numbers():
     with style():
         figure = draw(result.tables, settings)["rho"]
     left, right = figure.axes
-    lines = {str(line.get_label()): line.get_ydata() for line in left.get_lines() if line.get_marker() == "o"}
+    lines = {
+        str(line.get_label()): line.get_ydata()
+        for line in left.get_lines()
+        if line.get_marker() == "o"
+    }
     assert len(lines) == 5  # pairs of rho and noise
     of_axes = table[table.variant.str.contains("axis")].groupby("iteration").value.mean()
     assert lines["ρ = 1.50, noise 0.70 (mean of 4 sums)"] == pytest.approx(100 * of_axes.to_numpy())

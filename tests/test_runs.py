@@ -1,5 +1,6 @@
-"""Runs as files: the same bits whatever the workers, however far and however often; what is asked for later is found
-or trained once more; files of before are found; a wrong or damaged file is named."""
+"""Runs as files: the same bits whatever the workers, however far and however often; what is asked
+for later is found or trained once more; files of before are found; a wrong or damaged file is
+named."""
 
 import dataclasses
 import json
@@ -59,7 +60,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _job(source: Source, folder: Path, *, until: int | None = None, keep: tuple[int, ...] = (), **changes: Any) -> Job:
+def _job(
+    source: Source,
+    folder: Path,
+    *,
+    until: int | None = None,
+    keep: tuple[int, ...] = (),
+    **changes: Any,
+) -> Job:
     return Job(dataclasses.replace(RUN, **changes), source, folder, "g1+g2", until=until, keep=keep)
 
 
@@ -75,12 +83,15 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert tensors.keys() == others.keys()
     for name, tensor in tensors.items():
         assert torch.equal(tensor, others[name])
-        assert tensor.numpy().tobytes() == others[name].numpy().tobytes()  # which tells 0 from -0 too
+        # Which tells 0 from -0 too.
+        assert tensor.numpy().tobytes() == others[name].numpy().tobytes()
 
 
 def assert_same_state(one: TrainingState, other: TrainingState) -> None:
     assert one.iteration == other.iteration
-    for part, known in zip((one.phi, *(one.inner or ())), (other.phi, *(other.inner or ())), strict=True):
+    for part, known in zip(
+        (one.phi, *(one.inner or ())), (other.phi, *(other.inner or ())), strict=True
+    ):
         assert torch.equal(part, known)
     ours, theirs = one.outer or {}, other.outer or {}
     assert ours.keys() == theirs.keys()
@@ -88,7 +99,8 @@ def assert_same_state(one: TrainingState, other: TrainingState) -> None:
 
 
 def course(job: Job) -> list[TrainingState]:
-    """Return the states of a job's run after each iteration, the start included, by the core alone."""
+    """Return the states of a job's run after each iteration, the start included, by the core
+    alone."""
     begin = training.start(job.run)
     return [begin, *training.train(job.run, job.pool("train"), begin)]
 
@@ -126,7 +138,9 @@ def test_a_run_goes_where_the_core_goes_and_is_done_once(kind, source, tmp_path)
 @EACH_KIND
 def test_a_prefix_and_then_further_is_as_in_one_go(kind, source, tmp_path, monkeypatch):
     """A prefix of the whole run's schedule, not a shorter run."""
-    short, long = (_job(source, tmp_path / "steps", until=until, keep=(3,), **KINDS[kind]) for until in (5, 9))
+    short, long = (
+        _job(source, tmp_path / "steps", until=until, keep=(3,), **KINDS[kind]) for until in (5, 9)
+    )
     states = course(long)
     trained = counted(monkeypatch)
     assert execute(short).iteration == 5
@@ -140,7 +154,9 @@ def test_a_prefix_and_then_further_is_as_in_one_go(kind, source, tmp_path, monke
 
 
 @EACH_KIND
-def test_a_state_that_is_asked_for_later_is_trained_once_more_from_the_nearest(kind, source, tmp_path, monkeypatch):
+def test_a_state_that_is_asked_for_later_is_trained_once_more_from_the_nearest(
+    kind, source, tmp_path, monkeypatch
+):
     first = _job(source, tmp_path / "twice", keep=(4,), **KINDS[kind])
     states = course(first)
     execute(first)
@@ -161,7 +177,9 @@ def test_a_state_that_is_asked_for_later_is_trained_once_more_from_the_nearest(k
 
 def test_seconds_are_those_of_training_to_the_end(source, tmp_path):
     whole = execute(_job(source, tmp_path))
-    assert execute(_job(source, tmp_path, until=3, keep=(3,))).seconds == pytest.approx(whole.seconds / 4)
+    assert execute(_job(source, tmp_path, until=3, keep=(3,))).seconds == pytest.approx(
+        whole.seconds / 4
+    )
     assert execute(_job(source, tmp_path, until=0)) == Outcome("finished", 0.0, 0)
 
 
@@ -193,7 +211,10 @@ def test_jobs_of_one_key_are_united(source, tmp_path):
     job = _job(source, tmp_path, until=4, keep=(1,))
     other = _job(source, tmp_path, seed=1)
     found = united([job, other, dataclasses.replace(job, until=9, keep=(2, 11), variant="again")])
-    assert found == [dataclasses.replace(job, until=9, keep=(1, 2, 4)), dataclasses.replace(other, until=12)]
+    assert found == [
+        dataclasses.replace(job, until=9, keep=(1, 2, 4)),
+        dataclasses.replace(other, until=12),
+    ]
     assert united([job]) == [dataclasses.replace(job)]
 
 
@@ -229,8 +250,11 @@ class Killed(BaseException):
 @EACH_KIND
 @pytest.mark.parametrize("written", [0, 4, 7])
 def test_killed_and_resumed_is_as_never_killed(kind, written, source, tmp_path, monkeypatch):
-    """Killed at iteration 7, with a file that was last written before the first, at the fourth, or just now."""
-    job, whole = (_job(source, tmp_path / name, keep=(4,) if written else (), **KINDS[kind]) for name in "ab")
+    """Killed at iteration 7, with a file that was last written before the first, at the fourth, or
+    just now."""
+    job, whole = (
+        _job(source, tmp_path / name, keep=(4,) if written else (), **KINDS[kind]) for name in "ab"
+    )
     execute(whole)
     with monkeypatch.context() as patch:
         patch.setattr(advance, "SAVE_SECONDS", 0.0 if written == 7 else 1e9)
@@ -256,9 +280,12 @@ def _killing(follow: Callable, *, at: int) -> Callable:
 
 
 def test_together_as_alone(source, tmp_path):
-    """Lanes, some of them already on their way, come where each comes by itself, up to round-off."""
+    """Lanes, some of them already on their way, come where each comes by itself, up to
+    round-off."""
     changes: list[dict[str, Any]] = [{}, {"weights": (0.0, 1.0)}, {"seed": 1}, {"seed": 2}]
-    alone = [_job(source, tmp_path / "alone", keep=(6,), **change, dtype="float64") for change in changes]
+    alone = [
+        _job(source, tmp_path / "alone", keep=(6,), **change, dtype="float64") for change in changes
+    ]
     together = [dataclasses.replace(job, folder=tmp_path / "together") for job in alone]
     execute(together[2])  # finished before
     execute(dataclasses.replace(together[3], until=3, keep=()))  # begun before
@@ -267,7 +294,9 @@ def test_together_as_alone(source, tmp_path):
         assert (outcome.status, outcome.iteration) == ("finished", 12)
         execute(expected)
         for iteration in (6, 12):
-            ours, theirs = (state_at(j, iteration).phi - training.start(j.run).phi for j in (job, expected))
+            ours, theirs = (
+                state_at(j, iteration).phi - training.start(j.run).phi for j in (job, expected)
+            )
             assert (ours - theirs).norm() <= 1e-3 * theirs.norm()  # kinks and Adam lift round-off
 
 
@@ -280,7 +309,11 @@ DIVERGES = {"inner": Inner("sgd", 1e30), "outer": Outer(1e30)}
 def test_a_run_that_diverges_stops_and_says_where(source, tmp_path):
     job = _job(source, tmp_path, **DIVERGES)
     outcome = execute(job)
-    assert (outcome.status, outcome.iteration, outcome.finished) == ("diverged at iteration 1", 1, False)
+    assert (outcome.status, outcome.iteration, outcome.finished) == (
+        "diverged at iteration 1",
+        1,
+        False,
+    )
     assert execute(job) == outcome
     with pytest.raises(CheckpointError, match="expected the state at iteration 1, found none"):
         state_at(job, 1)
@@ -290,7 +323,9 @@ def test_a_run_that_diverges_stops_and_says_where(source, tmp_path):
 def test_a_prefix_of_a_run_that_diverges_is_finished(source, tmp_path, monkeypatch):
     """Whether it is asked for before or after the divergence, and so is what was kept before it."""
     monkeypatch.setattr(
-        training.Outer, "size", lambda self, iteration, iterations: float("inf") if iteration == 7 else 1e-3
+        training.Outer,
+        "size",
+        lambda self, iteration, iterations: float("inf") if iteration == 7 else 1e-3,
     )
     job = _job(source, tmp_path, outer=Outer(1e-3), keep=(2,))
     at_7 = _job(source, tmp_path, outer=Outer(1e-3), until=7, keep=(5,))
@@ -305,7 +340,9 @@ def test_a_prefix_of_a_run_that_diverges_is_finished(source, tmp_path, monkeypat
 
 
 def test_a_lane_that_diverges_ends_alone(source, tmp_path):
-    jobs = [_job(source, tmp_path, seed=seed, outer=Outer(1e38 if seed else 0.1)) for seed in (0, 1)]
+    jobs = [
+        _job(source, tmp_path, seed=seed, outer=Outer(1e38 if seed else 0.1)) for seed in (0, 1)
+    ]
     fine, broken = execute_together(jobs[:1]) + execute_together(jobs[1:])
     assert fine.status == "finished" and broken.status.startswith("diverged at iteration")
 
@@ -315,7 +352,8 @@ def test_a_lane_that_diverges_ends_alone(source, tmp_path):
 
 def test_a_gpu_is_asked_for_a_lane_only_where_it_is_due(source, tmp_path, monkeypatch):
     """Taking a lane out of the others costs launches: not at every iteration."""
-    monkeypatch.setattr("analysis.runs.advance.kind", lambda device: f"a {device}")  # there may be no GPU to name
+    # There may be no GPU to name.
+    monkeypatch.setattr("analysis.runs.advance.kind", lambda device: f"a {device}")
     run = RunInProgress(_job(source, tmp_path, keep=(4,)), silent)
     run.begin()
     run.job = dataclasses.replace(run.job, device="cuda")
@@ -333,8 +371,14 @@ def test_a_gpu_is_asked_for_a_lane_only_where_it_is_due(source, tmp_path, monkey
 
 
 def test_jobs_are_grouped_by_what_lanes_share(source, tmp_path):
-    jobs = [_job(source, tmp_path, seed=s, weights=w) for s in (0, 1) for w in ((1.0, 1.0), (0.0, 1.0))]
-    others = [_job(source, tmp_path, meta_batch=2), _job(source, tmp_path, until=6), _job(source, tmp_path, keep=(3,))]
+    jobs = [
+        _job(source, tmp_path, seed=s, weights=w) for s in (0, 1) for w in ((1.0, 1.0), (0.0, 1.0))
+    ]
+    others = [
+        _job(source, tmp_path, meta_batch=2),
+        _job(source, tmp_path, until=6),
+        _job(source, tmp_path, keep=(3,)),
+    ]
     assert in_lanes([*jobs, others[0]]) == [(job,) for job in (*jobs, others[0])]
     on_gpu = [dataclasses.replace(job, device="cuda") for job in (*jobs, *others)]
     apart = [(job,) for job in on_gpu[4:]]
@@ -386,7 +430,8 @@ def test_another_runs_file_is_refused_and_left_alone(source, tmp_path):
     job.path.write_bytes(other.path.read_bytes())
     before = job.path.read_bytes()
     with pytest.raises(
-        CheckpointError, match=f"expected the run {job.key}, found the run {other.key}, of another conf"
+        CheckpointError,
+        match=f"expected the run {job.key}, found the run {other.key}, of another conf",
     ):
         execute(job)
     assert job.path.read_bytes() == before
@@ -406,10 +451,16 @@ def test_a_damaged_file_is_named(source, tmp_path):
     [
         lambda tensors, record: (tensors | {"at.3": tensors["phi"][:5].clone()}, record),
         lambda tensors, record: (tensors | {"at.x": tensors["phi"].clone()}, record),
-        lambda tensors, record: ({name: tensor for name, tensor in tensors.items() if name != "phi"}, record),
+        lambda tensors, record: (
+            {name: tensor for name, tensor in tensors.items() if name != "phi"},
+            record,
+        ),
         lambda tensors, record: (tensors, record | {"iteration": 13}),
         lambda tensors, record: (tensors, record | {"status": None}),
-        lambda tensors, record: (tensors, {name: value for name, value in record.items() if name != "seconds"}),
+        lambda tensors, record: (
+            tensors,
+            {name: value for name, value in record.items() if name != "seconds"},
+        ),
     ],
 )
 def test_another_versions_file_is_named(damage, source, tmp_path):
@@ -417,13 +468,16 @@ def test_another_versions_file_is_named(damage, source, tmp_path):
     execute(job)
     save_checkpoint(job.path, *damage(*load_checkpoint(job.path)))
     with pytest.raises(
-        CheckpointError, match=f"{job.path.name}: expected the state of a run as this version writes it"
+        CheckpointError,
+        match=f"{job.path.name}: expected the state of a run as this version writes it",
     ):
         execute(job)
 
 
 def test_data_that_changed_under_a_run_is_refused(source, tmp_path):
-    job = dataclasses.replace(_job(source, tmp_path), source=dataclasses.replace(source, content="0" * 64))
+    job = dataclasses.replace(
+        _job(source, tmp_path), source=dataclasses.replace(source, content="0" * 64)
+    )
     with pytest.raises(datasets.DataError, match="found another"):
         execute(job)
 
@@ -431,9 +485,16 @@ def test_data_that_changed_under_a_run_is_refused(source, tmp_path):
 # Files of before, when a run's key held how it is evaluated
 
 
-def write_old(job: Job, states: list[TrainingState], *, at: int, snapshots: tuple[int, ...], every: int = 3) -> Path:
-    """Write the file that the version before wrote of a run at an iteration, with phi alone at others."""
-    evaluation = {"sampling": asdict(Sampling(n_way=2, shots=1, batch=2, steps=1)), "tasks": 2, "every": every}
+def write_old(
+    job: Job, states: list[TrainingState], *, at: int, snapshots: tuple[int, ...], every: int = 3
+) -> Path:
+    """Write the file that the version before wrote of a run at an iteration, with phi alone at
+    others."""
+    evaluation = {
+        "sampling": asdict(Sampling(n_way=2, shots=1, batch=2, steps=1)),
+        "tasks": 2,
+        "every": every,
+    }
     decisive = job.decisive | {"run": asdict(job.run) | {"evaluation": evaluation}}
     key, state = record_digest(decisive), states[at]
     tensors = {"phi": state.phi} | {f"at.{n}": states[n].phi.clone() for n in snapshots}
@@ -469,7 +530,9 @@ def test_a_finished_file_of_before_is_used(kind, source, tmp_path, monkeypatch):
 
     earlier = dataclasses.replace(job, until=8, keep=(6,))  # phi is all there is of iteration 6
     assert execute(earlier).iteration == 8
-    assert trained == (list(range(7, 9)) if kind.startswith(("plain", "inner adam, reset")) else list(range(1, 9)))
+    assert trained == (
+        list(range(7, 9)) if kind.startswith(("plain", "inner adam, reset")) else list(range(1, 9))
+    )
     for iteration in (6, 8, 12):
         assert_same_state(state_at(earlier, iteration), states[iteration])
     assert old.read_bytes() == before
@@ -496,7 +559,9 @@ def test_a_file_of_before_that_diverged_says_so(source, tmp_path):
     old = write_old(job, states, at=3, snapshots=(0, 3))
     tensors, record = load_checkpoint(old)
     save_checkpoint(
-        old, tensors | {"phi": tensors["phi"] * float("nan")}, record | {"status": "diverged at iteration 3"}
+        old,
+        tensors | {"phi": tensors["phi"] * float("nan")},
+        record | {"status": "diverged at iteration 3"},
     )
     assert execute(job) == Outcome("diverged at iteration 3", 1.5, 3)
 
@@ -528,7 +593,9 @@ def test_a_file_of_before_that_was_altered_is_named(source, tmp_path):
 
 def test_fresh_means_once_in_an_invocation(source, tmp_path):
     """Experiments share runs: the second that asks for one finds it done."""
-    context, again = (Context("smoke", source, InProcess(1), tmp_path, fresh=True) for _ in range(2))
+    context, again = (
+        Context("smoke", source, InProcess(1), tmp_path, fresh=True) for _ in range(2)
+    )
     job = context.job(dataclasses.replace(RUN, iterations=1), "g1+g2")
     execute(job)
     times = []
@@ -543,7 +610,10 @@ def test_fresh_means_once_in_an_invocation(source, tmp_path):
 def test_one_run_may_be_asked_for_at_two_ends_at_once(source, tmp_path, monkeypatch):
     trained = counted(monkeypatch)
     context = Context("smoke", source, InProcess(1), tmp_path)
-    jobs = [context.job(RUN, "g1+g2", until=until, keep=keep) for until, keep in ((9, ()), (4, (2,)), (4, (3,)))]
+    jobs = [
+        context.job(RUN, "g1+g2", until=until, keep=keep)
+        for until, keep in ((9, ()), (4, (2,)), (4, (3,)))
+    ]
     outcomes = context.train("runs", jobs)
     assert trained == list(range(1, 10)), "nothing is trained twice"
     assert [outcomes[job].iteration for job in jobs] == [9, 4, 4]

@@ -1,5 +1,6 @@
-"""A Dask cluster as the place of work: a scheduler and two workers, in processes of their own, give the bits of local
-ones; a worker that is killed costs its run in flight; what nobody waits for is abandoned; faults are one line."""
+"""A Dask cluster as the place of work: a scheduler and two workers, in processes of their own, give
+the bits of local ones; a worker that is killed costs its run in flight; what nobody waits for is
+abandoned; faults are one line."""
 
 import gc
 import json
@@ -28,7 +29,9 @@ from reptile_core.native import SOURCES
 from tests.helpers.script import TINY_ABLATION
 from tests.test_runs import RUN, assert_same_run
 
-distributed = pytest.importorskip("distributed", reason="needs the package distributed: pip install -e '.[cluster]'")
+distributed = pytest.importorskip(
+    "distributed", reason="needs the package distributed: pip install -e '.[cluster]'"
+)
 from analysis.runs import cluster as runs_cluster  # noqa: E402 - which needs it
 from analysis.runs.cluster import ClusterWorkers  # noqa: E402
 
@@ -60,7 +63,13 @@ class Cluster:
         _until(lambda: self.workers == count)
 
     def _start(self, program: str, *arguments: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", f"distributed.cli.{program}", "--scheduler-file", str(self.file)]
+        command = [
+            sys.executable,
+            "-m",
+            f"distributed.cli.{program}",
+            "--scheduler-file",
+            str(self.file),
+        ]
         process = subprocess.Popen(
             [*command, "--no-dashboard", *arguments],
             cwd=self.folder,
@@ -74,7 +83,8 @@ class Cluster:
 
 @pytest.fixture(autouse=True)
 def nothing_to_collect() -> None:
-    """A client that was not to be had is closed when it is collected, which blocks the loop that happens to do so."""
+    """A client that was not to be had is closed when it is collected, which blocks the loop that
+    happens to do so."""
     gc.collect()
 
 
@@ -102,7 +112,9 @@ def _until(condition: Callable[[], object], seconds: float = 120) -> None:
 def _jobs(folder: Path, *, seeds: int, iterations: int) -> list[Job]:
     source = Source("glyphs", None, datasets.load("glyphs").content)
     run, keep = replace(RUN, iterations=iterations), tuple(range(20, iterations, 20))
-    return [Job(replace(run, seed=seed), source, folder, "g1+g2", keep=keep) for seed in range(seeds)]
+    return [
+        Job(replace(run, seed=seed), source, folder, "g1+g2", keep=keep) for seed in range(seeds)
+    ]
 
 
 def noted(job: Job, progress: Progress) -> Outcome:
@@ -130,11 +142,16 @@ def _stop_after(folder: Path) -> None:
 
 
 def test_without_a_scheduler(tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match="expected the address of a Dask scheduler, tcp://HOST:PORT, found nonsense"):
+    with pytest.raises(
+        ClusterError,
+        match="expected the address of a Dask scheduler, tcp://HOST:PORT, found nonsense",
+    ):
         ClusterWorkers("nonsense", tmp_path)
 
 
-def test_without_workers_or_with_threads(lonely: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_workers_or_with_threads(
+    lonely: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(runs_cluster, "PATIENCE", 2)
         with pytest.raises(ClusterError, match=r"expected workers .*, found none"):
@@ -146,25 +163,39 @@ def test_without_workers_or_with_threads(lonely: Cluster, tmp_path: Path, monkey
     lonely.wait_for_workers(0)
 
 
-def test_workers_that_are_not_as_the_script(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_that_are_not_as_the_script(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(runs_cluster, "_identity", lambda: "other code")
-        with pytest.raises(ClusterError, match=r"expected workers with other code as here .*, found .* with torch"):
+        with pytest.raises(
+            ClusterError, match=r"expected workers with other code as here .*, found .* with torch"
+        ):
             ClusterWorkers(cluster.address, tmp_path)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "touch", lambda path: None)
-        with pytest.raises(ClusterError, match=r"expected workers that see the folder .*, found that .* does not"):
+        with pytest.raises(
+            ClusterError, match=r"expected workers that see the folder .*, found that .* does not"
+        ):
             ClusterWorkers(cluster.address, tmp_path)
 
 
-def test_a_killed_worker_costs_its_run_in_flight_and_no_bit(cluster: Cluster, tmp_path: Path) -> None:
-    here, there = (_jobs(tmp_path / name / "runs", seeds=3, iterations=60) for name in ("here", "there"))
-    torch.set_num_threads(1)  # as in the workers: the number of threads may change the order of sums
+def test_a_killed_worker_costs_its_run_in_flight_and_no_bit(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    here, there = (
+        _jobs(tmp_path / name / "runs", seeds=3, iterations=60) for name in ("here", "there")
+    )
+    # As in the workers: the number of threads may change the order of sums.
+    torch.set_num_threads(1)
     local = [execute(job) for job in here]
 
     doomed = cluster.start_worker()
     begun = tmp_path / "there" / "begun"
-    with ClusterWorkers(cluster.address, there[0].folder, quiet=True) as workers, ThreadPoolExecutor(1) as thread:
+    with (
+        ClusterWorkers(cluster.address, there[0].folder, quiet=True) as workers,
+        ThreadPoolExecutor(1) as thread,
+    ):
         assert workers.count == 2
         outcomes = thread.submit(workers.map, "runs", noted, there)
         _until(lambda: begun.exists() and [key for key, who in _read(begun) if who == doomed.pid])
@@ -173,11 +204,15 @@ def test_a_killed_worker_costs_its_run_in_flight_and_no_bit(cluster: Cluster, tm
         os.kill(doomed.pid, signal.SIGKILL)
         cluster_outcomes = outcomes.result()
 
-    assert [replace(outcome, seconds=0) for outcome in cluster_outcomes] == [replace(o, seconds=0) for o in local]
+    assert [replace(outcome, seconds=0) for outcome in cluster_outcomes] == [
+        replace(o, seconds=0) for o in local
+    ]
     for one, other in zip(here, there, strict=True):
         assert_same_run(one.path, other.path)
     times = {job.key: [key for key, _ in _read(begun)].count(job.key) for job in there}
-    assert sum(times.values()) == len(there) + 1, "one was in flight and begun again; the others were not disturbed"
+    assert sum(times.values()) == len(there) + 1, (
+        "one was in flight and begun again; the others were not disturbed"
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,7 +222,10 @@ def test_a_killed_worker_costs_its_run_in_flight_and_no_bit(cluster: Cluster, tm
             ["--scheduler", "nonsense"],
             "--scheduler: expected the address of a Dask scheduler, tcp://HOST:PORT, found nons",
         ),
-        (["--scheduler", "tcp://127.0.0.1:1", "--workers", "2"], "--workers: expected none with --scheduler"),
+        (
+            ["--scheduler", "tcp://127.0.0.1:1", "--workers", "2"],
+            "--workers: expected none with --scheduler",
+        ),
     ],
 )
 def test_bad_arguments_are_told_before_work(
@@ -198,11 +236,17 @@ def test_bad_arguments_are_told_before_work(
     assert message in error and error.count("\n") == 1
 
 
-def test_workers_with_another_header_of_the_loops_are_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_with_another_header_of_the_loops_are_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     native.library()  # compiled from the files as they are
     read, found = Path.read_bytes, set()
     for text in (b"1", b"2", b"1"):
-        monkeypatch.setattr(Path, "read_bytes", lambda self, text=text: text if self.name == "tiles.h" else read(self))
+        monkeypatch.setattr(
+            Path,
+            "read_bytes",
+            lambda self, text=text: text if self.name == "tiles.h" else read(self),
+        )
         found.add(runs_cluster._identity.__wrapped__())
     assert len(found) == 2
     assert {source.suffix for source in SOURCES} == {".c", ".h"}
@@ -218,11 +262,15 @@ def test_workers_with_another_header_of_the_loops_are_others(monkeypatch: pytest
         "reptile_core/tasks.py",
     ],
 )
-def test_workers_with_other_code_of_the_analysis_are_others(changed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_with_other_code_of_the_analysis_are_others(
+    changed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read, before = Path.read_bytes, runs_cluster._identity.__wrapped__()
     path = ROOT / changed
     monkeypatch.setattr(Path, "read_bytes", lambda self: b"" if self == path else read(self))
-    assert (runs_cluster._identity.__wrapped__() == before) == (changed == "reproduce.py"), "the script is not loaded"
+    assert (runs_cluster._identity.__wrapped__() == before) == (changed == "reproduce.py"), (
+        "the script is not loaded"
+    )
 
 
 def test_the_script_on_a_cluster_writes_the_tables_of_local_workers(
@@ -235,17 +283,35 @@ def test_the_script_on_a_cluster_writes_the_tables_of_local_workers(
     assert _ablation(Path("there"), "--scheduler", cluster.address) == 0
     assert _ablation(Path("here"), "--workers", "1") == 0
     for name in ("ablation", "ablation_summary"):
-        assert (tmp_path / "there/tables" / f"{name}.csv").read_bytes() == Path(f"here/tables/{name}.csv").read_bytes()
-    assert {path.name for path in Path("there/runs").iterdir()} == {path.name for path in Path("here/runs").iterdir()}
+        assert (tmp_path / "there/tables" / f"{name}.csv").read_bytes() == Path(
+            f"here/tables/{name}.csv"
+        ).read_bytes()
+    assert {path.name for path in Path("there/runs").iterdir()} == {
+        path.name for path in Path("here/runs").iterdir()
+    }
 
 
 def _ablation(out: Path, *arguments: str) -> int:
-    options = ["ablation", "--profile", "smoke", "--dataset", "glyphs", "--out", str(out), "--quiet"]
+    options = [
+        "ablation",
+        "--profile",
+        "smoke",
+        "--dataset",
+        "glyphs",
+        "--out",
+        str(out),
+        "--quiet",
+    ]
     return reproduce.main([*options, *arguments])
 
 
-def test_an_interrupted_script_abandons_its_work_and_leaves_the_workers(cluster: Cluster, tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), ClusterWorkers(cluster.address, tmp_path, quiet=True) as workers:
+def test_an_interrupted_script_abandons_its_work_and_leaves_the_workers(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        ClusterWorkers(cluster.address, tmp_path, quiet=True) as workers,
+    ):
         workers._executor = workers._open()
         workers._submit(endless, tmp_path / "endless")
         _stop_after(tmp_path / "endless")

@@ -1,4 +1,5 @@
-"""SGD outside meta-learning: equal loss at the end, paths and alignment against plain loops, the ledger, the figure."""
+"""SGD outside meta-learning: equal loss at the end, paths and alignment against plain loops, the
+ledger, the figure."""
 
 import matplotlib
 import pandas as pd
@@ -52,7 +53,9 @@ def test_every_digit_is_trained_on_or_tested_with(data):
 
 
 def test_an_epoch_meets_every_image_once(data):
-    order = torch.stack([torch.randperm(500, generator=torch.Generator().manual_seed(s)) for s in SEEDS])
+    order = torch.stack(
+        [torch.randperm(500, generator=torch.Generator().manual_seed(s)) for s in SEEDS]
+    )
     epoch = sgd.minibatches(data.train, order, 50)
     assert epoch.x.shape == (len(SEEDS), 10, 50, 64)
     for seed in range(len(SEEDS)):
@@ -77,19 +80,26 @@ def test_full_batch_is_plain_gradient_descent_to_the_target(data, start):
             count += 1
         assert steps[seed] == count
         t = (end[seed] - before).norm() / (phi - before).norm()
-        torch.testing.assert_close(end[seed], torch.lerp(before, phi.detach(), t), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            end[seed], torch.lerp(before, phi.detach(), t), rtol=1e-4, atol=1e-5
+        )
         assert cross_entropy(sgd.NETWORK(end[seed], x), y).item() == pytest.approx(target, abs=1e-5)
 
 
 def test_all_sizes_end_at_equal_loss(data, start):
     for batch, order in ((10, 0), (10, 1), (500, 0)):
-        end, _ = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=batch, target=1.0, order=order)
-        torch.testing.assert_close(LOSS(end, data.train), torch.full((len(SEEDS),), 1.0), rtol=0, atol=1e-5)
+        end, _ = sgd.train(
+            start, data.train, LOSS, seeds=SEEDS, batch=batch, target=1.0, order=order
+        )
+        torch.testing.assert_close(
+            LOSS(end, data.train), torch.full((len(SEEDS),), 1.0), rtol=0, atol=1e-5
+        )
 
 
 def test_orders_differ_and_repeat(data, start):
     paths = [
-        sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=10, target=1.5, order=order)[0] for order in (0, 1, 0)
+        sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=10, target=1.5, order=order)[0]
+        for order in (0, 1, 0)
     ]
     assert torch.equal(paths[0], paths[2])
     assert not torch.equal(paths[0], paths[1])
@@ -132,32 +142,51 @@ def test_measures_are_those_of_a_plain_loop(data, start):
 def test_half_of_the_images_are_all_that_is_trained_on(data, start):
     item = sgd.Item(sgd.HALF, sgd.HALVED, SEEDS, target=1.5)
     half = sgd.of_item(item)
-    assert half.train.y.shape == (len(SEEDS), 250) and torch.equal(half.train.x, data.train.x[:, :250])
+    assert half.train.y.shape == (len(SEEDS), 250) and torch.equal(
+        half.train.x, data.train.x[:, :250]
+    )
     assert torch.equal(half.test.x, data.test.x)
     end, _ = sgd.train(start, half.train, LOSS, seeds=SEEDS, batch=250, target=1.5)
-    found = {(row["quantity"], row["seed"]): row["value"] for row in sgd.train_and_measure(item, silent)}
+    found = {
+        (row["quantity"], row["seed"]): row["value"] for row in sgd.train_and_measure(item, silent)
+    }
     for lane, seed in enumerate(SEEDS):
         assert found["training loss", seed] == pytest.approx(1.5, abs=1e-5)
         gap = LOSS(end, half.test)[lane] - LOSS(end, half.train)[lane]
         assert found["generalization gap", seed] == pytest.approx(gap.item(), rel=1e-4)
 
 
-VARIANTS = (10, "plain"), (10, "another order"), (10, "settled"), (500, "plain"), (250, "half of the images")
+VARIANTS = (
+    (10, "plain"),
+    (10, "another order"),
+    (10, "settled"),
+    (500, "plain"),
+    (250, "half of the images"),
+)
 
 
 def _table(cosine, gap, *, half=0.05, order=0.0, seeds=16):
-    """Return made-up rows: how far minibatches of 10 lie above the full batch in cosine and below it in gap, how far
-    half of the images is above it in gap, and how far another order is above the first in cosine."""
+    """Return made-up rows: how far minibatches of 10 lie above the full batch in cosine and below
+    it in gap, how far half of the images is above it in gap, and how far another order is above the
+    first in cosine."""
     chance = torch.randn(seeds, generator=torch.Generator().manual_seed(0)).mul(0.001).tolist()
     rows = []
     for seed in range(seeds):
         for batch, variant in VARIANTS:
             values = dict.fromkeys(sgd.MEASURED, 0.5)
-            values["cosine"] += cosine * (batch == 10) + (order + chance[seed]) * (variant == "another order")
+            values["cosine"] += cosine * (batch == 10) + (order + chance[seed]) * (
+                variant == "another order"
+            )
             values["generalization gap"] -= (gap + chance[seed]) * (batch == 10)
             values["generalization gap"] += half * (batch == 250)
             rows += [
-                {"batch": batch, "variant": variant, "seed": FIRST_SEED + seed, "quantity": quantity, "value": value}
+                {
+                    "batch": batch,
+                    "variant": variant,
+                    "seed": FIRST_SEED + seed,
+                    "quantity": quantity,
+                    "value": value,
+                }
                 for quantity, value in values.items()
             ]
     return pd.DataFrame(rows)
@@ -171,7 +200,9 @@ def _decisions(*effects, **more):
     return tuple(verdict.decision for verdict in _verdicts(*effects, **more))
 
 
-@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [2]), (10, [10]), (11, [5, 6]), (40, [10] * 4)])
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(1, [1]), (2, [2]), (10, [10]), (11, [5, 6]), (40, [10] * 4)]
+)
 def test_every_seed_is_in_one_part(count, sizes):
     parts = sgd.in_parts(range(count), 10)
     assert [len(part) for part in parts] == sizes
@@ -183,7 +214,9 @@ def test_parts_of_seeds_make_the_table_of_all_in_one(monkeypatch):
     found = []
     for most in (4, 2):
         monkeypatch.setattr(sgd, "LANES", most)
-        parts = [pd.DataFrame(sgd.train_and_measure(item, silent)) for item in sgd.items(scale, seeds)]
+        parts = [
+            pd.DataFrame(sgd.train_and_measure(item, silent)) for item in sgd.items(scale, seeds)
+        ]
         found.append(pd.concat(parts, ignore_index=True))
     found[1] = sgd.in_order(found[1])  # the first is in order as it is
     assert (len(found[0]), found[0].variant.nunique()) == (5 * 8 * 4, 4)
@@ -202,7 +235,8 @@ def test_verdicts_on_made_up_tables():
 def test_controls_on_made_up_tables():
     alignment, generalization = _verdicts(0.1, 0.0)
     assert (alignment.control, generalization.control) == ("failed", "failed")
-    alignment, generalization = _verdicts(0.1, 0.0, order=0.2, half=0.0)  # both do what they must not
+    # Both do what they must not.
+    alignment, generalization = _verdicts(0.1, 0.0, order=0.2, half=0.0)
     assert (alignment.control, generalization.control) == ("passed", "passed")
     assert (alignment.decision, generalization.decision) == (UNDECIDED, UNDECIDED)
 
@@ -219,7 +253,10 @@ def test_figure_is_the_table():
     settings = sgd.SETTINGS | {"seeds": 16, "target": 0.02, "batches": (10, 500)}
     with style():
         figure = draw({"sgd": table, "sgd_summary": summary}, settings)["sgd"]
-    assert "cosine 0.600 against 0.500, generalization gap 0.300 against 0.500" in figure.get_suptitle()
+    assert (
+        "cosine 0.600 against 0.500, generalization gap 0.300 against 0.500"
+        in figure.get_suptitle()
+    )
     line = figure.axes[0].get_lines()[0]
     assert list(line.get_xdata()) == [10, 500]
     assert list(line.get_ydata()) == pytest.approx([0.6, 0.5])

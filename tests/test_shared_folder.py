@@ -1,4 +1,5 @@
-"""A folder that several commands fill, stopped and resumed in any order: nothing is lost and nothing is done twice."""
+"""A folder that several commands fill, stopped and resumed in any order: nothing is lost and
+nothing is done twice."""
 
 import shutil
 from dataclasses import replace
@@ -14,7 +15,16 @@ from analysis.runs.job import find
 from tests.helpers.runs import FIRST_SEED
 from tests.helpers.script import ablation_in, script
 
-FEW_SHOT = ("few_shot", "--profile", "smoke", "--dataset", "glyphs", "--cells", "omniglot-5way-reptile", "--quiet")
+FEW_SHOT = (
+    "few_shot",
+    "--profile",
+    "smoke",
+    "--dataset",
+    "glyphs",
+    "--cells",
+    "omniglot-5way-reptile",
+    "--quiet",
+)
 
 
 def written(out: Path) -> dict[str, int]:
@@ -43,7 +53,9 @@ def test_commands_share_a_folder_and_more_seeds_reuse_all(
 
     assert script(*ablation_in(out, "--seeds", 2)).code == 0
     third = written(out)
-    assert second.items() < third.items(), "one more seed, and nothing of the others is written again"
+    assert second.items() < third.items(), (
+        "one more seed, and nothing of the others is written again"
+    )
     both = pd.read_csv(out / "tables" / "ablation.csv")
     pd.testing.assert_frame_equal(both[both.seed == FIRST_SEED].reset_index(drop=True), table)
     assert set(both.seed) == {FIRST_SEED, FIRST_SEED + 1}
@@ -60,7 +72,9 @@ def test_commands_share_a_folder_and_more_seeds_reuse_all(
     assert found["few_shot"]["options"]["cells"] == ["omniglot-5way-reptile"]
 
 
-def test_runs_of_a_gpu_are_other_seeds_of_the_same_table(finished_ablation: Path, tmp_path: Path) -> None:
+def test_runs_of_a_gpu_are_other_seeds_of_the_same_table(
+    finished_ablation: Path, tmp_path: Path
+) -> None:
     """Runs of the first seed are stored as a GPU's would be; the second is trained here."""
     out = tmp_path / "out"
     before = pd.read_csv(finished_ablation / "tables" / "ablation.csv")
@@ -74,8 +88,14 @@ def test_runs_of_a_gpu_are_other_seeds_of_the_same_table(finished_ablation: Path
     assert script(*ablation_in(out, "--seeds", 2)).code == 0
     assert theirs.items() < written(out).items()
     runs = pd.read_csv(out / "tables" / "ablation_runs.csv")
-    assert runs.groupby("seed").device.unique().map(list).to_dict() == {FIRST_SEED: ["cuda"], FIRST_SEED + 1: ["cpu"]}
+    assert runs.groupby("seed").device.unique().map(list).to_dict() == {
+        FIRST_SEED: ["cuda"],
+        FIRST_SEED + 1: ["cpu"],
+    }
     table = pd.read_csv(out / "tables" / "ablation.csv")
-    assert table.groupby("seed").device.unique().map(list).to_dict() == {FIRST_SEED: ["cuda"], FIRST_SEED + 1: ["cpu"]}
+    assert table.groupby("seed").device.unique().map(list).to_dict() == {
+        FIRST_SEED: ["cuda"],
+        FIRST_SEED + 1: ["cpu"],
+    }
     same = table[table.seed == FIRST_SEED].drop(columns="device").reset_index(drop=True)
     pd.testing.assert_frame_equal(same, before)

@@ -1,4 +1,5 @@
-"""Section 4's sine waves: the paper's settings, training and adaptation against plain loops, the ledger, the figure."""
+"""Section 4's sine waves: the paper's settings, training and adaptation against plain loops, the
+ledger, the figure."""
 
 import copy
 from math import pi
@@ -69,7 +70,13 @@ def _module(phi, activation):
 
 
 def _flat(module):
-    return torch.cat([part.t().flatten() for layer in module[::2] for part in (layer.weight.data, layer.bias.data)])
+    return torch.cat(
+        [
+            part.t().flatten()
+            for layer in module[::2]
+            for part in (layer.weight.data, layer.bias.data)
+        ]
+    )
 
 
 def _sgd_step(module, x, y, step):
@@ -82,7 +89,9 @@ def _sgd_step(module, x, y, step):
 def test_first_weights_are_pytorchs():
     """Each part as uniform and as wide as torch.nn.Linear's own."""
     network = mlp()
-    found = network.unflatten(torch.stack([sine.initialize(network, seed, "pytorch") for seed in range(50)]))
+    found = network.unflatten(
+        torch.stack([sine.initialize(network, seed, "pytorch") for seed in range(50)])
+    )
     torch.manual_seed(0)
     for index, widths in enumerate(((1, 64), (64, 64), (64, 1))):
         layers = [torch.nn.Linear(*widths) for _ in range(50)]
@@ -91,7 +100,9 @@ def test_first_weights_are_pytorchs():
             ours = found[f"linear{index}.{part}"]
             assert ours.abs().max() <= widths[0] ** -0.5
             # standard deviation of at least 50 numbers: to a tenth, or four standard errors
-            assert ours.std().item() == pytest.approx(theirs.std().item(), rel=max(0.1, 4 * ours.numel() ** -0.5))
+            assert ours.std().item() == pytest.approx(
+                theirs.std().item(), rel=max(0.1, 4 * ours.numel() ** -0.5)
+            )
     assert torch.equal(sine.initialize(network, 3, "glorot"), network.initialize(3))
 
 
@@ -105,7 +116,8 @@ def _wave(seed, purpose, iteration):
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("name", ["reptile", "joint"])
 def test_training_is_the_authors_loop(name, activation):
-    """Copy the weights, take five SGD steps (or one on everything, five times as long), move a part of the way."""
+    """Copy the weights, take five SGD steps (or one on everything, five times as long), move a part
+    of the way."""
     found = sine.train(sine.Item(name, activation, ITERATIONS, SEEDS, tasks=1), silent)
     for lane, seed in enumerate(SEEDS):
         module = _module(sine.initialize(mlp(activation=activation), seed, "pytorch"), activation)
@@ -120,7 +132,9 @@ def test_training_is_the_authors_loop(name, activation):
                     _sgd_step(module, x[chosen], y[chosen], 0.02)
             step = 0.1 * (1 - iteration / ITERATIONS)
             after = module.state_dict()
-            module.load_state_dict({key: before[key] + (after[key] - before[key]) * step for key in before})
+            module.load_state_dict(
+                {key: before[key] + (after[key] - before[key]) * step for key in before}
+            )
         # float32 through 6 x 5 steps: sums are ordered differently
         torch.testing.assert_close(found[lane], _flat(module), rtol=1e-4, atol=1e-5)
 
@@ -134,8 +148,12 @@ def test_adaptation_is_plain_sgd_on_ten_points():
     x, y, order = _wave(SEEDS[0], Purpose.EVALUATION, 0)
     for step in range(33):
         f = module(x)
-        assert adapted.squared_error[step, 0, 0] == pytest.approx((f - y).square().mean().item(), rel=1e-3)
-        torch.testing.assert_close(adapted.picture[step], f.squeeze(1).detach(), rtol=1e-3, atol=1e-4)
+        assert adapted.squared_error[step, 0, 0] == pytest.approx(
+            (f - y).square().mean().item(), rel=1e-3
+        )
+        torch.testing.assert_close(
+            adapted.picture[step], f.squeeze(1).detach(), rtol=1e-3, atol=1e-4
+        )
         _sgd_step(module, x[order[:10]], y[order[:10]], 0.02)
     assert adapted.energy[0, 0] == pytest.approx(y.square().mean().item())
 
@@ -154,7 +172,13 @@ def _losses(final, seeds=6):
             for step, value in ((0, 1.0), (32, last)):
                 found = {"value": value + 0.001 * seed, "standard_error": 0.002, "count": 100}
                 rows.append(
-                    {"network": "tanh", "initialization": name, "seed": FIRST_SEED + seed, "step": step} | found
+                    {
+                        "network": "tanh",
+                        "initialization": name,
+                        "seed": FIRST_SEED + seed,
+                        "step": step,
+                    }
+                    | found
                 )
     return pd.DataFrame(rows)
 
@@ -205,13 +229,23 @@ def test_figure_is_the_tables():
         "sine_picture": waves,
         "sine_intervals": over_seeds(losses, ["network", "initialization", "step"]),
     }
-    settings = sine.SETTINGS | {"networks": ("tanh",), "iterations": 30_000, "seeds": 6, "tasks": 100}
+    settings = sine.SETTINGS | {
+        "networks": ("tanh",),
+        "iterations": 30_000,
+        "seeds": 6,
+        "tasks": 100,
+    }
     with style():
         figures = draw(tables, settings)
     assert figures.keys() == {"sine"}
     title = figures["sine"].get_suptitle()
-    assert "32 steps on 10 points" in title and "3.2 % from Reptile's initialization, 90 % from joint" in title
+    assert (
+        "32 steps on 10 points" in title
+        and "3.2 % from Reptile's initialization, 90 % from joint" in title
+    )
     words = figures["sine"].texts[-1].get_text()
     assert "[0.1, 5]" in words and f"seed {SEEDS[0]}" in words
-    curves = {line.get_label(): list(line.get_ydata()) for line in figures["sine"].axes[3].get_lines()}
+    curves = {
+        line.get_label(): list(line.get_ydata()) for line in figures["sine"].axes[3].get_lines()
+    }
     assert curves["Reptile"] == pytest.approx([1.0025, 0.0325])

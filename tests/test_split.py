@@ -1,4 +1,5 @@
-"""The split of characters against its definition, and its rotations against Pillow's; photographs as published."""
+"""The split of characters against its definition, and its rotations against Pillow's; photographs
+as published."""
 
 import os
 import random
@@ -10,7 +11,13 @@ import pytest
 from PIL import Image
 
 from reptile_core.datasets.common import ColourImages
-from reptile_core.datasets.split import ALPHABETS, Split, authors_order, split_characters, split_images
+from reptile_core.datasets.split import (
+    ALPHABETS,
+    Split,
+    authors_order,
+    split_characters,
+    split_images,
+)
 
 
 def characters(count: int, drawings: int = 1, size: int = 9) -> np.ndarray:
@@ -37,7 +44,9 @@ def test_sizes_are_the_papers() -> None:
 def test_every_character_is_on_one_side(seed: int) -> None:
     images = characters(40, drawings=3)
     split = split_characters(images, seed=seed)
-    assert sorted(places(unrotated(split), images) + places(split.test.numpy(), images)) == list(range(40))
+    assert sorted(places(unrotated(split), images) + places(split.test.numpy(), images)) == list(
+        range(40)
+    )
     assert len(split.test) == 10  # 40 (1 - 1200/1623) = 10.4
 
 
@@ -52,7 +61,9 @@ def test_the_authors_split_is_a_shuffle_by_alphabet_whatever_the_seed() -> None:
     assert places(one.test.numpy(), images) == [int(name) - 1 for name in names[1200:]]
     assert np.array_equal(one.train, other.train) and len(one.test) == 423
     assert sorted(authors_order(1623)) == list(range(1623))
-    with pytest.raises(ValueError, match=r"split: expected Omniglot's 1623 characters for the authors', found 40"):
+    with pytest.raises(
+        ValueError, match=r"split: expected Omniglot's 1623 characters for the authors', found 40"
+    ):
         split_characters(characters(40), seed=0, kind="authors")
 
 
@@ -66,7 +77,10 @@ def test_alphabets_are_the_published_ones_by_name() -> None:
             if name.endswith(".png"):
                 _, alphabet, character, drawing = name.split("/")
                 numbers.setdefault(alphabet, {})[character] = int(drawing[:4])
-    found = [[numbers[alphabet][character] for character in sorted(numbers[alphabet])] for alphabet in sorted(numbers)]
+    found = [
+        [numbers[alphabet][character] for character in sorted(numbers[alphabet])]
+        for alphabet in sorted(numbers)
+    ]
     assert found == [list(range(first, first + count)) for first, count in ALPHABETS]
 
 
@@ -77,7 +91,9 @@ def test_rotations_equal_pillows() -> None:
         for character, drawings in enumerate(unrotated(split)):
             for drawing, image in enumerate(drawings):
                 expected = np.asarray(Image.fromarray(image).rotate(angle))
-                np.testing.assert_array_equal(split.train[turns * n + character, drawing].numpy(), expected)
+                np.testing.assert_array_equal(
+                    split.train[turns * n + character, drawing].numpy(), expected
+                )
 
 
 def test_is_a_function_of_the_seed() -> None:
@@ -97,9 +113,14 @@ def test_input_is_left_as_it_is() -> None:
 
 
 def test_photographs_are_divided_as_published() -> None:
-    """Training and test classes as they are, in place: a copy for every process would take a gigabyte."""
-    train, validation, test = (np.full((classes, 3, 9, 9, 3), classes, np.uint8) for classes in (4, 1, 2))
-    images = ColourImages("photographs", train, validation, test, source="here", content="", real=False)
+    """Training and test classes as they are, in place: a copy for every process would take a
+    gigabyte."""
+    train, validation, test = (
+        np.full((classes, 3, 9, 9, 3), classes, np.uint8) for classes in (4, 1, 2)
+    )
+    images = ColourImages(
+        "photographs", train, validation, test, source="here", content="", real=False
+    )
     split = split_images(images)
     for part, expected in ((split.train, train), (split.test, test)):
         assert np.array_equal(part.numpy(), expected) and part.data_ptr() == expected.ctypes.data

@@ -1,4 +1,5 @@
-"""What the choice of test classes changes: against all pairs one by one, and classes of known effect."""
+"""What the choice of test classes changes: against all pairs one by one, and classes of known
+effect."""
 
 from itertools import permutations
 
@@ -29,12 +30,15 @@ def test_finds_the_variance_of_effects_that_add_up_under_noise():
     found = []
     for _ in range(200):
         effects, classes = rng.normal(0, spread, count), _tasks(rng, tasks, n, count)
-        found.append(class_variance(effects[classes].sum(1) + rng.normal(0, 0.1, tasks), classes, count))
+        found.append(
+            class_variance(effects[classes].sum(1) + rng.normal(0, 0.1, tasks), classes, count)
+        )
     assert np.mean(found) == pytest.approx(spread**2, rel=0.06)
 
 
 def test_split_error_is_the_spread_of_means_over_splits_of_finitely_many_classes():
-    """300 splits of 60 classes, 20 of which test: their means over all tasks, and what one of them says of it."""
+    """300 splits of 60 classes, 20 of which test: their means over all tasks, and what one of them
+    says of it."""
     rng, every, test, n = np.random.default_rng(1), 60, 20, 4
     effects = rng.normal(0, 0.05, every)
     means, said = [], []
@@ -42,8 +46,11 @@ def test_split_error_is_the_spread_of_means_over_splits_of_finitely_many_classes
         split = rng.permutation(every)[:test]
         classes = _tasks(rng, 400, n, test)
         means.append(n * effects[split].mean())  # over all tasks of these classes
-        said.append(split_error(effects[split][classes].sum(1), classes, test=test, every=every) ** 2)
-    assert np.sqrt(np.mean(said)) == pytest.approx(np.std(means), rel=0.1)  # 4 % is its own error over 300 splits
+        said.append(
+            split_error(effects[split][classes].sum(1), classes, test=test, every=every) ** 2
+        )
+    # 4 % is its own error over 300 splits.
+    assert np.sqrt(np.mean(said)) == pytest.approx(np.std(means), rel=0.1)
 
 
 def test_without_effects_there_is_none():

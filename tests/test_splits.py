@@ -1,4 +1,5 @@
-"""Which characters train: runs against the table's, the control, verdicts on made-up tables, the figure."""
+"""Which characters train: runs against the table's, the control, verdicts on made-up tables, the
+figure."""
 
 import json
 from dataclasses import replace
@@ -32,13 +33,19 @@ def context(tmp_path):
         return [function(item, lambda *_: None) for item in items]
 
     source = Source("glyphs", None, datasets.load("glyphs").content, real=False)
-    return Context("smoke", source, SimpleNamespace(map=in_turn, quiet=True), tmp_path / "runs", epoch=EPOCH)  # type: ignore[arg-type]
+    return Context(
+        "smoke", source, SimpleNamespace(map=in_turn, quiet=True), tmp_path / "runs", epoch=EPOCH
+    )  # type: ignore[arg-type]
 
 
 def test_runs_are_the_tables_but_for_the_authors_split(context):
-    real = replace(context, profile="paper", source=replace(context.source, name="omniglot", real=True))
+    real = replace(
+        context, profile="paper", source=replace(context.source, name="omniglot", real=True)
+    )
     by_seed, authors = splits.trainings(real)
-    table = few_shot.configure(splits.BENCHMARK, splits.REPTILE, few_shot.SCALES["paper"]["omniglot-5way"], 3)
+    table = few_shot.configure(
+        splits.BENCHMARK, splits.REPTILE, few_shot.SCALES["paper"]["omniglot-5way"], 3
+    )
     for training in (by_seed, authors):
         run = training.job(3, real).run
         assert run == table
@@ -50,10 +57,16 @@ def test_glyphs_have_no_authors_split_and_a_run_measures_every_cell(context, mon
     monkeypatch.setattr(evaluation_chunks, "CHUNK", 15)
     monkeypatch.setattr(benchmarks, "META_BATCH", 1)
     monkeypatch.setattr(benchmarks, "EVALUATION_STEPS", 2)
-    monkeypatch.setattr(splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2))
+    monkeypatch.setattr(
+        splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2)
+    )
     result = splits.run(context)
     table, shares = result.tables["splits"], result.tables["splits_shares"]
-    assert set(table.split) == {"seed"} and set(table["count"]) == {20} and len(table) == len(shares) == 4
+    assert (
+        set(table.split) == {"seed"}
+        and set(table["count"]) == {20}
+        and len(table) == len(shares) == 4
+    )
     assert set(table.seed) == {FIRST_SEED}
     assert (table.split_error >= 0).all() and (table.shuffled_error >= 0).all()
     assert not table.split_error.equals(table.shuffled_error)
@@ -64,13 +77,17 @@ def test_glyphs_have_no_authors_split_and_a_run_measures_every_cell(context, mon
 
 def test_shares_are_of_the_error_rate():
     cell = {"split": ["seed"], "seed": [0], "shots": [1], "transductive": [False], "value": [0.9]}
-    row = splits.shares(pd.DataFrame(cell | {"split_error": [0.01], "shuffled_error": [0.005]})).iloc[0]
+    row = splits.shares(
+        pd.DataFrame(cell | {"split_error": [0.01], "shuffled_error": [0.005]})
+    ).iloc[0]
     assert (row.share, row.shuffled, row.published) == pytest.approx((0.196, 0.098, 0.09 / 4.61))
 
 
 def test_a_run_that_diverged_says_nothing_of_splits(context, monkeypatch):
     """It classifies at chance, on any characters; the floor keeps its log finite."""
-    monkeypatch.setattr(splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2))
+    monkeypatch.setattr(
+        splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2)
+    )
     lost = Outcome("diverged at iteration 1", 1.0, 1)
     monkeypatch.setattr(Context, "train", lambda self, name, jobs: dict.fromkeys(jobs, lost))
     result = splits.run(context)
@@ -80,7 +97,8 @@ def test_a_run_that_diverged_says_nothing_of_splits(context, monkeypatch):
 
 
 def _shares(share, shuffled, *, seeds=5, spread=0.002):
-    """Return made-up shares of every run and cell, a little larger from run to run; the paper's is 0.02."""
+    """Return made-up shares of every run and cell, a little larger from run to run; the paper's is
+    0.02."""
     rows = []
     for run in range(2 * seeds):
         for shots in (1, 5):
@@ -98,7 +116,8 @@ def _shares(share, shuffled, *, seeds=5, spread=0.002):
         (_shares(0.0, 0.0, spread=0.0005), REFUTED, "uninformative"),
         (_shares(0.015, 0.0, spread=0.001), UNDECIDED, "failed"),
         (_shares(0.1, 0.2), UNDECIDED, "passed"),
-        (_shares(0.1, 0.0, seeds=3), UNDECIDED, "uninformative"),  # and one of the authors': four splits
+        # And one of the authors': four splits.
+        (_shares(0.1, 0.0, seeds=3), UNDECIDED, "uninformative"),
     ],
 )
 def test_verdicts(shares, verdict, control):
@@ -124,27 +143,38 @@ def test_the_authors_runs_count_as_one_split():
 
 def test_an_estimate_without_a_log_counts_as_the_floor():
     found = splits.evidence(_shares(0.1, 0.0))
-    assert found.value[found.role == "control"].tolist() == pytest.approx([np.log(splits.FLOOR)] * 4 * 6)
+    assert found.value[found.role == "control"].tolist() == pytest.approx(
+        [np.log(splits.FLOOR)] * 4 * 6
+    )
 
 
 def test_report_and_figure_give_the_numbers():
     shares = _shares(0.1, 0.0, seeds=3, spread=0.0)
-    table = shares.assign(value=0.95 + 0.01 * (shares.split == "seed"), standard_error=0.003, split_error=0.004)
+    table = shares.assign(
+        value=0.95 + 0.01 * (shares.split == "seed"), standard_error=0.003, split_error=0.004
+    )
     table = splits.with_bars(table)
-    assert table[["over_tasks", "over_both"]].to_numpy() == pytest.approx(np.tile([0.00588, 0.0098], (len(table), 1)))
+    assert table[["over_tasks", "over_both"]].to_numpy() == pytest.approx(
+        np.tile([0.00588, 0.0098], (len(table), 1))
+    )
     lines = splits.report(table)
     assert "  1-shot, Reptile, the authors' characters: 95.00 ± 0.00; 0.40" in lines
     assert "  5-shot, Reptile + transduction, characters drawn by seed: 96.00 ± 0.00; 0.40" in lines
-    assert "  1-shot, Reptile, the authors' characters: 95.00; 0.40" in splits.report(table[table.seed == FIRST_SEED])
+    assert "  1-shot, Reptile, the authors' characters: 95.00; 0.40" in splits.report(
+        table[table.seed == FIRST_SEED]
+    )
     settings = {"benchmark": {"n_way": 5, "iterations": 100_000}, "kinds": ["seed", "authors"]}
     settings |= {"iterations": 3_000, "tasks": 1_000, "seeds": 3, "evaluation_steps": 50}
     with style():
         figure = draw({"splits": table, "splits_shares": shares}, settings)["splits"]
     assert figure.get_suptitle() == (
-        "Another choice of characters moves the 1-shot error rate by ± 10 % (control: 0 %); the paper's ± is 2 %"
+        "Another choice of characters moves the 1-shot error rate by ± 10 % (control: 0 %); the "
+        "paper's ± is 2 %"
     )
     left, right = figure.axes
-    drawn = np.concatenate([line.get_ydata() for line in left.get_lines() if line.get_marker() == "o"])
+    drawn = np.concatenate(
+        [line.get_ydata() for line in left.get_lines() if line.get_marker() == "o"]
+    )
     assert sorted(drawn) == pytest.approx([95.0] * 3 + [96.0] * 3)
     dots = [line.get_ydata() for line in right.get_lines() if line.get_marker() == "o"]
     assert np.concatenate(dots) == pytest.approx(np.full(24, 10.0))

@@ -15,10 +15,12 @@ def _table(values):
 
 def test_interval_over_three_seeds_by_hand():
     row = over_seeds(_table([0.1, 0.2, 0.6]), ["variant"]).iloc[0]
-    # mean 0.3, standard deviation sqrt(0.07), Student's t with two degrees of freedom 4.30265 (printed tables)
+    # mean 0.3, standard deviation sqrt(0.07), Student's t with two degrees of freedom 4.30265
+    # (printed tables)
     half = 4.30265 * np.sqrt(0.07) / np.sqrt(3)
     assert row["mean"] == pytest.approx(0.3)
-    assert (row.low, row.high) == pytest.approx((0.3 - half, 0.3 + half), rel=1e-5)  # the tables have six digits
+    # The tables have six digits.
+    assert (row.low, row.high) == pytest.approx((0.3 - half, 0.3 + half), rel=1e-5)
     assert row.seeds == 3
 
 
@@ -46,5 +48,8 @@ def test_a_table_that_another_program_saved_is_read_or_named(tmp_path):
         path.write_bytes(saved.encode())
         pd.testing.assert_frame_equal(read_csv(path), table)
     path.write_text(text.replace(",", ";").replace(".", ","))
-    with pytest.raises(ResultsError, match="expected columns that are separated by commas, found 'variant;seed;value'"):
+    with pytest.raises(
+        ResultsError,
+        match="expected columns that are separated by commas, found 'variant;seed;value'",
+    ):
         read_csv(path)

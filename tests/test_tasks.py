@@ -1,4 +1,5 @@
-"""The task stream against what the paper and the authors' code say of tasks: classes, minibatches, epochs, tails."""
+"""The task stream against what the paper and the authors' code say of tasks: classes, minibatches,
+epochs, tails."""
 
 from collections import Counter
 
@@ -28,7 +29,14 @@ SAMPLINGS = {
 EACH = pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
 
 
-def draw(sampling: Sampling, *, count: int = COUNT, test_shots: int = 1, seed: int = 0, iteration: int = 0) -> Tasks:
+def draw(
+    sampling: Sampling,
+    *,
+    count: int = COUNT,
+    test_shots: int = 1,
+    seed: int = 0,
+    iteration: int = 0,
+) -> Tasks:
     """Return `count` tasks of one iteration."""
     return sample_tasks(
         sampling,
@@ -97,7 +105,8 @@ def test_numbers_and_sizes_of_minibatches(sampling: Sampling) -> None:
 def test_all_classes_and_drawings_are_equally_likely() -> None:
     tasks = draw(Sampling(5, 2, 5, 1), count=4_000)
     for part, label in ((tasks.support, 0), (tasks.support, 4), (tasks.test, 2)):
-        chosen = part.index[part.label == label].view(4_000, -1)[:, 0]  # one of each task: independent
+        # One of each task: independent.
+        chosen = part.index[part.label == label].view(4_000, -1)[:, 0]
         for cell, cells in ((chosen // DRAWINGS, CLASSES), (chosen % DRAWINGS, DRAWINGS)):
             counts = torch.bincount(cell, minlength=cells).double()
             statistic = ((counts - 4_000 / cells) ** 2 / (4_000 / cells)).sum()
@@ -118,7 +127,8 @@ def test_minibatches_are_disjoint_where_the_shots_suffice(k: int) -> None:
 
 @pytest.mark.parametrize("batch, steps", [(10, 5), (10, 6), (7, 11), (25, 3), (60, 2)])
 def test_cycling_meets_each_example_once_an_epoch(batch: int, steps: int) -> None:
-    """A pool of 25: what is left of an epoch goes into the next minibatch, and each epoch has an order of its own."""
+    """A pool of 25: what is left of an epoch goes into the next minibatch, and each epoch has an
+    order of its own."""
     tasks = draw(Sampling(5, 5, batch, steps))
     repeated = 0
     for t in range(COUNT):
@@ -129,18 +139,21 @@ def test_cycling_meets_each_example_once_an_epoch(batch: int, steps: int) -> Non
         assert len(set(epochs[-1])) == len(epochs[-1])
         assert epochs[0] != epochs[1]
         repeated += sum(a == b for a, b in zip(*epochs[:2], strict=False))
-    # a fixed point of a random order is as frequent as 1 in 25, whatever the length compared: five standard errors
+    # a fixed point of a random order is as frequent as 1 in 25, whatever the length compared: five
+    # standard errors
     compared = COUNT * min(25, batch * steps - 25)
     assert abs(repeated - compared / 25) < 5 * (compared / 25) ** 0.5
 
 
 def test_first_minibatch_mixes_classes() -> None:
-    """Examples are shuffled together, not class by class: how many of a batch have label 0 is hypergeometric."""
+    """Examples are shuffled together, not class by class: how many of a batch have label 0 is
+    hypergeometric."""
     first = draw(Sampling(5, 5, 5, 2), count=1_000).minibatches[0]
     found = (first.label == 0).sum(-1).double()
     law = hypergeom(25, 5, 5)
     assert abs(found.mean() - law.mean()) < 5 * law.std() / 1_000**0.5
-    assert abs(found.var() / law.var() - 1) < 0.25  # its own error is about (2 / 1000)^(1/2) = 0.045: five of them
+    # Its own error is about (2 / 1000)^(1/2) = 0.045: five of them.
+    assert abs(found.var() / law.var() - 1) < 0.25
 
 
 def test_replacement_repeats_nothing_inside_a_batch() -> None:
@@ -165,7 +178,9 @@ def test_tail_is_set_aside(name: str) -> None:
         assert Counter(tail.label.tolist()) == dict.fromkeys(range(5), sampling.tail_shots)
         met = {index for batch in body for index in examples(batch)}
         rest = set(examples(tasks.support[t])) - set(examples(tail))
-        assert met <= rest and len(rest) == sampling.pool == 5 * (sampling.shots - sampling.tail_shots)
+        assert met <= rest and len(rest) == sampling.pool == 5 * (
+            sampling.shots - sampling.tail_shots
+        )
         assert name != "tail" or met == rest  # four minibatches of 10 cover 35
 
 
@@ -228,7 +243,9 @@ def test_minibatch_holds_the_images_of_its_indices(dtype: torch.dtype) -> None:
     assert found.x.shape == (COUNT, 25, 28, 28) and found.x.dtype == dtype
     for t, i in ((0, 0), (3, 24), (39, 7)):
         index = int(batch.index[t, i])
-        assert torch.equal(found.x[t, i], pool.images[index // DRAWINGS, index % DRAWINGS].to(dtype))
+        assert torch.equal(
+            found.x[t, i], pool.images[index // DRAWINGS, index % DRAWINGS].to(dtype)
+        )
     assert torch.equal(found.y, batch.label)
 
 
@@ -238,7 +255,10 @@ def test_bytes_of_photographs_go_in_as_the_authors_scale_them(dtype: torch.dtype
     images = torch.arange(256, dtype=torch.uint8).view(2, 8, 4, 4, 1).expand(2, 8, 4, 4, 3)
     batch = Examples(torch.tensor([[15, 0], [7, 9]]), torch.zeros(2, 2, dtype=torch.long))
     found = ImagePool(images, dtype, white=255).minibatch(batch).x
-    expected = images.numpy().reshape(16, 4, 4, 3)[batch.index].astype(str(dtype).removeprefix("torch.")) / 0xFF
+    expected = (
+        images.numpy().reshape(16, 4, 4, 3)[batch.index].astype(str(dtype).removeprefix("torch."))
+        / 0xFF
+    )
     assert found.dtype == dtype and torch.equal(found, torch.from_numpy(expected))
     assert (float(found.min()), float(found.max()), int(images.max())) == (0, 1, 255)
 
@@ -252,7 +272,10 @@ def test_bytes_of_photographs_go_in_as_the_authors_scale_them(dtype: torch.dtype
         ({"steps": 0}, r"^steps: expected at least 1, found 0"),
         ({"tail_shots": -1}, r"^tail_shots: expected at least 0, found -1"),
         ({"tail_shots": 5}, r"^tail_shots: expected fewer than the 5 shots, found 5"),
-        ({"replacement": True, "batch": 26}, r"^batch: expected at most the 25 examples .*, found 26"),
+        (
+            {"replacement": True, "batch": 26},
+            r"^batch: expected at most the 25 examples .*, found 26",
+        ),
         (
             {"replacement": True, "tail_shots": 1, "batch": 21},
             r"^batch: expected at most the 20 examples .*, found 21",
@@ -268,8 +291,16 @@ def test_errors_of_sampling(arguments: dict, message: str) -> None:
     "sampling, test_shots, message",
     [
         (Sampling(31, 1, 5, 1), 0, r"^n_way: expected at most the 30 classes there are, found 31"),
-        (Sampling(5, 21, 5, 1), 0, r"^shots: expected at most 20 \(a class has 20 drawings\), found 21"),
-        (Sampling(5, 20, 5, 1), 1, r"^shots: expected at most 19 .*1 of them kept for testing.*, found 20"),
+        (
+            Sampling(5, 21, 5, 1),
+            0,
+            r"^shots: expected at most 20 \(a class has 20 drawings\), found 21",
+        ),
+        (
+            Sampling(5, 20, 5, 1),
+            1,
+            r"^shots: expected at most 19 .*1 of them kept for testing.*, found 20",
+        ),
     ],
 )
 def test_errors_of_the_pool(sampling: Sampling, test_shots: int, message: str) -> None:

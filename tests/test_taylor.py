@@ -1,4 +1,5 @@
-"""The series against dense Hessians, closed forms and a naive loop: channels that share nothing with the formulas."""
+"""The series against dense Hessians, closed forms and a naive loop: channels that share nothing
+with the formulas."""
 
 import pytest
 import torch
@@ -50,7 +51,8 @@ def test_on_a_quadratic_two_steps_are_exact_and_the_third_leaves_one_term():
     exact = inner_gradients(pool.losses, pool.phi, alpha)
     _close(evaluate_series(first_order[1], alpha), exact[1])
     left = exact[2] - evaluate_series(first_order[2], alpha)
-    _close(left, alpha**2 * hessians[2] @ hessians[1] @ gradients[0], 1e-10)  # a difference of larger numbers
+    # A difference of larger numbers.
+    _close(left, alpha**2 * hessians[2] @ hessians[1] @ gradients[0], 1e-10)
 
 
 def test_mamls_first_order_is_equation_24():
@@ -66,10 +68,14 @@ def test_formulas_equal_nested_forward_mode(make, k):
     pool = make()
     losses = pool.losses[:k]
     for formula, nested in zip(
-        inner_gradient_terms(losses, pool.phi, 2)[-1], inner_gradient_series(losses, pool.phi, 2)[-1], strict=True
+        inner_gradient_terms(losses, pool.phi, 2)[-1],
+        inner_gradient_series(losses, pool.phi, 2)[-1],
+        strict=True,
     ):
         assert float((formula - nested).norm()) <= ROUND_OFF * max(float(nested.norm()), 1.0)
-    for formula, nested in zip(maml_terms(losses, pool.phi, 2), maml_series(losses, pool.phi, 2), strict=True):
+    for formula, nested in zip(
+        maml_terms(losses, pool.phi, 2), maml_series(losses, pool.phi, 2), strict=True
+    ):
         assert float((formula - nested).norm()) <= ROUND_OFF * max(float(nested.norm()), 1.0)
 
 
@@ -83,14 +89,19 @@ def test_the_papers_network_by_hand_equals_nested_forward_mode(activation):
     expected = [*inner_gradient_series(losses, phi, 2), maml_series(losses, phi, 2)]
     for series, nested in zip(found, expected, strict=True):
         for term, wanted in zip(series, nested, strict=True):
-            assert float((term - wanted).norm()) <= 1e-11 * float(wanted.norm())  # sums of thousands of terms
+            # Sums of thousands of terms.
+            assert float((term - wanted).norm()) <= 1e-11 * float(wanted.norm())
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_derivatives_in_both_modes(reverse):
-    """A loss that asks for reverse mode gets it but where a transform, or autograd, asks for more."""
+    """A loss that asks for reverse mode gets it but where a transform, or autograd, asks for
+    more."""
     pool = tanh_network()
-    loss, (u, v) = pool.losses[0], torch.randn(2, len(pool.phi), generator=generator(), dtype=torch.float64)
+    loss, (u, v) = (
+        pool.losses[0],
+        torch.randn(2, len(pool.phi), generator=generator(), dtype=torch.float64),
+    )
 
     class Loss:
         def __call__(self, phi):
@@ -100,7 +111,9 @@ def test_derivatives_in_both_modes(reverse):
     dense = hessian(loss)(pool.phi)
     _close(derivative(Loss(), pool.phi), torch.func.grad(loss)(pool.phi))
     _close(derivative(Loss(), pool.phi, u), dense @ u)
-    _close(derivative(Loss(), pool.phi, u, v), torch.func.jvp(hessian(loss), (pool.phi,), (v,))[1] @ u)
+    _close(
+        derivative(Loss(), pool.phi, u, v), torch.func.jvp(hessian(loss), (pool.phi,), (v,))[1] @ u
+    )
     _close(torch.func.grad(lambda p: derivative(Loss(), p) @ u)(pool.phi), dense @ u)
     point = pool.phi.clone().requires_grad_()
     _close(torch.autograd.grad(derivative(Loss(), point) @ u, point)[0], dense @ u)
@@ -109,7 +122,10 @@ def test_derivatives_in_both_modes(reverse):
 
 def test_products_with_zero_and_of_losses_without_curvature():
     phi, zero = torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
-    for at, curvature in ((At(lambda p: 2 * p.sum(), phi), 0.0), (At(lambda p: (p * p).sum(), phi), 2.0)):
+    for at, curvature in (
+        (At(lambda p: 2 * p.sum(), phi), 0.0),
+        (At(lambda p: (p * p).sum(), phi), 2.0),
+    ):
         assert torch.equal(at.products(phi, phi)[0], curvature * phi)
         assert torch.equal(at.products(phi, phi)[1], zero)
         assert torch.equal(at.product(zero), zero)
@@ -129,7 +145,8 @@ def test_inner_gradients_and_maml_against_a_naive_loop_and_central_differences()
             start = start - alpha * g
         return pool.losses[k - 1](start)
 
-    # Central differences of step 1e-5 in float64: truncation 1e-10 and round-off 2e-16 / 1e-5, some tens of times each.
+    # Central differences of step 1e-5 in float64: truncation 1e-10 and round-off 2e-16 / 1e-5, some
+    # tens of times each.
     step = 1e-5 * torch.eye(len(pool.phi), dtype=pool.phi.dtype)
     numeric = torch.stack([(adapted(pool.phi + e) - adapted(pool.phi - e)) / 2e-5 for e in step])
     _close(maml_gradient(pool.losses[:k], pool.phi, alpha), numeric, 1e-8)
@@ -146,15 +163,21 @@ def test_third_derivative_of_a_cubic_form_by_hand():
 
 def test_many_hessian_products_at_once():
     pool = tanh_network()
-    vectors = torch.randn(3, len(pool.phi), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    _close(hessian_products(pool.losses[0], pool.phi, vectors), vectors @ hessian(pool.losses[0])(pool.phi))
+    vectors = torch.randn(
+        3, len(pool.phi), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    _close(
+        hessian_products(pool.losses[0], pool.phi, vectors),
+        vectors @ hessian(pool.losses[0])(pool.phi),
+    )
 
 
 def test_slope_of_a_known_remainder_and_of_round_off():
     ones = torch.ones(2, dtype=torch.float64)
     alphas = [0.1 * 2.0**-n for n in range(6)]
     slope, remainders = remainder_slope(lambda a: (1 + a**3) * ones, lambda a: ones, alphas)
-    assert slope == pytest.approx(3, abs=1e-3)  # the constant 1 + a^3 that sets the floor does not enter the fit
+    # The constant 1 + a^3 that sets the floor does not enter the fit.
+    assert slope == pytest.approx(3, abs=1e-3)
     assert remainders[0] == pytest.approx(2**0.5 * 1e-3)
     slope, _ = remainder_slope(lambda a: ones, lambda a: ones, alphas)
     assert slope != slope  # nan: there is nothing to fit

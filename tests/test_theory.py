@@ -1,4 +1,5 @@
-"""The checks behind the ledger: on the smallest losses every claim is supported; a wrong formula turns the verdict."""
+"""The checks behind the ledger: on the smallest losses every claim is supported; a wrong formula
+turns the verdict."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -21,7 +22,10 @@ NO_SOURCE = Source("glyphs", None, "", real=False)
 
 
 QUICK = [
-    *(Check(name, "tanh network") for name in ("gradients", "identities", "joint training", "sgd", "any order")),
+    *(
+        Check(name, "tanh network")
+        for name in ("gradients", "identities", "joint training", "sgd", "any order")
+    ),
     *(Check("updates", "tanh network", k) for k in (2, 3)),
     Check("expected sums", "tanh network"),
     Check("expected MAML", "tanh network", 2),
@@ -34,11 +38,18 @@ def test_every_claim_is_supported_on_the_smallest_losses_and_has_a_control_that_
     by_check = {check: run_check(check, silent, source=NO_SOURCE)[0] for check in QUICK}
     rows = pd.DataFrame([row for found in by_check.values() for row in found])
     found = judge(CLAIMS, rows)
-    assert {verdict.claim.id: verdict.decision for verdict in found} == {claim.id: SUPPORTED for claim in CLAIMS}
+    assert {verdict.claim.id: verdict.decision for verdict in found} == {
+        claim.id: SUPPORTED for claim in CLAIMS
+    }
     assert {verdict.control for verdict in found} == {"failed"}
     assert not any("omniglot" in data.lower() for verdict in found for data in verdict.data)
     on_images = {check.name for check in theory.checks() if check.pool == "omniglot"}
-    of_gradients = {row["claim"] for check, found in by_check.items() if check.name in on_images for row in found}
+    of_gradients = {
+        row["claim"]
+        for check, found in by_check.items()
+        if check.name in on_images
+        for row in found
+    }
     assert of_gradients == {claim.id for claim in CLAIMS} - {"solution-manifolds"}, (
         "all are checked on the paper's network"
     )
@@ -47,8 +58,12 @@ def test_every_claim_is_supported_on_the_smallest_losses_and_has_a_control_that_
 def test_only_what_is_checked_on_images_says_so():
     real = replace(NO_SOURCE, name="omniglot", real=True)
     assert theory.data_of(Check("updates", "omniglot", 2), real).endswith("real minibatches")
-    assert theory.data_of(Check("updates", "omniglot", 2), NO_SOURCE).endswith("minibatches of glyphs")
-    on_images = {piece.pool for piece in theory.checks() if "minibatches" in theory.data_of(piece, real)}
+    assert theory.data_of(Check("updates", "omniglot", 2), NO_SOURCE).endswith(
+        "minibatches of glyphs"
+    )
+    on_images = {
+        piece.pool for piece in theory.checks() if "minibatches" in theory.data_of(piece, real)
+    }
     assert on_images == {"omniglot"}
 
 
@@ -82,7 +97,11 @@ def test_what_decides_a_check_is_in_its_key(monkeypatch):
 
 def test_an_interrupted_run_loses_nothing(tmp_path, monkeypatch):
     """The last piece fails; the next run does that piece alone."""
-    pieces = [Check("identities", "quadratic"), Check("joint training", "quadratic"), Check("solution manifolds")]
+    pieces = [
+        Check("identities", "quadratic"),
+        Check("joint training", "quadratic"),
+        Check("solution manifolds"),
+    ]
     monkeypatch.setattr(theory, "checks", lambda: pieces)
     done = []
 
@@ -93,7 +112,9 @@ def test_an_interrupted_run_loses_nothing(tmp_path, monkeypatch):
         return run_check(check, progress, source=source)
 
     monkeypatch.setattr(theory, "run_check", counted)
-    workers = SimpleNamespace(map=lambda name, function, items, **_: [function(item, silent) for item in items])
+    workers = SimpleNamespace(
+        map=lambda name, function, items, **_: [function(item, silent) for item in items]
+    )
     context = Context("smoke", NO_SOURCE, workers, tmp_path)  # type: ignore[arg-type]
     with pytest.raises(KeyboardInterrupt):
         theory.run(context)
@@ -106,7 +127,13 @@ def test_an_interrupted_run_loses_nothing(tmp_path, monkeypatch):
 def test_every_piece_of_work_is_on_a_known_pool():
     pieces = theory.checks()
     assert len(pieces) == len(set(pieces))
-    assert {piece.pool for piece in pieces} == {"omniglot", "quadratic", "cubic", "tanh network", ""}
+    assert {piece.pool for piece in pieces} == {
+        "omniglot",
+        "quadratic",
+        "cubic",
+        "tanh network",
+        "",
+    }
 
 
 def test_manifolds_against_gradient_descent_on_the_mean_squared_distance():
@@ -114,9 +141,12 @@ def test_manifolds_against_gradient_descent_on_the_mean_squared_distance():
     phi = torch.zeros(tasks[0].a.shape[1], dtype=torch.float64)
     shortest = [task.a.T @ torch.linalg.inv(task.a @ task.a.T) for task in tasks]
     for _ in range(3000):
-        steps = [inverse @ (task.a @ phi - task.b) for inverse, task in zip(shortest, tasks, strict=True)]
+        steps = [
+            inverse @ (task.a @ phi - task.b) for inverse, task in zip(shortest, tasks, strict=True)
+        ]
         phi = phi - torch.stack(steps).mean(0)
-    # the step is the shortest solution, so that phi - step is the projection; 3,000 leave far less than 1e-10
+    # the step is the shortest solution, so that phi - step is the projection; 3,000 leave far less
+    # than 1e-10
     assert float((manifolds.nearest_point(tasks) - phi).norm()) < 1e-10
 
 
@@ -136,8 +166,12 @@ def test_flow_on_a_quadratic_is_the_matrix_exponential():
     pool = quadratic(1)
     hessian = torch.func.hessian(pool.losses[0])(pool.phi)
     gradient = torch.func.grad(pool.losses[0])(pool.phi)
-    expected = torch.linalg.solve(hessian, (torch.matrix_exp(-0.7 * hessian) - torch.eye(6)) @ gradient)
-    found = modified_loss.flow_displacement(modified_loss.modified_gradient(pool.losses, 0.0), pool.phi, 0.7)
+    expected = torch.linalg.solve(
+        hessian, (torch.matrix_exp(-0.7 * hessian) - torch.eye(6)) @ gradient
+    )
+    found = modified_loss.flow_displacement(
+        modified_loss.modified_gradient(pool.losses, 0.0), pool.phi, 0.7
+    )
     assert float((found - expected).norm()) < 1e-11  # the integrator is asked for 1e-13
 
 

@@ -1,4 +1,5 @@
-"""The functions written out: torch's values, and derivatives that do not depend on the order of nesting."""
+"""The functions written out: torch's values, and derivatives that do not depend on the order of
+nesting."""
 
 from itertools import product
 
@@ -15,24 +16,38 @@ SCALE, SHIFT, TARGET = 1 + normal(4, seed=1) / 3, normal(4, seed=2), normal(6, 4
 FUNCTIONS = {
     "layer_norm": lambda x: F.layer_norm(x, (4,), SCALE, SHIFT),
     "layer_norm, two dimensions": lambda x: F.layer_norm(x.reshape(3, 4, 2), (4, 2)),
-    "batch_norm": lambda x: F.batch_norm(x.reshape(3, 4, 2), None, None, SCALE, SHIFT, training=True),
+    "batch_norm": lambda x: F.batch_norm(
+        x.reshape(3, 4, 2), None, None, SCALE, SHIFT, training=True
+    ),
     "batch_norm of vectors": lambda x: F.batch_norm(x, None, None, training=True),
     "instance_norm": lambda x: F.instance_norm(x.reshape(1, 4, 6), weight=SCALE, bias=SHIFT),
     "torch.layer_norm": lambda x: torch.layer_norm(x, (4,), SCALE, SHIFT),
-    "torch.batch_norm": lambda x: torch.batch_norm(x, SCALE, SHIFT, None, None, True, 0.1, 1e-5, False),
-    "aten.native_layer_norm": lambda x: torch.ops.aten.native_layer_norm.default(x, (4,), SCALE, SHIFT, 1e-5)[0],
+    "torch.batch_norm": lambda x: torch.batch_norm(
+        x, SCALE, SHIFT, None, None, True, 0.1, 1e-5, False
+    ),
+    "aten.native_layer_norm": lambda x: torch.ops.aten.native_layer_norm.default(
+        x, (4,), SCALE, SHIFT, 1e-5
+    )[0],
 }
 OTHERS = {
     "mse_loss": lambda x: F.mse_loss(x, TARGET),
     "mse_loss, summed": lambda x: F.mse_loss(x, TARGET, reduction="sum"),
     "mse_loss, weighted": lambda x: F.mse_loss(x, TARGET, weight=TARGET.square()),
-    "batch_norm in evaluation": lambda x: F.batch_norm(x.reshape(3, 4, 2), SHIFT, SCALE, SCALE, SHIFT),
-    "instance_norm in evaluation": lambda x: F.instance_norm(x.reshape(1, 4, 6), SHIFT, SCALE, use_input_stats=False),
-    "native_batch_norm": lambda x: torch.native_batch_norm(x, SCALE, SHIFT, None, None, True, 0.1, 1e-5)[0],
+    "batch_norm in evaluation": lambda x: F.batch_norm(
+        x.reshape(3, 4, 2), SHIFT, SCALE, SCALE, SHIFT
+    ),
+    "instance_norm in evaluation": lambda x: F.instance_norm(
+        x.reshape(1, 4, 6), SHIFT, SCALE, use_input_stats=False
+    ),
+    "native_batch_norm": lambda x: torch.native_batch_norm(
+        x, SCALE, SHIFT, None, None, True, 0.1, 1e-5
+    )[0],
     "glu": F.glu,
     "weight_norm": lambda x: torch._weight_norm(x, x[:, :1] + 2, 0),
     "embedding": lambda x: F.embedding(torch.tensor([0, 2, 2]), x, padding_idx=1, sparse=True),
-    "attention": lambda x: F.scaled_dot_product_attention(*torch.stack([x, x.sin(), x.cos()]).reshape(3, 2, 3, 4)),
+    "attention": lambda x: F.scaled_dot_product_attention(
+        *torch.stack([x, x.sin(), x.cos()]).reshape(3, 2, 3, 4)
+    ),
 }
 SECOND, THIRD = (["".join(modes) for modes in product("FR", repeat=n)] for n in (2, 3))
 A, B, C, PHI = normal(4, 24, seed=3)
@@ -50,7 +65,8 @@ def scalar(f):
 
 
 def nested(f, modes):
-    """Return derivatives along A, B, …, the innermost first, each by forward (F) or reverse mode (R)."""
+    """Return derivatives along A, B, …, the innermost first, each by forward (F) or reverse mode
+    (R)."""
     for mode, v in zip(modes, (A, B, C), strict=False):
         f = _forward(f, v) if mode == "F" else _reverse(f, v)
     return f
@@ -65,10 +81,12 @@ def _reverse(f, v):
 
 
 def central(f, v):
-    """Return central differences of fourth order at step 2e-3: truncation 1e-11 and, twice nested, round-off 1e-16 /
-    4e-6, with room below."""
+    """Return central differences of fourth order at step 2e-3: truncation 1e-11 and, twice nested,
+    round-off 1e-16 / 4e-6, with room below."""
     h = 2e-3
-    return lambda phi: (8 * (f(phi + h * v) - f(phi - h * v)) - f(phi + 2 * h * v) + f(phi - 2 * h * v)) / (12 * h)
+    return lambda phi: (
+        (8 * (f(phi + h * v) - f(phi - h * v)) - f(phi + 2 * h * v) + f(phi - 2 * h * v)) / (12 * h)
+    )
 
 
 @pytest.mark.parametrize("name", [*FUNCTIONS, *OTHERS])
@@ -83,7 +101,10 @@ def test_values_are_torchs(name):
 def test_second_and_third_derivatives_in_every_order_of_nesting(name):
     f = scalar({**FUNCTIONS, **OTHERS}[name])
     with right_derivatives():
-        by_differences = {2: central(nested(f, "R"), B)(PHI), 3: central(central(nested(f, "R"), B), C)(PHI)}
+        by_differences = {
+            2: central(nested(f, "R"), B)(PHI),
+            3: central(central(nested(f, "R"), B), C)(PHI),
+        }
         for modes in SECOND + THIRD:
             found, expected = float(nested(f, modes)(PHI)), float(by_differences[len(modes)])
             assert found == pytest.approx(expected, rel=1e-6), modes
@@ -108,7 +129,10 @@ def test_a_stopped_value_is_constant_backwards_and_moves_forwards(stop):
         field = grad(f)
         for modes in ("RF", "RFF"):
             found = float(nested(f, modes)(PHI))
-            expected = {2: central(lambda p: field(p) @ A, B), 3: central(central(lambda p: field(p) @ A, B), C)}
+            expected = {
+                2: central(lambda p: field(p) @ A, B),
+                3: central(central(lambda p: field(p) @ A, B), C),
+            }
             assert found == pytest.approx(float(expected[len(modes)](PHI)), rel=1e-6), modes
 
 
@@ -121,7 +145,12 @@ def test_outside_nothing_is_replaced_and_inside_nothing_is_updated():
     assert layer.running_mean.abs().min() > 0
 
 
-@pytest.mark.parametrize("layer, shape", [(nn.BatchNorm1d(4), (1, 4)), (nn.InstanceNorm1d(4), (2, 4, 1))])
+@pytest.mark.parametrize(
+    "layer, shape", [(nn.BatchNorm1d(4), (1, 4)), (nn.InstanceNorm1d(4), (2, 4, 1))]
+)
 def test_statistics_of_one_value_are_refused_as_in_torch(layer, shape):
-    with right_derivatives(), pytest.raises(ValueError, match="input: expected more than one value"):
+    with (
+        right_derivatives(),
+        pytest.raises(ValueError, match="input: expected more than one value"),
+    ):
         layer(torch.ones(shape))

@@ -28,7 +28,10 @@ def every(tmp_path_factory):
 
 def test_points_are_where_phi_was_kept(every):
     assert [(p.job.variant, p.job.run.seed, p.iteration) for p in every] == [
-        (name, seed, iteration) for seed in SEEDS for name in ("g1", "g1+g2+g3+g4") for iteration in (0, 2, 4)
+        (name, seed, iteration)
+        for seed in SEEDS
+        for name in ("g1", "g1+g2+g3+g4")
+        for iteration in (0, 2, 4)
     ]
     assert [p.is_last for p in every[:3]] == [False, False, True]
     assert every[0].job.run.iterations == figure_3.ITERATIONS
@@ -39,12 +42,17 @@ def test_points_are_where_phi_was_kept(every):
 
 def test_losses_are_of_training_tasks_that_the_run_did_not_meet(every):
     point = every[-1]
-    (loss, *others), phi = point.losses(point.job.run.sampling, 0, dtype=torch.float64), point.phi.double()
+    (loss, *others), phi = (
+        point.losses(point.job.run.sampling, 0, dtype=torch.float64),
+        point.phi.double(),
+    )
     assert len(others) == 3
     pool, run = point.pool("train", torch.float64), point.job.run
     drawn = pool.sample(run.sampling, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=4, task=0)
     batch = pool.minibatch(drawn.minibatches[0])
     logits = build_network(run)(phi, batch.x)
-    assert float(loss(phi)) == pytest.approx(float(F.cross_entropy(logits, batch.y, reduction="sum")), rel=1e-12)
+    assert float(loss(phi)) == pytest.approx(
+        float(F.cross_entropy(logits, batch.y, reduction="sum")), rel=1e-12
+    )
     smooth = point.losses(run.sampling, 0, dtype=torch.float64, activation="softplus")
     assert float(smooth[0](phi)) != pytest.approx(float(loss(phi)), rel=1e-3)

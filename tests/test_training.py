@@ -1,7 +1,9 @@
-"""Meta-training against the paper's loop over torch.optim on copied weights; resuming, to the bit; errors of a Run.
+"""Meta-training against the paper's loop over torch.optim on copied weights; resuming, to the bit;
+errors of a Run.
 
-Tolerances are on phi - phi_1, the way travelled. SGD: round-off of 1e-12 a step (test_networks) through a dozen steps.
-Adam lifts round-off in small numbers of g (test_inner_loop), and a lifted difference is met again by later steps.
+Tolerances are on phi - phi_1, the way travelled. SGD: round-off of 1e-12 a step (test_networks)
+through a dozen steps. Adam lifts round-off in small numbers of g (test_inner_loop), and a lifted
+difference is met again by later steps.
 """
 
 from collections.abc import Callable
@@ -79,23 +81,28 @@ def optimizer_of(run: Run, module: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def naive_reptile(run: Run, *, last_only: bool = False) -> list[Tensor]:
-    """Run Algorithm 2: phi <- phi + eps 1/n sum_t (W_t - phi), W_t after k steps on task t; phi after each iteration.
+    """Run Algorithm 2: phi <- phi + eps 1/n sum_t (W_t - phi), W_t after k steps on task t; phi
+    after each iteration.
 
     last_only: FOMAML's (W_t - phi_k) in place of (W_t - phi).
     """
     module = oracles.omniglot_module(5)
     inner = optimizer_of(run, module)
     phi = torch.nn.Parameter(start(run).phi.clone())
-    outer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "plain": torch.optim.SGD}[run.outer.optimizer](
-        [phi], lr=1.0
-    )
+    outer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD, "plain": torch.optim.SGD}[
+        run.outer.optimizer
+    ]([phi], lr=1.0)
     course = []
     for iteration in range(run.iterations):
         ways = []
         for task in range(run.meta_batch):
             inner = optimizer_of(run, module) if run.inner.moments == "reset" else inner
             trace = oracles.inner_loop(
-                module, phi.detach(), batches_of(run, iteration, task), inner, reduction=run.inner.reduction
+                module,
+                phi.detach(),
+                batches_of(run, iteration, task),
+                inner,
+                reduction=run.inner.reduction,
             )
             ways.append(trace.phis[-2 if last_only else 0] - trace.phis[-1])
         phi.grad = torch.stack(ways).mean(0)
@@ -122,7 +129,9 @@ def test_equals_the_papers_loop(run: Run) -> None:
 @pytest.mark.parametrize("run", [RUN, ADAM], ids=["sgd", "adam"])
 def test_fomaml_equals_the_papers_loop(run: Run) -> None:
     tolerance = TOLERANCES[run.inner.optimizer]
-    assert_same_course(replace(run, weights=(0.0, 1.0)), naive_reptile(run, last_only=True), tolerance)
+    assert_same_course(
+        replace(run, weights=(0.0, 1.0)), naive_reptile(run, last_only=True), tolerance
+    )
 
 
 def test_maml_equals_functional_call() -> None:
@@ -131,16 +140,21 @@ def test_maml_equals_functional_call() -> None:
     course = []
     for iteration in range(run.iterations):
         gradients = [
-            oracles.maml_gradient(module, phi, batches_of(run, iteration, task), lambda p, g: p - alpha * g)
+            oracles.maml_gradient(
+                module, phi, batches_of(run, iteration, task), lambda p, g: p - alpha * g
+            )
             for task in range(run.meta_batch)
         ]
-        phi = phi - oracles.plain_eps(0.25, iteration, run.iterations) * alpha * torch.stack(gradients).mean(0)
+        phi = phi - oracles.plain_eps(0.25, iteration, run.iterations) * alpha * torch.stack(
+            gradients
+        ).mean(0)
         course.append(phi)
     assert_same_course(run, course, TOLERANCES["sgd"])
 
 
 def test_variants_part_ways() -> None:
-    """The control: what the tests above tell apart does differ, by much more than their tolerances."""
+    """The control: what the tests above tell apart does differ, by much more than their
+    tolerances."""
     variants = [
         *RUNS.values(),
         replace(RUN, weights=(0.0, 1.0)),
@@ -166,7 +180,11 @@ def test_outer_step_is_annealed_linearly(final: float) -> None:
 def copy(state: TrainingState) -> TrainingState:
     """Return another object with the same bits, as if read from a file."""
     inner = None if state.inner is None else tuple(tensor.clone() for tensor in state.inner)
-    outer = None if state.outer is None else {name: tensor.clone() for name, tensor in state.outer.items()}
+    outer = (
+        None
+        if state.outer is None
+        else {name: tensor.clone() for name, tensor in state.outer.items()}
+    )
     return TrainingState(state.iteration, state.phi.clone(), inner, outer)
 
 
@@ -184,7 +202,9 @@ MAML = replace(RUN, weights="maml", meta_batch=1)
 OUTER = {name: replace(RUN, outer=Outer(0.01, optimizer=name)) for name in OUTER_OPTIMIZERS}
 
 
-@pytest.mark.parametrize("run", [*RUNS.values(), MAML, *OUTER.values()], ids=[*RUNS, "maml", *OUTER])
+@pytest.mark.parametrize(
+    "run", [*RUNS.values(), MAML, *OUTER.values()], ids=[*RUNS, "maml", *OUTER]
+)
 @pytest.mark.parametrize("stop", [0, 1, 3])
 def test_going_on_gives_the_same_bits(run: Run, stop: int) -> None:
     whole = [start(run), *train(run, POOL, start(run))]
@@ -238,7 +258,8 @@ def test_evaluation_uses_the_moments_as_training_does(moments: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Inner, "build", lambda self: Recording(self.learning_rate))
         found = evaluate(run, POOL, warm, TEST_SAMPLING, range(2))
-    # three tasks of two steps were trained on; each of two tasks starts there, or at 0, and takes two steps
+    # three tasks of two steps were trained on; each of two tasks starts there, or at 0, and takes
+    # two steps
     first = 6.0 if moments == "kept" else 0.0
     assert received == [first, first + 1] * 2
     assert len(found["accuracy"]) == 2
@@ -251,22 +272,31 @@ def test_evaluation_is_that_of_the_runs_tasks() -> None:
     expected = evaluation.accuracies(network, loss, start(RUN).phi, POOL, tasks, RUN.inner.build())
     assert expected.keys() == {"accuracy", "accuracy_transductive"}
     for lanes in (1, 2):
-        assert_equal(evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(2), lanes=lanes), expected)
+        assert_equal(
+            evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(2), lanes=lanes), expected
+        )
 
 
 @pytest.mark.parametrize(("queries", "look"), [(1, 0), (1, 30), (3, 0), (3, 30)])
 def test_evaluation_in_parts_is_evaluation_as_a_whole(queries: int, look: int) -> None:
     options = {"queries": queries, "look": look}
     whole = evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(12), **options)
-    parts = [evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, part, **options) for part in (range(7), range(7, 12))]
+    parts = [
+        evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, part, **options)
+        for part in (range(7), range(7, 12))
+    ]
     assert_equal({name: torch.cat([part[name] for part in parts]) for name in whole}, whole)
     assert whole["accuracy"].std() > 0, "else any part would do for any other"
     assert ((whole["accuracy"] * 5 * queries) % 1 < 1e-9).all()
 
 
 def test_looks_have_tasks_of_their_own() -> None:
-    """And one query a class has the accuracy with transduction too, several have not: they would share a batch."""
-    found = {look: evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(30), look=look) for look in (0, 1)}
+    """And one query a class has the accuracy with transduction too, several have not: they would
+    share a batch."""
+    found = {
+        look: evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(30), look=look)
+        for look in (0, 1)
+    }
     assert not torch.equal(found[0]["accuracy"], found[1]["accuracy"])
     many = evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(30), queries=4)
     assert many.keys() == {"accuracy"}
@@ -291,7 +321,10 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"network": "resnet"}, r"^network: expected one of omniglot, mini_imagenet, cifar_fs, found 'resnet'"),
+        (
+            {"network": "resnet"},
+            r"^network: expected one of omniglot, mini_imagenet, cifar_fs, found 'resnet'",
+        ),
         ({"dtype": "float16"}, r"^dtype: expected one of float32, float64, found 'float16'"),
         ({"iterations": 0}, r"^iterations: expected at least 1, found 0"),
         ({"meta_batch": 0}, r"^meta_batch: expected at least 1, found 0"),
@@ -310,10 +343,19 @@ def test_errors_of_a_run(wrong: dict, message: str) -> None:
     "make, message",
     [
         (lambda: Inner("rmsprop", 0.1), r"^optimizer: expected one of sgd, adam, found 'rmsprop'"),
-        (lambda: Inner("sgd", 0.1, reduction="none"), r"^reduction: expected one of sum, mean, found 'none'"),
-        (lambda: Inner("sgd", 0.1, moments="lost"), r"^moments: expected one of kept, reset, found 'lost'"),
+        (
+            lambda: Inner("sgd", 0.1, reduction="none"),
+            r"^reduction: expected one of sum, mean, found 'none'",
+        ),
+        (
+            lambda: Inner("sgd", 0.1, moments="lost"),
+            r"^moments: expected one of kept, reset, found 'lost'",
+        ),
         (lambda: Inner("adam", 0.0), r"^learning_rate: expected a finite number above 0, found 0"),
-        (lambda: Outer(0.1, optimizer="lion"), r"^optimizer: expected one of plain, .*adam, .*sgd, found 'lion'"),
+        (
+            lambda: Outer(0.1, optimizer="lion"),
+            r"^optimizer: expected one of plain, .*adam, .*sgd, found 'lion'",
+        ),
     ],
 )
 def test_errors_of_its_parts(make: Callable, message: str) -> None:
@@ -322,7 +364,9 @@ def test_errors_of_its_parts(make: Callable, message: str) -> None:
 
 
 def test_evaluation_on_another_number_of_classes() -> None:
-    with pytest.raises(ValueError, match=r"^sampling: expected tasks of 5 classes as in training, found 3"):
+    with pytest.raises(
+        ValueError, match=r"^sampling: expected tasks of 5 classes as in training, found 3"
+    ):
         evaluate(RUN, POOL, start(RUN), Sampling(3, 1, 3, 2), range(1))
 
 

@@ -1,4 +1,5 @@
-"""The Taylor series where it is used: terms and shares against closed forms on quadratics, verdicts, figure."""
+"""The Taylor series where it is used: terms and shares against closed forms on quadratics,
+verdicts, figure."""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -40,7 +41,9 @@ def test_changes_and_terms_on_quadratics():
     pool, alpha = quadratic(3), 0.05
     hessians = [hessian(loss)(pool.phi) for loss in pool.losses]
     bars = [grad(loss)(pool.phi) for loss in pool.losses]
-    (change_2, term_2), (change_3, term_3) = validity.changes_and_terms(pool.losses, pool.phi, alpha)
+    (change_2, term_2), (change_3, term_3) = validity.changes_and_terms(
+        pool.losses, pool.phi, alpha
+    )
     assert_close(term_2, -alpha * hessians[1] @ bars[0], ROUND_OFF)
     assert_close(change_2, term_2, ROUND_OFF)
     assert_close(term_3, -alpha * hessians[2] @ (bars[0] + bars[1]), ROUND_OFF)
@@ -49,7 +52,12 @@ def test_changes_and_terms_on_quadratics():
 
 @pytest.mark.parametrize(
     ("term", "q", "cosine"),
-    [([2.0, 0.0], 1.0, 1.0), ([-2.0, 0.0], 0.2, -1.0), ([0.0, 2.0], 1 / 3, 0.0), ([1.0, 1.0], 2 / 3, 0.5**0.5)],
+    [
+        ([2.0, 0.0], 1.0, 1.0),
+        ([-2.0, 0.0], 0.2, -1.0),
+        ([0.0, 2.0], 1 / 3, 0.0),
+        ([1.0, 1.0], 2 / 3, 0.5**0.5),
+    ],
 )
 def test_agreement_is_bounded(term, q, cosine):
     """At the band's end, q = 2/3, half of |c|^2 is explained."""
@@ -60,7 +68,9 @@ def test_agreement_is_bounded(term, q, cosine):
 
 def test_a_task_is_held_against_its_own_term_and_anothers():
     pools, point = _quadratic_point()
-    rows = {(r["task"], r["i"], r["term"]): r for r in validity.measure(point, lambda _: None, tasks=2)}
+    rows = {
+        (r["task"], r["i"], r["term"]): r for r in validity.measure(point, lambda _: None, tasks=2)
+    }
     assert len(rows) == 2 * 3 * 2
     pairs = [validity.changes_and_terms(pool.losses, point.phi, 0.05) for pool in pools]
     for task in range(2):
@@ -77,7 +87,10 @@ def test_a_task_is_held_against_its_own_term_and_anothers():
 def test_explained_shares_on_quadratics_are_exact():
     """g_2's first order is all there is; g_3 lacks alpha^2 H_3 H_2 g_bar_1, which order 2 adds."""
     pool, alpha = quadratic(3), 0.05
-    rows = {(r["i"], r["order"]): r["explained"] for r in validity.explained_shares(pool.losses, pool.phi, [alpha])}
+    rows = {
+        (r["i"], r["order"]): r["explained"]
+        for r in validity.explained_shares(pool.losses, pool.phi, [alpha])
+    }
     hessians = [hessian(loss)(pool.phi) for loss in pool.losses]
     bars = [grad(loss)(pool.phi) for loss in pool.losses]
     first = -alpha * hessians[2] @ (bars[0] + bars[1])
@@ -89,8 +102,8 @@ def test_explained_shares_on_quadratics_are_exact():
 
 
 def _table(q=0.8, cosine=0.5, other=0.1, seeds=SEEDS):
-    """Return a table: what the term of every step agrees to, a little more for each seed and task; another task's
-    agrees as `other`."""
+    """Return a table: what the term of every step agrees to, a little more for each seed and task;
+    another task's agrees as `other`."""
     levels = {
         "seed": seeds, "iteration": SCALE.iterations, "task": range(4), "i": (2, 3, 4),
         "term": ("own", "another task's"),
@@ -98,7 +111,9 @@ def _table(q=0.8, cosine=0.5, other=0.1, seeds=SEEDS):
     table = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
     noise = 0.001 * (table.seed - FIRST_SEED - 2) + 0.001 * table.task
     own = table.term == "own"
-    return table.assign(q=noise + q * own + other * ~own, cosine=noise + cosine * own + other * ~own)
+    return table.assign(
+        q=noise + q * own + other * ~own, cosine=noise + cosine * own + other * ~own
+    )
 
 
 @pytest.mark.parametrize(
@@ -117,7 +132,11 @@ def test_verdicts(numbers, verdicts):
 
 def test_evidence_is_a_mean_over_tasks_with_its_error():
     table = validity.evidence(_table(), SCALE, SEEDS)
-    row = table[(table.claim == "taylor-validity") & (table["case"] == "g_3, start") & (table.role == "check")].iloc[2]
+    row = table[
+        (table.claim == "taylor-validity")
+        & (table["case"] == "g_3, start")
+        & (table.role == "check")
+    ].iloc[2]
     assert row.seed == FIRST_SEED + 2
     assert row.value == pytest.approx(0.8 + 0.0015)
     assert row.task_error == pytest.approx(0.001 * (5 / 3) ** 0.5 / 2)
@@ -137,7 +156,9 @@ def test_figure_says_what_the_tables_hold():
     shares = pd.MultiIndex.from_product(levels.values(), names=levels).to_frame(index=False)
     shares = shares.assign(task=0, explained=0.25, sharpness=300 * shares.alpha)
     tables = {"validity": _table(), "validity_map": shares}
-    drawn = figure.draw(tables, validity.settings(None, replace(SCALE, seeds=len(SEEDS))))["validity"]
+    drawn = figure.draw(tables, validity.settings(None, replace(SCALE, seeds=len(SEEDS))))[
+        "validity"
+    ]
     assert "cosine 0.50 at the start, 0.50 at the end" in drawn.get_suptitle()
     assert "explained in 100 %, 100 % of cases" in drawn.get_suptitle()
     assert {text.get_text() for text in drawn.axes[0].texts} == {"25"}
@@ -147,5 +168,6 @@ def test_figure_says_what_the_tables_hold():
     drawn_at = legend.handlelength * legend.get_texts()[0].get_fontsize()
     assert drawn_at >= 3 * on + 2 * off, "fewer than three dashes look solid around a marker"
     assert any(
-        f"a picture of one seed, {FIRST_SEED}, and 1 task" in " ".join(t.get_text().split()) for t in drawn.texts
+        f"a picture of one seed, {FIRST_SEED}, and 1 task" in " ".join(t.get_text().split())
+        for t in drawn.texts
     )

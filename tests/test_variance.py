@@ -1,4 +1,5 @@
-"""Variance of the updates: the updates against a plain loop, the estimates against simulation, verdicts.
+"""Variance of the updates: the updates against a plain loop, the estimates against simulation,
+verdicts.
 
 ROUND_OFF: float64, through batch norms, where cancellation costs a few digits.
 """
@@ -42,7 +43,8 @@ def test_updates_are_those_of_a_plain_loop():
     g = oracles.inner_loop(module, phi, pairs(batches), optimizer).gradients
     expected = [sum(w * x for w, x in zip(v.weights, g, strict=False)) for v in variance.SUMS]
     expected += [
-        oracles.maml_gradient(module, phi, pairs(batches[:k]), lambda at, g: at - alpha * g) for k in (2, 3, 4)
+        oracles.maml_gradient(module, phi, pairs(batches[:k]), lambda at, g: at - alpha * g)
+        for k in (2, 3, 4)
     ]
     assert len(found) == len(variance.UPDATES) == len(expected)
     for mine, theirs in zip(found, expected, strict=True):
@@ -50,11 +52,15 @@ def test_updates_are_those_of_a_plain_loop():
 
 
 def test_estimates_are_unbiased():
-    """5,000 times six Gaussian vectors of known variances; dividing by n would be off by a sixth."""
+    """5,000 times six Gaussian vectors of known variances; dividing by n would be off by a
+    sixth."""
     mean, scale, n, times = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.5, 1.0, 2.0]), 6, 5_000
     g = generator()
     found = torch.tensor(
-        [float(variance.noise(monte_carlo(lambda: _draw(mean, scale, g), n)[1], n)) for _ in range(times)]
+        [
+            float(variance.noise(monte_carlo(lambda: _draw(mean, scale, g), n)[1], n))
+            for _ in range(times)
+        ]
     )
     error = float(found.std()) / times**0.5
     true = float(scale.square().sum())
@@ -69,15 +75,22 @@ def test_measure_is_over_training_tasks_of_the_point():
     run = figure_3.configure(sum_of(4), 3)
     pool = image_pool(classes=12, dtype=torch.float32)
     phi = build_network(run).initialize(0)
-    point = SimpleNamespace(job=SimpleNamespace(run=run), iteration=7, phi=phi, pool={"train": pool}.__getitem__)
+    point = SimpleNamespace(
+        job=SimpleNamespace(run=run), iteration=7, phi=phi, pool={"train": pool}.__getitem__
+    )
     rows = {row["update"]: row for row in variance.measure(point, lambda _: None, tasks=2)}
     loss = CrossEntropy(build_network(run), reduction="sum")
     both = []
     for task in range(2):
         drawn = pool.sample(run.sampling, seed=3, purpose=Purpose.ANALYSIS, iteration=7, task=task)
-        both.append(variance.updates(loss, phi, [pool.minibatch(b) for b in drawn.minibatches], SGD(0.003)).double())
+        both.append(
+            variance.updates(
+                loss, phi, [pool.minibatch(b) for b in drawn.minibatches], SGD(0.003)
+            ).double()
+        )
     noise = (both[0] - both[1]).square().sum(-1) / 2
-    shares = {"g1+g2": 2.0, "g1+g2+g3": 3.0, "g1+g2+g3+g4": 4.0}  # of AvgGrad in the mean; of others 1
+    # Of AvgGrad in the mean; of others 1.
+    shares = {"g1+g2": 2.0, "g1+g2+g3": 3.0, "g1+g2+g3+g4": 4.0}
     for i, name in enumerate(variance.UPDATES):
         per_unit = shares.get(name, 1.0) ** 2
         size = float(both[0][i].square().sum())  # float32, relative to what is subtracted
@@ -86,7 +99,12 @@ def test_measure_is_over_training_tasks_of_the_point():
 
 def test_logs_are_means_over_the_points():
     table = pd.DataFrame(
-        {"update": "g1", "seed": [0, 0, 1, 1], "iteration": [0, 5, 0, 5], "noise": [1.0, 4.0, 9.0, 1.0]}
+        {
+            "update": "g1",
+            "seed": [0, 0, 1, 1],
+            "iteration": [0, 5, 0, 5],
+            "noise": [1.0, 4.0, 9.0, 1.0],
+        }
     )
     assert list(variance.log_noise(table)["g1"]) == pytest.approx([log(2), log(3)])
 
@@ -101,7 +119,10 @@ def _table(*, last_over_sum=2.0, maml_over_sum=4.0, sum_over_joint=0.5, seeds=SE
             noise[sum_of(k).name] = sum_over_joint
             noise[last(k).name] = sum_over_joint * last_over_sum * of_rival
             noise[name] = sum_over_joint * maml_over_sum * of_rival
-        rows += [{"update": name, "seed": seed, "iteration": 600, "noise": value} for name, value in noise.items()]
+        rows += [
+            {"update": name, "seed": seed, "iteration": 600, "noise": value}
+            for name, value in noise.items()
+        ]
     return pd.DataFrame(rows)
 
 
@@ -112,7 +133,8 @@ def _table(*, last_over_sum=2.0, maml_over_sum=4.0, sum_over_joint=0.5, seeds=SE
         ({"last_over_sum": 0.9}, ["refuted", "supported"]),
         ({"maml_over_sum": 1.0}, ["supported", "refuted"]),
         ({"maml_over_sum": 1.06}, ["supported", "undecided"]),
-        ({"sum_over_joint": 1.0}, ["undecided", "undecided"]),  # g1 alone has no more noise than the sum
+        # g1 alone has no more noise than the sum.
+        ({"sum_over_joint": 1.0}, ["undecided", "undecided"]),
     ],
 )
 def test_verdicts(numbers, verdicts):
@@ -125,7 +147,9 @@ def test_evidence_is_the_log_of_the_ratio_and_controls_have_the_names_of_their_c
     middle = table[(table.claim == "variance-last") & (table.seed == SEEDS[2])]
     assert list(middle[middle.role == "check"].value) == pytest.approx([log(2)] * 3)
     assert list(middle[middle.role == "control"].value) == pytest.approx([0.0] * 3)
-    assert list(middle[middle.role == "check"]["case"]) == list(middle[middle.role == "control"]["case"])
+    assert list(middle[middle.role == "check"]["case"]) == list(
+        middle[middle.role == "control"]["case"]
+    )
 
 
 def test_a_run_that_diverged_leaves_the_claims_undecided():
@@ -147,7 +171,9 @@ def test_figure_says_what_the_tables_hold(iterations):
     relative = variance.relative(pd.concat([_table().assign(iteration=i) for i in iterations]))
     settings = variance.settings(None, replace(SCALE, seeds=len(SEEDS)))
     drawn = figure.draw({"variance_relative": relative}, settings)["variance"]
-    assert drawn.get_suptitle() == "Noise per unit of AvgGrad, k = 4: FOMAML 2, MAML 4 times Reptile's"
+    assert (
+        drawn.get_suptitle() == "Noise per unit of AvgGrad, k = 4: FOMAML 2, MAML 4 times Reptile's"
+    )
     line = next(line for line in drawn.axes[0].lines if line.get_label() == "Reptile")
     assert line.get_ydata() == pytest.approx([0.5] * 3)
     title = drawn._suptitle.get_window_extent(drawn.canvas.get_renderer())

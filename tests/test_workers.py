@@ -1,5 +1,5 @@
-"""Workers: results in the order of the items, whichever went first; an item's fault is raised when the rest is done; a
-worker that dies costs what it had not yet written down."""
+"""Workers: results in the order of the items, whichever went first; an item's fault is raised when
+the rest is done; a worker that dies costs what it had not yet written down."""
 
 import io
 import os
@@ -19,7 +19,8 @@ from analysis.runs.workers import Lines, Progress, Workers, available_cores
 
 
 class Threads(Workers):
-    """Workers that start at once, for what only the side of the script decides: they are threads of this process."""
+    """Workers that start at once, for what only the side of the script decides: they are threads of
+    this process."""
 
     def _open(self) -> ThreadPoolExecutor:
         runs_workers._updates = self._updates = queue.Queue()
@@ -69,7 +70,9 @@ class Screen(io.StringIO):
 
 
 @pytest.mark.parametrize(("terminal", "quiet"), [(True, False), (True, True), (False, False)])
-def test_a_bar_is_for_a_terminal_that_asks_for_it(terminal: bool, quiet: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bar_is_for_a_terminal_that_asks_for_it(
+    terminal: bool, quiet: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     screen = Screen(terminal=terminal)
     monkeypatch.setattr(sys, "stderr", screen)
     with Threads(1, quiet=quiet) as workers:
@@ -90,20 +93,25 @@ def test_a_log_has_lines(terminal: bool, quiet: bool, monkeypatch: pytest.Monkey
     monkeypatch.setattr(runs_workers, "LINE_SECONDS", 0.5)
     with Threads(1, quiet=quiet) as workers:
         workers.map("numbers", slowly, [4], sizes=[4])
-    lines = [line for line in screen.getvalue().splitlines() if re.search(r"numbers: .* % after", line)]
+    lines = [
+        line for line in screen.getvalue().splitlines() if re.search(r"numbers: .* % after", line)
+    ]
     assert bool(lines) == (not terminal and not quiet)
     for line in lines:
         assert re.fullmatch(r"numbers: \d+ % after \d+ s(, about \d+ s left)?", line)
 
 
-def test_lines_say_how_far_and_how_long(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_lines_say_how_far_and_how_long(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The clock is ours. What was done before it started has no part in the pace."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     lines, resumed = Lines("runs", 100), Lines("more", 100, done=50)
     said = []
     for seconds, show, done in (
-        (29, lines, 10), (61, lines, 34), (62, lines, 50), (70, resumed, 50), (100, resumed, 75), (200, lines, 100)
+        (29, lines, 10), (61, lines, 34), (62, lines, 50), (70, resumed, 50), (100, resumed, 75),
+        (200, lines, 100)
     ):  # fmt: skip
         now[0] = 1000.0 + seconds
         show.tell(done)
@@ -123,7 +131,8 @@ def main_file(item: int, progress: Progress) -> str | None:
 
 
 def test_workers_do_not_load_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A main module that cannot be run, as it stands there, would end a worker before its first item."""
+    """A main module that cannot be run, as it stands there, would end a worker before its first
+    item."""
     path = tmp_path / "script.py"
     path.write_text("raise SystemExit(3)")
     script = sys.modules["__main__"]
@@ -166,6 +175,10 @@ def test_cores_are_no_more_than_the_containers_share(tmp_path: Path) -> None:
     """cgroup's file: microseconds of processor time in a period, and the period."""
     quota = tmp_path / "cpu.max"
     without = available_cores(quota)
-    for text, expected in (("max 100000\n", without), ("100000 100000\n", 1), ("50000 100000\n", 1)):
+    for text, expected in (
+        ("max 100000\n", without),
+        ("100000 100000\n", 1),
+        ("50000 100000\n", 1),
+    ):
         quota.write_text(text)
         assert available_cores(quota) == expected

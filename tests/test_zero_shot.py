@@ -1,4 +1,5 @@
-"""Zero-shot: exact averages over labellings against plain loops, the untouched network, the verdict, the figure."""
+"""Zero-shot: exact averages over labellings against plain loops, the untouched network, the
+verdict, the figure."""
 
 from dataclasses import replace
 from itertools import permutations
@@ -64,10 +65,13 @@ def test_a_network_that_ignores_its_images_would_pass_the_control():
 
 
 def test_spread_is_that_of_dealing_labels():
-    """Four tasks that are all classified alike: the accuracy of one deal is that of a random permutation's matches."""
+    """Four tasks that are all classified alike: the accuracy of one deal is that of a random
+    permutation's matches."""
     logits = F.one_hot(torch.arange(3)).double().expand(4, 3, 3)
     found = zero_shot.before_adaptation(logits, torch.arange(3).expand(4, -1))
-    matches = torch.tensor([sum(i == j for i, j in enumerate(order)) / 3 for order in permutations(range(3))])
+    matches = torch.tensor(
+        [sum(i == j for i, j in enumerate(order)) / 3 for order in permutations(range(3))]
+    )
     assert found["accuracy_spread"] == pytest.approx(float((matches.var(correction=0) / 4).sqrt()))
     assert found["accuracy_before"] == 1
 
@@ -79,18 +83,27 @@ def test_measures_the_untouched_network(is_last):
         job=SimpleNamespace(run=RUN), phi=phi, is_last=is_last, pool={"test": pool}.__getitem__,
         row=lambda quantity, value: {"quantity": quantity, "value": value},
     )  # fmt: skip
-    rows = {r["quantity"]: r["value"] for r in zero_shot.measure(point, lambda _: None, tasks=3, adapted_tasks=1)}
+    rows = {
+        r["quantity"]: r["value"]
+        for r in zero_shot.measure(point, lambda _: None, tasks=3, adapted_tasks=1)
+    }
     correct, losses = [], []
     for task in range(3):
         drawn = pool.sample(
-            figure_3.EVALUATION, seed=FIRST_SEED, purpose=Purpose.EVALUATION, iteration=0, task=task, test_shots=1
+            figure_3.EVALUATION,
+            seed=FIRST_SEED,
+            purpose=Purpose.EVALUATION,
+            iteration=0,
+            task=task,
+            test_shots=1,
         )
         batch = pool.minibatch(drawn.support)
         logits = build_network(RUN)(phi, batch.x)
         correct.append((logits.argmax(-1) == batch.y).double().mean())
         losses.append(F.cross_entropy(logits, batch.y))
     assert rows["accuracy_before"] == pytest.approx(float(torch.stack(correct).mean()))
-    # float32 sums in another order, tasks as lanes: a few 1e-7 of logits of size 1, through batch norms
+    # float32 sums in another order, tasks as lanes: a few 1e-7 of logits of size 1, through batch
+    # norms
     assert rows["loss_before"] == pytest.approx(float(torch.stack(losses).mean()), abs=1e-3)
     assert ("loss_after" in rows) == ("accuracy_all" in rows) == is_last
     if is_last:
@@ -103,11 +116,17 @@ def _table(**changed):
     """Return a table of every variant at the start and at the end, in two seeds."""
     before = {"accuracy_before": 0.2, "loss_before": 2.0, "accuracy_spread": 0.01}
     end = {
-        "accuracy_after": 0.9, "loss_after": 0.1, "accuracy_all": 1e-17, "loss_all": 0.0, "accuracy_one": 0.01,
-        "loss_one": 0.2,
+        "accuracy_after": 0.9, "loss_after": 0.1, "accuracy_all": 1e-17, "loss_all": 0.0,
+        "accuracy_one": 0.01, "loss_one": 0.2,
     }  # fmt: skip
     rows = [
-        {"variant": v.name, "seed": seed, "iteration": iteration, "quantity": quantity, "value": value}
+        {
+            "variant": v.name,
+            "seed": seed,
+            "iteration": iteration,
+            "quantity": quantity,
+            "value": value,
+        }
         for v in meta_gradients.figure_3()
         for seed in (FIRST_SEED, FIRST_SEED + 1)
         for iteration, part in ((0, before), (10, before | end | changed))

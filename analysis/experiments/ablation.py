@@ -1,7 +1,8 @@
-"""Figure 3 (section 6.2): learning curves of the sums of inner gradients g_1 … g_k used as the meta-gradient.
+"""Figure 3 (section 6.2): learning curves of the sums of inner gradients g_1 … g_k used as the
+meta-gradient.
 
-Its settings are in `analysis.paper.figure_3`. Runs are trained on a prefix of the paper's schedule: the outer step is
-annealed over 40,000 iterations, however few of them are trained.
+Its settings are in `analysis.paper.figure_3`. Runs are trained on a prefix of the paper's schedule:
+the outer step is annealed over 40,000 iterations, however few of them are trained.
 """
 
 from collections.abc import Sequence
@@ -25,12 +26,15 @@ from reptile_core.tasks import Sampling
 NAME = "ablation"
 G1 = last(1).name
 SHORT, LONG = 2, 4  # minibatches, of the methods that are compared
-EARLY = 1_000, 5_000  # iterations: where the paper's curves have parted and are not yet near their ends
+# Iterations: where the paper's curves have parted and are not yet near their ends.
+EARLY = 1_000, 5_000
 SCALES = {
     "smoke": Scale(looks=(2, 4), tasks=4, seeds=2),
     "quick": Scale(looks=(200, 400), tasks=24, seeds=5),
     "paper": Scale(
-        looks=(200, 400, 600, 1_000, 2_000, 3_000, 4_000, 5_000, 10_000, 20_000, 30_000, 40_000), tasks=100, seeds=5
+        looks=(200, 400, 600, 1_000, 2_000, 3_000, 4_000, 5_000, 10_000, 20_000, 30_000, 40_000),
+        tasks=100,
+        seeds=5,
     ),
 }
 # Further looks at g1, g1+g2 and g2, which part later than the others.
@@ -42,10 +46,10 @@ TAKES = {"smoke": "half a minute", "quick": "about 8 minutes", "paper": "2 hours
 
 LONGER_REASON = "any gain: the paper names no size"
 LONGER_AMENDED = (
-    "Until epoch 2 one claim held every step from k to k + 1 and a contrast of families, and it fell with any of "
-    "them. The paper asserts the families apart, so each is a claim now, from its shortest method to its longest. "
-    "After a first look at 500 iterations it had been bound to the paper's scale; it is judged on a prefix of that "
-    "schedule."
+    "Until epoch 2 one claim held every step from k to k + 1 and a contrast of families, and it "
+    "fell with any of them. The paper asserts the families apart, so each is a claim now, from its "
+    "shortest method to its longest. After a first look at 500 iterations it had been bound to the "
+    "paper's scale; it is judged on a prefix of that schedule."
 )
 G1_INSTEAD = Control(kind="foil", words="g1 in the place of the longer one")
 
@@ -62,7 +66,9 @@ def _longer(suffix: str, statement: str) -> Claim:
         limits=(-1.0, 1.0),
         reason=LONGER_REASON,
         control=G1_INSTEAD,
-        quotation=f"Section 6.2, figure 3: every method improves with more minibatches. {quotes.MORE}",
+        quotation=(
+            f"Section 6.2, figure 3: every method improves with more minibatches. {quotes.MORE}"
+        ),
         epoch=EPOCH,
         amended=LONGER_AMENDED,
     )
@@ -81,10 +87,12 @@ CLAIMS = (
         control=Control(kind="foil", words="g2 in its place"),
         quotation=f"Section 6.2, figure 3: $g_1$ alone is quite ineffective. {quotes.G1}",
         epoch=EPOCH,
-        amended="Until epoch 2 runs of 400 iterations were annealed within these, where g1 gains a few points. The "
-        "paper's schedule has a hundred times as many, and its prefix is what is trained now. The control was the "
-        "longest sum. At the quick scale the last look came after 2,000 iterations on epoch 2, and comes after 1,500 "
-        "since, to save time.",
+        amended=(
+            "Until epoch 2 runs of 400 iterations were annealed within these, where g1 gains a few "
+            "points. The paper's schedule has a hundred times as many, and its prefix is what is "
+            "trained now. The control was the longest sum. At the quick scale the last look came "
+            "after 2,000 iterations on epoch 2, and comes after 1,500 since, to save time."
+        ),
     ),
     Claim(
         id="ablation-g2-beats-sum",
@@ -96,15 +104,21 @@ CLAIMS = (
         limits=(-1.0, 1.0),
         reason="one point of accuracy is what the eye notices on such curves",
         control=Control(kind="foil", words="g1 in the place of g2"),
-        quotation="Section 6.2, figure 3: two-step Reptile, $g_1 + g_2$, is noticeably worse than two-step FOMAML, "
-        "$g_2$",
+        quotation=(
+            "Section 6.2, figure 3: two-step Reptile, $g_1 + g_2$, is noticeably worse than "
+            "two-step FOMAML, $g_2$"
+        ),
         epoch=EPOCH,
-        amended="It was first judged at any scale. It was bound to the paper's after runs annealed within 500 "
-        "iterations had shown the opposite (g1+g2 ahead by two points). Since epoch 2 it is judged on a prefix of the "
-        "paper's schedule: early, where the paper's curves differ, and, where the whole of it is trained, over all. "
-        "On epoch 1 early was up to 600 iterations, where the two have hardly parted (1.2 points, -0.5 to 2.9, "
-        "undecided); it is from 1,000 to 5,000 since. On epoch 2 the quick scale looked at 1,500 and 2,000 iterations "
-        "(6.1 points, 3.7 to 8.5, supported); it looks at 1,250 and 1,500 since, to save time.",
+        amended=(
+            "It was first judged at any scale. It was bound to the paper's after runs annealed "
+            "within 500 iterations had shown the opposite (g1+g2 ahead by two points). Since epoch "
+            "2 it is judged on a prefix of the paper's schedule: early, where the paper's curves "
+            "differ, and, where the whole of it is trained, over all. On epoch 1 early was up to "
+            "600 iterations, where the two have hardly parted (1.2 points, -0.5 to 2.9, "
+            "undecided); it is from 1,000 to 5,000 since. On epoch 2 the quick scale looked at "
+            "1,500 and 2,000 iterations (6.1 points, 3.7 to 8.5, supported); it looks at 1,250 and "
+            "1,500 since, to save time."
+        ),
     ),
     _longer("", "sums of gradients learn faster with more minibatches"),
     _longer("-averages", "averages of gradients learn faster with more minibatches"),
@@ -114,12 +128,17 @@ CLAIMS = (
         kind="experiment",
         sources=("P6.2",),
         statement="sums gain more from further minibatches than last gradients do",
-        quantity=f"gain in accuracy from k = {SHORT} to k = {LONG}, mean over the looks, sums less last gradients",
+        quantity=(
+            f"gain in accuracy from k = {SHORT} to k = {LONG}, mean over the looks, sums less last "
+            "gradients"
+        ),
         band=(0.0, 2.0),
         limits=(-2.0, 2.0),
         reason=LONGER_REASON,
         control=Control(kind="foil", words="g1 in the place of the longer sum"),
-        quotation="Section 6.2, figure 3: more minibatches improve sums more than the last gradient alone",
+        quotation=(
+            "Section 6.2, figure 3: more minibatches improve sums more than the last gradient alone"
+        ),
         epoch=EPOCH,
         amended="Until epoch 2 it was a case of ablation-more-is-better, and undecided with it.",
     ),
@@ -138,21 +157,22 @@ def asked(context: Context, scale: Scale) -> Scale:
 
 
 def is_judged(context: Context, scale: Scale) -> bool:
-    """Return whether the claims are judged: at the scale's own looks, or those up to one that ends EARLY or comes after
-    it."""
+    """Return whether the claims are judged: at the scale's own looks, or those up to one that ends
+    EARLY or comes after it."""
     looks = asked(context, scale).looks
     return looks == scale.looks or (looks == scale.looks[: len(looks)] and looks[-1] >= EARLY[1])
 
 
 def looks_of_late(context: Context, scale: Scale) -> dict[str, Sequence[int]]:
-    """Return where those of LATE are measured: no further than the others where the user says how far."""
+    """Return where those of LATE are measured: no further than the others where the user says how
+    far."""
     further = LATE_LOOKS.get(context.profile, ()) if is_judged(context, scale) else ()
     return {name: (*asked(context, scale).looks, *further) for name in LATE}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Return each variant's accuracy after its last iteration, over seeds: columns variant, iteration, mean, low, high,
-    seeds."""
+    """Return each variant's accuracy after its last iteration, over seeds: columns variant,
+    iteration, mean, low, high, seeds."""
     last_of_each = table.groupby("variant").iteration.transform("max")
     return over_seeds(table[table.iteration == last_of_each], ["variant", "iteration"])
 
@@ -164,12 +184,15 @@ def report(summary: pd.DataFrame) -> list[str]:
         interval = ""
         if row.seeds > 1:
             interval = f"  [{100 * max(row.low, 0):5.1f}, {100 * min(row.high, 1):5.1f}]"
-        lines.append(f"  {row.variant:<18}{100 * row.mean:5.1f} %{interval}  after {row.iteration:,}")
+        lines.append(
+            f"  {row.variant:<18}{100 * row.mean:5.1f} %{interval}  after {row.iteration:,}"
+        )
     return lines
 
 
 def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
-    """Return rows for the judge: every contrast is of the same seeds, and within a look of the same tasks."""
+    """Return rows for the judge: every contrast is of the same seeds, and within a look of the same
+    tasks."""
     return [*_g1(curves), *_g2_or_sum(curves), *_longer_or_shorter(curves, looks)]
 
 
@@ -200,7 +223,9 @@ def _longer_or_shorter(curves: Curves, looks: Sequence[int]) -> list[dict[str, A
         longer, shorter = family(LONG).name, family(SHORT).name
         for role, name in ((CHECK, longer), (CONTROL, G1)):
             values = curves.mean_contrast({name: 1, shorter: -1}, looks)
-            found += rows(f"ablation-more-is-better{suffix}", f"{longer} less {shorter}", role, values)
+            found += rows(
+                f"ablation-more-is-better{suffix}", f"{longer} less {shorter}", role, values
+            )
     of_last = {last(LONG).name: -1.0, last(SHORT).name: 1.0}
     for role, name in ((CHECK, sum_of(LONG).name), (CONTROL, G1)):
         values = curves.mean_contrast({name: 1, sum_of(SHORT).name: -1} | of_last, looks)
@@ -209,7 +234,8 @@ def _longer_or_shorter(curves: Curves, looks: Sequence[int]) -> list[dict[str, A
 
 
 def run(context: Context, scale: Scale, *, sampling: Sampling = EVALUATION) -> Result:
-    """Train the variants over seeds, up to the iterations that the user asks for, and adapt to test tasks."""
+    """Train the variants over seeds, up to the iterations that the user asks for, and adapt to test
+    tasks."""
     chosen = (*variants(context.profile), *context.options.get("variants", ()))
     seeds = context.seeds_of(scale.seeds)
     runs = [(variant.name, configure(variant, seed)) for seed, variant in product(seeds, chosen)]
@@ -217,7 +243,11 @@ def run(context: Context, scale: Scale, *, sampling: Sampling = EVALUATION) -> R
     curves = measure(context, NAME, runs, asked(context, scale), looks=further, sampling=sampling)
     table = curves.table(NAME)
     final = summary(table)
-    tables = {NAME: table, f"{NAME}_intervals": over_seeds(table, ["variant", "iteration"]), f"{NAME}_summary": final}
+    tables = {
+        NAME: table,
+        f"{NAME}_intervals": over_seeds(table, ["variant", "iteration"]),
+        f"{NAME}_summary": final,
+    }
     lines = report(final)
     if not is_judged(context, scale):
         lines.append("  not judged: the claims are of the profile's looks")

@@ -1,8 +1,10 @@
-"""Section 6.1: the tables of few-shot accuracy of Reptile, FOMAML and MAML, with and without transduction.
+"""Section 6.1: the tables of few-shot accuracy of Reptile, FOMAML and MAML, with and without
+transduction.
 
-Adam with beta1 = 0 inside, its second moments kept from task to task; meta-batch 5; outer step 1 annealed linearly to
-0; evaluation after 50 steps on 10,000 tasks. Cells of one benchmark differ in evaluation alone, so that one training
-run serves them all. CIFAR-FS, which is not in the paper, is run as Mini-ImageNet is, with 64 filters.
+Adam with beta1 = 0 inside, its second moments kept from task to task; meta-batch 5; outer step 1
+annealed linearly to 0; evaluation after 50 steps on 10,000 tasks. Cells of one benchmark differ in
+evaluation alone, so that one training run serves them all. CIFAR-FS, which is not in the paper, is
+run as Mini-ImageNet is, with 64 filters.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -50,7 +52,12 @@ UNTRAINED = "untrained"
 WORDS = {"reptile": "Reptile", "fomaml": "FOMAML", "maml": "MAML", UNTRAINED: "untrained"}
 CELL = ["benchmark", "shots", "method", "transductive"]  # what names a row of the tables
 # The status of a cell, in the order in which a reader wants to know.
-HINDERED, NOT_IN_PROFILE, NOT_ASKED, MEASURED = "hindered", "not in the profile", "not asked for", "measured"
+HINDERED, NOT_IN_PROFILE, NOT_ASKED, MEASURED = (
+    "hindered",
+    "not in the profile",
+    "not asked for",
+    "measured",
+)
 STATUSES = (HINDERED, NOT_IN_PROFILE, NOT_ASKED, MEASURED)
 NORMAL_95 = 1.96  # half of a 95 % interval in standard errors, for the mean over many tasks
 OTHER_DATA = {"mini-imagenet": "Mini-ImageNet", "cifar-fs": "CIFAR-FS"}  # than the script's own
@@ -75,18 +82,25 @@ def _table_claim(id: str, where: str, *benchmarks: str) -> Claim:
         quotation=f"Section 6.1, Reptile on {where}: {published(*benchmarks)}",
         quantity="log of our error rate over the paper's",
         band=(-QUARTER, QUARTER),
-        reason=f"a quarter. The paper's own half intervals are up to {widest:.0%} of its error rates, and the authors' "
-        "code, rerun by others, came within 4 %. Another framework, other splits and another eps of Adam may each cost "
-        "as much again",
+        reason=(
+            f"a quarter. The paper's own half intervals are up to {widest:.0%} of its error rates, "
+            "and the authors' code, rerun by others, came within 4 %. Another framework, other "
+            "splits and another eps of Adam may each cost as much again"
+        ),
         control=Control(kind="foil", words=UNTRAINED_IN_ITS_PLACE),
         epoch=EPOCH,
         least="paper",
-        amended="It was measured in points of accuracy, which mean little for a cell at 99 % and much for one at 50 %, "
-        f"and the paper's ± was added to our interval. Now it is a ratio of error rates. {FRESH_SEEDS}",
+        amended=(
+            "It was measured in points of accuracy, which mean little for a cell at 99 % and much "
+            "for one at 50 %, and the paper's ± was added to our interval. Now it is a ratio of "
+            f"error rates. {FRESH_SEEDS}"
+        ),
     )
 
 
-def _similar_claim(id: str, where: str, width: float, reason: str, sources: tuple[str, ...], quotation: str) -> Claim:
+def _similar_claim(
+    id: str, where: str, width: float, reason: str, sources: tuple[str, ...], quotation: str
+) -> Claim:
     """Return the claim that Reptile and MAML are similar, both with transduction."""
     return Claim(
         id=id,
@@ -100,21 +114,33 @@ def _similar_claim(id: str, where: str, width: float, reason: str, sources: tupl
         control=Control(kind="foil", words=UNTRAINED_IN_ITS_PLACE),
         epoch=EPOCH,
         least="paper",
-        amended="It was a difference of at most 3 points of accuracy, a tenth of one cell's error rate and several "
-        f"times another's. CIFAR-FS, which the paper does not have, was judged as Mini-ImageNet. {FRESH_SEEDS}",
+        amended=(
+            "It was a difference of at most 3 points of accuracy, a tenth of one cell's error rate "
+            "and several times another's. CIFAR-FS, which the paper does not have, was judged as "
+            f"Mini-ImageNet. {FRESH_SEEDS}"
+        ),
     )
 
 
 TWICE = "half of or twice the other's error rate, where rates are a few per cent"
 OF_MANY = (
-    "a quarter: with a third to a half of the answers wrong, a factor of two would let an untrained network pass for "
-    "similar"
+    "a quarter: with a third to a half of the answers wrong, a factor of two would let an "
+    "untrained network pass for similar"
 )
 CLAIMS = (
     _table_claim("table-omniglot", "Omniglot 5-way and 20-way", "omniglot-5way", "omniglot-20way"),
-    _similar_claim("table-omniglot-similar", "Omniglot", DOUBLE, TWICE, ("B", "P6.1"), quotes.SIMILAR),
+    _similar_claim(
+        "table-omniglot-similar", "Omniglot", DOUBLE, TWICE, ("B", "P6.1"), quotes.SIMILAR
+    ),
     _table_claim("table-mini-imagenet", "5-way Mini-ImageNet", "mini-imagenet"),
-    _similar_claim("table-mini-imagenet-similar", "Mini-ImageNet", QUARTER, OF_MANY, ("B", "P6.1"), quotes.SIMILAR),
+    _similar_claim(
+        "table-mini-imagenet-similar",
+        "Mini-ImageNet",
+        QUARTER,
+        OF_MANY,
+        ("B", "P6.1"),
+        quotes.SIMILAR,
+    ),
     _similar_claim(
         "table-cifar-fs-similar",
         "CIFAR-FS",
@@ -140,21 +166,31 @@ class Training:
         return f"{self.benchmark.name}-{self.method.name}"
 
     def job(self, seed: int, context: Context) -> Job:
-        run = configure(self.benchmark, self.method, self.scale, seed, tail_shots=context.options.get("tail_shots"))
+        run = configure(
+            self.benchmark,
+            self.method,
+            self.scale,
+            seed,
+            tail_shots=context.options.get("tail_shots"),
+        )
         return context.job(run, self.name, self.source)
 
     def unjudged(self, context: Context) -> str | None:
         """Return why its numbers say nothing about the paper's; None if they do."""
         if not self.source.real or self.source.name != self.benchmark.data:
             return "other data"
-        if self.scale != SCALES[context.profile][self.benchmark.name] or "tail_shots" in context.options:
+        if (
+            self.scale != SCALES[context.profile][self.benchmark.name]
+            or "tail_shots" in context.options
+        ):
             return "other settings"
         return None if context.profile == "paper" else f"the {context.profile} profile"
 
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """Why a cell has no numbers. status: one of STATUSES; reason: what hindered it, in words, where something did."""
+    """Why a cell has no numbers. status: one of STATUSES; reason: what hindered it, in words, where
+    something did."""
 
     status: str
     reason: str = ""
@@ -166,7 +202,8 @@ class Unmeasured:
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of the tables, of one seed. method: a method's name, or that nothing was trained."""
+    """One entry of the tables, of one seed. method: a method's name, or that nothing was
+    trained."""
 
     benchmark: str
     method: str
@@ -185,7 +222,8 @@ class Cell:
 
 
 def plan(context: Context) -> tuple[list[Training], dict[str, Unmeasured]]:
-    """Return what is to be trained, and for each of the other cells, by "benchmark-method", why it is not."""
+    """Return what is to be trained, and for each of the other cells, by "benchmark-method", why it
+    is not."""
     trainings: list[Training] = []
     others: dict[str, Unmeasured] = {}
     for benchmark in BENCHMARKS:
@@ -205,7 +243,8 @@ def plan(context: Context) -> tuple[list[Training], dict[str, Unmeasured]]:
 
 
 def asked_cells(context: Context) -> tuple[str, ...]:
-    """Return the beginnings of the cells that the user asks for, such as "cifar-fs-reptile"; none for all cells."""
+    """Return the beginnings of the cells that the user asks for, such as "cifar-fs-reptile"; none
+    for all cells."""
     return tuple(context.options.get("cells", ()))
 
 
@@ -218,9 +257,11 @@ def _refused(benchmark: Benchmark, method: Method, context: Context) -> str | No
     return None if asked else NOT_ASKED
 
 
-def _possible(benchmark: Benchmark, methods: Sequence[Method], context: Context) -> dict[Method, Training | str]:
-    """Return a benchmark's training by each method, or what hinders it: data not to be had, or too few for its
-    tasks."""
+def _possible(
+    benchmark: Benchmark, methods: Sequence[Method], context: Context
+) -> dict[Method, Training | str]:
+    """Return a benchmark's training by each method, or what hinders it: data not to be had, or too
+    few for its tasks."""
     scale = scale_of(benchmark, context)
     if scale is None or not methods:
         return {}
@@ -242,14 +283,18 @@ def _possible(benchmark: Benchmark, methods: Sequence[Method], context: Context)
 
 
 def scale_of(benchmark: Benchmark, context: Context) -> Scale | None:
-    """Return the profile's scale, with the user's number of iterations where there is one; None where the profile
-    leaves the benchmark out."""
-    scale, iterations = SCALES[context.profile].get(benchmark.name), context.options.get("iterations")
+    """Return the profile's scale, with the user's number of iterations where there is one; None
+    where the profile leaves the benchmark out."""
+    scale, iterations = (
+        SCALES[context.profile].get(benchmark.name),
+        context.options.get("iterations"),
+    )
     return scale if scale is None or iterations is None else replace(scale, iterations=iterations)
 
 
 def _pool(benchmark: Benchmark, job: Job) -> ImagePool:
-    """Return what a benchmark's methods train on; ValueError where classes or images are too few for its evaluation."""
+    """Return what a benchmark's methods train on; ValueError where classes or images are too few
+    for its evaluation."""
     test = job.pool("test")
     for shots in benchmark.shots:
         test.check(evaluated(benchmark, shots), TEST_SHOTS)
@@ -257,13 +302,15 @@ def _pool(benchmark: Benchmark, job: Job) -> ImagePool:
 
 
 def cells(trainings: Sequence[Training], context: Context) -> list[Cell]:
-    """Return all cells of these trainings, and each benchmark's initialization as it was before any of them."""
+    """Return all cells of these trainings, and each benchmark's initialization as it was before any
+    of them."""
     found: list[Cell] = []
     for seed in seeds_of(context):
         for t in trainings:
             found += cells_of(t, t.method.name, seed, t.scale.tasks, context)
         for t in {t.benchmark.name: t for t in trainings}.values():
-            start = replace(t, method=METHODS[0])  # the same run whatever is trained, for only its start is needed
+            # The same run whatever is trained, for only its start is needed.
+            start = replace(t, method=METHODS[0])
             found += cells_of(start, UNTRAINED, seed, min(CHUNK, t.scale.tasks), context)
     return found
 
@@ -279,7 +326,8 @@ def cells_of(t: Training, method: str, seed: int, tasks: int, context: Context) 
 def measure(
     name: str, wanted: Sequence[Cell], outcomes: Mapping[Job, Outcome], context: Context
 ) -> dict[Cell, Accuracies]:
-    """Return the accuracies of every task of these cells. A run that diverged classifies at chance."""
+    """Return the accuracies of every task of these cells. A run that diverged classifies at
+    chance."""
     there = [cell.measured for cell in wanted if not cell.trained or outcomes[cell.job].finished]
     found = context.evaluate(name, there)
     return {cell: found.get(cell.measured) or _at_chance(cell) for cell in wanted}
@@ -291,9 +339,9 @@ def _at_chance(cell: Cell) -> Accuracies:
 
 
 def table(measured: Mapping[Cell, Accuracies]) -> pd.DataFrame:
-    """Return the tidy table: accuracy in [0, 1], a row for each cell, seed and kind of evaluation. split_error: the
-    standard error over other choices of the test characters; NaN for photographs, whose classes are as published, and
-    for tasks too few to tell."""
+    """Return the tidy table: accuracy in [0, 1], a row for each cell, seed and kind of evaluation.
+    split_error: the standard error over other choices of the test characters; NaN for photographs,
+    whose classes are as published, and for tasks too few to tell."""
     found = []
     for cell, accuracies in measured.items():
         drawn = cell.job.run.network == "omniglot"
@@ -335,9 +383,10 @@ def error_over_splits(
 
 
 def summary(table: pd.DataFrame, others: Mapping[str, Unmeasured]) -> pd.DataFrame:
-    """Return every cell of every benchmark, in %: ours with its 95 % interval, what was published, and the status, one
-    of STATUSES, with the reason where the cell was hindered. The interval is over seeds, by Student's t; where there is
-    one seed, over tasks, and over splits if its characters were drawn by it. others: by "benchmark-method"."""
+    """Return every cell of every benchmark, in %: ours with its 95 % interval, what was published,
+    and the status, one of STATUSES, with the reason where the cell was hindered. The interval is
+    over seeds, by Student's t; where there is one seed, over tasks, and over splits if its
+    characters were drawn by it. others: by "benchmark-method"."""
     groups = {key: part for key, part in table.groupby(CELL)}
     found = []
     for benchmark in BENCHMARKS:
@@ -380,7 +429,13 @@ def _interval(part: pd.DataFrame) -> dict[str, Any]:
         low, high = mean - half, mean + half
     else:
         mean = low = high = nan
-    return {"mean": mean, "low": low, "high": high, "seeds": len(part), "tasks": part["count"].sum()}
+    return {
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "seeds": len(part),
+        "tasks": part["count"].sum(),
+    }
 
 
 def in_words(method: str, transductive: bool) -> str:
@@ -389,12 +444,14 @@ def in_words(method: str, transductive: bool) -> str:
 
 
 def evidence(
-    table: pd.DataFrame, unjudged: Mapping[str, str | None], seconds: Mapping[str, float] | None = None
+    table: pd.DataFrame,
+    unjudged: Mapping[str, str | None],
+    seconds: Mapping[str, float] | None = None,
 ) -> pd.DataFrame:
     """Return rows for the ledger: logs of ratios of error rates.
 
-    unjudged: for each benchmark why its numbers say nothing about the paper's; they are then only shown. seconds: what
-    one more seed of each training takes, by "benchmark-method".
+    unjudged: for each benchmark why its numbers say nothing about the paper's; they are then only
+    shown. seconds: what one more seed of each training takes, by "benchmark-method".
     """
     logs = {key: _log_error(part) for key, part in table.groupby(CELL)}
     found: list[dict[str, Any]] = []
@@ -421,20 +478,27 @@ def evidence(
 
 
 def _log_error(part: pd.DataFrame) -> pd.DataFrame:
-    """Return the log of a cell's error rate by seed, with its standard error over tasks to first order. Where no answer
-    was wrong, half a wrong one is counted, so that there is a log."""
+    """Return the log of a cell's error rate by seed, with its standard error over tasks to first
+    order. Where no answer was wrong, half a wrong one is counted, so that there is a log."""
     n_way = {benchmark.name: benchmark.n_way for benchmark in BENCHMARKS}[part.benchmark.iloc[0]]
     error = np.maximum(1 - part.value, 0.5 / (part["count"] * n_way))
-    found = {"value": np.log(error), "task_error": part.standard_error / error, "tasks": part["count"]}
+    found = {
+        "value": np.log(error),
+        "task_error": part.standard_error / error,
+        "tasks": part["count"],
+    }
     return pd.DataFrame(found).assign(queries=TEST_SHOTS).set_index(part.seed)
 
 
 def _ratio(mine: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Return the log of the ratio of two error rates, of the seeds that both have. Both meet the same tasks, so that
-    the error over tasks is no larger than if they were other ones, as is written down."""
+    """Return the log of the ratio of two error rates, of the seeds that both have. Both meet the
+    same tasks, so that the error over tasks is no larger than if they were other ones, as is
+    written down."""
     both = mine.index.intersection(other.index)
     mine, other = mine.loc[both], other.loc[both]
-    return mine.assign(value=mine.value - other.value, task_error=np.hypot(mine.task_error, other.task_error))
+    return mine.assign(
+        value=mine.value - other.value, task_error=np.hypot(mine.task_error, other.task_error)
+    )
 
 
 def _cost(claim: str, seconds: Mapping[str, float]) -> float:
@@ -448,7 +512,8 @@ def _cost(claim: str, seconds: Mapping[str, float]) -> float:
 
 
 def report(summary: pd.DataFrame, unjudged: Mapping[str, str | None]) -> list[str]:
-    """Return lines for the end of the run: every measured cell with the published one, and what was not measured."""
+    """Return lines for the end of the run: every measured cell with the published one, and what was
+    not measured."""
     lines = ["few-shot accuracy in %, 95 % interval (published)"]
     for benchmark, part in summary.groupby("benchmark", sort=False):
         measured = part[part.status == MEASURED]
@@ -460,7 +525,9 @@ def report(summary: pd.DataFrame, unjudged: Mapping[str, str | None]) -> list[st
             lines.append(f"  {benchmark} {shots}-shot{note}")
             for r in cell.itertuples():
                 found = f"{r.mean:6.2f} ± {(r.high - r.low) / 2:5.2f}"
-                lines.append(f"    {r.row:<25}{found}{_published_cell(r.published, r.published_half)}")
+                lines.append(
+                    f"    {r.row:<25}{found}{_published_cell(r.published, r.published_half)}"
+                )
     return lines
 
 
@@ -489,8 +556,8 @@ def run(context: Context) -> Result:
 
 
 def seconds_of(measured: Iterable[Cell], outcomes: Mapping[Job, Outcome]) -> dict[str, float]:
-    """Return what one more seed of each training takes on one core, its evaluations included, by "benchmark-method". An
-    evaluation takes as long as training takes for as many steps."""
+    """Return what one more seed of each training takes on one core, its evaluations included, by
+    "benchmark-method". An evaluation takes as long as training takes for as many steps."""
     steps = {job: 0 for job in outcomes}
     for cell in measured:
         if cell.trained:
@@ -528,7 +595,10 @@ EXPERIMENT = Experiment(
     takes={
         "smoke": "half a minute",
         "quick": "about a minute",
-        "paper": "1 to 2 hours for omniglot-5way-reptile on one core; days for all (an estimate); --cells chooses",
+        "paper": (
+            "1 to 2 hours for omniglot-5way-reptile on one core; days for all (an estimate); "
+            "--cells chooses"
+        ),
     },
     claims=CLAIMS,
     settings=settings,

@@ -1,10 +1,12 @@
-"""Does meta-training raise the inner product between gradients of different minibatches of one task?
+"""Does meta-training raise the inner product between gradients of different minibatches of one
+task?
 
-AvgGradInner = 1/2 d/dphi E[g_bar_1 . g_bar_2] is in every update with k > 1 and not in joint training's g_1. Here inner
-products and cosines of minibatch gradients are measured along figure 3's runs, within tasks and between them, at the
-initialization and, at the paper's scale, after adaptation. And one small step is taken along what Reptile's update has
-beyond k AvgGrad: does it alone raise the inner product of its task? With independent minibatches a longer gradient
-raises the inner product too, so cosines and squared norms are in the tables as well.
+AvgGradInner = 1/2 d/dphi E[g_bar_1 . g_bar_2] is in every update with k > 1 and not in joint
+training's g_1. Here inner products and cosines of minibatch gradients are measured along figure 3's
+runs, within tasks and between them, at the initialization and, at the paper's scale, after
+adaptation. And one small step is taken along what Reptile's update has beyond k AvgGrad: does it
+alone raise the inner product of its task? With independent minibatches a longer gradient raises the
+inner product too, so cosines and squared norms are in the tables as well.
 """
 
 from collections.abc import Iterable, Sequence
@@ -46,13 +48,15 @@ REPTILE, FOMAML = sum_of(MINIBATCHES), last(MINIBATCHES)  # the first one's step
 JOINT = last(1)
 SUMS, LASTS = (sum_of(2), REPTILE), (last(2), FOMAML)
 VARIANTS = (JOINT, SUMS[0], LASTS[0], SUMS[1], LASTS[1])
-STEP_SHARE = 0.1  # of figure 3's outer step on the same task: small, and above float32's round-off by far
+# Of figure 3's outer step on the same task: small, and above float32's round-off by far.
+STEP_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the runs are looked at, the start and the end among them; tasks at each point; tasks on which steps are
-    taken, at both ends of Reptile's runs; of which characters; and whether also after adaptation."""
+    """Where the runs are looked at, the start and the end among them; tasks at each point; tasks on
+    which steps are taken, at both ends of Reptile's runs; of which characters; and whether also
+    after adaptation."""
 
     iterations: tuple[int, ...]
     seeds: int
@@ -63,8 +67,12 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale((0, 4), 2, tasks=3, step_tasks=1, characters=("train", "test"), after_adaptation=True),
-    "quick": Scale((0, 400), 5, tasks=8, step_tasks=8, characters=("train",), after_adaptation=False),
+    "smoke": Scale(
+        (0, 4), 2, tasks=3, step_tasks=1, characters=("train", "test"), after_adaptation=True
+    ),
+    "quick": Scale(
+        (0, 400), 5, tasks=8, step_tasks=8, characters=("train",), after_adaptation=False
+    ),
     "paper": Scale(
         (0, 1_000, 2_000, 5_000, 10_000, 20_000, 40_000),
         5,
@@ -76,7 +84,8 @@ SCALES = {
 }
 COSINE = "cosine within tasks less that between tasks, at the end of training less at the start"
 TWENTIETH = (
-    "a twentieth of an aligned pair's; a cosine cannot be above 1, nor a difference of two differences of them above 4"
+    "a twentieth of an aligned pair's; a cosine cannot be above 1, nor a difference of two "
+    "differences of them above 4"
 )
 FOIL = Control(kind="foil", words="joint training, g1, in its place, on the same tasks")
 CLAIMS = (
@@ -84,9 +93,11 @@ CLAIMS = (
         id=RISES,
         kind="experiment",
         sources=("B",),
-        statement="meta-training along Reptile's update, g1 + … + gk, raises the cosine between gradients of "
-        "minibatches of one task, at the initialization: more than that of pairs from different tasks, and more than "
-        "joint training does",
+        statement=(
+            "meta-training along Reptile's update, g1 + … + gk, raises the cosine between "
+            "gradients of minibatches of one task, at the initialization: more than that of pairs "
+            "from different tasks, and more than joint training does"
+        ),
         quantity=COSINE,
         band=(0.05, 4.0),
         limits=(-4.0, 4.0),
@@ -94,10 +105,13 @@ CLAIMS = (
         control=FOIL,
         quotation=quotes.INNER_PRODUCT,
         epoch=EPOCH,
-        amended="The post says it of Reptile's update alone, so g2 and g4 have become a claim of their own. The old "
-        "control, the same pairs grouped by their number, fell whenever the check rose; joint training, which was in "
-        "the check, has taken its place. At first the cosine within tasks alone was judged; it rises as well along a "
-        "direction that all tasks share, which says nothing of one task.",
+        amended=(
+            "The post says it of Reptile's update alone, so g2 and g4 have become a claim of their "
+            "own. The old control, the same pairs grouped by their number, fell whenever the check "
+            "rose; joint training, which was in the check, has taken its place. At first the "
+            "cosine within tasks alone was judged; it rises as well along a direction that all "
+            "tasks share, which says nothing of one task."
+        ),
     ),
     Claim(
         id=RISES_LAST,
@@ -109,7 +123,9 @@ CLAIMS = (
         limits=(-4.0, 4.0),
         reason=TWENTIETH,
         control=FOIL,
-        quotation=quotes.beyond("of the last gradient alone, whose expectation holds AvgGradInner as well"),
+        quotation=quotes.beyond(
+            "of the last gradient alone, whose expectation holds AvgGradInner as well"
+        ),
         epoch=EPOCH,
         amended="These two cases were part of inner-product-rises; the post says nothing of them.",
     ),
@@ -117,26 +133,35 @@ CLAIMS = (
         id=STEP,
         kind="experiment",
         sources=("B",),
-        statement="a small step along what Reptile's expected update has beyond k AvgGrad raises the inner product "
-        "between gradients of minibatches of its task",
+        statement=(
+            "a small step along what Reptile's expected update has beyond k AvgGrad raises the "
+            "inner product between gradients of minibatches of its task"
+        ),
         quantity="(after - before) / (|after| + |before|) of the mean inner product",
         band=(0.0, 1.0),
         limits=(-1.0, 1.0),
         reason="any rise, over seeds",
-        control=Control(kind="foil", words="a step of the same length along AvgGrad: k = 1, joint training"),
+        control=Control(
+            kind="foil", words="a step of the same length along AvgGrad: k = 1, joint training"
+        ),
         quotation=quotes.INNER_PRODUCT,
         epoch=EPOCH,
-        amended="The change was taken relative to the value before, which may be near 0: such a ratio has no bound and "
-        "a long tail. It is measured on eight tasks a seed in the place of two.",
+        amended=(
+            "The change was taken relative to the value before, which may be near 0: such a ratio "
+            "has no bound and a long tail. It is measured on eight tasks a seed in the place of "
+            "two."
+        ),
     ),
 )
 
 
 def losses_of(point: TrainedPoint, characters: Part, tasks: int) -> list[list[Loss]]:
-    """Return the losses of each task's minibatches: the same tasks at every point of every variant of a seed, none of
-    them from the training stream."""
+    """Return the losses of each task's minibatches: the same tasks at every point of every variant
+    of a seed, none of them from the training stream."""
     pool, run = point.pool(characters), point.job.run
-    drawn = pool.sample(SAMPLING, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=0, task=torch.arange(tasks))
+    drawn = pool.sample(
+        SAMPLING, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=0, task=torch.arange(tasks)
+    )
     loss = CrossEntropy(build_network(run), reduction=run.inner.reduction)
     found = []
     for i in range(tasks):
@@ -152,9 +177,11 @@ def adapted(loss: Loss, phi: Vector, *, alpha: float, steps: int) -> Vector:
     return phi
 
 
-def adapted_gram(losses: Sequence[Sequence[Loss]], phi: Vector, *, alpha: float, steps: int) -> Gram:
-    """Return the Gram matrix after adaptation, task by task: each task's gradients at its own parameters, `steps` steps
-    on its first minibatch away, of its other minibatches."""
+def adapted_gram(
+    losses: Sequence[Sequence[Loss]], phi: Vector, *, alpha: float, steps: int
+) -> Gram:
+    """Return the Gram matrix after adaptation, task by task: each task's gradients at its own
+    parameters, `steps` steps on its first minibatch away, of its other minibatches."""
     moved = []
     for first, *others in losses:
         displacement = adapted(first, phi, alpha=alpha, steps=steps) - phi
@@ -163,12 +190,14 @@ def adapted_gram(losses: Sequence[Sequence[Loss]], phi: Vector, *, alpha: float,
 
 
 def task_of(gram: Gram, tasks: int) -> Tensor:
-    """Return the task of each gradient of a Gram matrix whose gradients are in the order of tasks."""
+    """Return the task of each gradient of a Gram matrix whose gradients are in the order of
+    tasks."""
     return torch.arange(len(gram)) // (len(gram) // tasks)
 
 
 def summaries(gram: Gram, tasks: int) -> list[dict[str, Any]]:
-    """Return rows quantity, pairs, value, standard_error of a Gram matrix whose gradients are in the order of tasks.
+    """Return rows quantity, pairs, value, standard_error of a Gram matrix whose gradients are in
+    the order of tasks.
 
     pairs: "within" and "between" tasks and their "difference"; "self", a gradient with itself.
     """
@@ -181,8 +210,9 @@ def summaries(gram: Gram, tasks: int) -> list[dict[str, Any]]:
 
 
 def rise(start: Gram, end: Gram, tasks: int) -> SampleMean:
-    """Return how much the cosine within tasks, less that between them, is larger at the end than at the start. Its
-    error over tasks is that of the change, since both matrices are of the same tasks."""
+    """Return how much the cosine within tasks, less that between them, is larger at the end than at
+    the start. Its error over tasks is that of the change, since both matrices are of the same
+    tasks."""
     change = cosines(end.cpu().double()) - cosines(start.cpu().double())
     return summarize(change, task_of(change, tasks)).difference
 
@@ -190,14 +220,22 @@ def rise(start: Gram, end: Gram, tasks: int) -> SampleMean:
 def measure(
     item: tuple[TrainedPoint, Part], progress: Progress, *, tasks: int, after_adaptation: bool
 ) -> tuple[list[dict[str, Any]], Gram]:
-    """Return rows of one point, before and perhaps after adaptation, and the Gram matrix before it."""
+    """Return rows of one point, before and perhaps after adaptation, and the Gram matrix before
+    it."""
     point, characters = item
     losses, run, phi = losses_of(point, characters, tasks), point.job.run, point.phi
     before = gradient_gram(list(chain.from_iterable(losses)), phi)
     found = {"before": before}
     if after_adaptation:
-        found["after"] = adapted_gram(losses, phi, alpha=run.inner.learning_rate, steps=figure_3.EVALUATION_STEPS)
-    where = {"variant": point.job.variant, "seed": run.seed, "iteration": point.iteration, "characters": characters}
+        found["after"] = adapted_gram(
+            losses, phi, alpha=run.inner.learning_rate, steps=figure_3.EVALUATION_STEPS
+        )
+    where = {
+        "variant": point.job.variant,
+        "seed": run.seed,
+        "iteration": point.iteration,
+        "characters": characters,
+    }
     table = []
     for when, gram in found.items():
         common = where | {"when": when}
@@ -207,8 +245,8 @@ def measure(
 
 
 def pair_means(losses: Sequence[Loss], phi: Vector) -> dict[str, float]:
-    """Return means over pairs of different losses of their gradients' inner product and cosine, and over the losses of
-    the squared norm."""
+    """Return means over pairs of different losses of their gradients' inner product and cosine, and
+    over the losses of the squared norm."""
     gram = gradient_gram(losses, phi).double()
     cosine = cosines(gram)
     return {
@@ -219,10 +257,11 @@ def pair_means(losses: Sequence[Loss], phi: Vector) -> dict[str, float]:
 
 
 def step_effects(losses: Sequence[Loss], phi: Vector, alpha: float) -> list[dict[str, Any]]:
-    """Return rows direction, quantity, before, after of small steps phi - s u, all of the same length, on one task.
+    """Return rows direction, quantity, before, after of small steps phi - s u, all of the same
+    length, on one task.
 
-    With all its minibatches in every order, E[g_1 + … + g_k] is exact; u is what it has "beyond" k AvgGrad, the
-    "opposite" of that, or "AvgGrad".
+    With all its minibatches in every order, E[g_1 + … + g_k] is exact; u is what it has "beyond" k
+    AvgGrad, the "opposite" of that, or "AvgGrad".
     """
     means = expected_inner_gradients(losses, phi, alpha, len(losses))
     update, avg_grad = means.sum(0), means[0]
@@ -233,11 +272,20 @@ def step_effects(losses: Sequence[Loss], phi: Vector, alpha: float) -> list[dict
     for direction, u in (("beyond", beyond), ("opposite", -beyond), ("AvgGrad", avg_grad)):
         after = pair_means(losses, phi - length * u / u.norm())
         for quantity, value in before.items():
-            found.append({"direction": direction, "quantity": quantity, "before": value, "after": after[quantity]})
+            found.append(
+                {
+                    "direction": direction,
+                    "quantity": quantity,
+                    "before": value,
+                    "after": after[quantity],
+                }
+            )
     return found
 
 
-def measure_steps(item: tuple[TrainedPoint, int], progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
+def measure_steps(
+    item: tuple[TrainedPoint, int], progress: Progress, *, tasks: int
+) -> list[dict[str, Any]]:
     """Return rows of `step_effects` on one of so many tasks at one point."""
     point, task = item
     losses = losses_of(point, "train", tasks)[task]
@@ -248,14 +296,16 @@ def measure_steps(item: tuple[TrainedPoint, int], progress: Progress, *, tasks: 
 
 
 def bounded_change(before: float, after: float) -> float:
-    """Return the change relative to the sum of sizes, in [-1, 1]: 0 for none, 1 from a negative value to a positive."""
+    """Return the change relative to the sum of sizes, in [-1, 1]: 0 for none, 1 from a negative
+    value to a positive."""
     size = abs(after) + abs(before)
     return (after - before) / size if size else 0.0
 
 
 def changes(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return the change of means over tasks, seed by seed: columns direction, quantity, iteration, seed, value,
-    task_error. Cosines: after less before; inner products and squared norms: bounded changes."""
+    """Return the change of means over tasks, seed by seed: columns direction, quantity, iteration,
+    seed, value, task_error. Cosines: after less before; inner products and squared norms: bounded
+    changes."""
     by = ["direction", "quantity", "iteration", "seed"]
     found = []
     for key, part in steps.groupby(by, sort=False):
@@ -267,8 +317,8 @@ def changes(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def rises(grams: Iterable[tuple[TrainedPoint, Part, Gram]], scale: Scale) -> pd.DataFrame:
-    """Return how much training raised the cosine within tasks less that between them: columns variant, seed,
-    characters, value, task_error."""
+    """Return how much training raised the cosine within tasks less that between them: columns
+    variant, seed, characters, value, task_error."""
     by_end: dict[tuple[str, int, Part], dict[int, Gram]] = {}
     for point, characters, gram in grams:
         key = (point.job.variant, point.job.run.seed, characters)
@@ -282,10 +332,15 @@ def rises(grams: Iterable[tuple[TrainedPoint, Part, Gram]], scale: Scale) -> pd.
 
 
 def evidence(
-    table: pd.DataFrame, rise_table: pd.DataFrame, change_table: pd.DataFrame, scale: Scale, seeds: Sequence[int]
+    table: pd.DataFrame,
+    rise_table: pd.DataFrame,
+    change_table: pd.DataFrame,
+    scale: Scale,
+    seeds: Sequence[int],
 ) -> pd.DataFrame:
-    """Return the evidence for all claims. Judged: training characters before adaptation. Test characters, inner
-    products along training and the step the other way are shown. A seed whose run diverged has no value."""
+    """Return the evidence for all claims. Judged: training characters before adaptation. Test
+    characters, inner products along training and the step the other way are shown. A seed whose run
+    diverged has no value."""
     found = []
     for claim, variants in ((RISES, SUMS), (RISES_LAST, LASTS)):
         for variant, role in ((JOINT, CONTROL), *((variant, CHECK) for variant in variants)):
@@ -296,7 +351,9 @@ def evidence(
                 case = variant.name if judged else f"{variant.name}, test characters"
                 found += rows(claim, case, role if judged else SHOWN, values, tasks=scale.tasks)
             case = f"{variant.name}, change of the inner product, bounded"
-            found += rows(claim, case, SHOWN, product_changes(table, variant.name), tasks=scale.tasks)
+            found += rows(
+                claim, case, SHOWN, product_changes(table, variant.name), tasks=scale.tasks
+            )
     roles = {"beyond": CHECK, "AvgGrad": CONTROL, "opposite": SHOWN}
     changes_of_products = change_table[change_table.quantity == "inner product"]
     by_direction = changes_of_products.groupby(["direction", "iteration"], sort=False)
@@ -307,8 +364,8 @@ def evidence(
 
 
 def product_changes(table: pd.DataFrame, variant: str) -> pd.Series:
-    """Return by seed the bounded change, from the start to the end of training, of the mean inner product within
-    tasks of training characters."""
+    """Return by seed the bounded change, from the start to the end of training, of the mean inner
+    product within tasks of training characters."""
     mine = table[
         (table.variant == variant) & (table.quantity == "inner product") & (table.pairs == "within")
         & (table.characters == "train") & (table.when == "before")
@@ -319,7 +376,8 @@ def product_changes(table: pd.DataFrame, variant: str) -> pd.Series:
 
 
 def gram_table(by_point: Iterable[tuple[TrainedPoint, Gram]]) -> pd.DataFrame:
-    """Return a long table of Gram matrices: columns variant, seed, iteration, row, column, inner_product, cosine."""
+    """Return a long table of Gram matrices: columns variant, seed, iteration, row, column,
+    inner_product, cosine."""
     parts = []
     for point, gram in by_point:
         row, column = np.indices(gram.shape)
@@ -331,12 +389,17 @@ def gram_table(by_point: Iterable[tuple[TrainedPoint, Gram]]) -> pd.DataFrame:
                 "cosine": cosines(gram.double()).flatten().numpy(),
             }
         )
-        parts.append(cells.assign(variant=point.job.variant, seed=point.job.run.seed, iteration=point.iteration))
+        parts.append(
+            cells.assign(
+                variant=point.job.variant, seed=point.job.run.seed, iteration=point.iteration
+            )
+        )
     return pd.concat(parts)
 
 
 def same_phi(every: Sequence[TrainedPoint]) -> dict[TrainedPoint, TrainedPoint]:
-    """Return for each point the one that is measured for it: all runs of a seed start from the same phi."""
+    """Return for each point the one that is measured for it: all runs of a seed start from the same
+    phi."""
     first: dict[tuple[int, int, str], TrainedPoint] = {}
     chosen = {}
     for point in every:
@@ -358,7 +421,9 @@ def run(context: Context, scale: Scale) -> Result:
             shown.append((point, gram))
     tables = {
         NAME: table,
-        f"{NAME}_intervals": over_seeds(table, ["variant", "characters", "when", "quantity", "pairs", "iteration"]),
+        f"{NAME}_intervals": over_seeds(
+            table, ["variant", "characters", "when", "quantity", "pairs", "iteration"]
+        ),
         f"{NAME}_rises": rise_table,
         f"{NAME}_steps": steps,
         f"{NAME}_changes": over_seeds(change_table, ["direction", "quantity", "iteration"]),
@@ -413,7 +478,11 @@ def settings(context: Context, scale: Scale) -> dict[str, Any]:
 EXPERIMENT = Experiment(
     name=NAME,
     shows="whether Reptile raises the inner product between gradients of minibatches of one task",
-    takes={"smoke": "half a minute", "quick": "a minute after the ablation", "paper": "an hour after it"},
+    takes={
+        "smoke": "half a minute",
+        "quick": "a minute after the ablation",
+        "paper": "an hour after it",
+    },
     claims=CLAIMS,
     settings=settings,
     run=run,
@@ -422,13 +491,14 @@ EXPERIMENT = Experiment(
 
 
 def _displaced(loss: Loss, displacement: Vector, phi: Vector) -> Float[Tensor, ""]:
-    """Return the loss at phi + displacement: its gradient in phi at one phi is that at each task's own parameters."""
+    """Return the loss at phi + displacement: its gradient in phi at one phi is that at each task's
+    own parameters."""
     return loss(phi + displacement)
 
 
 def _change(pairs: Float[np.ndarray, "tasks 2"], *, bounded: bool) -> tuple[float, float]:
-    """Return the change of the mean from before to after, and its error over tasks, by leaving out one at a time; NaN
-    for one task."""
+    """Return the change of the mean from before to after, and its error over tasks, by leaving out
+    one at a time; NaN for one task."""
 
     def of(part: Float[np.ndarray, "n 2"]) -> float:
         before, after = part.mean(0)
@@ -447,7 +517,11 @@ def _by_seed(part: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
 
 
 def _is_shown(point: TrainedPoint, scale: Scale) -> bool:
-    """Return whether the figure has this point's matrix: both ends of Reptile's run, and FOMAML's end."""
+    """Return whether the figure has this point's matrix: both ends of Reptile's run, and FOMAML's
+    end."""
     if point.iteration == scale.iterations[0]:
         return point.job.variant == REPTILE.name
-    return point.iteration == scale.iterations[-1] and point.job.variant in (REPTILE.name, FOMAML.name)
+    return point.iteration == scale.iterations[-1] and point.job.variant in (
+        REPTILE.name,
+        FOMAML.name,
+    )

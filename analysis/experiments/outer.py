@@ -1,13 +1,16 @@
-"""Reptile and MAML, and phi - W as a gradient for Adam: learning curves at figure 3's settings with k = 4.
+"""Reptile and MAML, and phi - W as a gradient for Adam: learning curves at figure 3's settings with
+k = 4.
 
-Reptile (g_1 + … + g_k, and their average), first-order MAML (g_k), MAML with its second derivatives and joint training
-(g_1), with the same inner loop and the same outer step; and Reptile with Adam outside instead of the plain step. The
-plain runs are figure 3's and are reused where they are there.
+Reptile (g_1 + … + g_k, and their average), first-order MAML (g_k), MAML with its second derivatives
+and joint training (g_1), with the same inner loop and the same outer step; and Reptile with Adam
+outside instead of the plain step. The plain runs are figure 3's and are reused where they are
+there.
 
 The average takes MAML's own step along AvgGrad, the sum one that is k times as long.
 
-The paper gives no learning rate for Adam outside. It is chosen from a grid by the final accuracy of runs of their own,
-from a seed that is not judged: other characters held out, another start. The plain step is figure 3's, not chosen here.
+The paper gives no learning rate for Adam outside. It is chosen from a grid by the final accuracy of
+runs of their own, from a seed that is not judged: other characters held out, another start. The
+plain step is figure 3's, not chosen here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +33,13 @@ from reptile_core.training import Outer, Run
 
 NAME = "outer"
 K = 4
-SUM, AVERAGE, JOINT, MAML, ADAM = "Reptile", "Reptile, average", "joint training", "MAML", "Reptile, Adam outside"
+SUM, AVERAGE, JOINT, MAML, ADAM = (
+    "Reptile",
+    "Reptile, average",
+    "joint training",
+    "MAML",
+    "Reptile, Adam outside",
+)
 PLAIN = {SUM: sum_of(K), AVERAGE: average(K), "FOMAML": last(K), JOINT: last(1)}
 METHODS = (*PLAIN, MAML, ADAM)
 LEFT_OUT = {"quick": ("FOMAML",)}  # methods that no claim asks for
@@ -55,16 +64,22 @@ def _faster(suffix: str, sources: tuple[str, ...], statement: str, quotation: st
         quantity="accuracy, mean over the looks, Reptile less MAML",
         band=(0.01, 1.0),
         limits=(-1.0, 1.0),
-        reason="one point of accuracy is what the eye notices on such curves, as in ablation-g2-beats-sum",
+        reason=(
+            "one point of accuracy is what the eye notices on such curves, as in "
+            "ablation-g2-beats-sum"
+        ),
         control=JOINT_INSTEAD,
         quotation=quotation,
         epoch=EPOCH,
-        amended="Until epoch 2 the quantity was how many iterations MAML needs more to the highest accuracy that both "
-        "reach, a maximum of noisy curves, and the sum alone was judged, whose step is four times as long as MAML's. "
-        "The average, which takes an equal one, is a claim of its own since. On epoch 2 the quick scale looked at "
-        "100, 200 and 300 iterations, 30 tasks each (the sum: 2.2 points, 0.9 to 3.5, undecided; the average: -1.3, "
-        "-2.5 to 0.0, refuted). Nine tenths of the spread were the tasks'; it looks at 200 and 400, as figure 3 does, "
-        "with 60 tasks.",
+        amended=(
+            "Until epoch 2 the quantity was how many iterations MAML needs more to the highest "
+            "accuracy that both reach, a maximum of noisy curves, and the sum alone was judged, "
+            "whose step is four times as long as MAML's. The average, which takes an equal one, is "
+            "a claim of its own since. On epoch 2 the quick scale looked at 100, 200 and 300 "
+            "iterations, 30 tasks each (the sum: 2.2 points, 0.9 to 3.5, undecided; the average: "
+            "-1.3, -2.5 to 0.0, refuted). Nine tenths of the spread were the tasks'; it looks at "
+            "200 and 400, as figure 3 does, with 60 tasks."
+        ),
     )
 
 
@@ -72,20 +87,29 @@ CLAIMS = (
     _faster(
         "",
         ("B",),
-        "Reptile as published, whose sum steps k times as far along AvgGrad, learns faster than MAML",
+        (
+            "Reptile as published, whose sum steps k times as far along AvgGrad, learns faster "
+            "than MAML"
+        ),
         quotes.FASTER,
     ),
     _faster(
         "-equal-step",
         ("N",),
         "at an equal step along AvgGrad, too, Reptile (its average) learns faster than MAML",
-        quotes.beyond("the post compares the published algorithms, which differ in the length of their steps as well"),
+        quotes.beyond(
+            "the post compares the published algorithms, which differ in the length of their steps "
+            "as well"
+        ),
     ),
     Claim(
         id="meta-adam",
         kind="experiment",
         sources=("B",),
-        statement="phi - W fed to Adam as a gradient works at least as well as the plain step at the same budget",
+        statement=(
+            "phi - W fed to Adam as a gradient works at least as well as the plain step at the "
+            "same budget"
+        ),
         quantity="accuracy after the last look, Adam outside less the plain step",
         band=(-0.02, 1.0),
         limits=(-1.0, 1.0),
@@ -93,16 +117,18 @@ CLAIMS = (
         control=Control(kind="foil", words="joint training with the plain step in Adam's place"),
         quotation=quotes.ADAM,
         epoch=EPOCH,
-        amended="Until epoch 2 a seed was judged by 100 test images, and runs were annealed within 400 iterations. It "
-        "was supported by luck: three seeds lay closer together than their own noise allows. There are more tasks now, "
-        "and more images of each.",
+        amended=(
+            "Until epoch 2 a seed was judged by 100 test images, and runs were annealed within 400 "
+            "iterations. It was supported by luck: three seeds lay closer together than their own "
+            "noise allows. There are more tasks now, and more images of each."
+        ),
     ),
 )
 
 
 def configure(method: str, seed: int, *, adam_step: float) -> Run:
-    """Return figure 3's run of g_1 + … + g_k, changed as the method has it. adam_step: Adam's learning rate,
-    annealed."""
+    """Return figure 3's run of g_1 + … + g_k, changed as the method has it. adam_step: Adam's
+    learning rate, annealed."""
     run = figure_3.configure(PLAIN.get(method, sum_of(K)), seed)
     if method == MAML:
         return replace(run, weights="maml")
@@ -115,18 +141,21 @@ def methods(context: Context) -> tuple[str, ...]:
 
 
 def validation(context: Context, scale: Scale, also: Sequence[Job]) -> pd.DataFrame:
-    """Try each of Adam's steps on the seed set aside: columns step, accuracy (after the last look). also: as in
-    `measure`."""
+    """Try each of Adam's steps on the seed set aside: columns step, accuracy (after the last look).
+    also: as in `measure`."""
     scale = replace(scale, looks=scale.looks[-1:], tasks=VALIDATION_TASKS[context.profile])
     runs = [(f"{step:g}", configure(ADAM, VALIDATION_SEED, adam_step=step)) for step in ADAM_STEPS]
-    found = measure(context, f"{NAME}: choosing Adam's step", runs, scale, at_start=False, also=also).accuracy
+    found = measure(
+        context, f"{NAME}: choosing Adam's step", runs, scale, at_start=False, also=also
+    ).accuracy
     ends = [float(found[name, VALIDATION_SEED, scale.until].mean()) for name, _ in runs]
     return pd.DataFrame({"step": ADAM_STEPS, "accuracy": ends})
 
 
 def costs(curves: Curves) -> pd.DataFrame:
-    """Return what a meta-iteration of each variant takes: gradients of a minibatch, Hessian-vector products, and
-    seconds of training (the least of the seeds, as whatever else a machine does only adds to them)."""
+    """Return what a meta-iteration of each variant takes: gradients of a minibatch, Hessian-vector
+    products, and seconds of training (the least of the seeds, as whatever else a machine does only
+    adds to them)."""
     rows = []
     for (variant, _), seconds in curves.seconds_an_iteration.items():
         k = configure(variant, VALIDATION_SEED, adam_step=ADAM_STEPS[0]).sampling.steps
@@ -136,7 +165,8 @@ def costs(curves: Curves) -> pd.DataFrame:
 
 
 def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
-    """Return rows for the judge: every comparison is of the same seed, that is of the same tasks."""
+    """Return rows for the judge: every comparison is of the same seed, that is of the same
+    tasks."""
 
     def ahead(method: str) -> pd.DataFrame:
         return curves.mean_contrast({method: 1, MAML: -1}, looks)
@@ -155,13 +185,17 @@ def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def report(step: float, ends: Mapping[str, float], costs: pd.DataFrame) -> list[str]:
-    """Return lines for the end of the run: Adam's step, and where each method ends and what its iterations take.
+    """Return lines for the end of the run: Adam's step, and where each method ends and what its
+    iterations take.
 
     ends: mean accuracy after the last look, by method.
     """
     lines = [f"Adam outside: step {step:g} chosen of {', '.join(f'{s:g}' for s in ADAM_STEPS)}"]
     for row in costs.itertuples():
-        work = f"gradients: {row.gradients}, Hessian products: {row.products}, {1e3 * row.seconds:,.1f} ms an iteration"
+        work = (
+            f"gradients: {row.gradients}, Hessian products: {row.products}, "
+            f"{1e3 * row.seconds:,.1f} ms an iteration"
+        )
         lines.append(f"  {row.variant:<22}{100 * ends[row.variant]:5.1f} %  {work}")
     return lines
 
@@ -171,7 +205,8 @@ def run(context: Context, scale: Scale) -> Result:
     everything = list(product(context.seeds_of(scale.seeds), methods(context)))
     meanwhile = []
     for seed, method in everything:
-        if method not in (ADAM, JOINT):  # Joint training is short, and fills up what Adam's runs leave of the time.
+        # Joint training is short, and fills up what Adam's runs leave of the time.
+        if method not in (ADAM, JOINT):
             meanwhile.append((method, configure(method, seed, adam_step=ADAM_STEPS[0])))
     chosen = validation(context, scale, jobs_of(context, meanwhile, scale))
     step = float(chosen.step[chosen.accuracy.idxmax()])  # of equals the smallest
@@ -188,7 +223,9 @@ def run(context: Context, scale: Scale) -> Result:
         f"{NAME}_validation": chosen,
         f"{NAME}_costs": cost,
     }
-    last_of_each = intervals[intervals.iteration == scale.until].set_index("variant")["mean"].to_dict()
+    last_of_each = (
+        intervals[intervals.iteration == scale.until].set_index("variant")["mean"].to_dict()
+    )
     lines = report(step, {str(name): float(mean) for name, mean in last_of_each.items()}, cost)
     return Result(tables, tabulate(evidence(curves, scale.looks)), lines)
 

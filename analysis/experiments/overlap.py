@@ -1,11 +1,13 @@
 """Figure 4 (section 6.3): FOMAML's last minibatch must not overlap the ones before it.
 
-Omniglot 5-way 5-shot with 100 samples a task. Reptile and FOMAML with a shared tail draw all minibatches from the 100,
-by cycling through them or each afresh; FOMAML with a separate tail keeps samples for its last minibatch alone. Final
-accuracy against (a) inner steps, (b) the size of minibatches, (c) the outer step.
+Omniglot 5-way 5-shot with 100 samples a task. Reptile and FOMAML with a shared tail draw all
+minibatches from the 100, by cycling through them or each afresh; FOMAML with a separate tail keeps
+samples for its last minibatch alone. Final accuracy against (a) inner steps, (b) the size of
+minibatches, (c) the outer step.
 
-The paper gives neither learning rates nor grids. Here they are figure 3's, with the learning rate held on the mean loss
-(0.003 on the sum of 25 is 0.075 on the mean), so that a larger minibatch overlaps more and does not step further.
+The paper gives neither learning rates nor grids. Here they are figure 3's, with the learning rate
+held on the mean loss (0.003 on the sum of 25 is 0.075 on the mean), so that a larger minibatch
+overlaps more and does not step further.
 """
 
 from collections.abc import Sequence
@@ -32,14 +34,16 @@ SAMPLES = N_WAY * TRAIN_SHOTS
 STEPS = 4  # the last that need no sample twice: 4 minibatches of 25
 INNER = Inner("sgd", LEARNING_RATE * BATCH, reduction="mean")
 AMENDED = (
-    "After a first look at 160 iterations it had been bound to the paper's scale, since with 100 test images a seed "
-    "the control's interval was too wide to tell anything. With ten times as many images it is judged at the quick "
-    "scale too since epoch 1. There overlap was met by 8 inner steps in the place of 4 on epoch 2, where the separate "
-    "tail fell as well (by 2 points) and the shared one was below it by 3 (0.4 to 5.8; drawn afresh: 1.7 to 5.3). "
-    "Since epoch 3 it is met by minibatches of all 100 samples in the place of 25, where all of the last minibatch was "
-    "seen before and not half of it. A look at two seeds of epoch 0 (10 and 12 points) showed that this can be told "
-    "apart within 100 iterations. On epoch 3 five seeds supported overlap-tail (7.5 points, 4.2 to 10.8) and left "
-    "overlap-others undecided (Reptile: -7.1, -11.1 to -3.0); there are eight since, of epoch 4."
+    "After a first look at 160 iterations it had been bound to the paper's scale, since with 100 "
+    "test images a seed the control's interval was too wide to tell anything. With ten times as "
+    "many images it is judged at the quick scale too since epoch 1. There overlap was met by 8 "
+    "inner steps in the place of 4 on epoch 2, where the separate tail fell as well (by 2 points) "
+    "and the shared one was below it by 3 (0.4 to 5.8; drawn afresh: 1.7 to 5.3). Since epoch 3 it "
+    "is met by minibatches of all 100 samples in the place of 25, where all of the last minibatch "
+    "was seen before and not half of it. A look at two seeds of epoch 0 (10 and 12 points) showed "
+    "that this can be told apart within 100 iterations. On epoch 3 five seeds supported "
+    "overlap-tail (7.5 points, 4.2 to 10.8) and left overlap-others undecided (Reptile: -7.1, "
+    "-11.1 to -3.0); there are eight since, of epoch 4."
 )
 CLAIMS = (
     Claim(
@@ -47,28 +51,39 @@ CLAIMS = (
         kind="experiment",
         sources=("P6.3",),
         statement="FOMAML whose last minibatch overlaps earlier ones falls off",
-        quantity="final accuracy, separate tail less shared tail, mean over the points of a sweep that overlap",
+        quantity=(
+            "final accuracy, separate tail less shared tail, mean over the points of a sweep that "
+            "overlap"
+        ),
         band=(0.02, 1.0),
         limits=(-1.0, 1.0),
         reason="a fall that is seen in a figure",
         control=Control(
             kind="foil",
-            words="separate tail less shared tail, cycling, at the points that do not overlap, where both draw "
-            "disjoint minibatches and are the same algorithm",
+            words=(
+                "separate tail less shared tail, cycling, at the points that do not overlap, where "
+                "both draw disjoint minibatches and are the same algorithm"
+            ),
         ),
-        quotation="Section 6.3, figure 4: FOMAML with a shared tail falls off once its last minibatch overlaps the "
-        "earlier ones, from 5 steps of 25 on the 100 samples of a task",
+        quotation=(
+            "Section 6.3, figure 4: FOMAML with a shared tail falls off once its last minibatch "
+            "overlaps the earlier ones, from 5 steps of 25 on the 100 samples of a task"
+        ),
         epoch=EPOCH,
-        amended=f"{AMENDED} A shared tail drawn with replacement, which had been trained and not judged, is a case of "
-        "its own.",
+        amended=(
+            f"{AMENDED} A shared tail drawn with replacement, which had been trained and not "
+            "judged, is a case of its own."
+        ),
     ),
     Claim(
         id="overlap-others",
         kind="experiment",
         sources=("P6.3",),
         statement="FOMAML with a separate tail and Reptile do not fall off",
-        quantity="final accuracy, mean over the points of a sweep that overlap, less that at the last point that does "
-        "not",
+        quantity=(
+            "final accuracy, mean over the points of a sweep that overlap, less that at the last "
+            "point that does not"
+        ),
         band=(-0.02, 1.0),
         limits=(-1.0, 1.0),
         reason="less than the least fall that counts for the shared tail",
@@ -99,7 +114,8 @@ METHODS = (REPTILE, SEPARATE, SHARED, REPLACEMENT)
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A place in a sweep: k inner steps, minibatches of `batch` (at most what there is to draw from), outer step."""
+    """A place in a sweep: k inner steps, minibatches of `batch` (at most what there is to draw
+    from), outer step."""
 
     sweep: str
     steps: int = STEPS
@@ -169,8 +185,8 @@ SWEEPS = {"steps": "inner steps", "batch": "minibatch"}  # along which overlap s
 
 
 def configure(method: Method, point: SweepPoint, scale: Scale, seed: int) -> Run:
-    """Return figure 3's run with 100 samples a task. A separate tail is as large as a minibatch, at most a quarter of
-    them."""
+    """Return figure 3's run with 100 samples a task. A separate tail is as large as a minibatch, at
+    most a quarter of them."""
     tail = min(point.batch, BATCH) if method.separate_tail else 0
     variant = (sum_of if method.reptile else last)(point.steps)
     base = figure_3.configure(variant, seed, iterations=scale.iterations)
@@ -198,10 +214,17 @@ def is_trained(method: Method, point: SweepPoint) -> bool:
 
 
 def finals(grid: Grid, table: pd.DataFrame) -> pd.DataFrame:
-    """Return final accuracy: columns sweep, point, overlaps, method, variant (the run's name), seed, value."""
+    """Return final accuracy: columns sweep, point, overlaps, method, variant (the run's name),
+    seed, value."""
     design = pd.DataFrame(
         [
-            {"sweep": p.sweep, "point": p.value, "overlaps": p.overlaps, "method": m.name, "variant": p.run_name(m)}
+            {
+                "sweep": p.sweep,
+                "point": p.value,
+                "overlaps": p.overlaps,
+                "method": m.name,
+                "variant": p.run_name(m),
+            }
             for m, p in cases(grid)
         ]
     )
@@ -209,20 +232,23 @@ def finals(grid: Grid, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def evidence(grid: Grid, curves: Curves, iteration: int) -> list[dict[str, Any]]:
-    """Return rows for the judge from the sweeps of steps and of minibatch size, where overlap sets in along the
-    way."""
+    """Return rows for the judge from the sweeps of steps and of minibatch size, where overlap sets
+    in along the way."""
     found = []
     for sweep, words in SWEEPS.items():
         here = [point for point in grid.points() if point.sweep == sweep]
         if here:
-            found += _tails(curves, iteration, grid, here, words) + _falls(curves, iteration, here, words)
+            found += _tails(curves, iteration, grid, here, words) + _falls(
+                curves, iteration, here, words
+            )
     return found
 
 
 def _tails(
     curves: Curves, iteration: int, grid: Grid, points: Sequence[SweepPoint], words: str
 ) -> list[dict[str, Any]]:
-    """Return what a shared tail loses, where it overlaps earlier minibatches and where it does not."""
+    """Return what a shared tail loses, where it overlaps earlier minibatches and where it does
+    not."""
 
     def lost(shared: Method, points: Sequence[SweepPoint]) -> pd.DataFrame:
         return _contrast(curves, iteration, [(1.0, SEPARATE, points), (-1.0, shared, points)])
@@ -238,8 +264,11 @@ def _tails(
     return found
 
 
-def _falls(curves: Curves, iteration: int, points: Sequence[SweepPoint], words: str) -> list[dict[str, Any]]:
-    """Return how far each method is, where a shared tail overlaps, above where it is at the last point without."""
+def _falls(
+    curves: Curves, iteration: int, points: Sequence[SweepPoint], words: str
+) -> list[dict[str, Any]]:
+    """Return how far each method is, where a shared tail overlaps, above where it is at the last
+    point without."""
     overlapping = [point for point in points if point.overlaps]
     edge = max((point for point in points if not point.overlaps), key=lambda point: point.value)
     found = []
@@ -271,7 +300,10 @@ def run(context: Context, scale: SweepScale) -> Result:
     curves = measure(context, NAME, runs, scale, at_start=False)
     table = curves.table(NAME)
     intervals = over_seeds(finals(scale.grid, table), ["sweep", "method", "point"])
-    return Result({NAME: table, f"{NAME}_intervals": intervals}, tabulate(evidence(scale.grid, curves, scale.until)))
+    return Result(
+        {NAME: table, f"{NAME}_intervals": intervals},
+        tabulate(evidence(scale.grid, curves, scale.until)),
+    )
 
 
 def settings(context: Context, scale: SweepScale) -> dict[str, Any]:
@@ -291,8 +323,15 @@ def settings(context: Context, scale: SweepScale) -> dict[str, Any]:
 
 EXPERIMENT = Experiment(
     name=NAME,
-    shows="figure 4: FOMAML falls off where its last minibatch overlaps earlier ones, Reptile does not",
-    takes={"smoke": "seconds", "quick": "about 2.5 minutes", "paper": "about 30 hours a seed (an estimate)"},
+    shows=(
+        "figure 4: FOMAML falls off where its last minibatch overlaps earlier ones, Reptile does "
+        "not"
+    ),
+    takes={
+        "smoke": "seconds",
+        "quick": "about 2.5 minutes",
+        "paper": "about 30 hours a seed (an estimate)",
+    },
     claims=CLAIMS,
     settings=settings,
     run=run,

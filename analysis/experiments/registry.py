@@ -1,4 +1,5 @@
-"""All experiments, by name, in the order in which the script runs them; `analysis.plugins` adds the user's own."""
+"""All experiments, by name, in the order in which the script runs them; `analysis.plugins` adds the
+user's own."""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -8,7 +9,8 @@ import pandas as pd
 
 from analysis.experiments.shared.experiment import Experiment
 
-Draw = Callable[[Mapping[str, pd.DataFrame], Mapping[str, Any]], Mapping[str, Any]]  # tables, settings -> figures
+# Tables, settings -> figures.
+Draw = Callable[[Mapping[str, pd.DataFrame], Mapping[str, Any]], Mapping[str, Any]]
 
 NAMES = (
     "theory",
@@ -27,7 +29,8 @@ NAMES = (
 )
 _MODULES = {name: import_module(f"analysis.experiments.{name}") for name in NAMES}
 EXPERIMENTS: dict[str, Experiment] = {name: module.EXPERIMENT for name, module in _MODULES.items()}
-DRAWN: dict[str, Draw | None] = {}  # how the experiments of plugins are drawn: None where they have no figure
+# How the experiments of plugins are drawn: None where they have no figure.
+DRAWN: dict[str, Draw | None] = {}
 
 
 def takers(option: str) -> list[str]:

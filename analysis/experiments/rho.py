@@ -1,15 +1,18 @@
-"""Do rho and noise make a sum of inner gradients learn faster? Nine sums at an equal step along AvgGrad say.
+"""Do rho and noise make a sum of inner gradients learn faster? Nine sums at an equal step along
+AvgGrad say.
 
-Section 5 gives the expected update of a sum: AvgGrad times sum w_i, less alpha AvgGradInner times sum w_i (i-1). So
-rho = sum w_i (i-1) / sum w_i is how far a sum moves towards inner products per unit of AvgGrad. Independent noise in
-the g_i enters by sum w_i². Here every sum has k = 4 and sum w_i = 1, and the outer step is that of g1 + g2 + g3 + g4
-in figure 3 times 4, without annealing: only the early curve is asked for.
+Section 5 gives the expected update of a sum: AvgGrad times sum w_i, less alpha AvgGradInner times
+sum w_i (i-1). So rho = sum w_i (i-1) / sum w_i is how far a sum moves towards inner products per
+unit of AvgGrad. Independent noise in the g_i enters by sum w_i². Here every sum has k = 4 and sum
+w_i = 1, and the outer step is that of g1 + g2 + g3 + g4 in figure 3 times 4, without annealing:
+only the early curve is asked for.
 
-The weights lie in the space sum w_i = 1, of three dimensions. The average of the gradients is its quietest point. On
-one axis through it rho changes: the sums with weights (3, 2, 1, 0) / 6 and (0, 1, 2, 3) / 6 lie on it, the last that
-have no negative weight. On the other two, whose direction each seed draws, rho stays. Two opposite sums on a drawn axis
-are as far from the average as those two; four further ones, on both axes, have much more noise than the average. The
-two opposite sums differ in neither rho nor noise, and neither do the means of the two axes: what these differ by,
+The weights lie in the space sum w_i = 1, of three dimensions. The average of the gradients is its
+quietest point. On one axis through it rho changes: the sums with weights (3, 2, 1, 0) / 6 and (0,
+1, 2, 3) / 6 lie on it, the last that have no negative weight. On the other two, whose direction
+each seed draws, rho stays. Two opposite sums on a drawn axis are as far from the average as those
+two; four further ones, on both axes, have much more noise than the average. The two opposite sums
+differ in neither rho nor noise, and neither do the means of the two axes: what these differ by,
 theory cannot say.
 """
 
@@ -37,7 +40,8 @@ NAME = "rho"
 EPOCH = 7  # of the seeds that judge: the sums were changed after a look at epoch 6
 K = 4
 STEP = figure_3.OUTER_STEP * K  # eps sum w_i of figure 3's longest sum
-ITERATIONS = 2_000  # of a schedule that anneals nothing, so that every scale's runs are prefixes of the same
+# Of a schedule that anneals nothing, so that every scale's runs are prefixes of the same.
+ITERATIONS = 2_000
 CENTRE = (1 / K,) * K
 # Along which rho changes, to the last weights of 0 or more.
 TILT = tuple((2 * i - K - 1) / 12 for i in range(1, K + 1))
@@ -51,8 +55,8 @@ ArmWeights = Mapping[str, float]  # of arms, by name
 
 @dataclass(frozen=True)
 class Arm:
-    """A place among the weights: where along the tilt, and at what distance along the first and the second of the axes
-    that a seed draws."""
+    """A place among the weights: where along the tilt, and at what distance along the first and the
+    second of the axes that a seed draws."""
 
     name: str
     tilt: int = 0
@@ -82,17 +86,20 @@ OPPOSITE: ArmWeights = {AS_FAR[0].name: 1.0, AS_FAR[1].name: -1.0}
 SCALES = {
     "smoke": Scale(looks=(2, 4), tasks=2, seeds=2, iterations=ITERATIONS),
     "quick": Scale(looks=(50, 100), tasks=20, seeds=12, iterations=ITERATIONS),
-    "paper": Scale(looks=tuple(range(200, ITERATIONS + 1, 200)), tasks=100, seeds=16, iterations=ITERATIONS),
+    "paper": Scale(
+        looks=tuple(range(200, ITERATIONS + 1, 200)), tasks=100, seeds=16, iterations=ITERATIONS
+    ),
 }
 AMENDED = (
-    "Until epoch 2 ablation-rho asked for a rank correlation of rho with the gain over eleven variants, with less "
-    "noise in rho's place as its control. The control held and the check did not. Until epoch 3 each was judged on "
-    "pairs of chosen variants, equal in the other. On epoch 1 two that are equal in both, (g2+g3)/2 and (g1+g4)/2, "
-    "differed by more than any such pair. What chosen weights do says little of others, so each seed draws its own. "
-    "On epoch 6, of which five seeds were looked at, rho was 0 and 3, with a weight of -0.2 on g4 or g1. The latter "
-    "fell from 62 to 25 % (28 points, 21 to 35, below the former). It goes to the last weights that are not negative "
-    "since. The noisier sums are as they were "
-    "(3.5 points, 1.5 to 5.4), with twelve seeds."
+    "Until epoch 2 ablation-rho asked for a rank correlation of rho with the gain over eleven "
+    "variants, with less noise in rho's place as its control. The control held and the check did "
+    "not. Until epoch 3 each was judged on pairs of chosen variants, equal in the other. On epoch "
+    "1 two that are equal in both, (g2+g3)/2 and (g1+g4)/2, differed by more than any such pair. "
+    "What chosen weights do says little of others, so each seed draws its own. On epoch 6, of "
+    "which five seeds were looked at, rho was 0 and 3, with a weight of -0.2 on g4 or g1. The "
+    "latter fell from 62 to 25 % (28 points, 21 to 35, below the former). It goes to the last "
+    "weights that are not negative since. The noisier sums are as they were (3.5 points, 1.5 to "
+    "5.4), with twelve seeds."
 )
 
 
@@ -114,30 +121,46 @@ CLAIMS = (
         "noise",
         "B",
         "one axis of equal rho and equal noise less the other, drawn by each seed",
-        statement="at an equal step along AvgGrad and equal rho, a sum of gradients with less noise learns faster",
-        quantity="accuracy early in training, mean over the looks, the average less the noisier sums around it",
+        statement=(
+            "at an equal step along AvgGrad and equal rho, a sum of gradients with less noise "
+            "learns faster"
+        ),
+        quantity=(
+            "accuracy early in training, mean over the looks, the average less the noisier sums "
+            "around it"
+        ),
         reason="the post's explanation has a sign and no size",
         quotation=MORE,
-        amended=f"{AMENDED} It replaces variance-speed, which ranked figure 3's methods, g1 among them.",
+        amended=(
+            f"{AMENDED} It replaces variance-speed, which ranked figure 3's methods, g1 among them."
+        ),
     ),
     _claim(
         "rho",
         "N",
         "two opposite sums, as far apart, of equal rho and equal noise, drawn by each seed",
-        statement="at an equal step along AvgGrad and equal noise, a sum of gradients with larger rho learns faster",
+        statement=(
+            "at an equal step along AvgGrad and equal noise, a sum of gradients with larger rho "
+            "learns faster"
+        ),
         quantity="accuracy early in training, mean over the looks, weights (0, 1, 2, 3) / 6 less "
         "(3, 2, 1, 0) / 6: rho = 2.33 less 0.67",
         reason="the theory has a sign and no size",
         quotation=beyond(
-            r"per unit of AvgGrad the update $\sum_i w_i g_i$ holds $-\alpha \rho$ of AvgGradInner, with "
-            r"$\rho = \frac{\sum_i w_i (i-1)}{\sum_i w_i}$"
+            r"per unit of AvgGrad the update $\sum_i w_i g_i$ holds $-\alpha \rho$ of "
+            r"AvgGradInner, with $\rho = \frac{\sum_i w_i (i-1)}{\sum_i w_i}$"
         ),
         amended=AMENDED,
     ),
 )
 # By claim: the check and its control; and what the pairs are called in tables.
 CONTRASTS = {"ablation-noise": (QUIETER, AXIS_LESS_AXIS), "ablation-rho": (LARGER, OPPOSITE)}
-PAIRS = {"noise": QUIETER, "rho": LARGER, "neither (axes)": AXIS_LESS_AXIS, "neither (opposite)": OPPOSITE}
+PAIRS = {
+    "noise": QUIETER,
+    "rho": LARGER,
+    "neither (axes)": AXIS_LESS_AXIS,
+    "neither (opposite)": OPPOSITE,
+}
 
 
 def rho(weights: Sequence[float]) -> float:
@@ -146,7 +169,8 @@ def rho(weights: Sequence[float]) -> float:
 
 
 def noise(weights: Sequence[float]) -> float:
-    """Return sum w_i² / (sum w_i)²: the variance of independent noise in the g_i, per unit of AvgGrad squared."""
+    """Return sum w_i² / (sum w_i)²: the variance of independent noise in the g_i, per unit of
+    AvgGrad squared."""
     return sum(w * w for w in weights) / sum(weights) ** 2
 
 
@@ -157,18 +181,23 @@ def configure(arm: Arm, seed: int) -> Run:
 
 
 def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
-    """Return rows for the judge: every contrast is of the same seeds, and within a look of the same tasks."""
+    """Return rows for the judge: every contrast is of the same seeds, and within a look of the same
+    tasks."""
     found = []
     for claim, (check, control) in CONTRASTS.items():
-        checked, controlled = curves.mean_contrast(check, looks), curves.mean_contrast(control, looks)
+        checked, controlled = (
+            curves.mean_contrast(check, looks),
+            curves.mean_contrast(control, looks),
+        )
         found += rows(claim, claim.removeprefix("ablation-"), CHECK, checked)
         found += rows(claim, "equal rho, equal noise", CONTROL, controlled)
     return found
 
 
 def pairs(curves: Curves, looks: Sequence[int]) -> pd.DataFrame:
-    """Return what arms that differ in noise, in rho or in neither are apart, over seeds: columns differ, mean, low,
-    high, seeds, and spread (the standard deviation over seeds, so over drawn axes)."""
+    """Return what arms that differ in noise, in rho or in neither are apart, over seeds: columns
+    differ, mean, low, high, seeds, and spread (the standard deviation over seeds, so over drawn
+    axes)."""
     parts = []
     for differ, arms in PAIRS.items():
         parts.append(curves.mean_contrast(arms, looks).assign(differ=differ))
@@ -179,7 +208,10 @@ def pairs(curves: Curves, looks: Sequence[int]) -> pd.DataFrame:
 
 def report(pairs: pd.DataFrame) -> list[str]:
     """Return lines for the end of the run: how far apart the pairs are."""
-    return [f"differ in {row.differ}: {100 * row.mean:+.1f} points of accuracy" for row in pairs.itertuples()]
+    return [
+        f"differ in {row.differ}: {100 * row.mean:+.1f} points of accuracy"
+        for row in pairs.itertuples()
+    ]
 
 
 def run(context: Context, scale: Scale) -> Result:
@@ -207,22 +239,35 @@ def settings(context: Context, scale: Scale) -> dict[str, Any]:
     for arm in ARMS:
         weights = arm.weights(seed=0)
         arms[arm.name] = {"rho": round(rho(weights), 9), "noise": round(noise(weights), 9)}
-    return asdict(scale) | common | {
-        "train_shots": figure_3.SHOTS * K,
-        "k": K,
-        "outer_step": STEP,
-        "axes": {"tilt": TILT, "of equal rho, rotated by each seed": AXES, "near": NEAR, "far": FAR},
-        "variants": arms,
-    }  # fmt: skip
+    return (
+        asdict(scale)
+        | common
+        | {
+            "train_shots": figure_3.SHOTS * K,
+            "k": K,
+            "outer_step": STEP,
+            "axes": {
+                "tilt": TILT,
+                "of equal rho, rotated by each seed": AXES,
+                "near": NEAR,
+                "far": FAR,
+            },
+            "variants": arms,
+        }
+    )
 
 
 EXPERIMENT = Experiment(
     name=NAME,
-    shows="whether less noise and larger rho = sum w_i (i-1) / sum w_i make a sum of inner gradients learn faster",
+    shows=(
+        "whether less noise and larger rho = sum w_i (i-1) / sum w_i make a sum of inner gradients "
+        "learn faster"
+    ),
     takes={"smoke": "seconds", "quick": "about 7 minutes", "paper": "about 3 hours (an estimate)"},
     claims=CLAIMS,
     settings=settings,
     run=run,
     scales=SCALES,
-    profiles=("smoke", "paper"),  # at quick it costs more than its two claims are worth: --budget decides
+    # At quick it costs more than its two claims are worth: --budget decides.
+    profiles=("smoke", "paper"),
 )

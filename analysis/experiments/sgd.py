@@ -1,10 +1,12 @@
-"""Outside meta-learning: does SGD with small minibatches end where their gradients are better aligned than where
-full-batch descent ends, at equal training loss, and does it generalize otherwise there?
+"""Outside meta-learning: does SGD with small minibatches end where their gradients are better
+aligned than where full-batch descent ends, at equal training loss, and does it generalize otherwise
+there?
 
-The paper's analysis says that k steps of SGD on minibatches also raise the inner product of their gradients, and the
-blog that this may explain the generalization of SGD. One classifier of handwritten digits is trained with the same
-learning rate from the same start on minibatches of different sizes, to exactly the same loss on the training set; then
-gradients are compared on minibatches that are the same for all.
+The paper's analysis says that k steps of SGD on minibatches also raise the inner product of their
+gradients, and the blog that this may explain the generalization of SGD. One classifier of
+handwritten digits is trained with the same learning rate from the same start on minibatches of
+different sizes, to exactly the same loss on the training set; then gradients are compared on
+minibatches that are the same for all.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,13 +37,16 @@ from reptile_core.philox import Purpose
 NAME = "sgd"
 TRAINING_IMAGES = 500  # the other 1,297 test
 SMALL, FULL = 10, TRAINING_IMAGES
-LEARNING_RATE = 0.3  # on the mean loss: both reach the target in about as many steps, seen on the training loss alone
+# On the mean loss: both reach the target in about as many steps, seen on the training loss alone.
+LEARNING_RATE = 0.3
 LANES = 10  # seeds of one piece of work: with 40 at once, a seed takes nearly twice as long
 BISECTIONS = 40  # more than float32 can tell apart
 NETWORK = mlp((64, 32, 10), activation="tanh")  # smooth, as the theory has it
 PLAIN, REORDERED, SETTLED, HALVED = "plain", "another order", "settled", "half of the images"
-HALF = FULL // 2  # images that are trained on, in one batch, where fewer images are to generalize worse
-SETTLED_FROM = 2.0  # times the target: the loss at which what is to settle goes on with the full batch
+# Images that are trained on, in one batch, where fewer images are to generalize worse.
+HALF = FULL // 2
+# Times the target: the loss at which what is to settle goes on with the full batch.
+SETTLED_FROM = 2.0
 MEASURED = (
     "cosine",
     "inner product",
@@ -56,7 +61,8 @@ MEASURED = (
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the experiment a profile runs. target: the training loss at which all are compared, in nats."""
+    """How much of the experiment a profile runs. target: the training loss at which all are
+    compared, in nats."""
 
     seeds: int
     target: float
@@ -85,39 +91,62 @@ CLAIMS = (
         id="sgd-alignment",
         kind="experiment",
         sources=("B", "N"),
-        statement="outside meta-learning, small minibatches end with better aligned gradients at equal training loss",
+        statement=(
+            "outside meta-learning, small minibatches end with better aligned gradients at equal "
+            "training loss"
+        ),
         quotation=quotes.OUTSIDE,
-        quantity=f"mean cosine of minibatch gradients, trained on minibatches of {SMALL} less on the full batch",
+        quantity=(
+            f"mean cosine of minibatch gradients, trained on minibatches of {SMALL} less on the "
+            "full batch"
+        ),
         band=(0.0, 2.0),
         limits=(-2.0, 2.0),
         reason="the post names no size, so any gain counts",
-        control=Control(kind="foil", words=f"minibatches of {SMALL} in another order, less the same in the first"),
+        control=Control(
+            kind="foil",
+            words=f"minibatches of {SMALL} in another order, less the same in the first",
+        ),
         epoch=EPOCH,
-        amended="It was measured in standard deviations of what another order changes, and had to be above one. Its "
-        "control was such a ratio too, which fails or passes by the number of seeds alone. Since epoch 1 it is the "
-        "difference itself, and another order has to change less, seed by seed. On epoch 2, with 16 seeds, the check "
-        "was clear (0.017, 0.011 to 0.022) and the control was not (another order changed it by 0.005, -0.004 to "
-        "0.013); the quick scale has 40 seeds since. On epoch 9, 24 seeds were tried, to save time; they left the "
-        "control open, and judge nothing",
+        amended=(
+            "It was measured in standard deviations of what another order changes, and had to be "
+            "above one. Its control was such a ratio too, which fails or passes by the number of "
+            "seeds alone. Since epoch 1 it is the difference itself, and another order has to "
+            "change less, seed by seed. On epoch 2, with 16 seeds, the check was clear (0.017, "
+            "0.011 to 0.022) and the control was not (another order changed it by 0.005, -0.004 to "
+            "0.013); the quick scale has 40 seeds since. On epoch 9, 24 seeds were tried, to save "
+            "time; they left the control open, and judge nothing"
+        ),
     ),
     Claim(
         id="sgd-generalization",
         kind="experiment",
         sources=("N",),
-        statement="outside meta-learning, small minibatches and the full batch generalize alike at equal training loss",
-        quotation=quotes.beyond(
-            "the authors' post says no more than that the finding may have implications for explaining the "
-            "generalization properties of SGD"
+        statement=(
+            "outside meta-learning, small minibatches and the full batch generalize alike at equal "
+            "training loss"
         ),
-        quantity="generalization gap (test less training loss), the full batch's less that of minibatches of "
-        f"{SMALL}, in nats",
+        quotation=quotes.beyond(
+            "the authors' post says no more than that the finding may have implications for "
+            "explaining the generalization properties of SGD"
+        ),
+        quantity=(
+            "generalization gap (test less training loss), the full batch's less that of "
+            f"minibatches of {SMALL}, in nats"
+        ),
         band=(-MARGIN, MARGIN),
         reason="about a twentieth of the gap itself: too little to choose minibatches by",
-        control=Control(kind="foil", words=f"the full batch of {HALF} of the images, in the small minibatches' place"),
+        control=Control(
+            kind="foil",
+            words=f"the full batch of {HALF} of the images, in the small minibatches' place",
+        ),
         epoch=EPOCH,
-        amended="It said that small minibatches generalize better, by one standard deviation of what another order "
-        "changes, and was refuted, though the post does not claim as much. It is our own claim now, of equivalence "
-        "within a margin, with a control that is known to change the gap",
+        amended=(
+            "It said that small minibatches generalize better, by one standard deviation of what "
+            "another order changes, and was refuted, though the post does not claim as much. It is "
+            "our own claim now, of equivalence within a margin, with a control that is known to "
+            "change the gap"
+        ),
     ),
 )
 
@@ -126,9 +155,10 @@ CLAIMS = (
 class Item:
     """One piece of work: a size of minibatches and seeds, the lanes of one phi.
 
-    variant: "plain"; "another order", the same with other random numbers for the order of the images; "settled", with
-    the last of the way by full batch, so that phi slides from where noise holds it to the floor of the valley; "half of
-    the images", which are all that is trained on, so that the gap is known to be another.
+    variant: "plain"; "another order", the same with other random numbers for the order of the
+    images; "settled", with the last of the way by full batch, so that phi slides from where noise
+    holds it to the floor of the valley; "half of the images", which are all that is trained on, so
+    that the gap is known to be another.
     """
 
     batch: int
@@ -182,17 +212,21 @@ def train(
     target: float,
     order: int = 0,
 ) -> tuple[Float[Tensor, "seeds P"], Int[Tensor, " seeds"]]:
-    """Find where each seed's path from phi first has the target as its loss on all data, and in how many steps.
+    """Find where each seed's path from phi first has the target as its loss on all data, and in how
+    many steps.
 
-    Epochs of disjoint minibatches in a new order each. The loss is computed after every step; on the straight line of
-    the step that took it to the target or below, the point is found by bisection, so that all end at equal loss.
+    Epochs of disjoint minibatches in a new order each. The loss is computed after every step; on
+    the straight line of the step that took it to the target or below, the point is found by
+    bisection, so that all end at equal loss.
     """
     count = data.y.shape[-1]
     optimizer, in_epoch = SGD(LEARNING_RATE), count // batch
     end, steps = torch.full_like(phi, float("nan")), torch.zeros(len(phi), dtype=torch.long)
     for step in range(MAX_STEPS):
         if step == 0 or (in_epoch > 1 and step % in_epoch == 0):  # the full batch has no order
-            shuffled = _orders(seeds, Purpose.TRAINING, count, iteration=step // in_epoch, task=order)
+            shuffled = _orders(
+                seeds, Purpose.TRAINING, count, iteration=step // in_epoch, task=order
+            )
             epoch = minibatches(data, shuffled, batch)
         here = Minibatch(epoch.x[:, step % in_epoch], epoch.y[:, step % in_epoch])
         after, _ = optimizer.step(phi, gradient(loss, phi, here), ())
@@ -207,11 +241,14 @@ def train(
 
 
 def crossing(loss: Loss, data: Minibatch, above: Phi, below: Phi, target: float) -> Phi:
-    """Find the point of the segment from `above` to `below` whose loss is the target, by bisection in each lane."""
+    """Find the point of the segment from `above` to `below` whose loss is the target, by bisection
+    in each lane."""
     low, high = torch.zeros(len(above), 1), torch.ones(len(above), 1)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        under: Bool[Tensor, "seeds 1"] = (loss(torch.lerp(above, below, middle), data) <= target).unsqueeze(-1)
+        under: Bool[Tensor, "seeds 1"] = (
+            loss(torch.lerp(above, below, middle), data) <= target
+        ).unsqueeze(-1)
         low, high = torch.where(under, low, middle), torch.where(under, middle, high)
     return torch.lerp(above, below, high)
 
@@ -225,9 +262,11 @@ def mean_pair_product(g: Float[Tensor, "*lanes m P"]) -> Float[Tensor, "*lanes"]
 def measure(
     phi: Float[Tensor, "seeds P"], data: Digits, loss: Loss, seeds: Sequence[int]
 ) -> dict[str, Float[Tensor, " seeds"]]:
-    """Measure what is compared at the end points: alignment on minibatches of 10 that no training met as such, and the
-    gap."""
-    common = minibatches(data.train, _orders(seeds, Purpose.EVALUATION, data.train.y.shape[-1]), SMALL)
+    """Measure what is compared at the end points: alignment on minibatches of 10 that no training
+    met as such, and the gap."""
+    common = minibatches(
+        data.train, _orders(seeds, Purpose.EVALUATION, data.train.y.shape[-1]), SMALL
+    )
     g = gradient(loss, phi.unsqueeze(1).expand(-1, common.y.shape[1], -1), common).double()
     training, test = loss(phi, data.train), loss(phi, data.test)
     correct = NETWORK(phi, data.test.x).argmax(-1) == data.test.y
@@ -248,7 +287,9 @@ def train_and_measure(item: Item, progress: Progress) -> list[dict[str, Any]]:
     start = torch.stack([NETWORK.initialize(seed) for seed in seeds])
     near = item.target * (SETTLED_FROM if item.variant == SETTLED else 1.0)
     order = int(item.variant == REORDERED)
-    phi, steps = train(start, data.train, loss, seeds=seeds, batch=item.batch, target=near, order=order)
+    phi, steps = train(
+        start, data.train, loss, seeds=seeds, batch=item.batch, target=near, order=order
+    )
     if item.variant == SETTLED:
         phi, more = train(phi, data.train, loss, seeds=seeds, batch=FULL, target=item.target)
         steps = steps + more
@@ -257,7 +298,13 @@ def train_and_measure(item: Item, progress: Progress) -> list[dict[str, Any]]:
     table = []
     for quantity, values in found.items():
         for seed, value in zip(seeds, values.tolist(), strict=True):
-            row = {"batch": item.batch, "variant": item.variant, "seed": seed, "quantity": quantity, "value": value}
+            row = {
+                "batch": item.batch,
+                "variant": item.variant,
+                "seed": seed,
+                "quantity": quantity,
+                "value": value,
+            }
             table.append(row)
     return table
 
@@ -276,7 +323,9 @@ def evidence(table: pd.DataFrame) -> pd.DataFrame:
         *rows("sgd-alignment", "another order", CONTROL, less("cosine", other, small)),
         *rows("sgd-alignment", "cosine, settled", SHOWN, less("cosine", settled, full)),
         *rows("sgd-alignment", "inner product", SHOWN, less("inner product", small, full)),
-        *rows("sgd-alignment", "inner product, settled", SHOWN, less("inner product", settled, full)),
+        *rows(
+            "sgd-alignment", "inner product, settled", SHOWN, less("inner product", settled, full)
+        ),
     ]
     gap, accuracy = "generalization gap", "test accuracy"
     found += [
@@ -290,17 +339,21 @@ def evidence(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def items(scale: Scale, seeds: Sequence[int]) -> list[Item]:
-    """Return every size of minibatches, the smallest once more in another order and once settled, and the full batch of
-    half of the images: for at most LANES seeds each."""
+    """Return every size of minibatches, the smallest once more in another order and once settled,
+    and the full batch of half of the images: for at most LANES seeds each."""
     variants = [(batch, PLAIN) for batch in scale.batches]
     variants += [(SMALL, REORDERED), (SMALL, SETTLED), (HALF, HALVED)]
     parts = in_parts(seeds, LANES)
-    return [Item(batch, variant, part, scale.target) for (batch, variant), part in product(variants, parts)]
+    return [
+        Item(batch, variant, part, scale.target)
+        for (batch, variant), part in product(variants, parts)
+    ]
 
 
 def in_parts(seeds: Sequence[int], most: int) -> list[tuple[int, ...]]:
-    """Return the seeds in order, cut into as few parts of at most `most` as there can be, of sizes that differ by at
-    most one. So there is no lane by itself, whose products have other shapes and other bits, unless there is one seed.
+    """Return the seeds in order, cut into as few parts of at most `most` as there can be, of sizes
+    that differ by at most one. So there is no lane by itself, whose products have other shapes and
+    other bits, unless there is one seed.
     """
     count = -(-len(seeds) // most)
     ends = [len(seeds) * part // count for part in range(count + 1)]
@@ -308,8 +361,12 @@ def in_parts(seeds: Sequence[int], most: int) -> list[tuple[int, ...]]:
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows by size of minibatches and variant, quantity and seed, each in the order of their first rows."""
-    place = [table.groupby(columns, sort=False).ngroup() for columns in (["batch", "variant"], "quantity", "seed")]
+    """Return the rows by size of minibatches and variant, quantity and seed, each in the order of
+    their first rows."""
+    place = [
+        table.groupby(columns, sort=False).ngroup()
+        for columns in (["batch", "variant"], "quantity", "seed")
+    ]
     return table.iloc[np.lexsort(place[::-1])].reset_index(drop=True)
 
 
@@ -337,7 +394,11 @@ def run(context: Context, scale: Scale) -> Result:
 EXPERIMENT = Experiment(
     name=NAME,
     shows="outside meta-learning: small minibatches against the full batch at equal training loss",
-    takes={"smoke": "seconds", "quick": "about a minute", "paper": "about 5 minutes (no scale of the paper's own)"},
+    takes={
+        "smoke": "seconds",
+        "quick": "about a minute",
+        "paper": "about 5 minutes (no scale of the paper's own)",
+    },
     claims=CLAIMS,
     settings=settings,
     run=run,

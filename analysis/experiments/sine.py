@@ -1,9 +1,11 @@
-"""Section 4: from 10 points of a sine wave, 32 steps of gradient descent find the wave, if Reptile chose the start.
+"""Section 4: from 10 points of a sine wave, 32 steps of gradient descent find the wave, if Reptile
+chose the start.
 
-Tasks are a sin(x + b). As the average over the phase b is 0 everywhere, joint training can learn no more than f = 0,
-and nothing in it prepares the steps from there. Reptile's k = 5 minibatches of 10 are one pass over the 50
-points; joint training sees the same points of the same waves, in one gradient at phi_1 weighted by k, and so takes the
-same AvgGrad step: the two differ in where g_2 … g_k are taken and in nothing else.
+Tasks are a sin(x + b). As the average over the phase b is 0 everywhere, joint training can learn no
+more than f = 0, and nothing in it prepares the steps from there. Reptile's k = 5 minibatches of 10
+are one pass over the 50 points; joint training sees the same points of the same waves, in one
+gradient at phi_1 weighted by k, and so takes the same AvgGrad step: the two differ in where g_2 …
+g_k are taken and in nothing else.
 """
 
 from collections.abc import Sequence
@@ -43,12 +45,21 @@ OUTER_STEP = 0.1
 TEST_STEPS = 32
 SHOWN = (0, 8, 16, 24, 32)
 BLOCK = 250  # iterations whose waves are drawn together
-# Activation and first weights. The authors' published script has tanh and PyTorch's, the paper ReLU; Glorot's weights
-# with zero biases, the start of the other networks here, are shown next to them.
-NETWORKS = {"tanh": ("tanh", "pytorch"), "relu": ("relu", "pytorch"), "tanh, Glorot": ("tanh", "glorot")}
+# Activation and first weights. The authors' published script has tanh and PyTorch's, the paper
+# ReLU; Glorot's weights with zero biases, the start of the other networks here, are shown next to
+# them.
+NETWORKS = {
+    "tanh": ("tanh", "pytorch"),
+    "relu": ("relu", "pytorch"),
+    "tanh, Glorot": ("tanh", "glorot"),
+}
 JUDGED = {"tanh": "", "relu": "-relu"}  # and how the claims on it are told apart
 # w_1 … w_k of the minibatches that the 50 points are cut into; none where nothing is trained.
-INITIALIZATIONS: dict[str, tuple[float, ...]] = {"untrained": (), "joint": (float(K),), "reptile": (1.0,) * K}
+INITIALIZATIONS: dict[str, tuple[float, ...]] = {
+    "untrained": (),
+    "joint": (float(K),),
+    "reptile": (1.0,) * K,
+}
 
 
 @dataclass(frozen=True)
@@ -81,18 +92,25 @@ SETTINGS: dict[str, Any] = {
 }
 REASON = "nine tenths of a wave explained is what the eye takes for a fit in the paper's picture"
 AMENDED = (
-    "The band stands as first written. The network was changed after a first run, which from Glorot's weights and zero "
-    "biases left 31 % after 10,000 iterations: judged are PyTorch's first weights, those of the authors' script. The "
-    "quick profile was cut to 6,000 iterations, which left 14 %, and put back to 10,000. On epoch 2 these left 8.8 % "
-    "(7.4 to 10.2, undecided); 12,000 of the paper's 30,000 are trained since. "
+    "The band stands as first written. The network was changed after a first run, which from "
+    "Glorot's weights and zero biases left 31 % after 10,000 iterations: judged are PyTorch's "
+    "first weights, those of the authors' script. The quick profile was cut to 6,000 iterations, "
+    "which left 14 %, and put back to 10,000. On epoch 2 these left 8.8 % (7.4 to 10.2, "
+    "undecided); 12,000 of the paper's 30,000 are trained since. "
 )
-PAIRED = "The control has to be beaten seed by seed, where it had to lie outside the band. Judged on fresh seeds"
+PAIRED = (
+    "The control has to be beaten seed by seed, where it had to lie outside the band. Judged on "
+    "fresh seeds"
+)
 
 
 def _claims(network: str) -> tuple[Claim, Claim]:
-    """Return the claims of section 4 for one network: the authors' script has tanh, the paper's text ReLU, and they
-    differ."""
-    quantity = f"squared error on all {POINTS} points after {TEST_STEPS} steps, over that of f = 0 ({network})"
+    """Return the claims of section 4 for one network: the authors' script has tanh, the paper's
+    text ReLU, and they differ."""
+    quantity = (
+        f"squared error on all {POINTS} points after {TEST_STEPS} steps, over that of f = 0 "
+        f"({network})"
+    )
     joint, suffix = "joint training's initialization", JUDGED[network]
     how = f"from {BATCH} points in {TEST_STEPS} steps"
     low, high = AMPLITUDE
@@ -117,7 +135,10 @@ def _claims(network: str) -> tuple[Claim, Claim]:
             kind="experiment",
             sources=("P4",),
             statement=f"{joint} does not fit a sine {how}",
-            quotation="Section 4: joint training learns $f = 0$, since the average over the phase $b$ is 0",
+            quotation=(
+                "Section 4: joint training learns $f = 0$, since the average over the phase $b$ is "
+                "0"
+            ),
             quantity=quantity,
             band=(0.1, inf),
             limits=(0.0, inf),
@@ -140,7 +161,8 @@ class Waves:
     order: Int[Tensor, "*tasks points"]
 
     def minibatches(self, count: int, *, size: int) -> list[Minibatch]:
-        """Return the first `count` disjoint parts of the points in their random order: x, y (*tasks, size, 1)."""
+        """Return the first `count` disjoint parts of the points in their random order: x, y
+        (*tasks, size, 1)."""
         x, y = grid()[self.order], self.y.gather(-1, self.order)
         cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
         return [Minibatch(x[..., cut].unsqueeze(-1), y[..., cut].unsqueeze(-1)) for cut in cuts]
@@ -164,7 +186,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Adapted:
-    """Test tasks after each of 0 … 32 steps: squared errors, and the predictions for the first seed's first task."""
+    """Test tasks after each of 0 … 32 steps: squared errors, and the predictions for the first
+    seed's first task."""
 
     squared_error: Float[Tensor, "steps seeds tasks"]
     energy: Float[Tensor, "seeds tasks"]
@@ -187,8 +210,11 @@ def draw_waves(
     iteration: Int[Tensor, "*tasks"] | int = 0,
     task: Int[Tensor, "*tasks"] | int = 0,
 ) -> Waves:
-    """Draw a sin(x + b), a ~ U[0.1, 5], b ~ U[0, 2 pi], at these addresses of each seed: (seeds, *tasks, points)."""
-    uniform = partial(philox.uniform, purpose=purpose, count=2 + POINTS, iteration=iteration, task=task)
+    """Draw a sin(x + b), a ~ U[0.1, 5], b ~ U[0, 2 pi], at these addresses of each seed: (seeds,
+    *tasks, points)."""
+    uniform = partial(
+        philox.uniform, purpose=purpose, count=2 + POINTS, iteration=iteration, task=task
+    )
     u = torch.stack([uniform(seed) for seed in seeds])
     low, high = AMPLITUDE
     a, b = low + (high - low) * u[..., :1], 2 * pi * u[..., 1:2]
@@ -196,7 +222,8 @@ def draw_waves(
 
 
 def initialize(network: Network, seed: int, scheme: str) -> Float[Tensor, " P"]:
-    """Return first weights: "glorot", or "pytorch", as torch.nn.Linear draws all of them: within ±1/sqrt(fan-in).
+    """Return first weights: "glorot", or "pytorch", as torch.nn.Linear draws all of them: within
+    ±1/sqrt(fan-in).
 
     With one input it matters: without biases all units of the first layer bend at x = 0.
     """
@@ -216,7 +243,8 @@ def squared_error(network: Network) -> Loss:
 
 
 def train(item: Item, progress: Progress) -> Float[Tensor, "seeds P"]:
-    """Return phi after training, a lane a seed; a seed's waves are the same for every initialization."""
+    """Return phi after training, a lane a seed; a seed's waves are the same for every
+    initialization."""
     activation, scheme = NETWORKS[item.network]
     network = mlp(WIDTHS, activation=activation)
     phi = torch.stack([initialize(network, seed, scheme) for seed in item.seeds])
@@ -236,9 +264,11 @@ def train(item: Item, progress: Progress) -> Float[Tensor, "seeds P"]:
     return phi
 
 
-def adapt(network: Network, phi: Float[Tensor, "seeds P"], seeds: Sequence[int], tasks: int) -> Adapted:
-    """Take 32 steps of gradient descent on 10 points of each test task, the same ones at every step. phi: of each of
-    the seeds, whose test tasks these are."""
+def adapt(
+    network: Network, phi: Float[Tensor, "seeds P"], seeds: Sequence[int], tasks: int
+) -> Adapted:
+    """Take 32 steps of gradient descent on 10 points of each test task, the same ones at every
+    step. phi: of each of the seeds, whose test tasks these are."""
     waves = draw_waves(seeds, Purpose.EVALUATION, task=torch.arange(tasks))
     x, loss = grid().unsqueeze(-1), squared_error(network)
 
@@ -260,36 +290,51 @@ def train_and_adapt(item: Item, progress: Progress) -> Adapted:
 
 
 def table(adapted: dict[Item, Adapted]) -> pd.DataFrame:
-    """Return the mean squared error over test tasks relative to f = 0's, with its standard error over tasks: a row for
-    each network, initialization, seed and step."""
+    """Return the mean squared error over test tasks relative to f = 0's, with its standard error
+    over tasks: a row for each network, initialization, seed and step."""
     found = []
     for item, one in adapted.items():
         means, errors = one.relative.mean(-1), one.relative.std(-1) / item.tasks**0.5
         for lane, seed in enumerate(item.seeds):
             for step in range(TEST_STEPS + 1):
-                value = {"value": means[step, lane].item(), "standard_error": errors[step, lane].item()}
-                place = {"network": item.network, "initialization": item.initialization, "seed": seed, "step": step}
-                found.append(place | {"quantity": "relative squared error"} | value | {"count": item.tasks})
+                value = {
+                    "value": means[step, lane].item(),
+                    "standard_error": errors[step, lane].item(),
+                }
+                place = {
+                    "network": item.network,
+                    "initialization": item.initialization,
+                    "seed": seed,
+                    "step": step,
+                }
+                found.append(
+                    place | {"quantity": "relative squared error"} | value | {"count": item.tasks}
+                )
     return pd.DataFrame(found)
 
 
 def picture(adapted: dict[Item, Adapted]) -> pd.DataFrame:
-    """Return predictions for the first test task of the first seed: a row for each network, initialization, step shown
-    and x, with the wave's y and whether the point was among the 10."""
+    """Return predictions for the first test task of the first seed: a row for each network,
+    initialization, step shown and x, with the wave's y and whether the point was among the 10."""
     found = []
     for item, one in adapted.items():
         wave = draw_waves(item.seeds[:1], Purpose.EVALUATION)
         seen = set(wave.order[0, :BATCH].tolist())
         for step in SHOWN:
             for point, (x, y) in enumerate(zip(grid().tolist(), wave.y[0].tolist(), strict=True)):
-                place = {"network": item.network, "initialization": item.initialization, "seed": item.seeds[0]}
+                place = {
+                    "network": item.network,
+                    "initialization": item.initialization,
+                    "seed": item.seeds[0],
+                }
                 here = {"step": step, "x": x, "y": y, "seen": point in seen}
                 found.append(place | here | {"prediction": one.picture[step, point].item()})
     return pd.DataFrame(found)
 
 
 def evidence(losses: pd.DataFrame) -> pd.DataFrame:
-    """Return rows for the ledger: what is left after the last step, by network and initialization."""
+    """Return rows for the ledger: what is left after the last step, by network and
+    initialization."""
     roles = {
         "sine": {"reptile": CHECK, "joint": CONTROL, "untrained": CONTROL},
         "sine-joint": {"joint": CHECK, "reptile": CONTROL},
@@ -303,7 +348,9 @@ def evidence(losses: pd.DataFrame) -> pd.DataFrame:
         for claim, role_of in roles.items():
             if name in role_of:
                 values = part[["value", "task_error", "tasks"]]
-                found += rows(f"{claim}{JUDGED[network]}", f"{network}: {name}", role_of[name], values)
+                found += rows(
+                    f"{claim}{JUDGED[network]}", f"{network}: {name}", role_of[name], values
+                )
     return pd.DataFrame(found)
 
 
@@ -318,7 +365,9 @@ def items(scale: Scale, seeds: Sequence[int]) -> list[Item]:
 def report(losses: pd.DataFrame) -> Sequence[str]:
     """Return lines for the end of the run."""
     final = over_seeds(losses[losses.step == losses.step.max()], ["network", "initialization"])
-    words = [f"  {r.network}, {r.initialization:<10}{100 * r.mean:6.1f} %" for r in final.itertuples()]
+    words = [
+        f"  {r.network}, {r.initialization:<10}{100 * r.mean:6.1f} %" for r in final.itertuples()
+    ]
     return [f"squared error after {TEST_STEPS} steps on {BATCH} points, relative to f = 0", *words]
 
 

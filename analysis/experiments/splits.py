@@ -1,9 +1,11 @@
-"""Which characters train, and which test: how far the choice moves the few-shot tables, whose ± leave it out.
+"""Which characters train, and which test: how far the choice moves the few-shot tables, whose ±
+leave it out.
 
-The paper trains on 1,200 of Omniglot's 1,623 characters and gives ± of a hundredth to a tenth of the error rate. Here
-Reptile's 5-way cells are trained from several seeds, on characters drawn by the seed, which at the paper's scale are
-`few_shot`'s own runs, and on those of the authors' code. Each run tells by itself what other test characters would
-change (`split_variance`); runs on both kinds of split show it, and whether the authors' characters are harder.
+The paper trains on 1,200 of Omniglot's 1,623 characters and gives ± of a hundredth to a tenth of
+the error rate. Here Reptile's 5-way cells are trained from several seeds, on characters drawn by
+the seed, which at the paper's scale are `few_shot`'s own runs, and on those of the authors' code.
+Each run tells by itself what other test characters would change (`split_variance`); runs on both
+kinds of split show it, and whether the authors' characters are harder.
 """
 
 from collections.abc import Mapping
@@ -37,24 +39,38 @@ CLAIMS = (
         id=CLAIM,
         kind="experiment",
         sources=("N",),
-        statement="which characters train and test moves Reptile's Omniglot 5-way cells by more than the paper's ±",
-        quotation=quotes.beyond(
-            "its tables give intervals for one choice of 1,200 characters, which the authors' code draws from a seed"
+        statement=(
+            "which characters train and test moves Reptile's Omniglot 5-way cells by more than the "
+            "paper's ±"
         ),
-        quantity="log of half of a 95 % interval over splits, as a share of the error rate, over the paper's ± as a "
-        f"share of its own; at least log {FLOOR:g}",
+        quotation=quotes.beyond(
+            "its tables give intervals for one choice of 1,200 characters, which the authors' code "
+            "draws from a seed"
+        ),
+        quantity=(
+            "log of half of a 95 % interval over splits, as a share of the error rate, over the "
+            f"paper's ± as a share of its own; at least log {FLOOR:g}"
+        ),
         band=(0.0, inf),
-        reason="above the paper's ±, a difference from the paper within both ± of its tables is not to be expected of "
-        "another split",
+        reason=(
+            "above the paper's ±, a difference from the paper within both ± of its tables is not "
+            "to be expected of another split"
+        ),
         control=Control(
             kind="foil",
-            words="the same, of tasks whose characters are exchanged, so that no character is harder than another",
+            words=(
+                "the same, of tasks whose characters are exchanged, so that no character is harder "
+                "than another"
+            ),
         ),
         epoch=EPOCH,
         least="paper",
-        amended="It was a difference of shares over all runs, though those on the authors' characters share what they "
-        "are tested on: they count as one now, by their mean. At first it was judged at 2,000 iterations and 600 "
-        "tasks, where the control's intervals were too wide to fail, and then bound to the table's own scale",
+        amended=(
+            "It was a difference of shares over all runs, though those on the authors' characters "
+            "share what they are tested on: they count as one now, by their mean. At first it was "
+            "judged at 2,000 iterations and 600 tasks, where the control's intervals were too wide "
+            "to fail, and then bound to the table's own scale"
+        ),
     ),
 )
 
@@ -85,17 +101,21 @@ def trainings(context: Context) -> list[Training]:
 
 
 def shuffled_errors(measured: Mapping[Cell, Accuracies]) -> list[float]:
-    """Return the control: `split_error` of every row of the table, with the classes of its tasks exchanged."""
+    """Return the control: `split_error` of every row of the table, with the classes of its tasks
+    exchanged."""
     found = []
     for cell, accuracies in measured.items():
         classes = classes_of(cell.job, cell.evaluation)
         np.random.default_rng(cell.job.run.seed).shuffle(classes)
-        found += [few_shot.error_over_splits(values, classes, cell) for values in accuracies.values()]
+        found += [
+            few_shot.error_over_splits(values, classes, cell) for values in accuracies.values()
+        ]
     return found
 
 
 def with_bars(table: pd.DataFrame) -> pd.DataFrame:
-    """Return it with half of a 95 % interval over tasks, and over tasks and splits: columns over_tasks, over_both."""
+    """Return it with half of a 95 % interval over tasks, and over tasks and splits: columns
+    over_tasks, over_both."""
     return table.assign(
         over_tasks=NORMAL_95 * table.standard_error,
         over_both=NORMAL_95 * np.hypot(table.standard_error, table.split_error),
@@ -103,8 +123,9 @@ def with_bars(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Return half of a 95 % interval over splits as a share of the error rate, of each run and cell: columns split,
-    seed, shots, transductive, share, shuffled (the control) and published (the paper's ± as a share of its own)."""
+    """Return half of a 95 % interval over splits as a share of the error rate, of each run and
+    cell: columns split, seed, shots, transductive, share, shuffled (the control) and published (the
+    paper's ± as a share of its own)."""
     error = 1 - table.value
     published = [
         PUBLISHED["reptile", transductive, BENCHMARK.name, shots]
@@ -118,8 +139,8 @@ def shares(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def evidence(shares: pd.DataFrame, seconds: float = nan) -> pd.DataFrame:
-    """Return rows for the ledger: a case for each cell, with one value a split. The runs on the authors' characters are
-    of one split. seconds: what one more seed takes."""
+    """Return rows for the ledger: a case for each cell, with one value a split. The runs on the
+    authors' characters are of one split. seconds: what one more seed takes."""
     found = []
     for (shots, transductive), part in shares.groupby(["shots", "transductive"]):
         case = f"{shots}-shot, {few_shot.in_words('reptile', transductive)}"
@@ -130,8 +151,8 @@ def evidence(shares: pd.DataFrame, seconds: float = nan) -> pd.DataFrame:
 
 
 def by_split(part: pd.DataFrame, values: pd.Series) -> pd.Series:
-    """Return one value a split, by seed: each run's where characters are drawn by seed, and the mean of those on the
-    authors' characters, as the last seed of the epoch."""
+    """Return one value a split, by seed: each run's where characters are drawn by seed, and the
+    mean of those on the authors' characters, as the last seed of the epoch."""
     drawn = part.split == "seed"
     found = pd.Series(values[drawn].to_numpy(), index=part.seed[drawn])
     if not drawn.all():
@@ -141,16 +162,21 @@ def by_split(part: pd.DataFrame, values: pd.Series) -> pd.Series:
 
 
 def report(table: pd.DataFrame) -> list[str]:
-    """Return lines for the end of the run: each cell's accuracy by kind of split, and what another split would change
-    of it."""
-    lines = ["accuracy in % by kind of split: mean over seeds, 95 % interval; standard error over splits in points"]
+    """Return lines for the end of the run: each cell's accuracy by kind of split, and what another
+    split would change of it."""
+    lines = [
+        (
+            "accuracy in % by kind of split: mean over seeds, 95 % interval; standard error over "
+            "splits in points"
+        )
+    ]
     by_cell = table.groupby(["shots", "transductive", "split"], sort=False)
     for (shots, transductive, kind), part in by_cell:
         mean, low, _ = student_t(100 * part.value)
         half = "" if np.isnan(low) else f" ± {mean - low:.2f}"
         lines.append(
-            f"  {shots}-shot, {few_shot.in_words('reptile', transductive)}, {IN_WORDS[kind]}: {mean:.2f}{half}; "
-            f"{100 * part.split_error.mean():.2f}"
+            f"  {shots}-shot, {few_shot.in_words('reptile', transductive)}, {IN_WORDS[kind]}: "
+            f"{mean:.2f}{half}; {100 * part.split_error.mean():.2f}"
         )
     return lines
 
@@ -191,7 +217,9 @@ EXPERIMENT = Experiment(
     takes={
         "smoke": "seconds",
         "quick": "a quarter of a minute",
-        "paper": "1 to 2 hours a seed on one core after few_shot's omniglot-5way-reptile (an estimate)",
+        "paper": (
+            "1 to 2 hours a seed on one core after few_shot's omniglot-5way-reptile (an estimate)"
+        ),
     },
     claims=CLAIMS,
     settings=settings,

@@ -1,8 +1,10 @@
-"""Every theorem of the ledger, checked on smooth losses in float64, each with a wrong formula that must fail.
+"""Every theorem of the ledger, checked on smooth losses in float64, each with a wrong formula that
+must fail.
 
-A check gives rows (claim, case, role, value, data) for the ledger; those of the rate tests also give the remainders
-behind their slopes. `checks` lists them as small independent pieces, which go to worker processes. What a piece has
-found is kept as a file, so that an interrupted run loses none of it.
+A check gives rows (claim, case, role, value, data) for the ledger; those of the rate tests also
+give the remainders behind their slopes. `checks` lists them as small independent pieces, which go
+to worker processes. What a piece has found is kept as a file, so that an interrupted run loses none
+of it.
 """
 
 import hashlib
@@ -121,10 +123,14 @@ def gradient_rates(pool: Pool) -> Iterator[Rate]:
         no_third: Series = [*terms[:2], terms[2] - derivative(loss, phi, s, s) / 2]
         if i >= 1 and not _vanishes(terms[2]):
             yield Rate("taylor-gradient", f"g_{i + 1}", CHECK, 2, exact, _polynomial(terms, 1))
-            yield Rate("taylor-gradient", f"g_{i + 1}", CONTROL, 2, exact, _polynomial(wrong_sum, 1))
+            yield Rate(
+                "taylor-gradient", f"g_{i + 1}", CONTROL, 2, exact, _polynomial(wrong_sum, 1)
+            )
         if i >= 1 and pool.degree is None:
             yield Rate("taylor-second-order", f"g_{i + 1}", CHECK, 3, exact, _polynomial(terms, 2))
-            yield Rate("taylor-second-order", f"g_{i + 1}", CONTROL, 3, exact, _polynomial(no_third, 2))
+            yield Rate(
+                "taylor-second-order", f"g_{i + 1}", CONTROL, 3, exact, _polynomial(no_third, 2)
+            )
         s = s + g_bar
 
 
@@ -148,7 +154,14 @@ def update_rates(pool: Pool, k: int) -> Iterator[Rate]:
         def summed(alpha: float, weights: tuple[float, ...] = variant.weights) -> Tensor:
             return phi.new_tensor(weights) @ inner(alpha)
 
-        yield Rate("taylor-second-order", f"{variant.name}, k = {k}", CHECK, 3, summed, _polynomial(terms, 2))
+        yield Rate(
+            "taylor-second-order",
+            f"{variant.name}, k = {k}",
+            CHECK,
+            3,
+            summed,
+            _polynomial(terms, 2),
+        )
 
 
 def any_order_rates(pool: Pool, k: int = 3) -> Iterator[Rate]:
@@ -169,8 +182,12 @@ def any_order_rates(pool: Pool, k: int = 3) -> Iterator[Rate]:
         exact = cache(gradient_at)
         for n in range(1, 5):
             wrong = [*series[:n], 1.01 * series[n]]
-            yield Rate("taylor-any-order", f"{name}, n = {n}", CHECK, n + 1, exact, _polynomial(series, n))
-            yield Rate("taylor-any-order", f"{name}, n = {n}", CONTROL, n + 1, exact, _polynomial(wrong, n))
+            yield Rate(
+                "taylor-any-order", f"{name}, n = {n}", CHECK, n + 1, exact, _polynomial(series, n)
+            )
+            yield Rate(
+                "taylor-any-order", f"{name}, n = {n}", CONTROL, n + 1, exact, _polynomial(wrong, n)
+            )
 
 
 def sgd_rates(pool: Pool, m: int = 4) -> Iterator[Rate]:
@@ -200,7 +217,8 @@ def sgd_rates(pool: Pool, m: int = 4) -> Iterator[Rate]:
 
 
 def identities(pool: Pool) -> Iterator[dict[str, Any]]:
-    """Yield the equalities to round-off: the product form, the two channels, the inner product, the covariances."""
+    """Yield the equalities to round-off: the product form, the two channels, the inner product, the
+    covariances."""
     losses, phi = pool.losses, pool.phi
     alpha = step_sizes(pool)[0] * 10  # identities hold at any alpha
 
@@ -213,8 +231,11 @@ def identities(pool: Pool) -> Iterator[dict[str, Any]]:
         at_start = inner_gradients(losses[:k], phi, alpha)[-1]
         for loss in reversed(losses[: k - 1]):
             at_start = at_start - alpha * derivative(loss, phi, at_start)
-        yield row("taylor-maml-product", f"k = {k}", CHECK, maml_product(losses[:k], phi, alpha), exact)
-        if k > 2 and pool.degree != 2:  # with k = 2 the only Hessian is at phi_1, and a quadratic's is everywhere
+        yield row(
+            "taylor-maml-product", f"k = {k}", CHECK, maml_product(losses[:k], phi, alpha), exact
+        )
+        # With k = 2 the only Hessian is at phi_1, and a quadratic's is everywhere.
+        if k > 2 and pool.degree != 2:
             yield row("taylor-maml-product", f"k = {k}", CONTROL, at_start, exact)
 
     k = 3
@@ -231,16 +252,29 @@ def identities(pool: Pool) -> Iterator[dict[str, Any]]:
 
     inner, identity = average_gradient_inner(losses, phi), inner_product_gradient(losses, phi)
     yield row("inner-product-identity", "all pairs", CHECK, inner, identity)
-    yield row("inner-product-identity", "all pairs", CONTROL, pair_expectation(losses, phi, "independent"), identity)
+    yield row(
+        "inner-product-identity",
+        "all pairs",
+        CONTROL,
+        pair_expectation(losses, phi, "independent"),
+        identity,
+    )
     cases = ("independent", "disjoint", "repeated")
     for case, other in zip(cases, (*cases[1:], cases[0]), strict=True):
         found = pair_expectation(losses, phi, case)
         yield row("overlap-covariance", case, CHECK, found, pair_prediction(losses, phi, case))
-        yield row("overlap-covariance", f"{case} as {other}", CONTROL, found, pair_prediction(losses, phi, other))
+        yield row(
+            "overlap-covariance",
+            f"{case} as {other}",
+            CONTROL,
+            found,
+            pair_prediction(losses, phi, other),
+        )
 
 
 def expected_sums(pool: Pool, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the coefficients of E[sum_i w_i g_i], for figure 3's weights and random ones of k = 2 … K_MAX steps."""
+    """Yield the coefficients of E[sum_i w_i g_i], for figure 3's weights and random ones of k = 2 …
+    K_MAX steps."""
     generator = torch.Generator()
     sums = [(variant.name, variant.weights) for variant in figure_3(K_MAX) if variant.k > 1]
     for k in range(2, K_MAX + 1):
@@ -270,7 +304,9 @@ def expected_maml_gradient(pool: Pool, k: int) -> Iterator[dict[str, Any]]:
 
     (found,) = _measured(pool, one_row)
     right, wrong = predicted_maml(k), predicted(last(k).weights)
-    yield from _coefficient_rows(pool, "expectation-maml", "MAML", k=k, found=found, right=right, wrong=wrong)
+    yield from _coefficient_rows(
+        pool, "expectation-maml", "MAML", k=k, found=found, right=right, wrong=wrong
+    )
 
 
 def _measured(pool: Pool, updates: Callable[[float], Tensor]) -> list[Coefficients]:
@@ -281,7 +317,8 @@ def _measured(pool: Pool, updates: Callable[[float], Tensor]) -> list[Coefficien
 def _coefficient_rows(
     pool: Pool, claim: str, update: str, *, k: int, found: Coefficients, right: Pair, wrong: Pair
 ) -> Iterator[dict[str, Any]]:
-    """Yield the errors of both coefficients by the right and by the wrong formula, and what the figure shows."""
+    """Yield the errors of both coefficients by the right and by the wrong formula, and what the
+    figure shows."""
     for role, predictions in ((CHECK, right), (CONTROL, wrong)):
         measured = (found.avg_grad, found.avg_grad_inner)
         for term, value, prediction, truth in zip(TERMS, measured, predictions, right, strict=True):
@@ -289,8 +326,8 @@ def _coefficient_rows(
                 continue  # this coefficient is the same in the wrong formula
             yield {
                 "claim": claim, "case": f"{pool.name}: {update}, k = {k}, {term}", "role": role,
-                "value": value - prediction, "update": update, "k": k, "term": term, "measured": value,
-                "predicted": prediction,
+                "value": value - prediction, "update": update, "k": k, "term": term,
+                "measured": value, "predicted": prediction,
             }  # fmt: skip
 
 
@@ -308,7 +345,12 @@ def joint_training(pool: Pool) -> Iterator[dict[str, Any]]:
         (found,) = _measured(pool, lambda t, f=update_of: f(t).unsqueeze(0))  # type: ignore[misc]
         difference = float((update - mixture).norm() / mixture.norm())
         for case, value in (("update", difference), ("AvgGradInner", found.avg_grad_inner)):
-            yield {"claim": "joint-training", "case": f"{pool.name}: {case}", "role": role, "value": value}
+            yield {
+                "claim": "joint-training",
+                "case": f"{pool.name}: {case}",
+                "role": role,
+                "value": value,
+            }
 
 
 def solution_manifolds(ks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Iterator[dict[str, Any]]:
@@ -338,7 +380,8 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Return all pieces, longest first: those on the paper's own network, then those on small losses."""
+    """Return all pieces, longest first: those on the paper's own network, then those on small
+    losses."""
     ks = range(K_MAX, 1, -1)
     pieces = [Check("expected MAML", OMNIGLOT, k) for k in ks]
     on_omniglot = "sgd", "any order", "expected sums", "gradients", "identities"
@@ -360,8 +403,8 @@ Found = tuple[Rows, Rows]  # for the ledger, and the remainders of rate tests
 
 
 def run_check(check: Check, progress: Progress, *, source: Source) -> Found:
-    """Return what one piece finds. The pool "omniglot" is drawn from the training classes of the source's split for
-    seed 0."""
+    """Return what one piece finds. The pool "omniglot" is drawn from the training classes of the
+    source's split for seed 0."""
     rows: Rows = []
     points: Rows = []
     if check.name == MANIFOLDS:
@@ -387,15 +430,19 @@ def pool_of(check: Check, source: Source) -> Pool:
 
 
 def data_of(check: Check, source: Source) -> str:
-    """Return what a piece stands on, in words: the images that the script loads, or losses of its own."""
+    """Return what a piece stands on, in words: the images that the script loads, or losses of its
+    own."""
     if check.pool != OMNIGLOT:
         return DATA[check.pool]
     minibatches = "real minibatches" if source.real else f"minibatches of {source.name}"
     return f"Omniglot network with softplus, {minibatches}"
 
 
-def run_or_read(check: Check, progress: Progress, *, source: Source, folder: Path, fresh: bool) -> Found:
-    """Return what one piece finds: read from its file in `folder` if it is there, unless all is to be fresh."""
+def run_or_read(
+    check: Check, progress: Progress, *, source: Source, folder: Path, fresh: bool
+) -> Found:
+    """Return what one piece finds: read from its file in `folder` if it is there, unless all is to
+    be fresh."""
     path = folder / f"{key(check, source)}.json"
     found = None if fresh else _read(path)
     if found is None:
@@ -407,9 +454,12 @@ def run_or_read(check: Check, progress: Progress, *, source: Source, folder: Pat
 
 
 def key(check: Check, source: Source) -> str:
-    """Return the digest of all that decides what a piece finds: itself, the code, and the images where it has some."""
+    """Return the digest of all that decides what a piece finds: itself, the code, and the images
+    where it has some."""
     data = source.identity if check.pool == OMNIGLOT else ""
-    return record_digest({"check": asdict(check), "data": data, "code": code(), "torch": torch.__version__})
+    return record_digest(
+        {"check": asdict(check), "data": data, "code": code(), "torch": torch.__version__}
+    )
 
 
 @cache
@@ -424,7 +474,8 @@ def code() -> str:
 
 
 def _read(path: Path) -> Found | None:
-    """Return what a file holds; None where there is none or it holds something else. The piece is then done again."""
+    """Return what a file holds; None where there is none or it holds something else. The piece is
+    then done again."""
     try:
         rows, points = json.loads(path.read_bytes())
     except (OSError, ValueError, TypeError):
@@ -448,22 +499,32 @@ RATES: dict[str, Callable[[Pool, int], Iterator[Rate]]] = {
 
 def run(context: Context) -> Result:
     """Check every theorem on smooth losses."""
-    work = partial(run_or_read, source=context.source, folder=context.runs / "checks", fresh=context.fresh)
+    work = partial(
+        run_or_read, source=context.source, folder=context.runs / "checks", fresh=context.fresh
+    )
     results = context.workers.map(NAME, work, checks(), unit=" checks")
     rows = in_one_table(found for found, _ in results)
     points = in_one_table(remainders for _, remainders in results)
     data = ("small smooth losses in float64", context.source.name)
-    return Result({NAME: rows, "remainders": points}, rows[["claim", "case", "role", "value", "data"]], data=data)
+    return Result(
+        {NAME: rows, "remainders": points},
+        rows[["claim", "case", "role", "value", "data"]],
+        data=data,
+    )
 
 
 EXPERIMENT = Experiment(
     name=NAME,
-    shows="section 5: every theorem judged by rate tests and exact enumeration, each with a wrong formula",
+    shows=(
+        "section 5: every theorem judged by rate tests and exact enumeration, each with a wrong "
+        "formula"
+    ),
     takes=dict.fromkeys(PROFILES, "about a minute and a half"),
     claims=CLAIMS,
     settings=lambda _: {"checks": len(checks()), "steps_up_to": K_MAX, "dtype": "float64"},
     run=run,
-    fetches=False,  # its theorems hold on any images: the minibatches of three checks may be of the stand-in
+    # Its theorems hold on any images: the minibatches of three checks may be of the stand-in.
+    fetches=False,
 )
 
 
@@ -472,5 +533,6 @@ def _polynomial(series: Series, order: int) -> Callable[[float], Tensor]:
 
 
 def _vanishes(term: Tensor) -> bool:
-    """Return whether this coefficient is zero, so that the expansion before it is exact and leaves no slope to fit."""
+    """Return whether this coefficient is zero, so that the expansion before it is exact and leaves
+    no slope to fit."""
     return float(term.norm()) == 0.0

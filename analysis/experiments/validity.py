@@ -1,12 +1,15 @@
-"""How far the Taylor series holds where it is used: the real ReLU network, the real learning rate, along training.
+"""How far the Taylor series holds where it is used: the real ReLU network, the real learning rate,
+along training.
 
-The theorems are tested on smooth losses at learning rates that go to 0. Here c = g_i - g_bar_i is compared with the
-first-order term t = -alpha H_bar_i sum_{j<i} g_bar_j at the learning rate of figure 3: their cosine, and how much of c
-the term explains, as q = |c|^2 / (|c|^2 + |c - t|^2). The share 1 - |c - t|^2 / |c|^2 has no lower bound; q is a
-function of it in [0, 1], and a share above one half is q above two thirds.
+The theorems are tested on smooth losses at learning rates that go to 0. Here c = g_i - g_bar_i is
+compared with the first-order term t = -alpha H_bar_i sum_{j<i} g_bar_j at the learning rate of
+figure 3: their cosine, and how much of c the term explains, as q = |c|^2 / (|c|^2 + |c - t|^2). The
+share 1 - |c - t|^2 / |c|^2 has no lower bound; q is a function of it in [0, 1], and a share above
+one half is q above two thirds.
 
-A map shows the share at multiples of the learning rate, next to alpha times the largest eigenvalue of the minibatch's
-Hessian. Kinks of ReLU have no term in the series: the same network with softplus, at the same phi, shows what they do.
+A map shows the share at multiples of the learning rate, next to alpha times the largest eigenvalue
+of the minibatch's Hessian. Kinks of ReLU have no term in the series: the same network with
+softplus, at the same phi, shows what they do.
 """
 
 from collections.abc import Sequence
@@ -44,8 +47,8 @@ EIGENVALUE_TOLERANCE = 1e-2  # relative: a hundredth is finer than the eye on a 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the runs are looked at, their start and end; tasks at each point of a seed; tasks of the first seed in the
-    map."""
+    """Where the runs are looked at, their start and end; tasks at each point of a seed; tasks of
+    the first seed in the map."""
 
     iterations: tuple[int, int]
     seeds: int
@@ -58,47 +61,63 @@ SCALES = {
     "quick": Scale((0, 400), 5, tasks=8, map_tasks=1),
     "paper": Scale((0, 40_000), 5, tasks=10, map_tasks=10),
 }
-FOIL = Control(kind="foil", words="the first-order term of another task's minibatches in the place of its own")
+FOIL = Control(
+    kind="foil", words="the first-order term of another task's minibatches in the place of its own"
+)
 CLAIMS = (
     Claim(
         id=EXPLAINED,
         kind="experiment",
         sources=("N",),
-        statement="at the learning rate of figure 3 the first-order term explains most of g_i - g_bar_i, i = 2 … 4, on "
-        "the real network, at the start and at the end of training",
+        statement=(
+            "at the learning rate of figure 3 the first-order term explains most of g_i - g_bar_i, "
+            "i = 2 … 4, on the real network, at the start and at the end of training"
+        ),
         quantity="|c|² / (|c|² + |c - t|²) with c = g_i - g_bar_i and t the term, mean over tasks",
         band=(2 / 3, 1.0),
         limits=(0.0, 1.0),
         reason="above 2/3 more than half of |c|² is explained; 1 is all of it",
         control=FOIL,
         quotation=beyond(
-            r"how much of $g_i - \bar g_i$ section 5.1's $-\alpha \bar H_i \sum_{j<i} \bar g_j$ is at the $\alpha$ "
-            "that is used"
+            r"how much of $g_i - \bar g_i$ section 5.1's $-\alpha \bar H_i \sum_{j<i} \bar g_j$ is "
+            r"at the $\alpha$ that is used"
         ),
         epoch=EPOCH,
-        amended="The share of |c|² that is explained was averaged; it has no lower bound, and a task of share -40 hid "
-        "all others. It is now brought into [0, 1] before it is averaged, and there are eight tasks a seed. The old "
-        "control, the term with the opposite sign, had the same long tail.",
+        amended=(
+            "The share of |c|² that is explained was averaged; it has no lower bound, and a task "
+            "of share -40 hid all others. It is now brought into [0, 1] before it is averaged, and "
+            "there are eight tasks a seed. The old control, the term with the opposite sign, had "
+            "the same long tail."
+        ),
     ),
     Claim(
         id=DIRECTION,
         kind="experiment",
         sources=("N",),
-        statement="there the first-order term has the direction of g_i - g_bar_i, if not its length",
+        statement=(
+            "there the first-order term has the direction of g_i - g_bar_i, if not its length"
+        ),
         quantity="cosine of g_i - g_bar_i and the term, mean over tasks",
         band=(0.2, 1.0),
         limits=(-1.0, 1.0),
-        reason="random directions in 112,000 dimensions have a cosine of about 0.003; a fifth is far above",
+        reason=(
+            "random directions in 112,000 dimensions have a cosine of about 0.003; a fifth is far "
+            "above"
+        ),
         control=FOIL,
         quotation=beyond(r"whether section 5.1's term points where $g_i - \bar g_i$ does"),
         epoch=EPOCH,
-        amended="This claim is new, written after exploratory seeds had shown cosines of 0.3 to 0.8; it is judged on "
-        "others.",
+        amended=(
+            "This claim is new, written after exploratory seeds had shown cosines of 0.3 to 0.8; "
+            "it is judged on others."
+        ),
     ),
 )
 
 
-def changes_and_terms(losses: Sequence[Loss], phi: Vector, alpha: float) -> list[tuple[Vector, Vector]]:
+def changes_and_terms(
+    losses: Sequence[Loss], phi: Vector, alpha: float
+) -> list[tuple[Vector, Vector]]:
     """Return (c, t) for i = 2 … k: g_i - g_bar_i and its first-order term."""
     exact = inner_gradients(losses, phi, alpha)
     series = inner_gradient_terms(losses, phi, 1)
@@ -118,8 +137,8 @@ def agreement(change: Vector, term: Vector) -> dict[str, float]:
 
 
 def measure(point: TrainedPoint, progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
-    """Return rows of every task and step at one point: the agreement with the task's own term, and with the next
-    task's."""
+    """Return rows of every task and step at one point: the agreement with the task's own term, and
+    with the next task's."""
     run, phi = point.job.run, point.phi.double()
     found = []
     for task in range(tasks):
@@ -138,8 +157,11 @@ def measure(point: TrainedPoint, progress: Progress, *, tasks: int) -> list[dict
     return table
 
 
-def explained_shares(losses: Sequence[Loss], phi: Vector, alphas: Sequence[float]) -> list[dict[str, float]]:
-    """Return rows alpha, i, order, explained for i = 2 … k, of the unbounded share 1 - |c - terms|^2 / |c|^2."""
+def explained_shares(
+    losses: Sequence[Loss], phi: Vector, alphas: Sequence[float]
+) -> list[dict[str, float]]:
+    """Return rows alpha, i, order, explained for i = 2 … k, of the unbounded share 1 - |c -
+    terms|^2 / |c|^2."""
     series = inner_gradient_terms(losses, phi, max(ORDERS))[1:]
     found = []
     for alpha in alphas:
@@ -148,18 +170,22 @@ def explained_shares(losses: Sequence[Loss], phi: Vector, alphas: Sequence[float
             size = (g - terms[0]).square().sum()
             for order in ORDERS:
                 rest = (g - evaluate_series(terms, alpha, order)).square().sum()
-                found.append({"alpha": alpha, "i": i, "order": order, "explained": float(1 - rest / size)})
+                found.append(
+                    {"alpha": alpha, "i": i, "order": order, "explained": float(1 - rest / size)}
+                )
     return found
 
 
 def measure_map(item: tuple[TrainedPoint, int, str], progress: Progress) -> list[dict[str, Any]]:
-    """Return explained shares of one task at one point with one activation, each with alpha times the largest
-    eigenvalue of the last Hessian."""
+    """Return explained shares of one task at one point with one activation, each with alpha times
+    the largest eigenvalue of the last Hessian."""
     point, task, activation = item
     run, phi = point.job.run, point.phi.double()
     losses = point.losses(run.sampling, task, dtype=torch.float64, activation=activation)
     generator = torch.Generator().manual_seed(task)
-    pairs = extreme_eigenvalues(losses[-1], phi, count=1, tolerance=EIGENVALUE_TOLERANCE, generator=generator)
+    pairs = extreme_eigenvalues(
+        losses[-1], phi, count=1, tolerance=EIGENVALUE_TOLERANCE, generator=generator
+    )
     largest = float(pairs.values[0])
     where = {"seed": run.seed, "iteration": point.iteration, "task": task, "activation": activation}
     shares = explained_shares(losses, phi, [factor * run.inner.learning_rate for factor in FACTORS])
@@ -190,7 +216,9 @@ def run(context: Context, scale: Scale) -> Result:
     seeds = context.seeds_of(scale.seeds)
     chosen = points(context, [VARIANT], seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks)
-    found = context.workers.map(NAME, work, chosen, sizes=[scale.tasks] * len(chosen), unit=" tasks")
+    found = context.workers.map(
+        NAME, work, chosen, sizes=[scale.tasks] * len(chosen), unit=" tasks"
+    )
     of_first_seed = [point for point in chosen if point.job.run.seed == seeds[0]]
     items = list(product(of_first_seed, range(scale.map_tasks), ACTIVATIONS))
     shares = context.workers.map(f"{NAME}, map", measure_map, items, unit=" maps")
@@ -213,8 +241,15 @@ def settings(context: Context, scale: Scale) -> dict[str, Any]:
 
 EXPERIMENT = Experiment(
     name=NAME,
-    shows="section 5.1 where it is used: how much of g_i - g_bar_i the series explains on the ReLU network",
-    takes={"smoke": "half a minute", "quick": "a minute after the ablation", "paper": "10 minutes after it"},
+    shows=(
+        "section 5.1 where it is used: how much of g_i - g_bar_i the series explains on the ReLU "
+        "network"
+    ),
+    takes={
+        "smoke": "half a minute",
+        "quick": "a minute after the ablation",
+        "paper": "10 minutes after it",
+    },
     claims=CLAIMS,
     settings=settings,
     run=run,

@@ -1,12 +1,14 @@
 """The noise of meta-gradients at equal mean: E|u - E u|^2 / (sum w)^2 over tasks and minibatches.
 
-The post: including more gradients learns faster "due to variance reduction", and Reptile converges faster than MAML
-"since the update has lower variance". Here all updates are measured at the same phi and on the same tasks.
+The post: including more gradients learns faster "due to variance reduction", and Reptile converges
+faster than MAML "since the update has lower variance". Here all updates are measured at the same
+phi and on the same tasks.
 
-To leading order E u = (sum w) AvgGrad for u = sum w_i g_i, and MAML's is AvgGrad. So E|u - E u|^2 / (sum w)^2 is the
-noise that comes with one unit of AvgGrad, and a sum's is its average's. This leaves AvgGradInner out of the mean: |E u|
-itself, below a hundredth of the noise, would take thousands of tasks to see. From n independent tasks with updates
-u_1 … u_n, V = sum_t |u_t - u_bar|^2 / (n - 1) is an unbiased estimate of E|u - E u|^2.
+To leading order E u = (sum w) AvgGrad for u = sum w_i g_i, and MAML's is AvgGrad. So E|u - E u|^2 /
+(sum w)^2 is the noise that comes with one unit of AvgGrad, and a sum's is its average's. This
+leaves AvgGradInner out of the mean: |E u| itself, below a hundredth of the noise, would take
+thousands of tasks to see. From n independent tasks with updates u_1 … u_n, V = sum_t |u_t -
+u_bar|^2 / (n - 1) is an unbiased estimate of E|u - E u|^2.
 """
 
 from collections.abc import Sequence
@@ -66,11 +68,12 @@ BAND = (log(1.05), inf)
 REASON = "a twentieth more noise is the least that is worth a word"
 FOIL = Control(kind="foil", words="g1 alone in the sum's place")
 AMENDED = (
-    "The squared mean that noise was divided by could not be told from 0. It is now taken to be that of AvgGrad, by "
-    "the theory's leading order, and the log of the ratio is judged, as its mean over points early in training: on "
-    "exploratory seeds later gradients had shrunk by iteration 600, where that order no longer describes them. The old "
-    "control, the average in the place of the other, was 0 whatever is measured; g1 has taken its place. The first "
-    "criterion was a log too, of ratios that an estimate below 0 left undefined."
+    "The squared mean that noise was divided by could not be told from 0. It is now taken to be "
+    "that of AvgGrad, by the theory's leading order, and the log of the ratio is judged, as its "
+    "mean over points early in training: on exploratory seeds later gradients had shrunk by "
+    "iteration 600, where that order no longer describes them. The old control, the average in the "
+    "place of the other, was 0 whatever is measured; g1 has taken its place. The first criterion "
+    "was a log too, of ratios that an estimate below 0 left undefined."
 )
 CLAIMS = (
     Claim(
@@ -105,7 +108,8 @@ CLAIMS = (
 def updates(
     loss: Loss, phi: Phi, minibatches: Sequence[Minibatch], optimizer: InnerOptimizer
 ) -> Float[Tensor, "updates P"]:
-    """Return the updates named in UPDATES on one task: sums, all from one inner loop, and MAML's gradients."""
+    """Return the updates named in UPDATES on one task: sums, all from one inner loop, and MAML's
+    gradients."""
     g = torch.stack([step.gradient for step in inner_loop(loss, phi, minibatches, optimizer)])
     weights = g.new_tensor([variant.weights + (0.0,) * (len(g) - variant.k) for variant in SUMS])
     mamls = []
@@ -116,7 +120,8 @@ def updates(
 
 
 def noise(standard_error: Float[Tensor, "updates P"], n: int) -> Float[Tensor, " updates"]:
-    """Return unbiased estimates of E|u - E u|^2 from the standard errors of the mean of n independent u."""
+    """Return unbiased estimates of E|u - E u|^2 from the standard errors of the mean of n
+    independent u."""
     return n * standard_error.double().square().sum(-1)
 
 
@@ -125,7 +130,11 @@ def measure(point: TrainedPoint, progress: Progress, *, tasks: int) -> list[dict
     run, pool, phi = point.job.run, point.pool("train"), point.phi
     loss = CrossEntropy(build_network(run), reduction=run.inner.reduction)
     drawn = pool.sample(
-        run.sampling, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=point.iteration, task=torch.arange(tasks)
+        run.sampling,
+        seed=run.seed,
+        purpose=Purpose.ANALYSIS,
+        iteration=point.iteration,
+        task=torch.arange(tasks),
     )
     addresses = iter(range(tasks))
 
@@ -143,13 +152,17 @@ def measure(point: TrainedPoint, progress: Progress, *, tasks: int) -> list[dict
 
 
 def log_noise(table: pd.DataFrame) -> pd.Series:
-    """Return the log of the noise per unit of AvgGrad by (update, seed), the mean over the points."""
-    return table.assign(log=np.log(table.noise)).groupby(["update", "seed"], sort=False)["log"].mean()
+    """Return the log of the noise per unit of AvgGrad by (update, seed), the mean over the
+    points."""
+    return (
+        table.assign(log=np.log(table.noise)).groupby(["update", "seed"], sort=False)["log"].mean()
+    )
 
 
 def relative(table: pd.DataFrame) -> pd.DataFrame:
-    """Return each update's noise relative to joint training's, g1, at the same point: columns update, iteration, and
-    the geometric mean over seeds with its interval, mean, low, high, seeds."""
+    """Return each update's noise relative to joint training's, g1, at the same point: columns
+    update, iteration, and the geometric mean over seeds with its interval, mean, low, high,
+    seeds."""
     logs = table.assign(value=np.log(table.noise))
     joint = logs[logs["update"] == JOINT.name].set_index(["seed", "iteration"]).value
     base = joint.loc[pd.MultiIndex.from_frame(logs[["seed", "iteration"]])].to_numpy()
@@ -177,7 +190,9 @@ def run(context: Context, scale: Scale) -> Result:
     seeds = context.seeds_of(scale.seeds)
     chosen = points(context, [ALONG], seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks)
-    found = context.workers.map(NAME, work, chosen, sizes=[scale.tasks] * len(chosen), unit=" tasks")
+    found = context.workers.map(
+        NAME, work, chosen, sizes=[scale.tasks] * len(chosen), unit=" tasks"
+    )
     table = in_one_table(found)
     return Result({NAME: table, f"{NAME}_relative": relative(table)}, evidence(table, scale, seeds))
 
@@ -197,7 +212,11 @@ def settings(context: Context, scale: Scale) -> dict[str, Any]:
 EXPERIMENT = Experiment(
     name=NAME,
     shows="the noise of sums, last gradients and MAML per unit of AvgGrad, at the same phi",
-    takes={"smoke": "seconds", "quick": "under a minute after the ablation", "paper": "half an hour after it"},
+    takes={
+        "smoke": "seconds",
+        "quick": "under a minute after the ablation",
+        "paper": "half an hour after it",
+    },
     claims=CLAIMS,
     settings=settings,
     run=run,

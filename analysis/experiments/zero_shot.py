@@ -1,9 +1,9 @@
 """Zero-shot: how well an initialization classifies before it has seen a task's labels.
 
-A task's labels are dealt at random, so no initialization can know them. Averaged over all N! ways to deal them, the
-accuracy on any image is exactly 1/N: whatever class is predicted, (N-1)! of them give it to the image. The loss on it
-is log sum exp(z) less the mean of the logits z, which is at least log N by Jensen's inequality. Joint training (g1) has
-nothing else to improve.
+A task's labels are dealt at random, so no initialization can know them. Averaged over all N! ways
+to deal them, the accuracy on any image is exactly 1/N: whatever class is predicted, (N-1)! of them
+give it to the image. The loss on it is log sum exp(z) less the mean of the logits z, which is at
+least log N by Jensen's inequality. Joint training (g1) has nothing else to improve.
 """
 
 from dataclasses import asdict, dataclass
@@ -44,8 +44,8 @@ Labels = Int[Tensor, "tasks images"]
 
 @dataclass(frozen=True)
 class Scale:
-    """Which variants, by how many minibatches they have; where their runs are looked at; test tasks at each point; and
-    tasks on which they adapt, at the end."""
+    """Which variants, by how many minibatches they have; where their runs are looked at; test tasks
+    at each point; and tasks on which they adapt, at the end."""
 
     minibatches: tuple[int, ...]
     iterations: tuple[int, ...]
@@ -61,26 +61,41 @@ class Scale:
 SCALES = {
     "smoke": Scale((1, 2, 3, 4), (0, 2, 4), 1, tasks=8, adapted_tasks=2),
     "quick": Scale((1, 2, 4), (0, 200, 400), 1, tasks=100, adapted_tasks=4),
-    "paper": Scale((1, 2, 3, 4), (0, 1_000, 2_000, 5_000, 10_000, 20_000, 40_000), 5, tasks=1_000, adapted_tasks=50),
+    "paper": Scale(
+        (1, 2, 3, 4),
+        (0, 1_000, 2_000, 5_000, 10_000, 20_000, 40_000),
+        5,
+        tasks=1_000,
+        adapted_tasks=50,
+    ),
 }
 CLAIM = Claim(
     id=CLAIM_ID,
     kind="theorem",
     sources=("B",),
-    statement="averaged over all permutations of the labels, every phi has an accuracy of 1/N before adaptation and "
-    "a cross-entropy of log N or more, image by image: joint training has nothing to improve",
-    quantity="largest over images, each averaged over all permutations: |accuracy - 1/N|; log N - loss (nats), where "
-    "that is above 0",
+    statement=(
+        "averaged over all permutations of the labels, every phi has an accuracy of 1/N before "
+        "adaptation and a cross-entropy of log N or more, image by image: joint training has "
+        "nothing to improve"
+    ),
+    quantity=(
+        "largest over images, each averaged over all permutations: |accuracy - 1/N|; log N - loss "
+        "(nats), where that is above 0"
+    ),
     band=(-1e-9, 1e-9),
     reason="float64 round-off, 2e-16, through a sum of 120",
     control=Control(
         kind="wrong formula",
-        words="one labelling in the place of all, means over images and variants: |accuracy - 1/N|; log N - loss, "
-        "where that is above 0",
+        words=(
+            "one labelling in the place of all, means over images and variants: |accuracy - 1/N|; "
+            "log N - loss, where that is above 0"
+        ),
     ),
     quotation=f"{quotes.G1} {quotes.JOINT_LEARNS_LITTLE}",
-    amended="Accuracy and loss were measured on tasks with labels dealt at random, whose noise left both undecided. "
-    "The average over all labellings is exact.",
+    amended=(
+        "Accuracy and loss were measured on tasks with labels dealt at random, whose noise left "
+        "both undecided. The average over all labellings is exact."
+    ),
     least="smoke",
 )
 
@@ -90,21 +105,26 @@ def labellings(labels: Labels, n_way: int) -> Int[Tensor, "all tasks images"]:
     return torch.tensor(list(permutations(range(n_way))), device=labels.device)[:, labels]
 
 
-def correct(logits: Logits, labels: Int[Tensor, "*all tasks images"]) -> Float[Tensor, "*all tasks images"]:
+def correct(
+    logits: Logits, labels: Int[Tensor, "*all tasks images"]
+) -> Float[Tensor, "*all tasks images"]:
     """Return 1.0 where an image is classified as labelled, else 0.0."""
     return (logits.argmax(-1) == labels).double()
 
 
-def cross_entropy(logits: Logits, labels: Int[Tensor, "*all tasks images"]) -> Float[Tensor, "*all tasks images"]:
+def cross_entropy(
+    logits: Logits, labels: Int[Tensor, "*all tasks images"]
+) -> Float[Tensor, "*all tasks images"]:
     """Return the loss of every image in nats, in float64."""
     log_p = F.log_softmax(logits.double(), -1)
     return -log_p.expand(*labels.shape, -1).gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
 def before_adaptation(logits: Logits, labels: Labels) -> dict[str, float]:
-    """Return accuracy and loss of the labels as they are dealt, and how far the accuracy spreads over other deals, as
-    its standard deviation."""
-    every = correct(logits, labellings(labels, logits.shape[-1])).mean(-1)  # accuracy by labelling and task
+    """Return accuracy and loss of the labels as they are dealt, and how far the accuracy spreads
+    over other deals, as its standard deviation."""
+    # Accuracy by labelling and task.
+    every = correct(logits, labellings(labels, logits.shape[-1])).mean(-1)
     return {
         "accuracy_before": float(correct(logits, labels).mean()),
         "loss_before": float(cross_entropy(logits, labels).mean()),
@@ -133,7 +153,9 @@ def logits_of(network: Network, phi: Phi, pool: ImagePool, drawn: Tasks) -> tupl
     return torch.cat(logits), drawn.support.label.to(phi.device)
 
 
-def after_adaptation(run: Run, phi: Phi, pool: ImagePool, drawn: Tasks, tasks: int) -> dict[str, float]:
+def after_adaptation(
+    run: Run, phi: Phi, pool: ImagePool, drawn: Tasks, tasks: int
+) -> dict[str, float]:
     """Return accuracy and loss on the same images once the inner loop has learned from them."""
     network = build_network(run)
     loss, ends = CrossEntropy(network, reduction=run.inner.reduction), []
@@ -148,9 +170,11 @@ def after_adaptation(run: Run, phi: Phi, pool: ImagePool, drawn: Tasks, tasks: i
     }
 
 
-def measure(point: TrainedPoint, progress: Progress, *, tasks: int, adapted_tasks: int) -> list[dict[str, Any]]:
-    """Return rows of one point, on the support sets of evaluation tasks; at the last point also after adaptation, and
-    for the claim."""
+def measure(
+    point: TrainedPoint, progress: Progress, *, tasks: int, adapted_tasks: int
+) -> list[dict[str, Any]]:
+    """Return rows of one point, on the support sets of evaluation tasks; at the last point also
+    after adaptation, and for the claim."""
     run, pool, phi = point.job.run, point.pool("test"), point.phi
     drawn = pool.sample(
         figure_3.EVALUATION,
@@ -204,7 +228,11 @@ def run(context: Context, scale: Scale) -> Result:
 EXPERIMENT = Experiment(
     name=NAME,
     shows="before adaptation no initialization is better than chance, averaged over all labellings",
-    takes={"smoke": "seconds", "quick": "10 seconds after the ablation", "paper": "some 10 minutes after it"},
+    takes={
+        "smoke": "seconds",
+        "quick": "10 seconds after the ablation",
+        "paper": "some 10 minutes after it",
+    },
     claims=(CLAIM,),
     settings=settings,
     run=run,

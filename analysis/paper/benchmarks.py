@@ -1,9 +1,11 @@
-"""Section 6.1's benchmarks: the authors' settings for each, the methods compared with Reptile, and what was published.
+"""Section 6.1's benchmarks: the authors' settings for each, the methods compared with Reptile, and
+what was published.
 
-The paper takes the numbers of MAML and FOMAML from Finn et al. (2017). Here both run on Reptile's networks and
-settings, and their last minibatch is a separate tail of the task's examples. Their outer step is Adam's, 0.001 as in
-Finn et al., also annealed to 0, so that they differ in the second derivatives alone. (FOMAML's was Reptile's, plain
-and 1, until a first look at CIFAR-FS, where it learned more slowly than Reptile; a larger tail, it turned out, helps.)
+The paper takes the numbers of MAML and FOMAML from Finn et al. (2017). Here both run on Reptile's
+networks and settings, and their last minibatch is a separate tail of the task's examples. Their
+outer step is Adam's, 0.001 as in Finn et al., also annealed to 0, so that they differ in the second
+derivatives alone. (FOMAML's was Reptile's, plain and 1, until a first look at CIFAR-FS, where it
+learned more slowly than Reptile; a larger tail, it turned out, helps.)
 """
 
 from collections.abc import Mapping
@@ -22,8 +24,8 @@ TASKS = 10_000
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set and a number of classes, with the authors' settings for it. shots: the cells' numbers of shots, each
-    with the minibatch of its evaluation."""
+    """A data set and a number of classes, with the authors' settings for it. shots: the cells'
+    numbers of shots, each with the minibatch of its evaluation."""
 
     name: str
     data: Literal["omniglot", "mini_imagenet", "cifar_fs"]  # which is the network's name too
@@ -38,7 +40,8 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Method:
-    """How phi is trained. A tail is a last minibatch of examples that the steps before it have not seen."""
+    """How phi is trained. A tail is a last minibatch of examples that the steps before it have not
+    seen."""
 
     name: str
     outer: Outer
@@ -78,18 +81,20 @@ SCALES: dict[str, dict[str, Scale]] = {
         "cifar-fs": Scale(1, 1, ("reptile",)),
     },
     "quick": {"omniglot-5way": Scale(100, 20), "cifar-fs": Scale(4, 4)},
-    # CIFAR-FS, of which the paper says nothing, is run for a fifth of Mini-ImageNet's iterations: Reptile and FOMAML
-    # take an hour of one core each, MAML eight.
+    # CIFAR-FS, of which the paper says nothing, is run for a fifth of Mini-ImageNet's iterations:
+    # Reptile and FOMAML take an hour of one core each, MAML eight.
     "paper": {benchmark.name: Scale(benchmark.iterations, TASKS) for benchmark in BENCHMARKS}
     | {"cifar-fs": Scale(20_000, 1_000)},
 }
 SEEDS = {"smoke": 1, "quick": 1, "paper": 5}  # fewer than five judge nothing
 # What --cells may begin.
-CELLS = tuple(f"{benchmark.name}-{method.name}" for benchmark, method in product(BENCHMARKS, METHODS))
+CELLS = tuple(
+    f"{benchmark.name}-{method.name}" for benchmark, method in product(BENCHMARKS, METHODS)
+)
 
 FINN, NICHOL, BERTINETTO = "Finn et al. 2017", "Nichol et al. 2018", "Bertinetto et al. 2019"
-# Accuracy in %, half of its interval and where both stand, by method, transduction, benchmark and shots: the rows of
-# the paper's two tables, from left to right. CIFAR-FS is not in the paper.
+# Accuracy in %, half of its interval and where both stand, by method, transduction, benchmark and
+# shots: the rows of the paper's two tables, from left to right. CIFAR-FS is not in the paper.
 PUBLISHED: dict[tuple[str, bool, str, int], tuple[float, float, str]] = {
     ("maml", True, "mini-imagenet", 1): (48.70, 1.84, FINN),
     ("maml", True, "mini-imagenet", 5): (63.11, 0.92, FINN),
@@ -129,9 +134,11 @@ def published(*benchmarks: str) -> str:
     return f"{', '.join(kinds[False])}; with transduction {', '.join(kinds[True])}"
 
 
-def configure(benchmark: Benchmark, method: Method, scale: Scale, seed: int, *, tail_shots: int | None = None) -> Run:
-    """Return the training run of all cells of a benchmark. tail_shots: examples a class in the last minibatch of
-    methods with a tail; None for as many as any minibatch has."""
+def configure(
+    benchmark: Benchmark, method: Method, scale: Scale, seed: int, *, tail_shots: int | None = None
+) -> Run:
+    """Return the training run of all cells of a benchmark. tail_shots: examples a class in the last
+    minibatch of methods with a tail; None for as many as any minibatch has."""
     tail = tail_shots or benchmark.batch // benchmark.n_way
     return Run(
         network=benchmark.data,
@@ -153,4 +160,6 @@ def configure(benchmark: Benchmark, method: Method, scale: Scale, seed: int, *, 
 
 def evaluated(benchmark: Benchmark, shots: int) -> Sampling:
     """Return how a cell's evaluation tasks are cut."""
-    return Sampling(n_way=benchmark.n_way, shots=shots, batch=benchmark.shots[shots], steps=EVALUATION_STEPS)
+    return Sampling(
+        n_way=benchmark.n_way, shots=shots, batch=benchmark.shots[shots], steps=EVALUATION_STEPS
+    )

@@ -1,8 +1,8 @@
 """Figure 3 (section 6.2): its settings, and the run of each of its curves.
 
-Omniglot 5-way 5-shot, plain SGD in both loops, k disjoint minibatches of 25, learning rate 0.003 on the summed loss,
-outer step 0.25 annealed linearly to 0 over 40,000 iterations (an average divides by k), evaluation after 5 steps of
-batch 25.
+Omniglot 5-way 5-shot, plain SGD in both loops, k disjoint minibatches of 25, learning rate 0.003 on
+the summed loss, outer step 0.25 annealed linearly to 0 over 40,000 iterations (an average divides
+by k), evaluation after 5 steps of batch 25.
 """
 
 from typing import Any
@@ -14,7 +14,8 @@ from reptile_core.training import Inner, Outer, Run
 N_WAY = SHOTS = 5
 CHANCE = 1 / N_WAY
 BATCH = 25
-LEARNING_RATE = 0.003  # on the sum over a minibatch, as the authors' code minimizes it: 0.075 on the mean
+# On the sum over a minibatch, as the authors' code minimizes it: 0.075 on the mean.
+LEARNING_RATE = 0.003
 OUTER_STEP = 0.25
 ITERATIONS = 40_000
 EVALUATION_STEPS = 5
@@ -23,7 +24,12 @@ SETTINGS: dict[str, Any] = {
     "n_way": N_WAY,
     "shots": SHOTS,
     "train_shots": "5 k",
-    "inner": {"optimizer": "sgd", "learning_rate": LEARNING_RATE, "reduction": "sum", "batch": BATCH},
+    "inner": {
+        "optimizer": "sgd",
+        "learning_rate": LEARNING_RATE,
+        "reduction": "sum",
+        "batch": BATCH,
+    },
     "outer_step": {"from": OUTER_STEP, "to": 0.0},
     "evaluation_steps": EVALUATION_STEPS,
     "variants": {variant.name: variant.weights for variant in figure_3()},
@@ -31,9 +37,11 @@ SETTINGS: dict[str, Any] = {
 
 
 def configure(variant: Variant, seed: int, *, iterations: int = ITERATIONS) -> Run:
-    """Return the run of one curve: train shots are 5 k, so that the k minibatches of 25 are disjoint.
+    """Return the run of one curve: train shots are 5 k, so that the k minibatches of 25 are
+    disjoint.
 
-    iterations: the length of the schedule; its prefix is trained by a job that goes `until` an earlier one.
+    iterations: the length of the schedule; its prefix is trained by a job that goes `until` an
+    earlier one.
     """
     return Run(
         network="omniglot",

@@ -21,7 +21,8 @@ HISTORY = ("seconds", "look", "arithmetic")
 
 
 def record(paths: Iterable[Path]) -> None:
-    """Record the digests of tables that were just written, with those of the others in their folder."""
+    """Record the digests of tables that were just written, with those of the others in their
+    folder."""
     for folder in {path.parent for path in paths}:
         written = [path for path in paths if path.parent == folder]
         sums = _recorded(folder) | {path.name: _sha256(path) for path in written}
@@ -35,19 +36,25 @@ def verify(path: Path) -> pd.DataFrame:
     if noted is None:
         raise ResultsError(f"{path}: expected its digest in {SUMS}, found none")
     if noted != found:
-        raise ResultsError(f"{path}: expected SHA-256 {noted[:12]}…, as {SUMS} has it, found {found[:12]}…")
+        raise ResultsError(
+            f"{path}: expected SHA-256 {noted[:12]}…, as {SUMS} has it, found {found[:12]}…"
+        )
     return read_csv(path)
 
 
 def evidence(path: Path) -> pd.DataFrame:
-    """Return a table of evidence as this version wrote it; ResultsError where it is anything else."""
+    """Return a table of evidence as this version wrote it; ResultsError where it is anything
+    else."""
     table = verify(path)
     versions = {NUMERICS_VERSION}
     if len(table):
         versions = set(table.get("numerics", pd.Series([None])).dropna())
     if versions != {NUMERICS_VERSION}:
         found = ", ".join(f"{version:g}" for version in versions) or "none"
-        raise ResultsError(f"{path}: expected numbers of numerics version {NUMERICS_VERSION}, found version {found}")
+        raise ResultsError(
+            f"{path}: expected numbers of numerics version {NUMERICS_VERSION}, found version "
+            f"{found}"
+        )
     return tabulate(table)
 
 
@@ -58,10 +65,11 @@ def digest(path: Path) -> str:
 
 
 def compare(then: Mapping[str, str], old: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
-    """Return a line for each table that differs from before: which, and by how much where it is in the folder `old`.
+    """Return a line for each table that differs from before: which, and by how much where it is in
+    the folder `old`.
 
-    then, now: digests by name. folder: where the new tables are. Later code may write more tables, which is no
-    difference.
+    then, now: digests by name. folder: where the new tables are. Later code may write more tables,
+    which is no difference.
     """
     lines = []
     for name in then:
@@ -77,7 +85,10 @@ def _by_how_much(old: Path, digest_then: str, new: Path) -> str:
         return f"differs; the old table is not at {old}"
     then, now = _without_history(old), _without_history(new)
     if list(then) != list(now) or len(then) != len(now):
-        return f"differs: {len(then)} rows of {', '.join(then)} then, {len(now)} of {', '.join(now)} now"
+        return (
+            f"differs: {len(then)} rows of {', '.join(then)} then, {len(now)} of {', '.join(now)} "
+            "now"
+        )
     cells = (then != now).to_numpy()
     numbers = [pd.to_numeric(table.stack(), errors="coerce") for table in (then, now)]
     apart = (numbers[0] - numbers[1]).abs()
@@ -90,7 +101,9 @@ def _by_how_much(old: Path, digest_then: str, new: Path) -> str:
 
 def _without_history(path: Path) -> pd.DataFrame:
     """Return the table's entries as they are written, not as numbers, which would round them."""
-    table = pd.read_csv(StringIO(path.read_text(encoding="utf-8")), dtype=str, keep_default_na=False)
+    table = pd.read_csv(
+        StringIO(path.read_text(encoding="utf-8")), dtype=str, keep_default_na=False
+    )
     return table.drop(columns=[name for name in HISTORY if name in table])
 
 

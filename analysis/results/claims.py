@@ -1,4 +1,5 @@
-"""A claim: what is said and where, the band that its measurements must lie in, and the control that must fail.
+"""A claim: what is said and where, the band that its measurements must lie in, and the control that
+must fail.
 
 A claim is data. `judge` gives the verdict, from a table of evidence alone.
 """
@@ -17,8 +18,9 @@ class Control:
     """A measurement that must fail, so that the check can be seen to be able to fail.
 
     kind: "wrong formula", which must lie outside the band of the claim in every case (theorems);
-    "foil", another treatment, which the check must beat seed by seed: the mean paired difference is above 0 in the
-    direction of the band's open end, or, where the band has two ends, the foil itself lies outside it;
+    "foil", another treatment, which the check must beat seed by seed: the mean paired difference is
+    above 0 in the direction of the band's open end, or, where the band has two ends, the foil
+    itself lies outside it;
     "sham", a comparison without a treatment, whose interval must lie within `band`.
     words: what it is.
     """
@@ -29,7 +31,10 @@ class Control:
 
     def __post_init__(self) -> None:
         if (self.kind == "sham") != (self.band is not None):
-            raise ValueError(f"band: expected one of a sham and of nothing else, found {self.band} of a {self.kind}")
+            raise ValueError(
+                f"band: expected one of a sham and of nothing else, found {self.band} of a "
+                f"{self.kind}"
+            )
         if self.band is not None:
             _check_band("control.band", self.band)
 
@@ -38,14 +43,17 @@ class Control:
 class Claim:
     """What is claimed, where, and what would show it.
 
-    id: its name in tables. kind: "theorem" (exact values, each must lie in the band) or "experiment" (values over
-    seeds, whose mean must). sources: of "B" (the authors' post), "P6.2" (a section of the paper), "N" (ours).
-    statement: the claim in a sentence. quotation: what the source says, LaTeX between dollars.
-    quantity: what is measured, in words with its unit. band: where it must lie; an end may be infinite. limits: the
-    least and the greatest value that the quantity can have. reason: why this band.
+    id: its name in tables. kind: "theorem" (exact values, each must lie in the band) or
+    "experiment" (values over seeds, whose mean must). sources: of "B" (the authors' post), "P6.2"
+    (a section of the paper), "N" (ours). statement: the claim in a sentence. quotation: what the
+    source says, LaTeX between dollars.
+    quantity: what is measured, in words with its unit. band: where it must lie; an end may be
+    infinite. limits: the least and the greatest value that the quantity can have. reason: why this
+    band.
     control: what is measured in the check's place and must fail.
-    epoch: which seeds judge it: 1000 · epoch, 1000 · epoch + 1, …; raised whenever the criterion changes, so that a
-    criterion is never judged on seeds that shaped it. amended: what was changed, and why; empty if nothing was.
+    epoch: which seeds judge it: 1000 · epoch, 1000 · epoch + 1, …; raised whenever the criterion
+    changes, so that a criterion is never judged on seeds that shaped it. amended: what was changed,
+    and why; empty if nothing was.
     least: the smallest profile at which it is judged.
     """
 
@@ -68,15 +76,18 @@ class Claim:
         _check_band(f"limits of {self.id}", self.limits)
         if (self.kind == "theorem") != (self.control.kind == "wrong formula"):
             raise ValueError(
-                f"control of {self.id}: expected a wrong formula for a theorem and a foil or a sham for an experiment, "
-                f"found a {self.control.kind} for a {self.kind}"
+                f"control of {self.id}: expected a wrong formula for a theorem and a foil or a "
+                f"sham for an experiment, found a {self.control.kind} for a {self.kind}"
             )
         if self.least not in PROFILES:
-            raise ValueError(f"least of {self.id}: expected one of {', '.join(PROFILES)}, found {self.least!r}")
+            raise ValueError(
+                f"least of {self.id}: expected one of {', '.join(PROFILES)}, found {self.least!r}"
+            )
 
     @property
     def direction(self) -> int:
-        """1 where only the low end of the band can be missed, -1 where only the high end can, 0 for both."""
+        """1 where only the low end of the band can be missed, -1 where only the high end can, 0 for
+        both."""
         low, high = self.band[0] > self.limits[0], self.band[1] < self.limits[1]
         return int(low) - int(high) if low != high else 0
 
@@ -84,7 +95,9 @@ class Claim:
 def seeds(epoch: int, count: int) -> list[int]:
     """Return the first `count` seeds of an epoch. ValueError where there are not so many."""
     if not 0 <= count <= SEEDS_OF_AN_EPOCH:
-        raise ValueError(f"count: expected 0 to {SEEDS_OF_AN_EPOCH} seeds of an epoch, found {count}")
+        raise ValueError(
+            f"count: expected 0 to {SEEDS_OF_AN_EPOCH} seeds of an epoch, found {count}"
+        )
     return list(range(SEEDS_OF_AN_EPOCH * epoch, SEEDS_OF_AN_EPOCH * epoch + count))
 
 

@@ -1,7 +1,9 @@
-"""Evidence: one long table of measurements, a row for each claim, case, role and seed. It holds no interval.
+"""Evidence: one long table of measurements, a row for each claim, case, role and seed. It holds no
+interval.
 
-The judge computes everything else. A row's `value` is one number of one seed; `task_error` its standard error over the
-tasks that it is a mean of, `tasks` and `queries` (test examples a class) how many those were.
+The judge computes everything else. A row's `value` is one number of one seed; `task_error` its
+standard error over the tasks that it is a mean of, `tasks` and `queries` (test examples a class)
+how many those were.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,10 +13,20 @@ import numpy as np
 import pandas as pd
 
 TEXT = ("claim", "case", "role", "data", "profile", "diverged")
-NUMBERS = ("seed", "value", "task_error", "tasks", "queries", "epoch", "look", "seconds", "numerics")
+NUMBERS = (
+    "seed",
+    "value",
+    "task_error",
+    "tasks",
+    "queries",
+    "epoch",
+    "look",
+    "seconds",
+    "numerics",
+)
 COLUMNS = (
-    "claim", "case", "role", "seed", "value", "task_error", "tasks", "queries", "epoch", "look", "seconds", "data",
-    "profile", "numerics", "diverged",
+    "claim", "case", "role", "seed", "value", "task_error", "tasks", "queries", "epoch", "look",
+    "seconds", "data", "profile", "numerics", "diverged",
 )  # fmt: skip
 CHECK, CONTROL, SHOWN = "check", "control", "shown"  # roles; what is shown is not judged
 _DTYPES = {name: object if name in TEXT else float for name in COLUMNS}
@@ -30,8 +42,8 @@ def rows(
     tasks: float = np.nan,
     queries: float = np.nan,
 ) -> list[dict[str, Any]]:
-    """Return the rows of one case. values: by seed; a table with columns value, and perhaps task_error, tasks and
-    queries, and the seeds as its index, has an error for each."""
+    """Return the rows of one case. values: by seed; a table with columns value, and perhaps
+    task_error, tasks and queries, and the seeds as its index, has an error for each."""
     table = _as_table(values)
     common = {"claim": claim, "case": case, "role": role, "tasks": tasks, "queries": queries}
     records = zip(table.index, table.to_dict("records"), strict=True)
@@ -45,26 +57,33 @@ def _as_table(values: pd.DataFrame | pd.Series | Mapping[int, float]) -> pd.Data
 
 
 def tabulate(found: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
-    """Return evidence with all of COLUMNS, missing ones empty. ValueError where claim, case, role or value is missing,
-    or where two rows of one claim, case, role and seed would count as two."""
+    """Return evidence with all of COLUMNS, missing ones empty. ValueError where claim, case, role
+    or value is missing, or where two rows of one claim, case, role and seed would count as two."""
     table = found if isinstance(found, pd.DataFrame) else pd.DataFrame(list(found))
     if table.empty:
         return NO_EVIDENCE.copy()
     for name in ("claim", "case", "role", "value"):
         if name not in table:
-            raise ValueError(f"evidence: expected the column {name!r}, found {', '.join(map(str, table.columns))}")
+            raise ValueError(
+                f"evidence: expected the column {name!r}, found "
+                f"{', '.join(map(str, table.columns))}"
+            )
     table = table.reindex(columns=list(COLUMNS))
     seeded = table[table.seed.notna()]
     twice = seeded[seeded.duplicated(["claim", "case", "role", "seed"])]
     if len(twice):
         row = twice.iloc[0]
-        raise ValueError(f"evidence: expected one row of a seed, found two of {row.claim}, {row.case}, seed {row.seed}")
+        raise ValueError(
+            f"evidence: expected one row of a seed, found two of {row.claim}, {row.case}, seed "
+            f"{row.seed}"
+        )
     return table
 
 
 def number_looks(new: pd.DataFrame, before: pd.DataFrame | None) -> pd.DataFrame:
-    """Return `new` with the look at which each seed was first part of a claim's evidence: those of `before` keep
-    theirs, others get the next. A look is counted by claim, since every one spends a share of the claim's error."""
+    """Return `new` with the look at which each seed was first part of a claim's evidence: those of
+    `before` keep theirs, others get the next. A look is counted by claim, since every one spends a
+    share of the claim's error."""
     new = new.copy()
     known = {} if before is None else _first_looks(before)
     latest = {claim: max(looks.values()) for claim, looks in known.items() if looks}

@@ -1,4 +1,5 @@
-"""An output folder: tables and evidence with their checksums, the ledger, and a lock for one writer at a time."""
+"""An output folder: tables and evidence with their checksums, the ledger, and a lock for one writer
+at a time."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -35,12 +36,18 @@ def write_tables(folder: Path, tables: Mapping[str, pd.DataFrame]) -> list[Path]
 
 
 def complete(
-    found: pd.DataFrame, *, data: str, profile: str, diverged: Sequence[str], seconds: float, workers: int
+    found: pd.DataFrame,
+    *,
+    data: str,
+    profile: str,
+    diverged: Sequence[str],
+    seconds: float,
+    workers: int,
 ) -> pd.DataFrame:
     """Return evidence with what the script knows of it.
 
-    data: the line that names the data of rows that name none. seconds: what the experiment took; where rows do not say
-    what a seed takes on one core, each has an equal share.
+    data: the line that names the data of rows that name none. seconds: what the experiment took;
+    where rows do not say what a seed takes on one core, each has an equal share.
     """
     table = evidence.tabulate(found)
     seeds = max(1, table["seed"].nunique())
@@ -55,7 +62,8 @@ def complete(
 
 
 def write_evidence(folder: Path, experiment: str, table: pd.DataFrame) -> list[Path]:
-    """Write an experiment's evidence. Seeds that were judged before keep the number of their look."""
+    """Write an experiment's evidence. Seeds that were judged before keep the number of their
+    look."""
     path = _evidence_path(folder, experiment)
     try:
         before = checksums.evidence(path) if path.exists() else None
@@ -71,36 +79,41 @@ def _is_same_look(before: pd.DataFrame, table: pd.DataFrame) -> bool:
 
 
 def judge_all(folder: Path, claims: Mapping[str, Sequence[Claim]]) -> list[Verdict]:
-    """Return the verdicts on all claims, by experiment, from the evidence in the folder, of this invocation or an
-    earlier one. A table that was altered is named in a warning and not judged."""
+    """Return the verdicts on all claims, by experiment, from the evidence in the folder, of this
+    invocation or an earlier one. A table that was altered is named in a warning and not judged."""
     found = [evidence.NO_EVIDENCE]
     for name in claims:
         path = _evidence_path(folder, name)
         try:
             found += [checksums.evidence(path)] if path.exists() else []
         except (ResultsError, ValueError) as error:
-            warnings.warn(f"{error}; it is left as it is and not judged; rerun {name} to replace it", stacklevel=2)
+            warnings.warn(
+                f"{error}; it is left as it is and not judged; rerun {name} to replace it",
+                stacklevel=2,
+            )
     every = pd.concat([table for table in found if len(table)] or [evidence.NO_EVIDENCE])
     return judge(chain.from_iterable(claims.values()), every)
 
 
 def manifest_there(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest that an earlier command left in the folder; None for none, or for one that cannot be read,
-    with a warning."""
+    """Return the manifest that an earlier command left in the folder; None for none, or for one
+    that cannot be read, with a warning."""
     path = folder / "manifest.json"
     if not path.exists():
         return None
     try:
         return manifest.read(path)
     except manifest.ManifestError as error:
-        warnings.warn(f"{error}; what it says of earlier experiments is left out of the new one", stacklevel=2)
+        warnings.warn(
+            f"{error}; what it says of earlier experiments is left out of the new one", stacklevel=2
+        )
         return None
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep others from writing to the output folder meanwhile; InUse if somebody does. What killed writers left there
-    is removed."""
+    """Keep others from writing to the output folder meanwhile; InUse if somebody does. What killed
+    writers left there is removed."""
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)

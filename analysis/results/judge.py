@@ -1,21 +1,25 @@
-"""The judge: claims and a table of evidence in, verdicts out. Its error rates are known by simulation.
+"""The judge: claims and a table of evidence in, verdicts out. Its error rates are known by
+simulation.
 
-A theorem is supported where every check is in the band and every wrong formula outside it, refuted where a check
-is outside. An experiment is judged over seeds, by Student's t on one value a seed:
+A theorem is supported where every check is in the band and every wrong formula outside it, refuted
+where a check is outside. An experiment is judged over seeds, by Student's t on one value a seed:
 
-- refuted, by itself, where the mean of some case is outside the band: one-sided, with Holm's correction over cases;
-- supported where the mean of every case is inside (an intersection-union test; two one-sided tests where the band has
-  two ends) and the control fails; a control never hides a refutation;
+- refuted, by itself, where the mean of some case is outside the band: one-sided, with Holm's
+  correction over cases;
+- supported where the mean of every case is inside (an intersection-union test; two one-sided tests
+  where the band has two ends) and the control fails; a control never hides a refutation;
 - undecided otherwise.
 
-Every further look at a claim with more seeds spends a share of its error (Bonferroni), so that seeds may be added
-until it is decided, by whatever rule. Fewer than five seeds are a pilot and judge nothing.
+Every further look at a claim with more seeds spends a share of its error (Bonferroni), so that
+seeds may be added until it is decided, by whatever rule. Fewer than five seeds are a pilot and
+judge nothing.
 
-What no rule of this power can do: with five seeds, a test that supports a normal mean two standard deviations inside
-with probability 0.85 supports a mean at the band's end with probability 0.029, 0.042 and 0.082 or more where values
-have skewness 1/2, 1 and 2 towards the inside (Neyman and Pearson's bound, computed for gamma distributions). So
-quantities should be nearly symmetric over seeds, as means over many tasks and logs of ratios are. A refutation, of
-which no such power is asked, is held to a smaller error.
+What no rule of this power can do: with five seeds, a test that supports a normal mean two standard
+deviations inside with probability 0.85 supports a mean at the band's end with probability 0.029,
+0.042 and 0.082 or more where values have skewness 1/2, 1 and 2 towards the inside (Neyman and
+Pearson's bound, computed for gamma distributions). So quantities should be nearly symmetric over
+seeds, as means over many tasks and logs of ratios are. A refutation, of which no such power is
+asked, is held to a smaller error.
 """
 
 from collections.abc import Iterable, Sequence
@@ -36,14 +40,16 @@ SUPPORTED: Decision = "supported"
 REFUTED: Decision = "refuted"
 UNDECIDED: Decision = "undecided"
 DECISIONS: tuple[Decision, ...] = (SUPPORTED, REFUTED, UNDECIDED)
-ControlOutcome = Literal["failed", "passed", "uninformative"]  # of a control, which must have failed
+# Of a control, which must have failed.
+ControlOutcome = Literal["failed", "passed", "uninformative"]
 Why = Literal[
-    "", "not measured", "shown only", "earlier epoch", "pilot", "too wide", "the control does not fail", "runs diverged"
+    "", "not measured", "shown only", "earlier epoch", "pilot", "too wide",
+    "the control does not fail", "runs diverged"
 ]  # fmt: skip
 
 LEAST_SEEDS = 5
-# One-sided error of the first look, and of the second; every further look spends half of the one before. The sums are
-# 0.0245 and 0.016.
+# One-sided error of the first look, and of the second; every further look spends half of the one
+# before. The sums are 0.0245 and 0.016.
 SUPPORT_ERROR, REFUTE_ERROR, LATER_ERROR = 0.0185, 0.01, 0.003
 CONTROL_ERROR = 0.025
 POWER = 0.8  # of a plan
@@ -52,8 +58,8 @@ MAX_SEEDS = 200  # of a plan: beyond, a claim is too near to its band's end to b
 
 @dataclass(frozen=True)
 class Sample:
-    """The values of one case in one role, one a seed, each with its error over tasks (NaN where it has none) and the
-    look at which it was first seen."""
+    """The values of one case in one role, one a seed, each with its error over tasks (NaN where it
+    has none) and the look at which it was first seen."""
 
     name: str
     role: str
@@ -73,7 +79,8 @@ class Sample:
 
     @property
     def mean(self) -> Mean:
-        """The mean with its spread over seeds, which counts as no smaller than the error over tasks."""
+        """The mean with its spread over seeds, which counts as no smaller than the error over
+        tasks."""
         return Mean.of(self.values, self.task_error if isfinite(self.task_error) else 0.0)
 
     def until(self, look: int) -> "Sample":
@@ -92,9 +99,9 @@ class Sample:
 
 @dataclass(frozen=True)
 class Case:
-    """One case of a claim: its mean over seeds with a 95 % Student-t interval, cut off at the quantity's limits, and
-    what it would come to by itself. low, high: NaN for fewer than two seeds. sd: over seeds. task_error: of one seed,
-    over tasks; NaN where there is none."""
+    """One case of a claim: its mean over seeds with a 95 % Student-t interval, cut off at the
+    quantity's limits, and what it would come to by itself. low, high: NaN for fewer than two seeds.
+    sd: over seeds. task_error: of one seed, over tasks; NaN where there is none."""
 
     name: str
     role: str
@@ -115,7 +122,8 @@ Named = TypeVar("Named", Sample, Case)
 
 @dataclass(frozen=True)
 class SeedPlan:
-    """What would decide an undecided claim. seeds: how many more; None where no number up to MAX_SEEDS would.
+    """What would decide an undecided claim. seeds: how many more; None where no number up to
+    MAX_SEEDS would.
     seconds: what they take on one core, as measured here; NaN where that is not known."""
 
     seeds: int | None
@@ -124,7 +132,8 @@ class SeedPlan:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's verdict with everything that led to it. look: at which look it was decided, or the last one."""
+    """A claim's verdict with everything that led to it. look: at which look it was decided, or the
+    last one."""
 
     claim: Claim
     decision: Decision
@@ -144,18 +153,22 @@ class Verdict:
 def judge(claims: Iterable[Claim], evidence: pd.DataFrame) -> list[Verdict]:
     """Return a verdict for each claim, in order.
 
-    evidence: a tidy table with the columns claim, case, role ("check", "control", or anything else for what is only
-    shown), seed and value, and perhaps task_error, tasks, queries, epoch, look, seconds and data
-    (`evidence.COLUMNS`). Rows of an epoch before the claim's own are only shown. A diverged seed must be among them,
-    with the value that its divergence is worth; a value that is not finite decides nothing.
+    evidence: a tidy table with the columns claim, case, role ("check", "control", or anything else
+    for what is only shown), seed and value, and perhaps task_error, tasks, queries, epoch, look,
+    seconds and data (`evidence.COLUMNS`). Rows of an epoch before the claim's own are only shown. A
+    diverged seed must be among them, with the value that its divergence is worth; a value that is
+    not finite decides nothing.
     """
     table = tabulate(evidence)
     groups = {str(name): part for name, part in table.groupby("claim", sort=False)}
     return [_judge(claim, groups.get(claim.id, table.iloc[:0])) for claim in claims]
 
 
-def decide(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]) -> tuple[Decision, int]:
-    """Return the decision of an experiment from its samples alone, and at which look it fell, counted from 1."""
+def decide(
+    claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]
+) -> tuple[Decision, int]:
+    """Return the decision of an experiment from its samples alone, and at which look it fell,
+    counted from 1."""
     looks = _looks_of((*checks, *controls))
     for number, look in enumerate(looks, start=1):
         decision, *_ = _at_look(claim, _until(look, checks), _until(look, controls), number)
@@ -198,13 +211,17 @@ def _theorem(claim: Claim, rows: pd.DataFrame) -> Verdict:
         value, role = float(row["value"]), row["role"] if row["role"] in cases else SHOWN
         within = claim.band[0] <= value <= claim.band[1]
         place = SUPPORTED if within else REFUTED if isfinite(value) else UNDECIDED
-        cases[role].append(Case(row["case"], role, place, value, value, value, data=_text(row["data"])))
+        cases[role].append(
+            Case(row["case"], role, place, value, value, value, data=_text(row["data"]))
+        )
     checks, controls = cases[CHECK], cases[CONTROL]
     control: ControlOutcome = "uninformative"
     if controls:
         control = "failed" if all(case.decision == REFUTED for case in controls) else "passed"
     decision, why = _theorem_decision({case.decision for case in checks}, control)
-    return Verdict(claim, decision, why, tuple(checks), tuple(controls), control, tuple(cases[SHOWN]), look=1)
+    return Verdict(
+        claim, decision, why, tuple(checks), tuple(controls), control, tuple(cases[SHOWN]), look=1
+    )
 
 
 def _theorem_decision(places: set[Decision], control: ControlOutcome) -> tuple[Decision, Why]:
@@ -255,8 +272,8 @@ def _place(is_in: bool, is_out: bool) -> Decision:
 def _at_look(
     claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], number: int
 ) -> tuple[Decision, Why, list[Decision], ControlOutcome]:
-    """Return the decision from these samples at the look with this number, why it is none, that of each case, and what
-    the control did."""
+    """Return the decision from these samples at the look with this number, why it is none, that of
+    each case, and what the control did."""
     enough = all(len(sample.values) >= LEAST_SEEDS for sample in checks)
     support, refute = spent(SUPPORT_ERROR, number), spent(REFUTE_ERROR, number)
     means = [sample.mean for sample in checks]
@@ -278,7 +295,8 @@ def _at_look(
 
 
 def spent(first: float, look: int) -> float:
-    """Return the error that a look may make: `first` at the first, then LATER_ERROR, half of that, a quarter …"""
+    """Return the error that a look may make: `first` at the first, then LATER_ERROR, half of that,
+    a quarter …"""
     return first if look == 1 else LATER_ERROR / 2 ** (look - 2)
 
 
@@ -308,8 +326,8 @@ def _one_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> Con
 
 
 def rivals(checks: Sequence[Named], control: Named) -> list[Named]:
-    """Return what a foil is compared with: the check of its own case, or every check where there is none of its
-    name."""
+    """Return what a foil is compared with: the check of its own case, or every check where there is
+    none of its name."""
     return [sample for sample in checks if sample.name == control.name] or list(checks)
 
 
@@ -319,9 +337,11 @@ def paired(check: Sample, control: Sample) -> Values:
     return check.values[mine] - control.values[others]
 
 
-def _plan(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], look: int, seconds: float) -> SeedPlan:
-    """Return how many more seeds would decide with probability POWER, if mean and spread of every case stayed as they
-    are."""
+def _plan(
+    claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], look: int, seconds: float
+) -> SeedPlan:
+    """Return how many more seeds would decide with probability POWER, if mean and spread of every
+    case stayed as they are."""
     have = min(len(sample.values) for sample in checks)
     if have < 2:
         return SeedPlan(LEAST_SEEDS - have, seconds * (LEAST_SEEDS - have))

@@ -29,7 +29,8 @@ from reptile_core.files import write_atomically
 
 NAME = "claims.json"
 MEASURED = "mean over seeds with its 95 % Student-t interval"
-PLACES: dict[Decision, str] = {SUPPORTED: "inside", REFUTED: "outside", UNDECIDED: "undecided"}  # of a case
+# Of a case.
+PLACES: dict[Decision, str] = {SUPPORTED: "inside", REFUTED: "outside", UNDECIDED: "undecided"}
 
 
 def write(verdicts: Sequence[Verdict], folder: Path) -> Path:
@@ -57,15 +58,17 @@ def read(folder: Path) -> list[Verdict]:
 
 
 def as_record(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as JSON has it: the claim's fields (id, kind, statement, band, …); verdict ("supported",
-    "refuted" or "undecided") and why; cases, each with its mean, interval, seeds and own decision; control (kind,
-    words, outcome, cases); what is only shown; plan, look, epochs. What is not finite is null."""
+    """Return a verdict as JSON has it: the claim's fields (id, kind, statement, band, …); verdict
+    ("supported", "refuted" or "undecided") and why; cases, each with its mean, interval, seeds and
+    own decision; control (kind, words, outcome, cases); what is only shown; plan, look, epochs.
+    What is not finite is null."""
     claim, control = asdict(verdict.claim), asdict(verdict.claim.control)
     record = claim | {
         "verdict": verdict.decision,
         "why": verdict.why,
         "cases": [asdict(case) for case in verdict.cases],
-        "control": control | {"outcome": verdict.control, "cases": [asdict(case) for case in verdict.controls]},
+        "control": control
+        | {"outcome": verdict.control, "cases": [asdict(case) for case in verdict.controls]},
         "shown": [asdict(case) for case in verdict.shown],
         "plan": None if verdict.plan is None else asdict(verdict.plan),
         "look": verdict.look,
@@ -89,10 +92,16 @@ def _verdict(row: Any, path: Path) -> Verdict:
     """Return the inverse of `as_record`."""
     try:
         control = Control(
-            kind=row["control"]["kind"], words=row["control"]["words"], band=_band(row["control"]["band"])
+            kind=row["control"]["kind"],
+            words=row["control"]["words"],
+            band=_band(row["control"]["band"]),
         )
         parts = {field.name: row[field.name] for field in fields(Claim)}
-        parts |= {"band": _band(row["band"]), "limits": _band(row["limits"]), "sources": tuple(row["sources"])}
+        parts |= {
+            "band": _band(row["band"]),
+            "limits": _band(row["limits"]),
+            "sources": tuple(row["sources"]),
+        }
         claim = Claim(**parts | {"control": control})
         texts = ("id", "statement", "quantity", "reason", "quotation", "amended")
         if odd := [name for name in texts if type(getattr(claim, name)) is not str]:
@@ -120,7 +129,9 @@ def _verdict(row: Any, path: Path) -> Verdict:
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         name = row.get("id") if isinstance(row, dict) else row
-        raise ResultsError(f"{path}: expected a claim with its verdict, found {name!r}: {error!r}") from error
+        raise ResultsError(
+            f"{path}: expected a claim with its verdict, found {name!r}: {error!r}"
+        ) from error
 
 
 def _parse_cases(rows: Iterable[dict[str, Any]]) -> tuple[Case, ...]:
@@ -135,7 +146,9 @@ def _parse_cases(rows: Iterable[dict[str, Any]]) -> tuple[Case, ...]:
 
 def _one_of(expected: Sequence[str], name: str, found: object) -> None:
     if found not in expected:
-        raise ValueError(f"{name}: expected one of {', '.join(filter(None, expected))}, found {found!r}")
+        raise ValueError(
+            f"{name}: expected one of {', '.join(filter(None, expected))}, found {found!r}"
+        )
 
 
 def _number(value: Any) -> float:
@@ -183,10 +196,12 @@ def band(ends: tuple[float, float]) -> str:
 
 
 def foremost(verdict: Verdict, count: int | None = None) -> tuple[tuple[Case, ...], str]:
-    """Return the cases to name where there is no room for all, and words on the others: "and 12 more inside".
+    """Return the cases to name where there is no room for all, and words on the others: "and 12
+    more inside".
 
-    They are those furthest outside the band or nearest to an end of it. count: how many; by default one of a
-    theorem, whose values are many and exact, and all of an experiment. Where nothing was judged, what is shown.
+    They are those furthest outside the band or nearest to an end of it. count: how many; by default
+    one of a theorem, whose values are many and exact, and all of an experiment. Where nothing was
+    judged, what is shown.
     """
     cases = verdict.cases or verdict.shown
     most = (1 if verdict.claim.kind == "theorem" else len(cases)) if count is None else count
@@ -205,8 +220,8 @@ def _others(places: Sequence[str]) -> str:
 
 
 def margin(case: Case, claim: Claim) -> float:
-    """Return how far inside the band a case's mean is, from the nearer of the ends that can be missed; negative
-    outside."""
+    """Return how far inside the band a case's mean is, from the nearer of the ends that can be
+    missed; negative outside."""
     ends = []
     if claim.band[0] > claim.limits[0]:
         ends.append(case.mean - claim.band[0])
@@ -219,7 +234,10 @@ def control(claim: Claim) -> str:
     """Say what kind of control a claim has, and what it must do."""
     if claim.control.kind == "sham":
         assert claim.control.band is not None
-        return f"a sham, which must show nothing: its interval must lie within {band(claim.control.band)}"
+        return (
+            "a sham, which must show nothing: its interval must lie within "
+            f"{band(claim.control.band)}"
+        )
     if claim.control.kind == "foil" and claim.direction:
         return "a foil, which must fall short of the check, seed by seed"
     return f"a {claim.control.kind}, which must lie outside the band"
@@ -237,8 +255,8 @@ def outcome(verdict: Verdict) -> str:
 
 
 def seeds(cases: Iterable[Case], *, which: bool = True) -> str:
-    """Write the seeds of some cases: "5 seeds of epoch 1 (1000–1004)", without the last if `which` is False; empty
-    where they have none."""
+    """Write the seeds of some cases: "5 seeds of epoch 1 (1000–1004)", without the last if `which`
+    is False; empty where they have none."""
     met: set[int] = set()
     for case in cases:
         met.update(case.seeds)
@@ -264,7 +282,9 @@ def reason(verdict: Verdict) -> str:
     words = {
         "not measured": "not measured",
         "shown only": f"judged from the {verdict.claim.least} profile on",
-        "earlier epoch": f"judged from epoch {verdict.claim.epoch} on: earlier seeds shaped the criterion",
+        ("earlier epoch"): (
+            f"judged from epoch {verdict.claim.epoch} on: earlier seeds shaped the criterion"
+        ),
         "pilot": "fewer than five seeds are a pilot",
         "too wide": "the intervals are too wide",
         "the control does not fail": "the control does not fail",
@@ -281,7 +301,9 @@ def whole(verdict: Verdict) -> str:
 def plan(found: SeedPlan) -> str:
     """Return what would decide: "4 more seeds, about 3 minutes"."""
     if found.seeds is None:
-        return "no number of seeds would decide it at this scale: it is too near to an end of its band"
+        return (
+            "no number of seeds would decide it at this scale: it is too near to an end of its band"
+        )
     words = f"{found.seeds} more seed{'s' * (found.seeds != 1)}"
     return words if isnan(found.seconds) else f"{words}, about {duration(found.seconds)}"
 

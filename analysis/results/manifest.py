@@ -1,8 +1,10 @@
-"""The manifest: everything that decided the numbers, written before work starts and completed after it.
+"""The manifest: everything that decided the numbers, written before work starts and completed after
+it.
 
-It is enough to do the same again: `read` checks it strictly, and `differences` says what is no longer as it was. It
-tells of the last command that wrote into its folder and, under "earlier", of the experiments that other commands wrote
-there, each with its own command, commit, sources, machine and tables.
+It is enough to do the same again: `read` checks it strictly, and `differences` says what is no
+longer as it was. It tells of the last command that wrote into its folder and, under "earlier", of
+the experiments that other commands wrote there, each with its own command, commit, sources, machine
+and tables.
 """
 
 import hashlib
@@ -30,12 +32,24 @@ from reptile_core.datasets import Characters
 from reptile_core.datasets.split import SPLIT_KINDS
 from reptile_core.files import sources_digest, write_atomically
 
-PACKAGES = ("torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "safetensors", "pillow", "scikit-learn")
+PACKAGES = (
+    "torch",
+    "numpy",
+    "pandas",
+    "scipy",
+    "matplotlib",
+    "seaborn",
+    "safetensors",
+    "pillow",
+    "scikit-learn",
+)
 ROOT = Path(__file__).parents[2]  # of the checkout, or where the packages are installed
 PROJECT = "reptile-verification"  # as pyproject.toml has it
 SOURCES = ("analysis", "figures", "reproduce.py", "reptile_core")
-ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")  # as a hook sets them, of its repository
-SCHEMA = 1  # raised whenever a key that must be there is added, one is removed, or one changes its meaning
+# As a hook sets them, of its repository.
+ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
+# Raised whenever a key that must be there is added, one is removed, or one changes its meaning.
+SCHEMA = 1
 MAX_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
 DECISIVE = ("device", "native", "arithmetic")  # of the machine: what else it holds changes no bit
 
@@ -46,8 +60,8 @@ OPTION_DEFAULTS = {
     "epoch": 0,
 }  # options before they could be chosen
 
-# What a manifest holds of one command, in the terms of `shape`. arithmetic: as `arithmetic` gives it, and its kind.
-# tables_of: names of the tables that each experiment wrote.
+# What a manifest holds of one command, in the terms of `shape`. arithmetic: as `arithmetic` gives
+# it, and its kind. tables_of: names of the tables that each experiment wrote.
 COMMAND: dict[str, Any] = {
     "schema": (SCHEMA,),
     "status": ("running", "interrupted", "finished"),
@@ -117,8 +131,9 @@ def begin(
 ) -> dict[str, Any]:
     """Return a manifest as it stands before work.
 
-    experiments: each one's configuration and seeds. options: what the user may choose besides. data: the images that
-    the script loaded, if it needed any. before: the manifest of the folder as the last command left it.
+    experiments: each one's configuration and seeds. options: what the user may choose besides.
+    data: the images that the script loaded, if it needed any. before: the manifest of the folder as
+    the last command left it.
     """
     return {
         "schema": SCHEMA,
@@ -139,7 +154,8 @@ def begin(
         },
         "commit": commit(),
         "sources": sources_digest(ROOT, *SOURCES),
-        "versions": {"python": sys.version.split()[0]} | {name: metadata.version(name) for name in PACKAGES},
+        "versions": {"python": sys.version.split()[0]}
+        | {name: metadata.version(name) for name in PACKAGES},
         "machine": {
             "platform": platform.platform(),
             "processor": processor(),
@@ -166,10 +182,10 @@ def complete(
 ) -> dict[str, Any]:
     """Return the same manifest after work.
 
-    status: how it ended. wall_seconds: of each experiment that came to its end in this invocation. worker_seconds: the
-    processor time of its workers. tables: the digests (`checksums.digest`) of each experiment's tables, by name.
-    other_data: the content of data other than the script's own, by name. What earlier commands wrote is dropped where
-    an experiment has written it again.
+    status: how it ended. wall_seconds: of each experiment that came to its end in this invocation.
+    worker_seconds: the processor time of its workers. tables: the digests (`checksums.digest`) of
+    each experiment's tables, by name. other_data: the content of data other than the script's own,
+    by name. What earlier commands wrote is dropped where an experiment has written it again.
     """
     earlier = manifest["earlier"]
     earlier = {name: record for name, record in earlier.items() if name not in wall_seconds}
@@ -193,19 +209,26 @@ def write(manifest: dict[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what `write` wrote, now or before; ManifestError where it is anything else, be it in one key."""
+    """Return what `write` wrote, now or before; ManifestError where it is anything else, be it in
+    one key."""
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
-            raise ManifestError(f"{path}: expected a manifest of at most {MAX_BYTES} bytes, found more")
+            raise ManifestError(
+                f"{path}: expected a manifest of at most {MAX_BYTES} bytes, found more"
+            )
         manifest = json.loads(content)
     except OSError as error:
-        raise ManifestError(f"{path}: expected a manifest, found none that can be read ({error.strerror})") from error
+        raise ManifestError(
+            f"{path}: expected a manifest, found none that can be read ({error.strerror})"
+        ) from error
     except (ValueError, RecursionError) as error:
         if isinstance(error, ManifestError):
             raise
-        raise ManifestError(f"{path}: expected a manifest in JSON, found something else ({error})") from error
+        raise ManifestError(
+            f"{path}: expected a manifest in JSON, found something else ({error})"
+        ) from error
     manifest = _with_options(manifest)
     fault = shape.fault(manifest, SHAPE)
     if fault is not None:
@@ -226,20 +249,24 @@ def _with_options(manifest: Any) -> Any:
 
 
 def by_experiment(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the record of the command that wrote each experiment of the folder, with nothing else in it."""
+    """Return the record of the command that wrote each experiment of the folder, with nothing else
+    in it."""
     ended = manifest.get("wall_seconds", {})
     return manifest.get("earlier", {}) | {name: part_of(manifest, [name]) for name in ended}
 
 
 def commands(manifest: dict[str, Any], names: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Return a record for each command that a manifest tells of, the last one last, with the experiments that it is
-    the last to have been asked for. names: of experiments, for those alone; ManifestError for one that is not there."""
+    """Return a record for each command that a manifest tells of, the last one last, with the
+    experiments that it is the last to have been asked for. names: of experiments, for those alone;
+    ManifestError for one that is not there."""
     chosen, last = set(names), set(manifest["experiments"])
     earlier = manifest.get("earlier", {})
     every = {name: record for name, record in earlier.items() if name not in last}
     known = [*every, *manifest["experiments"]]
     if odd := sorted(chosen - set(known)):
-        raise ManifestError(f"expected an experiment of the manifest ({', '.join(known)}), found {odd[0]!r}")
+        raise ManifestError(
+            f"expected an experiment of the manifest ({', '.join(known)}), found {odd[0]!r}"
+        )
     chosen = chosen or set(known)
     found = [record for name, record in every.items() if name in chosen]
     return found + ([part_of(manifest, chosen)] if chosen & last else [])
@@ -263,12 +290,15 @@ def part_of(manifest: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
             part[name] = only(manifest[name])
     if "tables" in manifest:
         tables = manifest["tables"]
-        part["tables"] = {name: digest for name, digest in tables.items() if _is_of(name, kept, manifest)}
+        part["tables"] = {
+            name: digest for name, digest in tables.items() if _is_of(name, kept, manifest)
+        }
     return part
 
 
 def _is_of(table: str, experiments: list[str], manifest: dict[str, Any]) -> bool:
-    """Return whether one of these experiments wrote a table: by its name, where an old manifest does not say."""
+    """Return whether one of these experiments wrote a table: by its name, where an old manifest
+    does not say."""
     if experiments == list(manifest["experiments"]):
         return True
     if "tables_of" in manifest:
@@ -323,7 +353,8 @@ def _now() -> str:
 
 
 def commit(root: Path = ROOT) -> dict[str, Any] | None:
-    """Return the commit of the project's checkout at `root`, and whether tracked files differ from it; None elsewhere.
+    """Return the commit of the project's checkout at `root`, and whether tracked files differ from
+    it; None elsewhere.
 
     A repository that surrounds an installation says nothing about this code.
     """
@@ -336,7 +367,10 @@ def commit(root: Path = ROOT) -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        if not _is_ours(root) or Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve():
+        if (
+            not _is_ours(root)
+            or Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve()
+        ):
             return None
         return {
             "sha": git("rev-parse", "HEAD"),
@@ -349,7 +383,9 @@ def commit(root: Path = ROOT) -> dict[str, Any] | None:
 def _is_ours(root: Path) -> bool:
     """Return whether this folder is the root of the project, and not of one that holds it."""
     try:
-        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["name"]
+        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+            "name"
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return project == PROJECT and (root / "reproduce.py").is_file()

@@ -1,7 +1,8 @@
-"""The shape of a JSON document: what types and values may stand where, and the first place where one differs.
+"""The shape of a JSON document: what types and values may stand where, and the first place where
+one differs.
 
-A shape is a type, a tuple of what may stand there, {str: ...} for any keys, [...] for any number of entries, or a dict
-of the keys themselves, where "name?" may be missing.
+A shape is a type, a tuple of what may stand there, {str: ...} for any keys, [...] for any number of
+entries, or a dict of the keys themselves, where "name?" may be missing.
 """
 
 import json
@@ -11,7 +12,8 @@ WHOLE = "the whole"  # the name of the place that is nowhere inside
 
 
 def fault(value: Any, shape: Any, path: str = "") -> str | None:
-    """Return the first place where a value is not of this shape, in words; None where there is none."""
+    """Return the first place where a value is not of this shape, in words; None where there is
+    none."""
     if isinstance(shape, tuple):
         return _fault_of_choice(value, shape, path)
     if not _is_like(value, shape):
@@ -26,7 +28,9 @@ def fault(value: Any, shape: Any, path: str = "") -> str | None:
         if found := _wrong_name(value, shape):
             return f"{path or WHOLE}: expected the entries of its schema, found {found}"
         known = {name.removesuffix("?"): entry for name, entry in shape.items()}
-        parts = [(f"{path}.{name}".lstrip("."), entry, known[name]) for name, entry in value.items()]
+        parts = [
+            (f"{path}.{name}".lstrip("."), entry, known[name]) for name, entry in value.items()
+        ]
     for name, entry, shape_of_entry in parts:
         words = fault(entry, shape_of_entry, name)
         if words is not None:
@@ -35,8 +39,8 @@ def fault(value: Any, shape: Any, path: str = "") -> str | None:
 
 
 def _fault_of_choice(value: Any, shapes: tuple[Any, ...], path: str) -> str | None:
-    """Return None where one of the shapes is right; else what is wrong inside an object that could be meant, or what
-    was expected."""
+    """Return None where one of the shapes is right; else what is wrong inside an object that could
+    be meant, or what was expected."""
     faults = [fault(value, one, path) for one in shapes]
     if None in faults:
         return None
@@ -47,7 +51,8 @@ def _fault_of_choice(value: Any, shapes: tuple[Any, ...], path: str) -> str | No
 
 
 def _is_like(value: Any, shape: Any) -> bool:
-    """Return whether a value is of this type, or equal to this constant; of lists and objects whether it is one."""
+    """Return whether a value is of this type, or equal to this constant; of lists and objects
+    whether it is one."""
     if isinstance(shape, type):
         return isinstance(value, shape) and not (isinstance(value, bool) and shape in (int, float))
     return type(value) is type(shape) and (isinstance(shape, list | dict) or value == shape)
@@ -69,7 +74,13 @@ def short(value: Any) -> str:
 
 
 def _words(shape: Any) -> str:
-    names = {str: "a string", int: "a whole number", float: "a number", bool: "true or false", object: "anything"}
+    names = {
+        str: "a string",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        object: "anything",
+    }
     if isinstance(shape, type):
         return names[shape]
     if isinstance(shape, list):

@@ -1,7 +1,8 @@
 """One-sided tests of a mean over seeds, Holm's correction, and how many seeds a test needs.
 
-All are Student's t on one value a seed. The spread over seeds counts as no smaller than `floor`, the values' own error
-over tasks: by luck five values may lie closer together than their noise allows.
+All are Student's t on one value a seed. The spread over seeds counts as no smaller than `floor`,
+the values' own error over tasks: by luck five values may lie closer together than their noise
+allows.
 """
 
 from collections.abc import Sequence
@@ -37,7 +38,8 @@ class Mean:
         return cls(n, mean if isfinite(total) else nan, max(deviation, floor))
 
     def above(self, end: float) -> float:
-        """Return the one-sided p-value of an expectation at `end` or below; 1 for fewer than two values."""
+        """Return the one-sided p-value of an expectation at `end` or below; 1 for fewer than two
+        values."""
         return self._p_value(self.mean - end)
 
     def below(self, end: float) -> float:
@@ -45,7 +47,8 @@ class Mean:
         return self._p_value(end - self.mean)
 
     def inside(self, band: Band) -> float:
-        """Return the p-value of an expectation at an end of the band or beyond: two one-sided tests."""
+        """Return the p-value of an expectation at an end of the band or beyond: two one-sided
+        tests."""
         low, high = band
         below_it = self.above(low) if isfinite(low) else 0.0
         above_it = self.below(high) if isfinite(high) else 0.0
@@ -59,8 +62,8 @@ class Mean:
         return min(at_low_end, at_high_end)
 
     def depth(self, band: Band) -> float:
-        """Return how far the mean lies inside the band, from its nearer end, in standard deviations over seeds;
-        negative outside."""
+        """Return how far the mean lies inside the band, from its nearer end, in standard deviations
+        over seeds; negative outside."""
         depth = min(self.mean - band[0], band[1] - self.mean)
         if self.deviation > 0 and isfinite(depth):
             return depth / self.deviation
@@ -86,7 +89,8 @@ class Mean:
 
 
 def holm(p_values: Sequence[float], error: float) -> list[bool]:
-    """Return which hypotheses Holm's step-down rejects, with a family-wise error of at most `error`."""
+    """Return which hypotheses Holm's step-down rejects, with a family-wise error of at most
+    `error`."""
     rejected = [False] * len(p_values)
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         if p_values[index] > error / (len(p_values) - rank):
@@ -96,7 +100,8 @@ def holm(p_values: Sequence[float], error: float) -> list[bool]:
 
 
 def power(effect: float, error: float, seeds: int) -> float:
-    """Return the probability that a one-sided t test at this error sees a mean `effect` standard deviations away."""
+    """Return the probability that a one-sided t test at this error sees a mean `effect` standard
+    deviations away."""
     from scipy.special import nctdtr, stdtrit
 
     if not effect > 0:
@@ -106,7 +111,8 @@ def power(effect: float, error: float, seeds: int) -> float:
 
 
 def needed(effect: float, error: float, *, wanted: float, least: int, most: int) -> float:
-    """Return how many seeds, `least` to `most`, give a one-sided t test the wanted power; inf where `most` do not."""
+    """Return how many seeds, `least` to `most`, give a one-sided t test the wanted power; inf where
+    `most` do not."""
     if not effect > 0:
         return inf
     return next((n for n in range(least, most + 1) if power(effect, error, n) >= wanted), inf)

@@ -1,4 +1,5 @@
-"""Tidy tables: one row per measured number, with what it is and where it comes from, as CSV and as DataFrame."""
+"""Tidy tables: one row per measured number, with what it is and where it comes from, as CSV and as
+DataFrame."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
@@ -11,7 +12,16 @@ import pandas as pd
 
 from reptile_core.files import write_atomically
 
-COLUMNS = ["experiment", "variant", "seed", "iteration", "quantity", "value", "standard_error", "count"]
+COLUMNS = [
+    "experiment",
+    "variant",
+    "seed",
+    "iteration",
+    "quantity",
+    "value",
+    "standard_error",
+    "count",
+]
 CONFIDENCE = 0.95
 
 
@@ -20,8 +30,8 @@ class ResultsError(ValueError):
 
 
 def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the rows as a table, one row a measurement. standard_error and count are those of `value` over the tasks
-    it is a mean of."""
+    """Return the rows as a table, one row a measurement. standard_error and count are those of
+    `value` over the tasks it is a mean of."""
     return pd.DataFrame(list(rows), columns=COLUMNS)
 
 
@@ -42,10 +52,11 @@ def student_t(values: Sequence[float] | pd.Series) -> tuple[float, float, float]
 
 
 def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return the mean of `value` over seeds with a Student-t interval of the seeds' means: columns mean, low, high,
-    seeds.
+    """Return the mean of `value` over seeds with a Student-t interval of the seeds' means: columns
+    mean, low, high, seeds.
 
-    Student's t and not a bootstrap, which is far too narrow over three seeds. One seed has no interval: NaN.
+    Student's t and not a bootstrap, which is far too narrow over three seeds. One seed has no
+    interval: NaN.
     """
 
     def summarize(values: pd.Series) -> pd.Series:
@@ -57,24 +68,32 @@ def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table, whole or not at all; numbers to full precision, so that equal bits give equal files."""
+    """Write a table, whole or not at all; numbers to full precision, so that equal bits give equal
+    files."""
     write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read what `write_csv` wrote (to the bit from pandas 3.1 on); ResultsError where it is no longer whole.
+    """Read what `write_csv` wrote (to the bit from pandas 3.1 on); ResultsError where it is no
+    longer whole.
 
-    A byte-order mark and blank lines, which other programs add, are passed over. A table that one of them has cut at
-    semicolons is refused: its decimal points may have become commas.
+    A byte-order mark and blank lines, which other programs add, are passed over. A table that one
+    of them has cut at semicolons is refused: its decimal points may have become commas.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
         header = text.partition("\n")[0]
         if ";" in header and "," not in header:
-            raise ResultsError(f"{path}: expected columns that are separated by commas, found {header.strip()!r}")
+            raise ResultsError(
+                f"{path}: expected columns that are separated by commas, found {header.strip()!r}"
+            )
         table = pd.read_csv(StringIO(text))
     except (UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ResultsError(f"{path}: expected a table, found {' '.join(str(error).split())}") from error
+        raise ResultsError(
+            f"{path}: expected a table, found {' '.join(str(error).split())}"
+        ) from error
     if not text.endswith(("\n", "\r")):
-        raise ResultsError(f"{path}: expected a table of whole lines, found one that breaks off in its last")
+        raise ResultsError(
+            f"{path}: expected a table of whole lines, found one that breaks off in its last"
+        )
     return table

@@ -13,13 +13,14 @@ HEAD = ("claim", "case", "measured", "band", "by itself", "control", "verdict")
 
 
 def in_colour(stream: TextIO) -> bool:
-    """Return whether this is a terminal that shows colours, and the user wants them (https://no-color.org)."""
+    """Return whether this is a terminal that shows colours, and the user wants them
+    (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def verdicts(verdicts: Sequence[Verdict], *, colour: bool) -> list[str]:
-    """Return the claims as a table, a line a case, of a theorem the worst alone; the verdict last, since with its
-    reason it may be long."""
+    """Return the claims as a table, a line a case, of a theorem the worst alone; the verdict last,
+    since with its reason it may be long."""
     rows: list[tuple[str, ...]] = [HEAD]
     codes = [BOLD]
     for verdict in verdicts:

@@ -15,8 +15,10 @@ from reptile_core import training
 from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
 from reptile_core.training import TrainingState
 
-SHARE_OF_MEMORY = 0.5  # of a device's free memory, for lanes: the estimate of what they take is a rough one
-SAVE_SECONDS = 30.0  # of training between two files of a run, besides those at the iterations that are kept
+# Of a device's free memory, for lanes: the estimate of what they take is a rough one.
+SHARE_OF_MEMORY = 0.5
+# Of training between two files of a run, besides those at the iterations that are kept.
+SAVE_SECONDS = 30.0
 
 
 class RunInProgress:
@@ -25,7 +27,8 @@ class RunInProgress:
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress = job, progress
         begin = training.start(job.run, job.device)
-        # The furthest that is known, which the file goes on to hold while a stretch before it is trained once more.
+        # The furthest that is known, which the file goes on to hold while a stretch before it is
+        # trained once more.
         self.stored = (None if job.fresh else load(job)) or Stored(begin, {}, 0.0, "running")
         missing = self.stored.missing(job)
         self.done = not missing
@@ -34,7 +37,8 @@ class RunInProgress:
             self.state = max(self._starts(begin, missing[0]), key=lambda state: state.iteration)
         self.seconds = self._seconds_to(self.state.iteration)
         self.began = self.saved = time.perf_counter()
-        self.steps = job.run.meta_batch * job.run.sampling.steps  # of the inner loop in an iteration: progress counts
+        # Of the inner loop in an iteration: progress counts.
+        self.steps = job.run.meta_batch * job.run.sampling.steps
         self.reported = self.state.iteration
         progress(job.training_steps if self.done else self.reported * self.steps)
 
@@ -49,8 +53,9 @@ class RunInProgress:
         self.began = self.saved = time.perf_counter()
 
     def follow(self, iteration: int, get_state: Callable[[], TrainingState]) -> None:
-        """Record one iteration. get_state() returns the state, and is called only when it is needed: on a CPU always,
-        since there it costs nothing to see at once that phi is no longer finite."""
+        """Record one iteration. get_state() returns the state, and is called only when it is
+        needed: on a CPU always, since there it costs nothing to see at once that phi is no longer
+        finite."""
         if self.done:
             return
         due = iteration in self.job.wanted
@@ -61,7 +66,10 @@ class RunInProgress:
             if due or late or not finite:
                 self._record(finite, due)
         if iteration - self.reported >= 10 or self.done:
-            self.progress((iteration - self.reported) * self.steps, f"{self.job.variant}, seed {self.job.run.seed}")
+            self.progress(
+                (iteration - self.reported) * self.steps,
+                f"{self.job.variant}, seed {self.job.run.seed}",
+            )
             self.reported = iteration
 
     def _record(self, finite: bool, due: bool) -> None:
@@ -94,7 +102,9 @@ class RunInProgress:
             if (state := stored.at(n)) is not None:
                 phi[n] = digest_of(state.phi)
         phi[stored.state.iteration] = digest_of(stored.state.phi)
-        return Outcome(status, stored.seconds, stored.state.iteration, phi, stored.kinds).up_to(self.job.end)
+        return Outcome(status, stored.seconds, stored.state.iteration, phi, stored.kinds).up_to(
+            self.job.end
+        )
 
 
 def execute(job: Job, progress: Progress = silent) -> Outcome:
@@ -104,10 +114,12 @@ def execute(job: Job, progress: Progress = silent) -> Outcome:
 
 
 def execute_together(jobs: Sequence[Job], progress: Progress = silent) -> list[Outcome]:
-    """Do the same for several runs at once, one lane each but for a single run on a CPU; see `lanes.shared`.
+    """Do the same for several runs at once, one lane each but for a single run on a CPU; see
+    `lanes.shared`.
 
-    Those at the same iteration go on together. A lane that has diverged or ended is carried along, for nothing. Where
-    the device's memory does not suffice, each half goes on from its files by itself.
+    Those at the same iteration go on together. A lane that has diverged or ended is carried along,
+    for nothing. Where the device's memory does not suffice, each half goes on from its files by
+    itself.
     """
     use_precision(jobs[0])
     try:
@@ -131,7 +143,8 @@ def _execute(jobs: Sequence[Job], progress: Progress) -> list[Outcome]:
 
 
 def united(jobs: Sequence[Job]) -> list[Job]:
-    """Return one job for each key, which goes as far and keeps as much as all of that key: a file has one writer."""
+    """Return one job for each key, which goes as far and keeps as much as all of that key: a file
+    has one writer."""
     found: dict[str, Job] = {}
     for job in jobs:
         before = found.setdefault(job.key, job)
@@ -141,7 +154,8 @@ def united(jobs: Sequence[Job]) -> list[Job]:
 
 
 def in_lanes(jobs: Sequence[Job], *, free: int | None = None) -> list[tuple[Job, ...]]:
-    """Return which jobs to execute together: on a CPU each by itself, on a GPU those that are alike, as many as fit.
+    """Return which jobs to execute together: on a CPU each by itself, on a GPU those that are
+    alike, as many as fit.
 
     free: bytes of memory for them; None asks the device.
     """

@@ -1,7 +1,8 @@
 """What decides the bits of a machine's arithmetic, where code, configuration and data are the same.
 
-That is which vector instructions it has, which of them torch uses, which vendor's path its math library takes, and the
-compiled loops, which are told apart by their content. The name of a processor decides nothing.
+That is which vector instructions it has, which of them torch uses, which vendor's path its math
+library takes, and the compiled loops, which are told apart by their content. The name of a
+processor decides nothing.
 """
 
 import hashlib
@@ -15,9 +16,11 @@ import torch
 from analysis.runs.job import record_digest
 from reptile_core import native
 
-# Flags of /proc/cpuinfo that change which instructions, and so which roundings and orders of sums, are used.
+# Flags of /proc/cpuinfo that change which instructions, and so which roundings and orders of sums,
+# are used.
 VECTORS = re.compile(r"(avx|fma|f16c|sse4|amx|asimd|sve|neon)\w*")
-COMPILER = re.compile(rb"GCC: \([^)]*\) [\d.]+|clang version [\d.]+")  # as compilers note themselves in what they make
+# As compilers note themselves in what they make.
+COMPILER = re.compile(rb"GCC: \([^)]*\) [\d.]+|clang version [\d.]+")
 NOT_RECORDED = "not recorded"  # the kind of what was computed before kinds were
 
 
@@ -25,15 +28,17 @@ NOT_RECORDED = "not recorded"  # the kind of what was computed before kinds were
 def arithmetic(device: str = "cpu") -> dict[str, str | None]:
     """Return what decides the bits on a device ("cpu" or "cuda"), by name.
 
-    loops: SHA-256 (16 hex digits) of the compiled loops; None for none. compiler: as it says itself. gpu: its name;
-    None on a CPU.
+    loops: SHA-256 (16 hex digits) of the compiled loops; None for none. compiler: as it says
+    itself. gpu: its name; None on a CPU.
     """
     library = native.library()
     content = b"" if library is None else Path(library._name).read_bytes()
     compiler = COMPILER.search(content)
     return {
         "vendor": _of_processor("vendor_id", "cpu implementer"),
-        "vectors": " ".join(sorted(filter(VECTORS.fullmatch, _of_processor("flags", "features").split()))),
+        "vectors": " ".join(
+            sorted(filter(VECTORS.fullmatch, _of_processor("flags", "features").split()))
+        ),
         "torch": f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
         "loops": hashlib.sha256(content).hexdigest()[:16] if content else None,
         "compiler": compiler[0].decode() if compiler else None,
@@ -43,7 +48,8 @@ def arithmetic(device: str = "cpu") -> dict[str, str | None]:
 
 @cache
 def kind(device: str = "cpu") -> str:
-    """Return a short name for all of it, such as "AVX2-1f3a9c2e": two machines of one kind give the same bits."""
+    """Return a short name for all of it, such as "AVX2-1f3a9c2e": two machines of one kind give the
+    same bits."""
     found = arithmetic(device)
     name = (found["gpu"] or torch.backends.cpu.get_cpu_capability()).replace(" ", "-")
     return f"{name}-{record_digest(found)[:8]}"
@@ -56,7 +62,8 @@ def processor() -> str:
 
 @cache
 def _of_processor(*names: str) -> str:
-    """Return what /proc/cpuinfo says under the first of these names; empty where it says nothing."""
+    """Return what /proc/cpuinfo says under the first of these names; empty where it says
+    nothing."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,8 +1,8 @@
 """Workers of a Dask cluster, on one machine or many, behind the same interface as local processes.
 
-Where a run stands is a file, so that a worker goes on where another one stopped. Hence all of them must see one folder,
-run the same code and have one thread each, which each is asked before its first piece of work. Needs the package
-`distributed`.
+Where a run stands is a file, so that a worker goes on where another one stopped. Hence all of them
+must see one folder, run the same code and have one thread each, which each is asked before its
+first piece of work. Needs the package `distributed`.
 """
 
 import os
@@ -30,14 +30,16 @@ INTERVAL = 1.0  # seconds between two reports of a worker: the scheduler passes 
 
 
 class Abandoned(Exception):
-    """Raised in a worker by the progress of work that nobody waits for any more: its script was stopped or has died."""
+    """Raised in a worker by the progress of work that nobody waits for any more: its script was
+    stopped or has died."""
 
 
 @dataclass(frozen=True)
 class Terms:
     """What a worker must find to be of use to a script.
 
-    script: which one. identity: its code and libraries. marker: an empty file in the folder that holds the runs.
+    script: which one. identity: its code and libraries. marker: an empty file in the folder that
+        holds the runs.
     data: where $REPTILE_DATA points, if anywhere.
     """
 
@@ -48,11 +50,12 @@ class Terms:
 
 
 class ClusterWorkers(Workers):
-    """The workers that a Dask scheduler has, or comes to have. They belong to the user who started them, and stay."""
+    """The workers that a Dask scheduler has, or comes to have. They belong to the user who started
+    them, and stay."""
 
     def __init__(self, address: str, shared: Path, *, quiet: bool = False) -> None:
-        """shared: a folder that holds all that is written. ClusterError where no scheduler answers, or a worker is not
-        as it must be."""
+        """shared: a folder that holds all that is written. ClusterError where no scheduler answers,
+        or a worker is not as it must be."""
         shared.mkdir(parents=True, exist_ok=True)
         script = uuid4().hex
         data = os.environ.get("REPTILE_DATA")
@@ -65,14 +68,15 @@ class ClusterWorkers(Workers):
             submit = partial(self._client.submit, check, self._terms, pure=False)
             asked = [submit(workers=[at]) for at in addresses]
             self._client.gather(asked)
-        except Exception as error:  # whatever a worker cannot do shows here: import our code, for one
+        # Whatever a worker cannot do shows here: import our code, for one.
+        except Exception as error:
             self._leave()
             if isinstance(error, ClusterError):
                 raise
             message = str(error).splitlines()[0]
             raise ClusterError(
-                "expected a scheduler and workers that can load this code (install it there too, or start them in its "
-                f"folder), found {type(error).__name__}: {message}"
+                "expected a scheduler and workers that can load this code (install it there too, "
+                f"or start them in its folder), found {type(error).__name__}: {message}"
             ) from error
         super().__init__(len(addresses), quiet=quiet)
 
@@ -81,16 +85,19 @@ class ClusterWorkers(Workers):
         self._leave()
 
     def map(self, *arguments: Any, **options: Any) -> list[Any]:
-        """Do as local processes do; ClusterError where worker after worker died at one item, or the scheduler did."""
+        """Do as local processes do; ClusterError where worker after worker died at one item, or the
+        scheduler did."""
         try:
             return super().map(*arguments, **options)
         except KilledWorker as error:
             raise ClusterError(
-                f"{arguments[0]}: expected workers that live, found that {error.allowed_failures + 1} died one after "
-                "the other (out of memory?)"
+                f"{arguments[0]}: expected workers that live, found that "
+                f"{error.allowed_failures + 1} died one after the other (out of memory?)"
             ) from error
         except CancelledError as error:
-            raise ClusterError(f"{arguments[0]}: expected a scheduler that lives, found it gone") from error
+            raise ClusterError(
+                f"{arguments[0]}: expected a scheduler that lives, found it gone"
+            ) from error
 
     def _open(self) -> Executor:
         self._updates = queue.Queue()
@@ -103,7 +110,8 @@ class ClusterWorkers(Workers):
         return self._client.get_executor(pure=False)
 
     def _close(self, *, stop: bool) -> None:
-        self._executor.shutdown(wait=not stop)  # what is stopped is cancelled, and abandoned at its next report
+        # What is stopped is cancelled, and abandoned at its next report.
+        self._executor.shutdown(wait=not stop)
 
     def _call(self, function: Callable[[Item, Progress], Result], item: Item) -> tuple[Any, ...]:
         return _in_worker, self._terms, function, item
@@ -115,22 +123,23 @@ class ClusterWorkers(Workers):
 
 @lru_cache
 def check(terms: Terms) -> None:
-    """Take over the script's settings, in a worker, once a script; ClusterError if this worker cannot serve it."""
+    """Take over the script's settings, in a worker, once a script; ClusterError if this worker
+    cannot serve it."""
     worker = get_worker()
     if worker.state.nthreads != 1:
         raise ClusterError(
-            f"expected workers of one thread (dask worker … --nthreads 1 --nworkers -1), found {worker.address} with "
-            f"{worker.state.nthreads}"
+            "expected workers of one thread (dask worker … --nthreads 1 --nworkers -1), found "
+            f"{worker.address} with {worker.state.nthreads}"
         )
     if not terms.marker.exists():
         raise ClusterError(
-            f"expected workers that see the folder {terms.marker.parent} (put --out on a shared one), found that "
-            f"{worker.address} does not"
+            f"expected workers that see the folder {terms.marker.parent} (put --out on a shared "
+            f"one), found that {worker.address} does not"
         )
     if terms.identity != _identity():
         raise ClusterError(
-            f"expected workers with {terms.identity} as here (update and restart them), found {worker.address} with "
-            f"{_identity()}"
+            f"expected workers with {terms.identity} as here (update and restart them), found "
+            f"{worker.address} with {_identity()}"
         )
     if terms.data is not None:
         os.environ["REPTILE_DATA"] = terms.data
@@ -172,22 +181,24 @@ def _connect(address: str) -> Client:
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"expected the address of a Dask scheduler, tcp://HOST:PORT, found {address} ({str(error).splitlines()[0]})"
+            f"expected the address of a Dask scheduler, tcp://HOST:PORT, found {address} "
+            f"({str(error).splitlines()[0]})"
         ) from error
     try:
         client.wait_for_workers(1, timeout=PATIENCE)
     except OSError as error:
         client.close()
         raise ClusterError(
-            f"expected workers (start some: dask worker {address} --nthreads 1 --nworkers -1), found none"
+            f"expected workers (start some: dask worker {address} --nthreads 1 --nworkers -1), "
+            "found none"
         ) from error
     return client
 
 
 @lru_cache
 def _identity() -> str:
-    """Return a digest of the code and libraries that decide the bits of a result. It is kept, as a process keeps the
-    code that it has loaded."""
+    """Return a digest of the code and libraries that decide the bits of a result. It is kept, as a
+    process keeps the code that it has loaded."""
     code = sources_digest(Path(__file__).parents[2], "analysis", "reptile_core")
     loops = "compiled loops" if native.library() is not None else "no compiled loops"
     return f"torch {torch.__version__}, {loops}, code {code[:12]}"

@@ -1,6 +1,8 @@
-"""Evaluations of a run at some iteration, in chunks of tasks that are files: each is done once and kept.
+"""Evaluations of a run at some iteration, in chunks of tasks that are files: each is done once and
+kept.
 
-As with runs, a file is keyed by all that decides its content; how tasks are cut into chunks changes no task's number.
+As with runs, a file is keyed by all that decides its content; how tasks are cut into chunks changes
+no task's number.
 """
 
 from collections.abc import Sequence
@@ -27,8 +29,8 @@ Accuracies = dict[str, Float[np.ndarray, " tasks"]]  # of each task, by quantity
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured of a run: how tasks are cut, how many, with how many test examples a class, and of which
-    stream, `look`; tasks of different looks are independent."""
+    """What is measured of a run: how tasks are cut, how many, with how many test examples a class,
+    and of which stream, `look`; tasks of different looks are independent."""
 
     sampling: Sampling
     tasks: int
@@ -52,7 +54,8 @@ class EvaluationChunk:
 
     @property
     def key(self) -> str:
-        """Digest of everything that decides the outcome. At iteration 0 nothing that only training asks for does."""
+        """Digest of everything that decides the outcome. At iteration 0 nothing that only training
+        asks for does."""
         record = asdict(self.evaluation) | {"tasks": [self.tasks.start, self.tasks.stop]}
         job = self.job
         if not self.iteration:
@@ -90,12 +93,14 @@ def joined(parts: Sequence[Accuracies]) -> Accuracies:
 
 
 def evaluate_chunk(chunk: EvaluationChunk, progress: Progress) -> Accuracies:
-    """Return the accuracy of each task: read if it is known, unless the job is to be done afresh."""
+    """Return the accuracy of each task: read if it is known, unless the job is to be done
+    afresh."""
     if chunk.path.exists() and not chunk.job.fresh:
         found, record = load_checkpoint(chunk.path)
         if record.get("key") != chunk.key:
             raise CheckpointError(
-                f"{chunk.path}: expected the evaluation {chunk.key}, found the evaluation {record.get('key')}"
+                f"{chunk.path}: expected the evaluation {chunk.key}, found the evaluation "
+                f"{record.get('key')}"
             )
     else:
         job, what = chunk.job, chunk.evaluation
@@ -112,4 +117,6 @@ def evaluate_chunk(chunk: EvaluationChunk, progress: Progress) -> Accuracies:
 def _untrained(job: Job) -> training.Run:
     """Return a run that is the same for all runs that begin alike."""
     sampling = Sampling(job.run.sampling.n_way, shots=1, batch=1, steps=1)
-    return replace(job.run, sampling=sampling, weights=(1.0,), outer=Outer(0.0), iterations=1, meta_batch=1)
+    return replace(
+        job.run, sampling=sampling, weights=(1.0,), outer=Outer(0.0), iterations=1, meta_batch=1
+    )

@@ -1,7 +1,8 @@
-"""A training run to be done: its configuration, its data, where its file is, and how far it is to go.
+"""A training run to be done: its configuration, its data, where its file is, and how far it is to
+go.
 
-What decides a run's bits is its `key`. How far it goes, what is kept on the way and how it is evaluated are not part of
-it: a run that is asked for more goes on from where its file stands.
+What decides a run's bits is its `key`. How far it goes, what is kept on the way and how it is
+evaluated are not part of it: a run that is asked for more goes on from where its file stands.
 """
 
 import hashlib
@@ -20,7 +21,8 @@ from reptile_core.training import Run
 
 DEVICES = "cpu", "cuda", "cuda-tf32"  # as users call them: the last multiplies matrices in TF32
 
-# Raised whenever the same configuration would give other bits than before, so that old files are not taken for new.
+# Raised whenever the same configuration would give other bits than before, so that old files are
+# not taken for new.
 NUMERICS_VERSION = 5
 
 # What decides a run's outcome, in words.
@@ -35,8 +37,8 @@ KEY_PARTS_IN_WORDS = {
 
 @dataclass(frozen=True)
 class Source:
-    """How a worker finds the data again, by `datasets.load`, the content it must then find, and how characters are
-    split. real: False for what only stands in for the data of that name."""
+    """How a worker finds the data again, by `datasets.load`, the content it must then find, and how
+    characters are split. real: False for what only stands in for the data of that name."""
 
     name: str
     directory: Path | None
@@ -54,9 +56,9 @@ class Source:
 class Job:
     """One run, the data it is on, where its file is and what it is called in tables.
 
-    until: the iteration to which it is to go, a prefix of its schedule; None for all of it. keep: further iterations
-    at which phi is kept. trained_on: one of DEVICES, for a run that was trained on another device than this one, and is
-    only read here; None for this device's.
+    until: the iteration to which it is to go, a prefix of its schedule; None for all of it. keep:
+    further iterations at which phi is kept. trained_on: one of DEVICES, for a run that was trained
+    on another device than this one, and is only read here; None for this device's.
     """
 
     run: Run
@@ -74,7 +76,9 @@ class Job:
         for name, iterations in (("until", (self.end,)), ("keep", self.keep)):
             for iteration in iterations:
                 if not 0 <= iteration <= self.run.iterations:
-                    raise ValueError(f"{name}: expected 0 to {self.run.iterations} iterations, found {iteration}")
+                    raise ValueError(
+                        f"{name}: expected 0 to {self.run.iterations} iterations, found {iteration}"
+                    )
 
     @property
     def end(self) -> int:
@@ -89,7 +93,8 @@ class Job:
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """Everything that decides the bits: configuration, data, device type, how sums are rounded."""
+        """Everything that decides the bits: configuration, data, device type, how sums are
+        rounded."""
         return {
             "run": self.run.record(),
             "data": self.source.identity,
@@ -113,9 +118,12 @@ class Job:
         return self.end * self.run.meta_batch * self.run.sampling.steps
 
     def pool(self, part: Literal["train", "test"], dtype: torch.dtype | None = None) -> ImagePool:
-        """Return the images of the classes that the run trains or is tested on; `dtype` for another than the run's."""
+        """Return the images of the classes that the run trains or is tested on; `dtype` for another
+        than the run's."""
         split = split_of(self.source, self.run.seed)
-        return ImagePool(getattr(split, part).to(self.device), dtype or self.run.torch_dtype, split.white)
+        return ImagePool(
+            getattr(split, part).to(self.device), dtype or self.run.torch_dtype, split.white
+        )
 
 
 def record_digest(record: Any) -> str:
@@ -124,8 +132,8 @@ def record_digest(record: Any) -> str:
 
 
 def find(name: str, directory: Path | None, *, quiet: bool) -> Source:
-    """Return the source of the data with this name, from `directory` or wherever `datasets.load` looks; DataError, with
-    the reason, where they are not to be had."""
+    """Return the source of the data with this name, from `directory` or wherever `datasets.load`
+    looks; DataError, with the reason, where they are not to be had."""
     try:
         images = datasets.load(name, data=directory, quiet=quiet)  # type: ignore[call-overload]
     except datasets.DataError:
@@ -140,15 +148,16 @@ def _images(source: Source) -> datasets.Characters | datasets.ColourImages:
     images = datasets.load(source.name, data=source.directory, quiet=True)  # type: ignore[call-overload]
     if images.content != source.content:
         raise datasets.DataError(
-            f"data: expected the content {source.content[:12]} that this run began with, found another"
+            f"data: expected the content {source.content[:12]} that this run began with, found "
+            "another"
         )
     return images
 
 
 @lru_cache(maxsize=1)
 def split_of(source: Source, seed: int) -> Split:
-    """Return the split of a source's characters by seed, or of its photographs as published, kept for the next run that
-    asks for it in this process."""
+    """Return the split of a source's characters by seed, or of its photographs as published, kept
+    for the next run that asks for it in this process."""
     images = _images(source)
     if isinstance(images, datasets.ColourImages):
         return split_images(images)

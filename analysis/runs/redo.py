@@ -1,7 +1,9 @@
-"""Runs as a table that is enough to do any one of them again, and to see whether the same bits come out.
+"""Runs as a table that is enough to do any one of them again, and to see whether the same bits come
+out.
 
-A row holds a run's configuration and evaluations, its key, and checksums of the parameters at its end and of the
-accuracies of all test tasks. `restore` makes a job of a row; its key shows that it is the same run.
+A row holds a run's configuration and evaluations, its key, and checksums of the parameters at its
+end and of the accuracies of all test tasks. `restore` makes a job of a row; its key shows that it
+is the same run.
 """
 
 import hashlib
@@ -26,24 +28,29 @@ from reptile_core.training import Inner, Outer, Run
 
 SUFFIX = "_runs"  # of the tables' names
 COLUMNS = [
-    "variant", "seed", "iterations", "status", "device", "data", "split", "key", "parameters_sha256",
-    "accuracies_sha256", "accuracy", "standard_error", "seconds", "arithmetic", "configuration", "evaluations",
+    "variant", "seed", "iterations", "status", "device", "data", "split", "key",
+    "parameters_sha256", "accuracies_sha256", "accuracy", "standard_error", "seconds", "arithmetic",
+    "configuration", "evaluations",
 ]  # fmt: skip
 ELSEWHERE = ("device", "native")  # parts of a key that tell machines apart, not work
-TOLERANCE = 4.0  # standard errors of a difference, where bits cannot be compared: chance exceeds it once in 16,000
+# Standard errors of a difference, where bits cannot be compared: chance exceeds it once in 16,000.
+TOLERANCE = 4.0
 
 Measured = tuple[int, Evaluation]  # an iteration of a run, and how it is evaluated there
 
 
 class OtherRun(ValueError):
-    """A row that today's code, data or options make another run of; the message, one line, says in what."""
+    """A row that today's code, data or options make another run of; the message, one line, says in
+    what."""
 
 
-def tabulate(asked: Mapping[Job, Outcome], measured: Mapping[tuple[Job, int, Evaluation], Accuracies]) -> pd.DataFrame:
+def tabulate(
+    asked: Mapping[Job, Outcome], measured: Mapping[tuple[Job, int, Evaluation], Accuracies]
+) -> pd.DataFrame:
     """Return a row for each run, as far as it was asked for, with COLUMNS.
 
-    accuracy: the mean over test tasks at the last evaluation, in [0, 1]. seconds: of training alone. arithmetic: the
-    kinds of machine on which it was trained.
+    accuracy: the mean over test tasks at the last evaluation, in [0, 1]. seconds: of training
+    alone. arithmetic: the kinds of machine on which it was trained.
     """
     furthest: dict[tuple[str, str], tuple[Job, Outcome]] = {}
     for job, outcome in asked.items():
@@ -57,8 +64,11 @@ def tabulate(asked: Mapping[Job, Outcome], measured: Mapping[tuple[Job, int, Eva
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def with_devices(tables: Mapping[str, pd.DataFrame], asked: Iterable[Job]) -> dict[str, pd.DataFrame]:
-    """Return the tables with a column `device` where they have seeds and the runs were trained on several devices."""
+def with_devices(
+    tables: Mapping[str, pd.DataFrame], asked: Iterable[Job]
+) -> dict[str, pd.DataFrame]:
+    """Return the tables with a column `device` where they have seeds and the runs were trained on
+    several devices."""
     devices: dict[int, set[str]] = {}
     for job in asked:
         devices.setdefault(job.run.seed, set()).add(job.decisive["device"])
@@ -87,19 +97,24 @@ def _row(job: Job, outcome: Outcome, found: Mapping[Measured, Accuracies]) -> di
         "seconds": round(outcome.seconds, 2),
         "arithmetic": "; ".join(outcome.kinds),
         "configuration": _text(job.decisive),
-        "evaluations": _text([[iteration, asdict(evaluation)] for iteration, evaluation in evaluations]),
+        "evaluations": _text(
+            [[iteration, asdict(evaluation)] for iteration, evaluation in evaluations]
+        ),
     }
 
 
 def summary(found: Mapping[Measured, Accuracies]) -> dict[str, Any]:
-    """Return the checksum of the accuracies of all tasks, and mean and standard error of the last evaluation's."""
+    """Return the checksum of the accuracies of all tasks, and mean and standard error of the last
+    evaluation's."""
     evaluations = sorted(found, key=_order)
     if not evaluations:
         return {"accuracies_sha256": None, "accuracy": nan, "standard_error": nan}
     digest_of_all = hashlib.sha256()
     for item in evaluations:
         for quantity, values in sorted(found[item].items()):
-            digest_of_all.update(quantity.encode() + np.ascontiguousarray(values, dtype=np.float64).tobytes())
+            digest_of_all.update(
+                quantity.encode() + np.ascontiguousarray(values, dtype=np.float64).tobytes()
+            )
     last = estimate(torch.from_numpy(found[evaluations[-1]]["accuracy"]))
     return {
         "accuracies_sha256": digest_of_all.hexdigest(),
@@ -110,8 +125,9 @@ def summary(found: Mapping[Measured, Accuracies]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Restored:
-    """A run of a table: the job that does it again, its evaluations, what came out then, and whether the job's key is
-    still the same, which it is but for another device or other arithmetic."""
+    """A run of a table: the job that does it again, its evaluations, what came out then, and
+    whether the job's key is still the same, which it is but for another device or other
+    arithmetic."""
 
     job: Job
     evaluations: tuple[Measured, ...]
@@ -125,8 +141,8 @@ class Restored:
 def restore(row: Mapping[str, Any], source: Source, folder: Path, device: str) -> Restored:
     """Return the run of a row, to be trained afresh in a folder. device: "cpu" or "cuda".
 
-    source: the data that the row names, as found here. OtherRun where these, the configuration as today's code has it
-    or the version of the numerics are not those of the row.
+    source: the data that the row names, as found here. OtherRun where these, the configuration as
+    today's code has it or the version of the numerics are not those of the row.
     """
     decisive = json.loads(row["configuration"])
     evaluations = tuple((n, _evaluation(record)) for n, record in json.loads(row["evaluations"]))
@@ -141,7 +157,16 @@ def restore(row: Mapping[str, Any], source: Source, folder: Path, device: str) -
         ) from error
     diverged = row["status"] != "finished"
     until = run.iterations if diverged else end
-    job = Job(run, replace(source, split=row["split"]), folder, row["variant"], device, tf32, until=until, keep=keep)
+    job = Job(
+        run,
+        replace(source, split=row["split"]),
+        folder,
+        row["variant"],
+        device,
+        tf32,
+        until=until,
+        keep=keep,
+    )
     now = json.loads(_text(job.decisive))
     others = []
     for name, words in KEY_PARTS_IN_WORDS.items():
@@ -153,9 +178,11 @@ def restore(row: Mapping[str, Any], source: Source, folder: Path, device: str) -
     return Restored(job, evaluations, row)
 
 
-def compare(run: Restored, outcome: Outcome, found: Mapping[Measured, Accuracies]) -> tuple[list[str], bool]:
-    """Return lines that say how a run that was done again differs from then, and whether it is the same: bit for bit on
-    the same kind of machine, to TOLERANCE on another."""
+def compare(
+    run: Restored, outcome: Outcome, found: Mapping[Measured, Accuracies]
+) -> tuple[list[str], bool]:
+    """Return lines that say how a run that was done again differs from then, and whether it is the
+    same: bit for bit on the same kind of machine, to TOLERANCE on another."""
     then, now = run.then, summary(found)
     parameters = outcome.phi.get(outcome.iteration) == then["parameters_sha256"]
     pairs = [("parameters", parameters)]
@@ -166,9 +193,14 @@ def compare(run: Restored, outcome: Outcome, found: Mapping[Measured, Accuracies
         return lines, True
     here = kind(torch.device(run.job.device).type)
     if run.same_key and then["arithmetic"] == here:
-        lines.append(f"this machine is of the kind that it was trained on, {here}: the same bits were expected")
+        lines.append(
+            f"this machine is of the kind that it was trained on, {here}: the same bits were "
+            "expected"
+        )
         return lines, False
-    lines.append(f"trained on {then['arithmetic']}, this machine is {here}: bits cannot be compared")
+    lines.append(
+        f"trained on {then['arithmetic']}, this machine is {here}: bits cannot be compared"
+    )
     if len(pairs) == 1:
         return [*lines, "it was not evaluated: there is nothing else to compare"], False
     most = TOLERANCE * hypot(then["standard_error"], now["standard_error"])

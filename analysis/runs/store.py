@@ -1,7 +1,8 @@
-"""Training runs as files: the furthest state of each, and its states at the iterations that were asked for.
+"""Training runs as files: the furthest state of each, and its states at the iterations that were
+asked for.
 
-A file is whole or absent, and named by the run's key. Once the key held an evaluation too: such files are found by what
-is in them.
+A file is whole or absent, and named by the run's key. Once the key held an evaluation too: such
+files are found by what is in them.
 """
 
 import hashlib
@@ -32,8 +33,9 @@ DIVERGED = "diverged at iteration "
 
 @dataclass(frozen=True)
 class Stored:
-    """What a run's file holds: the furthest state, states by iteration, seconds of training up to the furthest,
-    "finished", "running" or "diverged at iteration N", and on which kinds of arithmetic it was trained."""
+    """What a run's file holds: the furthest state, states by iteration, seconds of training up to
+    the furthest, "finished", "running" or "diverged at iteration N", and on which kinds of
+    arithmetic it was trained."""
 
     state: TrainingState
     snapshots: dict[int, TrainingState]
@@ -46,24 +48,27 @@ class Stored:
         return self.status.startswith(DIVERGED)
 
     def at(self, iteration: int) -> TrainingState | None:
-        """Return the state at an iteration where it was kept, or where the furthest is; None elsewhere."""
+        """Return the state at an iteration where it was kept, or where the furthest is; None
+        elsewhere."""
         if iteration == self.state.iteration and not self.diverged:
             return self.state
         return self.snapshots.get(iteration)
 
     def missing(self, job: Job) -> list[int]:
-        """Return the iterations that the job wants and that are not here, in order; none from a divergence on."""
+        """Return the iterations that the job wants and that are not here, in order; none from a
+        divergence on."""
         limit = self.state.iteration if self.diverged else job.end + 1
         return [n for n in job.wanted if 0 < n < limit and self.at(n) is None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: "finished" where it came to its end, or "diverged at iteration N", where phi is first seen not
-    to be finite; how many seconds training takes to there; at which iteration. What was kept before it is there.
+    """How a job ended: "finished" where it came to its end, or "diverged at iteration N", where phi
+    is first seen not to be finite; how many seconds training takes to there; at which iteration.
+    What was kept before it is there.
 
-    phi: SHA-256 (hex) of phi, by iteration, where it was asked for and at the end. kinds: of arithmetic, on which it
-    was trained.
+    phi: SHA-256 (hex) of phi, by iteration, where it was asked for and at the end. kinds: of
+    arithmetic, on which it was trained.
     """
 
     status: str
@@ -77,22 +82,31 @@ class Outcome:
         return self.status == "finished"
 
     def up_to(self, end: int) -> "Outcome":
-        """Return the outcome of the same run where it is to go to `end`, no further than this one."""
+        """Return the outcome of the same run where it is to go to `end`, no further than this
+        one."""
         if end >= self.iteration:
             return self
-        return replace(self, status="finished", seconds=self.seconds * end / self.iteration, iteration=end)
+        return replace(
+            self, status="finished", seconds=self.seconds * end / self.iteration, iteration=end
+        )
 
 
 def load(job: Job) -> Stored | None:
-    """Return what the job's file holds, None where there is none. CheckpointError where it cannot be used."""
+    """Return what the job's file holds, None where there is none. CheckpointError where it cannot
+    be used."""
     path = _existing(job)
     if path is None:
         return None
     tensors, record = load_checkpoint(path)
     if path == job.path and record.get("key") != job.key:
-        raise CheckpointError(f"{path}: expected the run {job.key}, found {_described(job, record)}")
+        raise CheckpointError(
+            f"{path}: expected the run {job.key}, found {_described(job, record)}"
+        )
     if not _is_state(job, tensors, record):
-        raise CheckpointError(f"{path}: expected the state of a run as this version writes it, found another version's")
+        raise CheckpointError(
+            f"{path}: expected the state of a run as this version writes it, found another "
+            "version's"
+        )
     tensors = {name: tensor.to(job.device) for name, tensor in tensors.items()}
     furthest = _state(tensors, record["iteration"], record["inner"])
     iterations = sorted(int(found[1]) for name in tensors if (found := PHI_AT.fullmatch(name)))
@@ -124,8 +138,9 @@ def save(job: Job, stored: Stored) -> None:
 
 
 def or_of_another_device(job: Job) -> Job:
-    """Return the job itself, or the same run as another device has trained it, where the folder holds that whole and
-    not this device's. So CPU and GPU runs can be different seeds of one table."""
+    """Return the job itself, or the same run as another device has trained it, where the folder
+    holds that whole and not this device's. So CPU and GPU runs can be different seeds of one
+    table."""
     devices = [device for device in DEVICES if device != job.decisive["device"]]
     elsewhere = [replace(job, trained_on=device) for device in devices]
     there = [other for other in elsewhere if other.path.exists()]
@@ -140,14 +155,16 @@ def _is_whole(job: Job) -> bool:
 
 
 def state_at(job: Job, iteration: int) -> TrainingState:
-    """Return the state at an iteration that the job has come to and kept, or at its start; CheckpointError where it has
-    not."""
+    """Return the state at an iteration that the job has come to and kept, or at its start;
+    CheckpointError where it has not."""
     if iteration == 0:
         return training.start(job.run, job.device)
     stored = load(job)
     state = None if stored is None else stored.at(iteration)
     if state is None:
-        raise CheckpointError(f"{job.path}: expected the state at iteration {iteration}, found none")
+        raise CheckpointError(
+            f"{job.path}: expected the state at iteration {iteration}, found none"
+        )
     return state
 
 
@@ -164,8 +181,11 @@ def is_finite(phi: Phi) -> bool:
 def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
     """Return lines that name the runs that diverged, and at which settings."""
     return [
-        f"{job.variant}, seed {job.run.seed}: {outcome.status} (inner {job.run.inner.optimizer} at "
-        f"{job.run.inner.learning_rate:g}, outer {job.run.outer.optimizer} at {job.run.outer.step:g})"
+        (
+            f"{job.variant}, seed {job.run.seed}: {outcome.status} (inner "
+            f"{job.run.inner.optimizer} at {job.run.inner.learning_rate:g}, outer "
+            f"{job.run.outer.optimizer} at {job.run.outer.step:g})"
+        )
         for job, outcome in outcomes.items()
         if not outcome.finished
     ]
@@ -182,13 +202,15 @@ def _described(job: Job, record: Mapping[str, Any]) -> str:
 
 
 def _existing(job: Job) -> Path | None:
-    """Return the job's file, or one whose key held an evaluation too; None where there is neither."""
+    """Return the job's file, or one whose key held an evaluation too; None where there is
+    neither."""
     return job.path if job.path.exists() else _of_before(job.folder).get(job.key)
 
 
 @cache
 def _of_before(folder: Path) -> dict[str, Path]:
-    """Return files whose runs hold an evaluation, by the key that they have without it; of several the furthest."""
+    """Return files whose runs hold an evaluation, by the key that they have without it; of several
+    the furthest."""
     found: dict[str, tuple[int, Path]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -199,7 +221,8 @@ def _of_before(folder: Path) -> dict[str, Path]:
             run = {name: value for name, value in record["run"].items() if name != "evaluation"}
             key = record_digest({name: record[name] for name in KEY_PARTS_IN_WORDS} | {"run": run})
             found[key] = max(found.get(key, (-1, path)), (record["iteration"], path))
-        except Exception:  # no run's file, or a damaged one: it is named to those who ask for it by its own key
+        # No run's file, or a damaged one: it is named to those who ask for it by its own key.
+        except Exception:
             continue
     return {key: path for key, (_, path) in found.items()}
 
@@ -224,20 +247,24 @@ def _is_state(job: Job, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 
 
 def _parts(state: TrainingState, prefix: str = "") -> dict[str, Tensor]:
-    """Return the tensors of a state by their names in a file; "at.N" is the prefix of a snapshot's, and its phi's
-    name."""
+    """Return the tensors of a state by their names in a file; "at.N" is the prefix of a snapshot's,
+    and its phi's name."""
     inside = f"{prefix}." if prefix else ""
     parts = {prefix or "phi": state.phi}
     parts |= {f"{inside}inner.{i}": tensor for i, tensor in enumerate(state.inner or ())}
     return parts | {f"{inside}outer.{name}": tensor for name, tensor in (state.outer or {}).items()}
 
 
-def _state(tensors: Mapping[str, Tensor], iteration: int, count: int | None, prefix: str = "") -> TrainingState:
-    """Return the state whose tensors have these names. count: how many the inner optimizer's state has, None for no
-    state."""
+def _state(
+    tensors: Mapping[str, Tensor], iteration: int, count: int | None, prefix: str = ""
+) -> TrainingState:
+    """Return the state whose tensors have these names. count: how many the inner optimizer's state
+    has, None for no state."""
     inside = f"{prefix}." if prefix else ""
     inner = [tensors[name] for i in range(count or 0) if (name := f"{inside}inner.{i}") in tensors]
     mark = f"{inside}outer."
-    outer = {name.removeprefix(mark): tensor for name, tensor in tensors.items() if name.startswith(mark)}
+    outer = {
+        name.removeprefix(mark): tensor for name, tensor in tensors.items() if name.startswith(mark)
+    }
     inner_state = None if count is None else tuple(inner)
     return TrainingState(iteration, tensors[prefix or "phi"], inner_state, outer or None)

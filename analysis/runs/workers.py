@@ -1,8 +1,9 @@
-"""Workers of one thread each, started once for a whole script, and the progress of what they do: a bar on a terminal,
-lines elsewhere.
+"""Workers of one thread each, started once for a whole script, and the progress of what they do: a
+bar on a terminal, lines elsewhere.
 
-Work is a function of (item, progress), handed to a `concurrent.futures.Executor`: here one of local processes. How many
-workers there are, where they are and which of them die changes when an item is done, never its result.
+Work is a function of (item, progress), handed to a `concurrent.futures.Executor`: here one of local
+processes. How many workers there are, where they are and which of them die changes when an item is
+done, never its result.
 """
 
 import math
@@ -23,8 +24,9 @@ from typing import Any, Protocol, TypeVar
 import torch
 from tqdm import tqdm
 
-# Large pages, and freed memory kept: each step takes and frees the same few megabytes, and page faults and misses of
-# the address translation would each cost a sixth of it. (Settings of glibc; ignored elsewhere.)
+# Large pages, and freed memory kept: each step takes and frees the same few megabytes, and page
+# faults and misses of the address translation would each cost a sixth of it. (Settings of glibc;
+# ignored elsewhere.)
 WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
@@ -34,14 +36,16 @@ WORKER_ENVIRONMENT = {
 }
 
 LINE_SECONDS = 30.0  # at least, between two lines of progress where there is no terminal
-ATTEMPTS = 4  # at what the death of a worker left undone: as many as a Dask scheduler makes by default
+# At what the death of a worker left undone: as many as a Dask scheduler makes by default.
+ATTEMPTS = 4
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 class Progress(Protocol):
-    """A function that takes the units of work done since its last call and, perhaps, a few words on how it goes."""
+    """A function that takes the units of work done since its last call and, perhaps, a few words on
+    how it goes."""
 
     def __call__(self, done: int, note: str = "", /) -> None: ...
 
@@ -51,14 +55,16 @@ def silent(done: int, note: str = "", /) -> None:
 
 
 class ClusterError(OSError):
-    """A cluster of workers that is not there, or not as it must be: one line that says what to do."""
+    """A cluster of workers that is not there, or not as it must be: one line that says what to
+    do."""
 
 
 class Workers:
-    """Processes of one thread each that start with the first piece of work and end with the `with` block.
+    """Processes of one thread each that start with the first piece of work and end with the `with`
+    block.
 
-    Workers of another kind say where their executor comes from (`_open`), how it ends (`_close`) and what it is given
-    to call (`_call`).
+    Workers of another kind say where their executor comes from (`_open`), how it ends (`_close`)
+    and what it is given to call (`_call`).
     """
 
     def __init__(self, count: int, *, quiet: bool = False) -> None:
@@ -83,11 +89,13 @@ class Workers:
         sizes: Sequence[int] | None = None,
         unit: str = " steps",
     ) -> list[Result]:
-        """Return function(item, progress) of every item, in order, and show a progress bar called `name`.
+        """Return function(item, progress) of every item, in order, and show a progress bar called
+        `name`.
 
-        sizes: the units each item will report, one by default. The longest go first, so that none is left to run alone
-        at the end. An exception is raised only once the other items have ended: what they did is kept in their files.
-        Items that the death of a worker left undone are done again, which runs do from where their files say.
+        sizes: the units each item will report, one by default. The longest go first, so that none
+        is left to run alone at the end. An exception is raised only once the other items have
+        ended: what they did is kept in their files. Items that the death of a worker left undone
+        are done again, which runs do from where their files say.
         """
         sizes = [1] * len(items) if sizes is None else sizes
         order = sorted(range(len(items)), key=lambda i: -sizes[i])
@@ -103,10 +111,13 @@ class Workers:
             ended |= {i: future for i, future in futures.items() if not _lost(future)}
             if len(ended) == len(items):
                 return [ended[i].result() for i in range(len(items))]
-        raise BrokenProcessPool(f"{name}: expected workers that live, found that some died at {ATTEMPTS} attempts")
+        raise BrokenProcessPool(
+            f"{name}: expected workers that live, found that some died at {ATTEMPTS} attempts"
+        )
 
     def processor_seconds(self) -> float:
-        """Return the processor time of the processes that are at work, in seconds so far; nan where nobody tells."""
+        """Return the processor time of the processes that are at work, in seconds so far; nan where
+        nobody tells."""
         processes = getattr(self._executor, "_processes", None) or {}
         try:
             return sum(_processor_seconds(number) for number in processes)
@@ -114,12 +125,14 @@ class Workers:
             return math.nan
 
     def _open(self) -> Executor:
-        self._updates = get_context("spawn").Queue()  # a new one each time: who dies may take a queue's lock along
+        # A new one each time: who dies may take a queue's lock along.
+        self._updates = get_context("spawn").Queue()
         return local_executor(self.count, self._updates)
 
     def _close(self, *, stop: bool) -> None:
         if stop:
-            for process in list((self._executor._processes or {}).values()):  # they would end their runs first
+            # They would end their runs first.
+            for process in list((self._executor._processes or {}).values()):
                 process.terminate()
         self._executor.shutdown(wait=not stop, cancel_futures=True)
         self._updates.close()
@@ -181,7 +194,8 @@ class Workers:
 
 
 class Lines:
-    """Progress as plain lines, for a log: one every LINE_SECONDS at most, so that short work has none."""
+    """Progress as plain lines, for a log: one every LINE_SECONDS at most, so that short work has
+    none."""
 
     def __init__(self, name: str, total: int, done: int = 0) -> None:
         """done: what was done before the clock starts."""
@@ -196,20 +210,26 @@ class Lines:
         self.last_line = now
         elapsed, mine = now - self.began, done - self.before
         left = f", about {elapsed * (self.total - done) / mine:.0f} s left" if mine else ""
-        print(f"{self.name}: {100 * done / self.total:.0f} % after {elapsed:.0f} s{left}", file=sys.stderr, flush=True)
+        print(
+            f"{self.name}: {100 * done / self.total:.0f} % after {elapsed:.0f} s{left}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def local_executor(count: int, updates: Any = None) -> ProcessPoolExecutor:
-    """Return an executor with processes of one thread each. They inherit the environment, which is set here before the
-    first of them starts."""
+    """Return an executor with processes of one thread each. They inherit the environment, which is
+    set here before the first of them starts."""
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    return ProcessPoolExecutor(count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(updates,))
+    return ProcessPoolExecutor(
+        count, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(updates,)
+    )
 
 
 def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return the number of cores that this process may use: those of its affinity, and no more than its container's
-    share of time."""
+    """Return the number of cores that this process may use: those of its affinity, and no more than
+    its container's share of time."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -226,14 +246,16 @@ _updates: Any = None
 def _start_worker(updates: Any) -> None:
     global _updates
     _updates = updates
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the script alone decides
+    # Ctrl-C reaches the whole group; the script alone decides.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_script, daemon=True).start()
     torch.set_num_threads(1)
 
 
 @contextmanager
 def _interrupts_put_off() -> Iterator[None]:
-    """Keep Ctrl-C from processes that are started here, even while they load libraries. In this process it waits."""
+    """Keep Ctrl-C from processes that are started here, even while they load libraries. In this
+    process it waits."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -246,7 +268,8 @@ def _interrupts_put_off() -> Iterator[None]:
 
 @contextmanager
 def _script_left_out() -> Iterator[None]:
-    """Keep processes that are started here from importing `__main__`, which is slow and not needed."""
+    """Keep processes that are started here from importing `__main__`, which is slow and not
+    needed."""
     script: Any = sys.modules["__main__"]
     spec, path = script.__spec__, script.__dict__.pop("__file__", None)
     script.__spec__ = None
@@ -259,7 +282,8 @@ def _script_left_out() -> Iterator[None]:
 
 
 def _end_with_the_script() -> None:
-    """End this worker when its script is gone: a script that is killed outright can end none of its workers."""
+    """End this worker when its script is gone: a script that is killed outright can end none of its
+    workers."""
     script = parent_process()
     if script is not None:
         script.join()

@@ -1,1 +1,2 @@
-"""Section 5 of the paper as functions: derivatives, Taylor series, expectations, inner products, curvature."""
+"""Section 5 of the paper as functions: derivatives, Taylor series, expectations, inner products,
+curvature."""

@@ -1,10 +1,13 @@
-"""The curvature of a minibatch loss at phi: trace, largest eigenvalues and spectral density of its Hessian.
+"""The curvature of a minibatch loss at phi: trace, largest eigenvalues and spectral density of its
+Hessian.
 
-Section 5.1 expands g_i in alpha H: the series says something about the inner loop that is really run where alpha times
-the largest eigenvalues stays small. Everything here needs products L''(phi) v alone, of the gradient linearized once.
-The sampled quantities take random signs z, for which E[z . f(L'') z] = tr f(L''):
+Section 5.1 expands g_i in alpha H: the series says something about the inner loop that is really
+run where alpha times the largest eigenvalues stays small. Everything here needs products L''(phi) v
+alone, of the gradient linearized once. The sampled quantities take random signs z, for which E[z .
+f(L'') z] = tr f(L''):
 
-    the trace (Hutchinson), f(x) = x, and the density of eigenvalues (stochastic Lanczos quadrature), any f.
+    the trace (Hutchinson), f(x) = x, and the density of eigenvalues (stochastic Lanczos
+    quadrature), any f.
 """
 
 from collections.abc import Callable
@@ -22,8 +25,8 @@ from analysis.theory.expectations import SampleMean, monte_carlo
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues in falling order, their unit vectors, and residuals |H v - value v|: as H is symmetric, an
-    eigenvalue of it lies within the residual of each value."""
+    """Eigenvalues in falling order, their unit vectors, and residuals |H v - value v|: as H is
+    symmetric, an eigenvalue of it lies within the residual of each value."""
 
     values: Float[Tensor, " n"]
     vectors: Float[Tensor, "n P"]
@@ -32,8 +35,9 @@ class Eigenpairs:
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """The density of the eigenvalues as points with weights, one row a random vector; float64. Rows of weights add up
-    to 1, and a row integrates polynomials of degree below twice its points as its random vector does, exactly."""
+    """The density of the eigenvalues as points with weights, one row a random vector; float64. Rows
+    of weights add up to 1, and a row integrates polynomials of degree below twice its points as its
+    random vector does, exactly."""
 
     points: Float[Tensor, "samples steps"]
     weights: Float[Tensor, "samples steps"]
@@ -44,9 +48,11 @@ class SpectralDensity:
         return SampleMean(float(each.mean()), float(each.std()) / sqrt(len(each)))
 
     def smoothed(self, at: Float[Tensor, " n"], *, width: float) -> Float[Tensor, " n"]:
-        """Return the density at some places, each point widened to a normal distribution of standard deviation
-        `width`."""
-        bells = torch.exp(-(((at.unsqueeze(-1) - self.points.flatten()) / width) ** 2) / 2) / (width * sqrt(2 * pi))
+        """Return the density at some places, each point widened to a normal distribution of
+        standard deviation `width`."""
+        bells = torch.exp(-(((at.unsqueeze(-1) - self.points.flatten()) / width) ** 2) / 2) / (
+            width * sqrt(2 * pi)
+        )
         return bells @ self.weights.flatten() / len(self.weights)
 
 
@@ -63,24 +69,37 @@ def trace(loss: Loss, phi: Vector, *, samples: int, generator: torch.Generator) 
 
 
 def extreme_eigenvalues(
-    loss: Loss, phi: Vector, *, count: int, which: str = "LA", tolerance: float = 0.0, generator: torch.Generator
+    loss: Loss,
+    phi: Vector,
+    *,
+    count: int,
+    which: str = "LA",
+    tolerance: float = 0.0,
+    generator: torch.Generator,
 ) -> Eigenpairs:
     """Return the `count` largest eigenvalues of L''(phi), by ARPACK's restarted Lanczos method.
 
     which: "LA" for the largest, "SA" for the lowest, "LM" for the largest in magnitude.
-    tolerance: relative, on the values; 0 for round-off. The generator draws the start, the only chance in it.
+    tolerance: relative, on the values; 0 for round-off. The generator draws the start, the only
+        chance in it.
     """
     if not 1 <= count < len(phi):
-        raise ValueError(f"count: expected 1 … {len(phi) - 1} eigenvalues of {len(phi)}, found {count}")
+        raise ValueError(
+            f"count: expected 1 … {len(phi) - 1} eigenvalues of {len(phi)}, found {count}"
+        )
     if which not in ("LA", "SA", "LM"):
         raise ValueError(f'which: expected "LA", "SA" or "LM", found {which!r}')
-    from scipy.sparse.linalg import LinearOperator, eigsh  # slow to import, as is scipy.linalg below
+    # Slow to import, as is scipy.linalg below.
+    from scipy.sparse.linalg import LinearOperator, eigsh
 
     product = _products(loss, phi)
     first = _signs(phi, generator)
     if not product(first).any():
-        # A Hessian of few eigenvalues may take signs to 0, such as that of (phi_1 - phi_2)^2 equal ones.
-        drawn = torch.randn(len(phi), generator=generator, dtype=torch.float64, device=generator.device)
+        # A Hessian of few eigenvalues may take signs to 0, such as that of (phi_1 - phi_2)^2 equal
+        # ones.
+        drawn = torch.randn(
+            len(phi), generator=generator, dtype=torch.float64, device=generator.device
+        )
         first = drawn.to(phi)
         if not product(first).any():  # as of a linear loss
             vectors = torch.eye(count, len(phi), dtype=phi.dtype, device=phi.device)
@@ -102,11 +121,12 @@ def extreme_eigenvalues(
 def spectral_density(
     loss: Loss, phi: Vector, *, steps: int, samples: int, generator: torch.Generator
 ) -> SpectralDensity:
-    """Return the density of the eigenvalues of L''(phi): `steps` products for each of `samples` random vectors.
+    """Return the density of the eigenvalues of L''(phi): `steps` products for each of `samples`
+    random vectors.
 
-    A vector z makes eigenvalues weigh by its components along their eigenvectors, 1 / P each on average. Lanczos'
-    tridiagonal matrix is the Gauss quadrature of these weights: its eigenvalues are the points, the squares of its
-    eigenvectors' first components the weights.
+    A vector z makes eigenvalues weigh by its components along their eigenvectors, 1 / P each on
+    average. Lanczos' tridiagonal matrix is the Gauss quadrature of these weights: its eigenvalues
+    are the points, the squares of its eigenvectors' first components the weights.
     """
     if not 1 <= steps <= len(phi):
         raise ValueError(f"steps: expected 1 … {len(phi)}, the parameters there are, found {steps}")
@@ -123,12 +143,15 @@ def spectral_density(
     return SpectralDensity(points, weights)
 
 
-def _lanczos(product: Callable[[Vector], Vector], start: Vector, steps: int) -> tuple[list[float], list[float]]:
-    """Return the diagonal and off-diagonal of the tridiagonal matrix of at most so many steps; it holds a basis (steps,
-    P).
+def _lanczos(
+    product: Callable[[Vector], Vector], start: Vector, steps: int
+) -> tuple[list[float], list[float]]:
+    """Return the diagonal and off-diagonal of the tridiagonal matrix of at most so many steps; it
+    holds a basis (steps, P).
 
-    Every vector is made orthogonal to all before, twice, which suffices: otherwise round-off brings back eigenvalues
-    that were found already, as ghosts. What is left within round-off of 0 ends it: the space is invariant.
+    Every vector is made orthogonal to all before, twice, which suffices: otherwise round-off brings
+    back eigenvalues that were found already, as ghosts. What is left within round-off of 0 ends it:
+    the space is invariant.
     """
     basis = start.new_empty(steps, len(start))
     basis[0] = start / start.norm()
@@ -151,25 +174,30 @@ def _lanczos(product: Callable[[Vector], Vector], start: Vector, steps: int) -> 
 
 
 def _products(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
-    """Return v -> L''(phi) v; ValueError where the loss does not depend on phi, or a product is not finite."""
+    """Return v -> L''(phi) v; ValueError where the loss does not depend on phi, or a product is not
+    finite."""
     with torch.enable_grad():
         depends = loss(phi.detach().requires_grad_()).requires_grad
     if not depends:
         raise ValueError(
-            "loss: expected a function of phi, found one that does not depend on it (constant or detached)"
+            "loss: expected a function of phi, found one that does not depend on it (constant or "
+            "detached)"
         )
     product = hessian_at(loss, phi)
 
     def finite(v: Vector) -> Vector:
         found = product(v)
         if not found.isfinite().all():
-            raise ValueError("loss: expected finite derivatives at phi, found a Hessian-vector product with nan or inf")
+            raise ValueError(
+                "loss: expected finite derivatives at phi, found a Hessian-vector product with nan "
+                "or inf"
+            )
         return found
 
     return finite
 
 
 def _signs(like: Vector, generator: torch.Generator) -> Vector:
-    """Return independent random signs, drawn on the CPU. Of all independent entries they give the trace the least
-    variance."""
+    """Return independent random signs, drawn on the CPU. Of all independent entries they give the
+    trace the least variance."""
     return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)

@@ -1,9 +1,11 @@
-"""Derivatives of a scalar loss of one flat vector, of any order, along given directions: forward over reverse.
+"""Derivatives of a scalar loss of one flat vector, of any order, along given directions: forward
+over reverse.
 
-Theory code never sees a network: a loss is a function of phi (P,). No Hessian is ever formed; one more direction costs
-one more forward-mode pass over what came before. `At`, `gradient` and `hessian_at` are for where nothing differentiates
-further: they go by reverse mode alone, as the core's compiled loops do. So does `derivative` where the loss asks for
-it by an attribute `reverse` that is true.
+Theory code never sees a network: a loss is a function of phi (P,). No Hessian is ever formed; one
+more direction costs one more forward-mode pass over what came before. `At`, `gradient` and
+`hessian_at` are for where nothing differentiates further: they go by reverse mode alone, as the
+core's compiled loops do. So does `derivative` where the loss asks for it by an attribute `reverse`
+that is true.
 """
 
 from collections.abc import Callable
@@ -22,7 +24,8 @@ Loss = Callable[[Vector], Float[Tensor, ""]]
 
 
 def derivative(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
-    """Return L'(phi), differentiated along each direction: () gives L', (v) the product L'' v, (u, v) L'''[u, v], …"""
+    """Return L'(phi), differentiated along each direction: () gives L', (v) the product L'' v, (u,
+    v) L'''[u, v], …"""
     if getattr(loss, "reverse", False) and all(map(_constant, (phi, *directions))):
         return _by_reverse(loss, phi, *directions)
     if not directions:
@@ -55,11 +58,12 @@ class Products(Protocol):
 
 
 class At:
-    """A loss at phi: its gradient, and products with its higher derivatives; not to be differentiated again.
+    """A loss at phi: its gradient, and products with its higher derivatives; not to be
+    differentiated again.
 
-    Reverse over reverse: what does not depend on the vectors, the gradient and its graph, is computed and held once, at
-    the cost of a gradient, when a product asks for it. A product then runs back through it, which by flops are two
-    gradients more; one with 0 is free.
+    Reverse over reverse: what does not depend on the vectors, the gradient and its graph, is
+    computed and held once, at the cost of a gradient, when a product asks for it. A product then
+    runs back through it, which by flops are two gradients more; one with 0 is free.
     """
 
     def __init__(self, loss: Loss, phi: Vector) -> None:
@@ -81,7 +85,8 @@ class At:
         return _back(self.graph, self.phi, v)
 
     def products(self, u: Vector, v: Vector) -> tuple[Vector, Vector]:
-        """Return L'' u and L'''[u, v]: the second is the gradient of v . L'' u, as all derivatives are symmetric."""
+        """Return L'' u and L'''[u, v]: the second is the gradient of v . L'' u, as all derivatives
+        are symmetric."""
         product = _back(self.graph, self.phi, u, graph=True)
         return product.detach(), _back(product, self.phi, v)
 
@@ -91,14 +96,19 @@ def hessian_at(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
     return At(loss, phi).product
 
 
-def hessian_products(loss: Loss, phi: Vector, vectors: Float[Tensor, "n P"]) -> Float[Tensor, "n P"]:
-    """Return L'' v for many vectors in one batched pass. `hessian_at` in turn needs less memory, and on a CPU no more
-    time."""
+def hessian_products(
+    loss: Loss, phi: Vector, vectors: Float[Tensor, "n P"]
+) -> Float[Tensor, "n P"]:
+    """Return L'' v for many vectors in one batched pass. `hessian_at` in turn needs less memory,
+    and on a CPU no more time."""
     return vmap(lambda v: derivative(loss, phi, v))(vectors)
 
 
-def coefficients_in(f: Callable[[Float[Tensor, ""]], Tensor], order: int, *, at: Float[Tensor, ""]) -> list[Tensor]:
-    """Return f and its Taylor coefficients f^(n)(at) / n!, n = 0 … order, by nested forward mode: no formula is needed.
+def coefficients_in(
+    f: Callable[[Float[Tensor, ""]], Tensor], order: int, *, at: Float[Tensor, ""]
+) -> list[Tensor]:
+    """Return f and its Taylor coefficients f^(n)(at) / n!, n = 0 … order, by nested forward mode:
+    no formula is needed.
 
     Cost grows as 2^order.
     """
@@ -126,7 +136,8 @@ def _by_reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
 
 
 def _back(f: Vector, phi: Vector, v: Vector, *, graph: bool = False) -> Vector:
-    """Take the gradient of v . f in phi: 0 where f has no graph, as the gradient of a linear loss."""
+    """Take the gradient of v . f in phi: 0 where f has no graph, as the gradient of a linear
+    loss."""
     if not (f.requires_grad and v.any()):
         return torch.zeros_like(phi)
     return torch.autograd.grad(

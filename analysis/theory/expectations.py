@@ -1,14 +1,16 @@
 """Section 5.1: AvgGrad and AvgGradInner, and how much of each an update contains in expectation.
 
-The expectation over exchangeable minibatches of one task is made exact by a pool of m minibatches and all ordered
-choices of k of them without repetition: no sampling noise is left. Then, to leading orders,
+The expectation over exchangeable minibatches of one task is made exact by a pool of m minibatches
+and all ordered choices of k of them without repetition: no sampling noise is left. Then, to leading
+orders,
 
     E[sum_i w_i g_i] = (sum w_i) AvgGrad - alpha (sum w_i (i - 1)) AvgGradInner,
     E[g_MAML]        = AvgGrad - 2 (k - 1) alpha AvgGradInner,
 
 with AvgGrad = E[g_bar_1] and AvgGradInner = E[H_bar_2 g_bar_1] = 1/2 d/dphi E[g_bar_1 . g_bar_2].
 
-Where a pool is too large to enumerate, the same expectations are sampled, with their standard errors.
+Where a pool is too large to enumerate, the same expectations are sampled, with their standard
+errors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +28,8 @@ from analysis.theory.taylor import inner_gradients
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What an update holds of the two terms: avg_grad, and avg_grad_inner per alpha. `unexplained` is what of its
-    first-order part lies along neither, as a multiple of AvgGradInner."""
+    """What an update holds of the two terms: avg_grad, and avg_grad_inner per alpha. `unexplained`
+    is what of its first-order part lies along neither, as a multiple of AvgGradInner."""
 
     avg_grad: float
     avg_grad_inner: float
@@ -48,8 +50,8 @@ def average_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
 
 
 def average_gradient_inner(pool: Sequence[Loss], phi: Vector) -> Vector:
-    """Return AvgGradInner = E[H_bar_2 g_bar_1] over ordered pairs of different minibatches, in m products: sum_a H_a
-    (sum_b g_b - g_a)."""
+    """Return AvgGradInner = E[H_bar_2 g_bar_1] over ordered pairs of different minibatches, in m
+    products: sum_a H_a (sum_b g_b - g_a)."""
     gradients = [derivative(loss, phi) for loss in pool]
     whole = torch.stack(gradients).sum(0)
     products = [derivative(loss, phi, whole - g) for loss, g in zip(pool, gradients, strict=True)]
@@ -57,8 +59,8 @@ def average_gradient_inner(pool: Sequence[Loss], phi: Vector) -> Vector:
 
 
 def inner_product_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
-    """Return 1/2 d/dphi E[g_bar_1 . g_bar_2] over pairs of different minibatches, by differentiating the inner
-    products."""
+    """Return 1/2 d/dphi E[g_bar_1 . g_bar_2] over pairs of different minibatches, by
+    differentiating the inner products."""
 
     def mean_inner_product(point: Vector) -> Tensor:
         gradients = torch.stack([grad(loss)(point) for loss in pool])
@@ -69,7 +71,8 @@ def inner_product_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
 
 
 def predicted(weights: Sequence[float]) -> tuple[float, float]:
-    """Return (sum w_i, - sum w_i (i - 1)): the theorem's coefficients of AvgGrad and of alpha AvgGradInner."""
+    """Return (sum w_i, - sum w_i (i - 1)): the theorem's coefficients of AvgGrad and of alpha
+    AvgGradInner."""
     return sum(weights), -sum(w * i for i, w in enumerate(weights))
 
 
@@ -78,10 +81,14 @@ def predicted_maml(k: int) -> tuple[float, float]:
     return 1.0, -2.0 * (k - 1)
 
 
-def expected_inner_gradients(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Float[Tensor, "k P"]:
-    """Return E[g_1] … E[g_k], exactly, over all ordered k-subsets of the pool; any E[sum_i w_i g_i] is a sum of these.
+def expected_inner_gradients(
+    pool: Sequence[Loss], phi: Vector, alpha: float, k: int
+) -> Float[Tensor, "k P"]:
+    """Return E[g_1] … E[g_k], exactly, over all ordered k-subsets of the pool; any E[sum_i w_i g_i]
+    is a sum of these.
 
-    Orders that begin alike share their first steps: a tree with perm(m, 1) + … + perm(m, k) gradients in all.
+    Orders that begin alike share their first steps: a tree with perm(m, 1) + … + perm(m, k)
+    gradients in all.
     """
     _check_steps(k, len(pool))
     means = phi.new_zeros(k, phi.numel())
@@ -93,9 +100,10 @@ def expected_inner_gradients(pool: Sequence[Loss], phi: Vector, alpha: float, k:
 def expected_maml(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Vector:
     """Return E[g_MAML] with k steps, exactly, over all ordered k-subsets of the pool.
 
-    Orders that begin alike share their first Hessian, and products are linear. So by equation 21 this is the mean over
-    the first minibatch a of (I - alpha H_a) E[g_MAML of k - 1 steps on the others, from phi - alpha g_a]: a tree with
-    perm(m, 1) + … + perm(m, k - 1) products and perm(m, k) gradients at its ends.
+    Orders that begin alike share their first Hessian, and products are linear. So by equation 21
+    this is the mean over the first minibatch a of (I - alpha H_a) E[g_MAML of k - 1 steps on the
+    others, from phi - alpha g_a]: a tree with perm(m, 1) + … + perm(m, k - 1) products and perm(m,
+    k) gradients at its ends.
     """
     _check_steps(k, len(pool))
     updates = []
@@ -111,10 +119,16 @@ def expected_maml(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Ve
 
 
 def sampled_inner_gradients(
-    pool: Sequence[Loss], phi: Vector, alpha: float, k: int, *, samples: int, generator: torch.Generator
+    pool: Sequence[Loss],
+    phi: Vector,
+    alpha: float,
+    k: int,
+    *,
+    samples: int,
+    generator: torch.Generator,
 ) -> tuple[Float[Tensor, "k P"], Float[Tensor, "k P"]]:
-    """Return E[g_1] … E[g_k] and their standard errors from so many random ordered k-subsets of the pool, k gradients
-    each.
+    """Return E[g_1] … E[g_k] and their standard errors from so many random ordered k-subsets of the
+    pool, k gradients each.
 
     The errors of different i and parameters are those of one sample: they go together.
     """
@@ -129,8 +143,8 @@ def sampled_inner_gradients(
 def sampled_terms(
     pool: Sequence[Loss], phi: Vector, *, samples: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "2 P"], Float[Tensor, "2 P"]]:
-    """Return (AvgGrad, AvgGradInner) and their standard errors from so many random ordered pairs of different
-    minibatches."""
+    """Return (AvgGrad, AvgGradInner) and their standard errors from so many random ordered pairs of
+    different minibatches."""
     _check_steps(2, len(pool))
 
     def one() -> Tensor:
@@ -144,7 +158,8 @@ def sampled_terms(
 def monte_carlo(draw: Callable[[], Tensor], samples: int) -> tuple[Tensor, Tensor]:
     """Return the mean of so many independent draws and its standard error, number by number.
 
-    Welford's recurrence: two tensors are held, and nothing cancels where the spread is small against the mean.
+    Welford's recurrence: two tensors are held, and nothing cancels where the spread is small
+    against the mean.
     """
     if samples < 2:
         raise ValueError(f"samples: expected at least 2, for a standard error, found {samples}")
@@ -159,29 +174,39 @@ def monte_carlo(draw: Callable[[], Tensor], samples: int) -> tuple[Tensor, Tenso
 
 
 def measure(
-    updates: Callable[[float], Float[Tensor, "n P"]], avg_grad: Vector, avg_grad_inner: Vector, *, alpha: float
+    updates: Callable[[float], Float[Tensor, "n P"]],
+    avg_grad: Vector,
+    avg_grad_inner: Vector,
+    *,
+    alpha: float,
 ) -> list[Coefficients]:
-    """Return the coefficients in the limit alpha -> 0 of n expected updates, from their values at ± alpha and ± alpha /
-    2.
+    """Return the coefficients in the limit alpha -> 0 of n expected updates, from their values at ±
+    alpha and ± alpha / 2.
 
-    The even part in alpha holds order 0 and the odd part order 1, each with an error of two orders more, which
-    Richardson's extrapolation takes out to the fourth; then each is projected on the two terms by least squares.
+    The even part in alpha holds order 0 and the odd part order 1, each with an error of two orders
+    more, which Richardson's extrapolation takes out to the fourth; then each is projected on the
+    two terms by least squares.
     """
-    plus, minus, half_plus, half_minus = (updates(t) for t in (alpha, -alpha, alpha / 2, -alpha / 2))
+    plus, minus, half_plus, half_minus = (
+        updates(t) for t in (alpha, -alpha, alpha / 2, -alpha / 2)
+    )
     orders_0 = (4 * (half_plus + half_minus) - (plus + minus)) / 6
     orders_1 = (8 * (half_plus - half_minus) - (plus - minus)) / (6 * alpha)
     results = []
     for order_0, order_1 in zip(orders_0, orders_1, strict=True):
         share_0, share_1 = (_project(part, avg_grad, avg_grad_inner) for part in (order_0, order_1))
         rest = order_1 - share_1[0] * avg_grad - share_1[1] * avg_grad_inner
-        results.append(Coefficients(share_0[0], share_1[1], float(rest.norm() / avg_grad_inner.norm())))
+        results.append(
+            Coefficients(share_0[0], share_1[1], float(rest.norm() / avg_grad_inner.norm()))
+        )
     return results
 
 
 def _project(vector: Vector, first: Vector, second: Vector) -> tuple[float, float]:
     """Return the coefficients of the least-squares combination of two vectors.
 
-    By Gram and Schmidt: the last bits of LAPACK's solution depend on where in memory its workspace happens to be.
+    By Gram and Schmidt: the last bits of LAPACK's solution depend on where in memory its workspace
+    happens to be.
     """
 
     def share(one: Vector, of: Vector) -> Tensor:
@@ -215,8 +240,8 @@ def _check_steps(k: int, m: int) -> None:
 
 
 def pair_expectation(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
-    """Return E[H_bar_2 g_bar_1] when the two minibatches are "independent" draws from the pool, "disjoint" or
-    "repeated"."""
+    """Return E[H_bar_2 g_bar_1] when the two minibatches are "independent" draws from the pool,
+    "disjoint" or "repeated"."""
     gradients = torch.stack([derivative(loss, phi) for loss in pool])
     other = {
         "independent": gradients.mean(0).expand_as(gradients),
@@ -228,8 +253,8 @@ def pair_expectation(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
 
 
 def pair_prediction(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
-    """Return 1/2 d/dphi (|E g|^2 + tr Cov(g_1, g_2)), with covariance 0, - Var / (m - 1) or + Var in the three
-    cases."""
+    """Return 1/2 d/dphi (|E g|^2 + tr Cov(g_1, g_2)), with covariance 0, - Var / (m - 1) or + Var
+    in the three cases."""
     share = {"independent": 0.0, "disjoint": -1 / (len(pool) - 1), "repeated": 1.0}[case]
 
     def second_moment(point: Vector) -> Tensor:

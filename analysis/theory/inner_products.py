@@ -1,8 +1,10 @@
-"""Inner products between minibatch gradients: what AvgGradInner, the gradient of E[g_1 . g_2], is said to raise.
+"""Inner products between minibatch gradients: what AvgGradInner, the gradient of E[g_1 . g_2], is
+said to raise.
 
-The Gram matrix of the gradients of n losses, all at one phi, and of the gradients of single examples; cosines, in
-which the gradients' norms do not count; and their means within a task against those between tasks. Where n gradients
-do not fit into memory, blocks of them are held, at most two at a time, and computed again when they are needed again.
+The Gram matrix of the gradients of n losses, all at one phi, and of the gradients of single
+examples; cosines, in which the gradients' norms do not count; and their means within a task against
+those between tasks. Where n gradients do not fit into memory, blocks of them are held, at most two
+at a time, and computed again when they are needed again.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +27,12 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over pairs of different gradients: of one task, of two tasks, and the first less the second.
+    """Means over pairs of different gradients: of one task, of two tasks, and the first less the
+    second.
 
-    Every task counts the same, and so does every pair of tasks. Standard errors are over tasks, by leaving out one at a
-    time (jackknife): pairs that share a gradient or a task are dependent, and counting them as a sample would make the
-    errors far too small.
+    Every task counts the same, and so does every pair of tasks. Standard errors are over tasks, by
+    leaving out one at a time (jackknife): pairs that share a gradient or a task are dependent, and
+    counting them as a sample would make the errors far too small.
     """
 
     within: SampleMean
@@ -40,19 +43,20 @@ class Summary:
 def gradient_gram(losses: Sequence[Loss], phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gram:
     """Return L_i'(phi) . L_j'(phi) for all pairs of losses.
 
-    max_bytes: for the gradients that are held. With b of them in half of it, about n (1 + n / b) / 2 are computed in
-    all: one each where all fit, more where they are computed again.
+    max_bytes: for the gradients that are held. With b of them in half of it, about n (1 + n / b) /
+    2 are computed in all: one each where all fit, more where they are computed again.
     """
     return _gram(lambda index: gradient(losses[index], phi), len(losses), phi, max_bytes)
 
 
 def example_gram(terms: Terms, phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gram:
-    """Return the inner products of the gradients of single examples, from the terms (n,) that they add to the batch's
-    loss.
+    """Return the inner products of the gradients of single examples, from the terms (n,) that they
+    add to the batch's loss.
 
-    With batch norm an example's gradient depends on its batch. Here it is the derivative of the example's own term with
-    the whole batch present, all of it moving along with phi, so that the gradients add up to that of the summed loss.
-    The terms' graph is held besides max_bytes; each gradient runs back through it.
+    With batch norm an example's gradient depends on its batch. Here it is the derivative of the
+    example's own term with the whole batch present, all of it moving along with phi, so that the
+    gradients add up to that of the summed loss. The terms' graph is held besides max_bytes; each
+    gradient runs back through it.
     """
     point = phi.detach().requires_grad_()
     with torch.enable_grad():
@@ -65,29 +69,35 @@ def example_gram(terms: Terms, phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gra
 
 
 def example_terms(network: Network, batch: Minibatch) -> Terms:
-    """Return the cross entropy of each example of a batch, as a function of phi; their sum is the loss that is
-    summed."""
+    """Return the cross entropy of each example of a batch, as a function of phi; their sum is the
+    loss that is summed."""
     return lambda phi: F.cross_entropy(network(phi, batch.x), batch.y, reduction="none")
 
 
 def cosines(gram: Gram) -> Gram:
-    """Return g_i . g_j / (|g_i| |g_j|); nan in the row and column of a gradient that is 0, which has no direction."""
+    """Return g_i . g_j / (|g_i| |g_j|); nan in the row and column of a gradient that is 0, which
+    has no direction."""
     norms = gram.diagonal().sqrt()
     return gram / torch.outer(norms, norms)
 
 
 def summarize(matrix: Gram, tasks: Int[Tensor, " n"]) -> Summary:
-    """Return means of inner products or cosines within and between tasks; tasks[i] is the task of gradient i.
+    """Return means of inner products or cosines within and between tasks; tasks[i] is the task of
+    gradient i.
 
-    The diagonal, a gradient with itself, never counts. A nan anywhere in what is averaged makes the mean nan.
+    The diagonal, a gradient with itself, never counts. A nan anywhere in what is averaged makes the
+    mean nan.
     """
     if tasks.shape != matrix.shape[:1]:
-        raise ValueError(f"tasks: expected one label for each of {len(matrix)} gradients, found {tuple(tasks.shape)}")
+        raise ValueError(
+            f"tasks: expected one label for each of {len(matrix)} gradients, found "
+            f"{tuple(tasks.shape)}"
+        )
     _, label, sizes = tasks.unique(return_inverse=True, return_counts=True)
     if len(sizes) < 3 or sizes.min() < 2:
         raise ValueError(
-            f"tasks: expected at least 3 tasks with at least 2 gradients each, found {len(sizes)} tasks "
-            f"with {sizes.min()} and more"
+            f"tasks: expected at least 3 tasks with at least 2 gradients each, found {len(sizes)} "
+            f"tasks with {sizes.min()} and more"
         )
     means = _block_means(matrix.double(), label, sizes)
     whole = _statistics(means)
@@ -98,9 +108,11 @@ def summarize(matrix: Gram, tasks: Int[Tensor, " n"]) -> Summary:
     return Summary(*estimates)
 
 
-def _block_means(matrix: Gram, label: Int[Tensor, " n"], sizes: Int[Tensor, " tasks"]) -> Float[Tensor, "tasks tasks"]:
-    """Return means over the pairs of gradients of each pair of tasks, on the diagonal over different ones of one
-    task."""
+def _block_means(
+    matrix: Gram, label: Int[Tensor, " n"], sizes: Int[Tensor, " tasks"]
+) -> Float[Tensor, "tasks tasks"]:
+    """Return means over the pairs of gradients of each pair of tasks, on the diagonal over
+    different ones of one task."""
     indicator = F.one_hot(label).to(matrix)
     sums = indicator.T @ (matrix - matrix.diagonal().diag()) @ indicator
     return sums / (torch.outer(sizes, sizes) - sizes.diag())
@@ -119,7 +131,8 @@ def _gram(row: Callable[[int], Vector], n: int, like: Vector, max_bytes: int) ->
     size = max_bytes // (2 * like.numel() * like.element_size())
     if size < 1:
         raise ValueError(
-            f"max_bytes: expected room for two gradients, {2 * like.numel() * like.element_size()}, found {max_bytes}"
+            "max_bytes: expected room for two gradients, "
+            f"{2 * like.numel() * like.element_size()}, found {max_bytes}"
         )
     blocks = [range(n)[start : start + size] for start in range(0, n, size)]
 

@@ -1,4 +1,5 @@
-"""Pools of minibatch losses to test theorems on: exact polynomials, a smooth network, and real minibatches.
+"""Pools of minibatch losses to test theorems on: exact polynomials, a smooth network, and real
+minibatches.
 
 All in float64, with mean losses and smooth activations: rates hold only where the loss is smooth.
 """
@@ -40,7 +41,8 @@ class Pool:
 
 @dataclass(frozen=True)
 class OnMinibatch:
-    """The core's loss of (phi, minibatch) as the theory's, of phi alone. In reverse mode it may have compiled loops."""
+    """The core's loss of (phi, minibatch) as the theory's, of phi alone. In reverse mode it may
+    have compiled loops."""
 
     loss: Callable[[Vector, Minibatch], Tensor]
     minibatch: Minibatch
@@ -56,16 +58,21 @@ def on_minibatch(loss: Callable[[Vector, Minibatch], Tensor], minibatch: Minibat
 
 
 def quadratic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
-    """Return quadratic losses L(phi) = 1/2 (phi - c) . A (phi - c) with positive definite A: the k = 2 expansions are
-    exact."""
+    """Return quadratic losses L(phi) = 1/2 (phi - c) . A (phi - c) with positive definite A: the k
+    = 2 expansions are exact."""
     generator = torch.Generator().manual_seed(seed)
 
     def one() -> Loss:
         root = torch.randn(parameters, parameters, generator=generator, dtype=FLOAT)
-        a, centre = root @ root.T / parameters, torch.randn(parameters, generator=generator, dtype=FLOAT)
+        a, centre = (
+            root @ root.T / parameters,
+            torch.randn(parameters, generator=generator, dtype=FLOAT),
+        )
         return lambda phi: (phi - centre) @ a @ (phi - centre) / 2
 
-    return Pool("quadratic", tuple(one() for _ in range(m)), _point(parameters, generator), degree=2)
+    return Pool(
+        "quadratic", tuple(one() for _ in range(m)), _point(parameters, generator), degree=2
+    )
 
 
 def cubic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
@@ -74,7 +81,10 @@ def cubic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
     base = quadratic(m, parameters=parameters, seed=seed)
 
     def one(loss: Loss) -> Loss:
-        t = torch.randn(parameters, parameters, parameters, generator=generator, dtype=FLOAT) / parameters
+        t = (
+            torch.randn(parameters, parameters, parameters, generator=generator, dtype=FLOAT)
+            / parameters
+        )
         return lambda phi: loss(phi) + torch.einsum("ijk,i,j,k->", t, phi, phi, phi) / 6
 
     return Pool("cubic", tuple(one(loss) for loss in base.losses), base.phi, degree=3)
@@ -95,8 +105,8 @@ def tanh_network(m: int = 5, *, seed: int = 0) -> Pool:
 
 
 def omniglot_softplus(images: ImagePool, m: int = 5, *, batch: int = 10, seed: int = 0) -> Pool:
-    """Return the paper's Omniglot network with softplus in place of ReLU, on m disjoint minibatches of one 5-way
-    task."""
+    """Return the paper's Omniglot network with softplus in place of ReLU, on m disjoint minibatches
+    of one 5-way task."""
     sampling = Sampling(n_way=5, shots=batch * m // 5, batch=batch, steps=m)
     task = images.sample(sampling, seed=seed, purpose=Purpose.TRAINING, iteration=0, task=0)
     network = omniglot(5, activation="softplus")
@@ -111,7 +121,11 @@ def _along_gradient(at: At) -> float:
     return float(at.product(g).norm() / g.norm())
 
 
-SMALL_POOLS: dict[str, Callable[[], Pool]] = {"quadratic": quadratic, "cubic": cubic, "tanh network": tanh_network}
+SMALL_POOLS: dict[str, Callable[[], Pool]] = {
+    "quadratic": quadratic,
+    "cubic": cubic,
+    "tanh network": tanh_network,
+}
 
 
 def _point(parameters: int, generator: torch.Generator) -> Vector:

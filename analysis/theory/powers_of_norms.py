@@ -1,9 +1,9 @@
 """Even powers of norms as sums of even powers: |x|^2 is a polynomial, though |x| has a kink at 0.
 
-torch differentiates |x| and then the power, and its second derivative of a norm at 0 is 0 or nan (pytorch 92075). Here
-a norm, or an absolute value, keeps the sum under its root, and a power that takes the root away gives that sum, right
-in every order. Nothing else is changed: the norm itself, an odd power of it, and what reaches a power through other
-functions are torch's.
+torch differentiates |x| and then the power, and its second derivative of a norm at 0 is 0 or nan
+(pytorch 92075). Here a norm, or an absolute value, keeps the sum under its root, and a power that
+takes the root away gives that sum, right in every order. Nothing else is changed: the norm itself,
+an odd power of it, and what reaches a power through other functions are torch's.
 """
 
 from collections.abc import Callable
@@ -42,12 +42,18 @@ def _norm(
 
 
 def _method_norm(
-    self: Tensor, p: Any = "fro", dim: Dims = None, keepdim: bool = False, dtype: torch.dtype | None = None
+    self: Tensor,
+    p: Any = "fro",
+    dim: Dims = None,
+    keepdim: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     return _norm(self, p, dim, keepdim, None, dtype)
 
 
-def _linalg_norm(A: Tensor, ord: Any = None, dim: Dims = None, keepdim: bool = False, **options: Any) -> Tensor:
+def _linalg_norm(
+    A: Tensor, ord: Any = None, dim: Dims = None, keepdim: bool = False, **options: Any
+) -> Tensor:
     found = torch.linalg.norm(A, ord, dim, keepdim, **options)
     of_vectors = isinstance(dim, int) or len(dim if dim is not None else A.shape) == 1
     p = ord if of_vectors else None
@@ -56,12 +62,18 @@ def _linalg_norm(A: Tensor, ord: Any = None, dim: Dims = None, keepdim: bool = F
     return _keeping(found, A, p, dim, keepdim)
 
 
-def _vector_norm(x: Tensor, ord: Any = 2, dim: Dims = None, keepdim: bool = False, **options: Any) -> Tensor:
+def _vector_norm(
+    x: Tensor, ord: Any = 2, dim: Dims = None, keepdim: bool = False, **options: Any
+) -> Tensor:
     return _keeping(torch.linalg.vector_norm(x, ord, dim, keepdim, **options), x, ord, dim, keepdim)
 
 
 def _matrix_norm(
-    A: Tensor, ord: Any = "fro", dim: tuple[int, int] = (-2, -1), keepdim: bool = False, **options: Any
+    A: Tensor,
+    ord: Any = "fro",
+    dim: tuple[int, int] = (-2, -1),
+    keepdim: bool = False,
+    **options: Any,
 ) -> Tensor:
     found = torch.linalg.matrix_norm(A, ord, dim, keepdim, **options)
     return _keeping(found, A, 2 if ord == "fro" else None, dim, keepdim)
@@ -96,15 +108,22 @@ POWERS_OF_NORMS: dict[Any, Callable[..., Any]] = {
     torch.linalg.vector_norm: _vector_norm,
     torch.linalg.matrix_norm: _matrix_norm,
     **dict.fromkeys((torch.dist, torch.Tensor.dist), _dist),
-    **dict.fromkeys((torch.abs, torch.absolute, torch.Tensor.abs, torch.Tensor.absolute, torch.Tensor.__abs__), _abs),
+    **dict.fromkeys(
+        (torch.abs, torch.absolute, torch.Tensor.abs, torch.Tensor.absolute, torch.Tensor.__abs__),
+        _abs,
+    ),
     **dict.fromkeys((torch.pow, torch.Tensor.pow, torch.Tensor.__pow__), _pow),
     **dict.fromkeys((torch.square, torch.Tensor.square), _square),
-    **dict.fromkeys((torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.multiply, torch.Tensor.__mul__), _mul),
+    **dict.fromkeys(
+        (torch.mul, torch.multiply, torch.Tensor.mul, torch.Tensor.multiply, torch.Tensor.__mul__),
+        _mul,
+    ),
 }
 
 
 def _keeping(norm: Tensor, x: Tensor, p: Any, dim: Dims, keepdim: bool) -> Tensor:
-    """Let a norm over some dimensions, all for None and () for none, keep the sum under its root, if that is smooth."""
+    """Let a norm over some dimensions, all for None and () for none, keep the sum under its root,
+    if that is smooth."""
     if isinstance(p, int | float) and p > 0 and p % 2 == 0 and x.is_floating_point():
         dims = list(range(x.ndim)) if dim is None else dim
         powers = _pow(x.to(norm.dtype), int(p))
@@ -115,7 +134,8 @@ def _keeping(norm: Tensor, x: Tensor, p: Any, dim: Dims, keepdim: bool) -> Tenso
 
 
 def _power(norm: Any, exponent: Any) -> Tensor | None:
-    """Return a power of a norm by the sum that it keeps; None of another number or where a root is left."""
+    """Return a power of a norm by the sum that it keeps; None of another number or where a root is
+    left."""
     kept = getattr(norm, _KEPT, None)
     if kept is None or kept.version != norm._version or not isinstance(exponent, int | float):
         return None

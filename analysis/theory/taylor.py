@@ -1,13 +1,16 @@
-"""Section 5.1: the inner gradients and the meta-gradients as series in the inner learning rate alpha.
+"""Section 5.1: the inner gradients and the meta-gradients as series in the inner learning rate
+alpha.
 
 Notation as in the paper, L_i the loss of minibatch i, all bars at the initialization phi_1:
 
-    g_bar_i = L_i'(phi_1),  H_bar_i = L_i''(phi_1),  T_bar_i = L_i'''(phi_1),  s_i = sum_{j<i} g_bar_j
+    g_bar_i = L_i'(phi_1),  H_bar_i = L_i''(phi_1),  T_bar_i = L_i'''(phi_1),  s_i = sum_{j<i}
+    g_bar_j
 
-    g_i = g_bar_i - alpha H_bar_i s_i + alpha^2 (H_bar_i sum_{j<i} H_bar_j s_j + 1/2 T_bar_i[s_i, s_i]) + O(alpha^3)
+    g_i = g_bar_i - alpha H_bar_i s_i + alpha^2 (H_bar_i sum_{j<i} H_bar_j s_j + 1/2 T_bar_i[s_i,
+    s_i]) + O(alpha^3)
 
-A series is a list of coefficients, [order 0, order 1, …]. Sums over j < i run along with i, so that all terms of a
-k-step loop cost O(k) products.
+A series is a list of coefficients, [order 0, order 1, …]. Sums over j < i run along with i, so that
+all terms of a k-step loop cost O(k) products.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,12 +24,17 @@ from torch.func import grad
 from analysis.theory.derivatives import At, Loss, Products, Vector, coefficients_in, derivative
 
 Series = list[Vector]
-ProductsAt = Callable[[Loss, Vector], Products]  # takes the derivatives of a loss at a point: `At`, or one's own
-HIGHEST_FORMULA = 2  # beyond it the terms have no short formula; `inner_gradient_series` goes to any order
+# Takes the derivatives of a loss at a point: `At`, or one's own.
+ProductsAt = Callable[[Loss, Vector], Products]
+# Beyond it the terms have no short formula; `inner_gradient_series` goes to any order.
+HIGHEST_FORMULA = 2
 
 
-def inner_gradients(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""] | float) -> list[Vector]:
-    """Return g_1 … g_k of k steps of SGD, phi_{i+1} = phi_i - alpha g_i. Differentiable in phi and in alpha."""
+def inner_gradients(
+    losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""] | float
+) -> list[Vector]:
+    """Return g_1 … g_k of k steps of SGD, phi_{i+1} = phi_i - alpha g_i. Differentiable in phi and
+    in alpha."""
     gradients = []
     for loss in losses:
         gradients.append(derivative(loss, phi))
@@ -47,8 +55,8 @@ def maml_gradient(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""] 
 
 
 def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
-    """Return the same as the product (I - alpha L_1''(phi_1)) … (I - alpha L_{k-1}''(phi_{k-1})) g_k: exact, equation
-    21."""
+    """Return the same as the product (I - alpha L_1''(phi_1)) … (I - alpha L_{k-1}''(phi_{k-1}))
+    g_k: exact, equation 21."""
     points, gradients = [phi], inner_gradients(losses, phi, alpha)
     for g in gradients[:-1]:
         points.append(points[-1] - alpha * g)
@@ -61,9 +69,11 @@ def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
 def inner_gradient_terms(
     losses: Sequence[Loss], phi: Vector, order: int, *, products_at: ProductsAt = At
 ) -> list[Series]:
-    """Return the series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above; differentiate it no further.
+    """Return the series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above;
+    differentiate it no further.
 
-    products_at: takes the gradient and the products L'' v and L'''[u, v]; `At` goes by reverse mode.
+    products_at: takes the gradient and the products L'' v and L'''[u, v]; `At` goes by reverse
+    mode.
     """
     _check_order(order)
     s, firsts = torch.zeros_like(phi), torch.zeros_like(phi)
@@ -77,7 +87,8 @@ def inner_gradient_terms(
 
 
 def _terms(at: Products, s: Vector, firsts: Vector, order: int) -> Series:
-    """Return the series of a g_i, from the sums over j < i of g_bar_j, which is s_i, and of the order-1 terms of g_j.
+    """Return the series of a g_i, from the sums over j < i of g_bar_j, which is s_i, and of the
+    order-1 terms of g_j.
 
     All orders share one graph of the gradient, and T_i[s_i, s_i] comes from the product H_i s_i.
     """
@@ -91,11 +102,14 @@ def _terms(at: Products, s: Vector, firsts: Vector, order: int) -> Series:
     return [at.gradient, -product, at.product(-firsts) + bend / 2]
 
 
-def maml_terms(losses: Sequence[Loss], phi: Vector, order: int, *, products_at: ProductsAt = At) -> Series:
-    """Return the series of MAML's gradient to `order` 0, 1 or 2 in alpha; not to be differentiated again.
+def maml_terms(
+    losses: Sequence[Loss], phi: Vector, order: int, *, products_at: ProductsAt = At
+) -> Series:
+    """Return the series of MAML's gradient to `order` 0, 1 or 2 in alpha; not to be differentiated
+    again.
 
-    Order 1 (equation 24) is -H_k s_k - sum_{j<k} H_j g_bar_k. Order 2 is the gradient in phi_1 of the order-2 term of
-    L_k(phi_k), which is g_bar_k . sum_{j<k} H_j s_j + 1/2 s_k . H_k s_k:
+    Order 1 (equation 24) is -H_k s_k - sum_{j<k} H_j g_bar_k. Order 2 is the gradient in phi_1 of
+    the order-2 term of L_k(phi_k), which is g_bar_k . sum_{j<k} H_j s_j + 1/2 s_k . H_k s_k:
 
         (order 2 of g_k) + sum_{j<k} ( T_j[g_bar_k, s_j] + H_j (H_k s_k + sum_{j<l<k} H_l g_bar_k) )
 
@@ -127,7 +141,9 @@ def maml_terms(losses: Sequence[Loss], phi: Vector, order: int, *, products_at: 
 def weighted_terms(series: Sequence[Series], weights: Sequence[float]) -> Series:
     """Return the series of sum_i w_i g_i from those of the g_i."""
     if len(weights) != len(series):
-        raise ValueError(f"weights: expected one per inner step ({len(series)}), found {len(weights)}")
+        raise ValueError(
+            f"weights: expected one per inner step ({len(series)}), found {len(weights)}"
+        )
     found = []
     for n in range(len(series[0])):
         of_order_n = [terms[n] for terms in series]
@@ -136,8 +152,8 @@ def weighted_terms(series: Sequence[Series], weights: Sequence[float]) -> Series
 
 
 def inner_gradient_series(losses: Sequence[Loss], phi: Vector, order: int) -> list[Series]:
-    """Return the series of each g_i to any order, as derivatives in alpha at 0, by nested automatic differentiation: an
-    independent check of the formulas."""
+    """Return the series of each g_i to any order, as derivatives in alpha at 0, by nested automatic
+    differentiation: an independent check of the formulas."""
     zero = torch.zeros((), dtype=phi.dtype, device=phi.device)
 
     def stacked(alpha: Tensor) -> Tensor:
@@ -170,10 +186,12 @@ def sum_of(weights: Sequence[float], vectors: Sequence[Vector]) -> Vector:
 def remainder_slope(
     exact: Callable[[float], Vector], truncated: Callable[[float], Vector], alphas: Sequence[float]
 ) -> tuple[float, list[float]]:
-    """Return the log-log slope of |exact - truncated| against alpha, by least squares, and the remainders themselves.
+    """Return the log-log slope of |exact - truncated| against alpha, by least squares, and the
+    remainders themselves.
 
-    Remainders within a hundredfold of round-off, eps |exact|, say nothing about the rate and are left out of the fit;
-    the slope is nan where fewer than three are left. A truncation after order n should leave n + 1.
+    Remainders within a hundredfold of round-off, eps |exact|, say nothing about the rate and are
+    left out of the fit; the slope is nan where fewer than three are left. A truncation after order
+    n should leave n + 1.
     """
     remainders, kept = [], []
     for alpha in alphas:

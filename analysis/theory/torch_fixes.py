@@ -1,16 +1,18 @@
 """Functions whose higher derivatives torch itself gets wrong, written in elementary operations.
 
-`torch.nn.functional.layer_norm`, `batch_norm` with batch statistics and `instance_norm` with those of the input hand
-their saved mean and deviation to a fused backward as if they were constants. In torch 2.13, without any error, their
-second derivatives are wrong in two of the four orders of nesting (forward mode first) and their third ones in all
-eight (pytorch issues 175754, 186256, 196700). `mse_loss` fails in forward over reverse; fused attention, the gated
-linear unit, the norm of a parametrized weight and the recurrent layers of fast libraries have no forward mode at all.
-The norms stand here under every name by which Python reaches them: torch.nn.functional, torch and torch.ops.aten. Even
-powers of the norms of linear algebra are in `powers_of_norms`.
+`torch.nn.functional.layer_norm`, `batch_norm` with batch statistics and `instance_norm` with those
+of the input hand their saved mean and deviation to a fused backward as if they were constants. In
+torch 2.13, without any error, their second derivatives are wrong in two of the four orders of
+nesting (forward mode first) and their third ones in all eight (pytorch issues 175754, 186256,
+196700). `mse_loss` fails in forward over reverse; fused attention, the gated linear unit, the norm
+of a parametrized weight and the recurrent layers of fast libraries have no forward mode at all. The
+norms stand here under every name by which Python reaches them: torch.nn.functional, torch and
+torch.ops.aten. Even powers of the norms of linear algebra are in `powers_of_norms`.
 
-A stopped gradient has one meaning here: in a backward pass, of any order, the stopped value is a constant; from one
-point to another it moves with what it is computed from, also along a direction in forward mode. `torch.no_grad` means
-that to torch already, while `detach` and `.data` mean other things to other modes: they become the former.
+A stopped gradient has one meaning here: in a backward pass, of any order, the stopped value is a
+constant; from one point to another it moves with what it is computed from, also along a direction
+in forward mode. `torch.no_grad` means that to torch already, while `detach` and `.data` mean other
+things to other modes: they become the former.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,10 +31,12 @@ from analysis.theory.powers_of_norms import POWERS_OF_NORMS
 
 @contextmanager
 def right_derivatives() -> Iterator[None]:
-    """Give these functions, and the layers that call them, right derivatives of any order, and compute
-    attention step by step. Values stay the same but for round-off; running statistics are read and never updated.
+    """Give these functions, and the layers that call them, right derivatives of any order, and
+    compute attention step by step. Values stay the same but for round-off; running statistics are
+    read and never updated.
 
-    Not covered: what torch gets wrong elsewhere, such as forward mode twice through torch.linalg.solve.
+    Not covered: what torch gets wrong elsewhere, such as forward mode twice through
+    torch.linalg.solve.
     """
     with sdpa_kernel(SDPBackend.MATH), _Fixes():
         yield
@@ -95,7 +99,8 @@ def _mse_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     if weight is None and input.shape == target.shape:
-        weight = torch.ones_like(input)  # given weights, torch's own is made of elementary operations
+        # Given weights, torch's own is made of elementary operations.
+        weight = torch.ones_like(input)
     return F.mse_loss(input, target, size_average, reduce, reduction, weight)  # type: ignore[call-arg]
 
 
@@ -104,7 +109,9 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
     return value * gate.sigmoid()
 
 
-def _normalize(input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None) -> Tensor:
+def _normalize(
+    input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
+) -> Tensor:
     """Take what is written into `out` by a copy: torch.func knows no argument of that name."""
     normalized = F.normalize(input, p, dim, eps)
     return normalized if out is None else out.copy_(normalized)
@@ -119,7 +126,8 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """Look words up. Padding is a stopped gradient; gradients are dense, as a vector of all parameters is."""
+    """Look words up. Padding is a stopped gradient; gradients are dense, as a vector of all
+    parameters is."""
     _refuse_for_embeddings(max_norm, scale_grad_by_freq)
     words = F.embedding(input, weight)
     if padding_idx is None:
@@ -149,9 +157,13 @@ def _embedding_bag(
 
 def _refuse_for_embeddings(max_norm: float | None, scale_grad_by_freq: bool) -> None:
     if max_norm is not None:
-        raise ValueError("embedding: expected max_norm None, as it alters the weight in place, found a number")
+        raise ValueError(
+            "embedding: expected max_norm None, as it alters the weight in place, found a number"
+        )
     if scale_grad_by_freq:
-        raise ValueError("embedding: expected scale_grad_by_freq False, as the gradient is then none, found True")
+        raise ValueError(
+            "embedding: expected scale_grad_by_freq False, as the gradient is then none, found True"
+        )
 
 
 # The signatures are those of torch and torch.ops.aten.
@@ -169,9 +181,15 @@ def _torch_layer_norm(
 
 
 def _native_layer_norm(
-    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    variance, mean = torch.var_mean(input, list(range(-len(normalized_shape), 0)), correction=0, keepdim=True)
+    variance, mean = torch.var_mean(
+        input, list(range(-len(normalized_shape), 0)), correction=0, keepdim=True
+    )
     return _layer_norm(input, normalized_shape, weight, bias, eps), mean, (variance + eps).rsqrt()
 
 
@@ -200,19 +218,33 @@ def _native_batch_norm(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if not training:
-        return torch.native_batch_norm(input, weight, bias, running_mean, running_var, False, momentum, eps)
+        return torch.native_batch_norm(
+            input, weight, bias, running_mean, running_var, False, momentum, eps
+        )
     variance, mean = torch.var_mean(input, [d for d in range(input.ndim) if d != 1], correction=0)
-    return _batch_norm(input, None, None, weight, bias, True, momentum, eps), mean, (variance + eps).rsqrt()
+    return (
+        _batch_norm(input, None, None, weight, bias, True, momentum, eps),
+        mean,
+        (variance + eps).rsqrt(),
+    )
 
 
 def _legit_batch_norm_without_statistics(
-    input: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    momentum: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _native_batch_norm(input, weight, bias, None, None, training, momentum, eps)
 
 
-def _legit_batch_norm(input: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any, **named: Any) -> Any:
-    """Tell apart the two that have one name: what comes next are running statistics, or whether to train."""
+def _legit_batch_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any, **named: Any
+) -> Any:
+    """Tell apart the two that have one name: what comes next are running statistics, or whether to
+    train."""
     without = isinstance(rest[0], bool) if rest else "running_mean" not in named
     function = _legit_batch_norm_without_statistics if without else _native_batch_norm
     return function(input, weight, bias, *rest, **named)
@@ -229,7 +261,9 @@ def _torch_instance_norm(
     eps: float,
     cudnn_enabled: bool = False,
 ) -> Tensor:
-    return _instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+    return _instance_norm(
+        input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    )
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -243,7 +277,8 @@ def _weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, 
 
 
 def stopped(x: Tensor) -> Tensor:
-    """Give x as a constant of every backward pass around it: a copy, as a view would keep its part in them.
+    """Give x as a constant of every backward pass around it: a copy, as a view would keep its part
+    in them.
 
     What is a constant already is not copied, as it may be written to through what is returned.
     """
@@ -254,7 +289,8 @@ def stopped(x: Tensor) -> Tensor:
 
 
 def _has_part(x: Tensor) -> bool:
-    """Tell whether some backward pass goes through x: each transform of torch.func wraps it once."""
+    """Tell whether some backward pass goes through x: each transform of torch.func wraps it
+    once."""
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         if x.requires_grad:
             return True
@@ -263,7 +299,8 @@ def _has_part(x: Tensor) -> bool:
 
 
 def _without_fast_libraries(recurrent: Callable[..., Any]) -> Callable[..., Any]:
-    """Compute the recurrent layer in torch's own operations: oneDNN and cuDNN have first derivatives alone."""
+    """Compute the recurrent layer in torch's own operations: oneDNN and cuDNN have first
+    derivatives alone."""
 
     def slowly(*args: Any, **kwargs: Any) -> Any:
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
@@ -307,7 +344,10 @@ _FIXED: dict[Any, Callable[..., Any]] = {
     **{name: _torch_instance_norm for name in _names(_ATEN.instance_norm)},
     **{name: stopped for name in _names(_ATEN.detach)},
     **POWERS_OF_NORMS,
-    **{f: _without_fast_libraries(f) for f in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)},
+    **{
+        f: _without_fast_libraries(f)
+        for f in (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
+    },
 }
 
 
@@ -321,9 +361,14 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + bias
 
 
-def _by_channel(x: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def _by_channel(
+    x: Tensor, dims: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
     if prod(x.shape[d] for d in dims) == 1:
-        raise ValueError(f"input: expected more than one value to take statistics of, found shape {tuple(x.shape)}")
+        raise ValueError(
+            "input: expected more than one value to take statistics of, found shape "
+            f"{tuple(x.shape)}"
+        )
     # (C,) to (C, 1, …), so that it goes along dimension 1.
     shape = -1, *[1] * (x.ndim - 2)
     weight = None if weight is None else weight.reshape(shape)

@@ -1,8 +1,9 @@
-"""The post's interactive figure: draw three things, then one of them again, and see what Reptile's initialization and
-joint training's make of it after a few inner steps.
+"""The post's interactive figure: draw three things, then one of them again, and see what Reptile's
+initialization and joint training's make of it after a few inner steps.
 
-python reproduce.py demo             trains both for about a minute the first time, then opens the page
-python reproduce.py demo --runs DIR  takes them from runs of figure 3 at the paper's scale (default: results/paper/runs)
+python reproduce.py demo             trains both for about a minute the first time, then opens the
+page python reproduce.py demo --runs DIR  takes them from runs of figure 3 at the paper's scale
+(default: results/paper/runs)
 """
 
 import argparse
@@ -34,18 +35,35 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         description=program.as_called(__doc__ or ""),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine alone)")
-    parser.add_argument("--port", type=int, default=7860, help="0 for any that is free (default: 7860)")
     parser.add_argument(
-        "--data", type=Path, metavar="DIR", help="folder with the Omniglot zips or an omniglot/ of them"
+        "--host", default="127.0.0.1", help="address to listen on (default: this machine alone)"
     )
-    parser.add_argument("--dataset", choices=("auto", "omniglot", "glyphs"), default="auto", help="(default: auto)")
-    parser.add_argument("--runs", type=Path, metavar="DIR", help=f"runs to take the weights from (default: {RUNS})")
-    parser.add_argument("--out", type=Path, metavar="DIR", default=Path("results/demo"),
-                        help="where runs for this page alone are kept (default: results/demo)")  # fmt: skip
+    parser.add_argument(
+        "--port", type=int, default=7860, help="0 for any that is free (default: 7860)"
+    )
+    parser.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with the Omniglot zips or an omniglot/ of them",
+    )
+    parser.add_argument(
+        "--dataset", choices=("auto", "omniglot", "glyphs"), default="auto", help="(default: auto)"
+    )
+    parser.add_argument(
+        "--runs", type=Path, metavar="DIR", help=f"runs to take the weights from (default: {RUNS})"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        default=Path("results/demo"),
+        help=("where runs for this page alone are kept (default: results/demo)"),
+    )
     parser.add_argument("--no-browser", action="store_true", help="do not open the page")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    parser.add_argument("--debug", action="store_true", help="tracebacks of errors")  # the script's, which guards this
+    # The script's, which guards this.
+    parser.add_argument("--debug", action="store_true", help="tracebacks of errors")
     return parser.parse_args(arguments)
 
 
@@ -57,11 +75,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind the address before any work, so that a fault shows at once. UsageError if it cannot be bound."""
+    """Bind the address before any work, so that a fault shows at once. UsageError if it cannot be
+    bound."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UsageError(
-            f"demo: expected the extra demo, found no {' and no '.join(missing)}; pip install -e '.[demo]'"
+            f"demo: expected the extra demo, found no {' and no '.join(missing)}; pip install -e "
+            "'.[demo]'"
         )
     if not 0 <= port < 2**16:
         raise UsageError(f"--port: expected a number from 0 to {2**16 - 1}, found {port}")
@@ -69,11 +89,14 @@ def listen(host: str, port: int) -> socket.socket:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except (OSError, UnicodeError) as error:
-        raise UsageError(f"--host, --port: expected where to listen, found {host} and {port} ({error})") from error
+        raise UsageError(
+            f"--host, --port: expected where to listen, found {host} and {port} ({error})"
+        ) from error
 
 
 def load(options: argparse.Namespace) -> weights.Weights:
-    """Load the weights of the user's runs where there are any, else of this page's own, trained now if need be."""
+    """Load the weights of the user's runs where there are any, else of this page's own, trained now
+    if need be."""
     try:
         data = datasets.load(options.dataset, data=options.data, quiet=options.quiet)
     except datasets.DataError as error:
@@ -84,8 +107,8 @@ def load(options: argparse.Namespace) -> weights.Weights:
         measured = weights.of_figure_3(context, options.runs or RUNS)
         if measured is None and options.runs is not None:
             raise UsageError(
-                f"--runs: expected the ablation's finished runs g1 and g1+g2+g3+g4 on {data.name}, at the paper's "
-                f"scale, found none in {options.runs}"
+                f"--runs: expected the ablation's finished runs g1 and g1+g2+g3+g4 on {data.name}, "
+                f"at the paper's scale, found none in {options.runs}"
             )
         if measured is None:
             measured = weights.own(context)
@@ -107,4 +130,6 @@ def serve(listener: socket.socket, loaded: weights.Weights, *, browser: bool) ->
     if browser:
         webbrowser.open(url)
     with contextlib.suppress(KeyboardInterrupt):  # the way to end it
-        uvicorn.Server(uvicorn.Config(application(loaded), log_level="warning")).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(application(loaded), log_level="warning")).run(
+            sockets=[listener]
+        )

@@ -1,7 +1,8 @@
-"""One example of each class, k steps of the inner loop from an initialization, and the query's probabilities then.
+"""One example of each class, k steps of the inner loop from an initialization, and the query's
+probabilities then.
 
-Batch norm uses the batch at hand. The query is classified together with the examples, in a batch of its own: evaluation
-without transduction, as in the paper.
+Batch norm uses the batch at hand. The query is classified together with the examples, in a batch of
+its own: evaluation without transduction, as in the paper.
 """
 
 from dataclasses import dataclass, replace
@@ -20,24 +21,29 @@ N_WAY = 3
 
 
 def initialization(run: Run, state: TrainingState, sampling: Sampling) -> "Initialization":
-    """Return where a run on Omniglot's network ended, for tasks of N_WAY classes and a batch of one example of each.
+    """Return where a run on Omniglot's network ended, for tasks of N_WAY classes and a batch of one
+    example of each.
 
-    A run on more classes serves with its first N_WAY outputs: labels are dealt at random in training, so that none is
-    apart from the others. sampling: how it is evaluated. Those batches of `batch` examples stand for as many copies of
-    this one: they leave batch norm as it is and multiply the gradient of a summed loss, which under SGD is the same as
-    a learning rate that many times larger.
+    A run on more classes serves with its first N_WAY outputs: labels are dealt at random in
+    training, so that none is apart from the others. sampling: how it is evaluated. Those batches of
+    `batch` examples stand for as many copies of this one: they leave batch norm as it is and
+    multiply the gradient of a summed loss, which under SGD is the same as a learning rate that many
+    times larger.
     """
     wide, network = build_network(run), omniglot(N_WAY, activation=run.activation)
     inner, moments = run.inner, state.inner if run.inner.moments == "kept" else None
     if inner.optimizer == "sgd" and inner.reduction == "sum":
         inner = replace(inner, learning_rate=inner.learning_rate * sampling.batch / N_WAY)
     if moments is not None:
-        moments = tuple(_cut(wide, network, m) if m.shape == state.phi.shape else m for m in moments)
+        moments = tuple(
+            _cut(wide, network, m) if m.shape == state.phi.shape else m for m in moments
+        )
     return Initialization(network, _cut(wide, network, state.phi), inner, moments)
 
 
 def _cut(wide: Network, narrow: Network, vector: Float[Tensor, " P"]) -> Float[Tensor, " Q"]:
-    """Cut parameters, or moments shaped like them, to those that a network with fewer outputs has too."""
+    """Cut parameters, or moments shaped like them, to those that a network with fewer outputs has
+    too."""
     parts = wide.unflatten(vector)
     kept = []
     for name, shape in narrow.shapes.items():
@@ -47,9 +53,14 @@ def _cut(wide: Network, narrow: Network, vector: Float[Tensor, " P"]) -> Float[T
 
 
 def adapt(
-    start: "Initialization", examples: Float[Tensor, "3 28 28"], query: Float[Tensor, "28 28"], *, steps: int
+    start: "Initialization",
+    examples: Float[Tensor, "3 28 28"],
+    query: Float[Tensor, "28 28"],
+    *,
+    steps: int,
 ) -> "Adaptation":
-    """Take k = `steps` inner steps on an example of each class, 0, 1 and 2, and then the query's probabilities."""
+    """Take k = `steps` inner steps on an example of each class, 0, 1 and 2, and then the query's
+    probabilities."""
     loss, mean = (CrossEntropy(start.network, kind) for kind in (start.inner.reduction, "mean"))
     batch = Minibatch(examples, torch.arange(N_WAY))
     phi, losses = start.phi, [mean(start.phi, batch).item()]
@@ -72,7 +83,8 @@ class Initialization:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """losses: L(phi_1) … L(phi_{k+1}) on the examples, the mean in nats. probabilities: of the query, after k steps."""
+    """losses: L(phi_1) … L(phi_{k+1}) on the examples, the mean in nats. probabilities: of the
+    query, after k steps."""
 
     losses: list[float]
     probabilities: list[float]

@@ -1,7 +1,8 @@
-"""From a hand's strokes to an image like Omniglot's: a pen as wide, paper as large, brought to 28×28 in the same way.
+"""From a hand's strokes to an image like Omniglot's: a pen as wide, paper as large, brought to
+28×28 in the same way.
 
-Omniglot was drawn online too: strokes on a canvas, kept as 105×105 pixels of ink and paper. The authors of Reptile
-resized these by nearest neighbour, and so does this.
+Omniglot was drawn online too: strokes on a canvas, kept as 105×105 pixels of ink and paper. The
+authors of Reptile resized these by nearest neighbour, and so does this.
 """
 
 from collections.abc import Sequence
@@ -14,15 +15,16 @@ from PIL import Image, ImageDraw
 from reptile_core.datasets.omniglot import ORIGINAL, SIZE
 
 PEN = 5  # pixels of 105: the published drawings' strokes are 4 to 6 wide
-LARGEST = 0.82  # of the paper's width, the larger side of a drawing: 95 % of the published ones are no larger
+# Of the paper's width, the larger side of a drawing: 95 % of the published ones are no larger.
+LARGEST = 0.82
 
 Point = tuple[float, float]  # x to the right and y down, both in [0, 1]
 Strokes = Sequence[Sequence[Point]]  # each from where the pen came down to where it was lifted
 
 
 def rasterize(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
-    """Return a drawing as ink (0) on paper (1), centred, and smaller where it was larger than Omniglot's. ValueError
-    without a point."""
+    """Return a drawing as ink (0) on paper (1), centred, and smaller where it was larger than
+    Omniglot's. ValueError without a point."""
     image = Image.new("1", (ORIGINAL, ORIGINAL), 1)
     pen = ImageDraw.Draw(image)
     for stroke in place(strokes):
@@ -34,7 +36,8 @@ def rasterize(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
 
 
 def place(strokes: Strokes) -> Strokes:
-    """Return the strokes with the middle of what they cover in the middle of the paper, and no larger than LARGEST."""
+    """Return the strokes with the middle of what they cover in the middle of the paper, and no
+    larger than LARGEST."""
     points = np.array(list(chain.from_iterable(strokes)), float)
     if not points.size:
         raise ValueError("strokes: expected at least one point, found none")

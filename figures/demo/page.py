@@ -1,7 +1,9 @@
-"""The page's server: it hands out the page itself, sample characters, and what the initializations make of drawings.
+"""The page's server: it hands out the page itself, sample characters, and what the initializations
+make of drawings.
 
-Starlette and a page of its own, not Gradio: four canvases that answer while the pen still moves, that a keyboard can
-draw on, and that ask nothing of another host are smaller than the settings that would make a general page do so.
+Starlette and a page of its own, not Gradio: four canvases that answer while the pen still moves,
+that a keyboard can draw on, and that ask nothing of another host are smaller than the settings that
+would make a general page do so.
 """
 
 from dataclasses import asdict
@@ -45,8 +47,12 @@ def application(weights: Weights) -> Starlette:
 
     def samples(request: Request) -> JSONResponse:
         first = request.query_params.get("first", "0")
-        if not (first.isascii() and first.isdigit() and len(first) < 10 and int(first) < MAX_SAMPLES):
-            raise HTTPException(400, f"first: expected a whole number below {MAX_SAMPLES}, found {first[:60]!r}")
+        if not (
+            first.isascii() and first.isdigit() and len(first) < 10 and int(first) < MAX_SAMPLES
+        ):
+            raise HTTPException(
+                400, f"first: expected a whole number below {MAX_SAMPLES}, found {first[:60]!r}"
+            )
         return JSONResponse(sample_tasks(weights.pool, int(first)))
 
     async def classify(request: Request) -> JSONResponse:
@@ -67,7 +73,8 @@ def application(weights: Weights) -> Starlette:
 
 
 def answer(weights: Weights, question: Question) -> dict[str, Any]:
-    """Return losses and probabilities by initialization, and the four images as the networks saw them."""
+    """Return losses and probabilities by initialization, and the four images as the networks saw
+    them."""
     x = torch.from_numpy(question.images).to(torch.float32)
     found = {
         name: asdict(adapt(start, x[:N_WAY], x[N_WAY], steps=question.steps))
@@ -77,8 +84,8 @@ def answer(weights: Weights, question: Question) -> dict[str, Any]:
 
 
 def sample_tasks(pool: ImagePool, first: int) -> list[dict[str, list[str]]]:
-    """Return tasks first … first + SHOWN - 1 of characters that no training saw: an example of each class by one hand,
-    and another by another."""
+    """Return tasks first … first + SHOWN - 1 of characters that no training saw: an example of each
+    class by one hand, and another by another."""
     sampling = Sampling(n_way=N_WAY, shots=1, batch=N_WAY, steps=1)
     tasks = evaluation_tasks(sampling, pool, seed=0, count=SHOWN, first=first)
     images = pool.images.flatten(0, 1)

@@ -1,4 +1,5 @@
-"""What the page asks, from JSON that may hold anything: three examples, a query and k. ValueError in one line."""
+"""What the page asks, from JSON that may hold anything: three examples, a query and k. ValueError
+in one line."""
 
 import json
 from dataclasses import dataclass
@@ -13,22 +14,24 @@ from figures.demo.drawing import Strokes, rasterize
 from reptile_core.datasets.omniglot import SIZE
 
 MAX_STEPS = 32  # k; far more than it takes, and still answered at once
-MAX_POINTS = 5_000  # of a drawing: over a minute of drawing with a mouse that reports 60 times a second
+# Of a drawing: over a minute of drawing with a mouse that reports 60 times a second.
+MAX_POINTS = 5_000
 
 Image = UInt8[np.ndarray, "28 28"]
 
 
 @dataclass(frozen=True)
 class Question:
-    """images: the examples of classes 0, 1 and 2, then the query, of ink (0) and paper (1). steps: k."""
+    """images: the examples of classes 0, 1 and 2, then the query, of ink (0) and paper (1). steps:
+    k."""
 
     images: UInt8[np.ndarray, "4 28 28"]
     steps: int
 
 
 def read(body: bytes) -> Question:
-    """Read a question {"drawings": [three examples, query], "steps": k}, each drawing as strokes (lists of [x, y] in
-    [0, 1]) or as an image's text."""
+    """Read a question {"drawings": [three examples, query], "steps": k}, each drawing as strokes
+    (lists of [x, y] in [0, 1]) or as an image's text."""
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -37,9 +40,13 @@ def read(body: bytes) -> Question:
         raise ValueError(f"body: expected an object of drawings and steps, found {_shown(asked)}")
     drawings, steps = asked["drawings"], asked["steps"]
     if not isinstance(drawings, list) or len(drawings) != N_WAY + 1:
-        raise ValueError(f"drawings: expected a list of {N_WAY} examples and a query, found {_shown(drawings)}")
+        raise ValueError(
+            f"drawings: expected a list of {N_WAY} examples and a query, found {_shown(drawings)}"
+        )
     if type(steps) is not int or not 0 <= steps <= MAX_STEPS:
-        raise ValueError(f"steps: expected a whole number from 0 to {MAX_STEPS}, found {_shown(steps)}")
+        raise ValueError(
+            f"steps: expected a whole number from 0 to {MAX_STEPS}, found {_shown(steps)}"
+        )
     images = [_image(f"drawings[{i}]", drawing) for i, drawing in enumerate(drawings)]
     return Question(np.stack(images), steps)
 
@@ -52,13 +59,19 @@ def text(image: Image) -> str:
 def _image(name: str, drawing: Any) -> Image:
     if isinstance(drawing, str):
         if len(drawing) != SIZE**2 or set(drawing) - {"0", "1"}:
-            raise ValueError(f"{name}: expected {SIZE}×{SIZE} characters 0 and 1, found {_shown(drawing)}")
+            raise ValueError(
+                f"{name}: expected {SIZE}×{SIZE} characters 0 and 1, found {_shown(drawing)}"
+            )
         return np.array([bit == "0" for bit in drawing], np.uint8).reshape(SIZE, SIZE)
     return rasterize(_strokes(name, drawing))
 
 
 def _strokes(name: str, drawing: Any) -> Strokes:
-    if not isinstance(drawing, list) or not drawing or not all(isinstance(s, list) and s for s in drawing):
+    if (
+        not isinstance(drawing, list)
+        or not drawing
+        or not all(isinstance(s, list) and s for s in drawing)
+    ):
         raise ValueError(f"{name}: expected a list of strokes, none empty, found {_shown(drawing)}")
     points = list(chain.from_iterable(drawing))
     if len(points) > MAX_POINTS:

@@ -1,5 +1,6 @@
-"""The report: an output folder's verdicts, figures and tables as a page that needs no network, as Markdown for GitHub
-and as LaTeX tables. It computes nothing: whatever is there is shown, whatever is missing is left out.
+"""The report: an output folder's verdicts, figures and tables as a page that needs no network, as
+Markdown for GitHub and as LaTeX tables. It computes nothing: whatever is there is shown, whatever
+is missing is left out.
 """
 
 import argparse
@@ -15,14 +16,21 @@ from reptile_core.files import write_atomically
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do `python reproduce.py report`: exit code 0, or 1 with one line on what in the folder is missing or broken."""
+    """Do `python reproduce.py report`: exit code 0, or 1 with one line on what in the folder is
+    missing or broken."""
     parser = argparse.ArgumentParser(
         prog=f"{program.name()} report",
         description="Write report.html, report.md and tables.tex from what has been run.",
     )
-    parser.add_argument("--profile", choices=PROFILES, default="quick", help="whose results (default: quick)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results are (default: results/PROFILE)")
-    parser.add_argument("--plugin", type=Path, action="append", metavar="FILE", help="as of the run that wrote them")
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="quick", help="whose results (default: quick)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="where results are (default: results/PROFILE)"
+    )
+    parser.add_argument(
+        "--plugin", type=Path, action="append", metavar="FILE", help="as of the run that wrote them"
+    )
     options = parser.parse_args(arguments)
     try:
         with plugins.loaded(options.plugin or ()):
@@ -35,9 +43,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def write(out: Path) -> list[Path]:
-    """Write report.html, report.md and tables.tex in an output folder, from what is in it. ResultsError where that is
-    broken, OSError where they cannot be written."""
-    from figures.report import gather, render  # template engine and imaging load while nothing waits for them
+    """Write report.html, report.md and tables.tex in an output folder, from what is in it.
+    ResultsError where that is broken, OSError where they cannot be written."""
+    # Template engine and imaging load while nothing waits for them.
+    from figures.report import gather, render
 
     report = gather.gather(out)
     contents = {

@@ -1,8 +1,8 @@
-"""What an output folder holds, as data for the report: claims with their verdicts and every case that was measured, the
-figures with the words in them, and where all this comes from.
+"""What an output folder holds, as data for the report: claims with their verdicts and every case
+that was measured, the figures with the words in them, and where all this comes from.
 
-Claims and verdicts are the ledger's alone (claims.json). What is not there yet is left out; what is broken is a
-ResultsError of one line.
+Claims and verdicts are the ledger's alone (claims.json). What is not there yet is left out; what is
+broken is a ResultsError of one line.
 """
 
 import io
@@ -28,7 +28,9 @@ from figures.report.tables import Shown
 from figures.report.tables import shown as tables_of
 
 MADE_UP = "NOT OMNIGLOT"  # begins the line that names data which only stand in for it
-COLOURS = 256  # of the palette that figures are embedded with: flat colours need no more, and a third of the bytes do
+# Of the palette that figures are embedded with: flat colours need no more, and a third of the bytes
+# do.
+COLOURS = 256
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment: what it shows, its claims, its figures and its tables. settings: by name, as JSON; runs: lines on
-    what was trained where; files: names of its tables."""
+    """An experiment: what it shows, its claims, its figures and its tables. settings: by name, as
+    JSON; runs: lines on what was trained where; files: names of its tables."""
 
     name: str
     shows: str
@@ -85,8 +87,9 @@ class Section:
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the templates print. data: the lines that name data and scale, those of most claims first;
-    made_up: those of them that only stand in for real data. provenance: of each command, by name, the last first."""
+    """Everything that the templates print. data: the lines that name data and scale, those of most
+    claims first; made_up: those of them that only stand in for real data. provenance: of each
+    command, by name, the last first."""
 
     sections: tuple[Section, ...]
     data: tuple[str, ...]
@@ -108,7 +111,8 @@ class Report:
 
 
 def gather(out: Path) -> Report:
-    """Read the output folder. ResultsError where it holds no ledger, or a file that is not as it was written."""
+    """Read the output folder. ResultsError where it holds no ledger, or a file that is not as it
+    was written."""
     verdicts = _ledger(out)
     manifest = _manifest(out / "manifest.json")
     pictures = list(_pictures(out / "figures"))
@@ -131,8 +135,8 @@ def _ledger(out: Path) -> dict[str, Verdict]:
     if odd := sorted(known ^ set(by_id)):
         found = f"found {odd[0]!r}" if odd[0] in by_id else f"found no {odd[0]!r}"
         raise ResultsError(
-            f"{out / ledger.NAME}: expected this version's claims, {found}; python reproduce.py theory writes all of "
-            "it, and --plugin FILE names a claim of your own"
+            f"{out / ledger.NAME}: expected this version's claims, {found}; python reproduce.py "
+            "theory writes all of it, and --plugin FILE names a claim of your own"
         )
     return by_id
 
@@ -151,12 +155,14 @@ def _section(
     data = tuple(dict.fromkeys(chain.from_iterable(one.data for one in judged)))
     shown = tuple(tables_of(tables, name, data))
     runs, files = provenance.runs(tables, name), provenance.files(tables, name)
-    return Section(name, experiment.shows, judged, own, shown, provenance.settings(manifest, name), runs, files)
+    return Section(
+        name, experiment.shows, judged, own, shown, provenance.settings(manifest, name), runs, files
+    )
 
 
 def _judged(verdict: Verdict, experiment: str, profile: str) -> Judged:
-    """Return a claim with its verdict and command. profile: that of the last run, for a claim of which nothing says at
-    which it was measured."""
+    """Return a claim with its verdict and command. profile: that of the last run, for a claim of
+    which nothing says at which it was measured."""
     command = f"{program.command()} {experiment} --profile {verdict.profile or profile}"
     command += " --dataset glyphs" if any(MADE_UP in line for line in verdict.data) else ""
     return Judged(verdict, command)
@@ -167,7 +173,8 @@ def _data(line: str) -> str:
 
 
 def _pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
-    """Yield the figures that name their experiment, with its name, in the order of their file names."""
+    """Yield the figures that name their experiment, with its name, in the order of their file
+    names."""
     for path in sorted(folder.glob("*.png")):
         try:
             with Image.open(path) as image:
@@ -199,7 +206,9 @@ def _manifest(path: Path) -> dict[str, Any] | None:
     earlier = manifest.get("earlier", {})
     for record in (manifest, *(earlier.values() if isinstance(earlier, dict) else [earlier])):
         if not isinstance(record, dict) or not isinstance(record.get("experiments", {}), dict):
-            raise ResultsError(f"{path}: expected the records of commands with experiments, found {record!r:.60}")
+            raise ResultsError(
+                f"{path}: expected the records of commands with experiments, found {record!r:.60}"
+            )
     return manifest
 
 

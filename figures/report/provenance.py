@@ -1,4 +1,5 @@
-"""How an output folder came about, in words: the commands that wrote it, and each experiment's settings and runs."""
+"""How an output folder came about, in words: the commands that wrote it, and each experiment's
+settings and runs."""
 
 import json
 from collections.abc import Mapping
@@ -14,19 +15,25 @@ Words = Mapping[str, str]
 
 
 def commands(manifest: Mapping[str, Any] | None, out: Path) -> tuple[Words, ...]:
-    """Return what the manifest says of each command that wrote into the folder, by name, the last command first.
-    ResultsError where it is not what a run writes."""
+    """Return what the manifest says of each command that wrote into the folder, by name, the last
+    command first. ResultsError where it is not what a run writes."""
     if manifest is None:
         return ()
     try:
         earlier: dict[tuple[str, ...], dict[str, Any]] = {}
         for record in reversed(manifest.get("earlier", {}).values()):
-            same = earlier.setdefault((record["started"], *record["command"]), record | {"wall_seconds": {}})
+            same = earlier.setdefault(
+                (record["started"], *record["command"]), record | {"wall_seconds": {}}
+            )
             same["wall_seconds"] = record.get("wall_seconds", {}) | same["wall_seconds"]
-        latest_first = sorted(earlier.values(), key=lambda record: str(record["started"]), reverse=True)
+        latest_first = sorted(
+            earlier.values(), key=lambda record: str(record["started"]), reverse=True
+        )
         return tuple(_in_words(record) for record in (manifest, *latest_first))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ResultsError(f"{out / 'manifest.json'}: expected what a run writes, found none of {error}") from error
+        raise ResultsError(
+            f"{out / 'manifest.json'}: expected what a run writes, found none of {error}"
+        ) from error
 
 
 def _in_words(record: Mapping[str, Any]) -> Words:
@@ -38,15 +45,19 @@ def _in_words(record: Mapping[str, Any]) -> Words:
         "Begun and ended (UTC)": f"{record['started']}, {record.get('finished', 'not yet')}",
         "Commit": f"{commit['sha']}{changed}" if commit else "not known",
         **({"Sources (SHA-256)": record["sources"]} if "sources" in record else {}),
-        "Machine": f"{machine['processor']}{of_kind}, {machine['cores']} cores, {machine['workers']} workers on "
-        f"{machine['device']}; {machine['platform']}",
+        "Machine": (
+            f"{machine['processor']}{of_kind}, {machine['cores']} cores, {machine['workers']} "
+            f"workers on {machine['device']}; {machine['platform']}"
+        ),
         "Versions": ", ".join(f"{name} {version}" for name, version in record["versions"].items()),
-        "Seconds": ", ".join(f"{name} {seconds:,.0f}" for name, seconds in took.items()) or "not known",
+        "Seconds": ", ".join(f"{name} {seconds:,.0f}" for name, seconds in took.items())
+        or "not known",
     }
 
 
 def settings(manifest: Mapping[str, Any] | None, experiment: str) -> Words:
-    """Return the settings of an experiment by name, each as JSON; none where the manifest does not say."""
+    """Return the settings of an experiment by name, each as JSON; none where the manifest does not
+    say."""
     if manifest is None:
         return {}
     for record in (manifest, manifest.get("earlier", {}).get(experiment, {})):
@@ -57,7 +68,8 @@ def settings(manifest: Mapping[str, Any] | None, experiment: str) -> Words:
 
 
 def runs(tables: Path, experiment: str) -> tuple[str, ...]:
-    """Return a line for each device and kind of arithmetic that an experiment's runs were trained on."""
+    """Return a line for each device and kind of arithmetic that an experiment's runs were trained
+    on."""
     path = tables / f"{experiment}{SUFFIX}.csv"
     if not path.is_file():
         return ()
@@ -72,7 +84,10 @@ def runs(tables: Path, experiment: str) -> tuple[str, ...]:
 def _of_device(device: str, kinds: str, part: pd.DataFrame) -> str:
     seeds = ", ".join(str(seed) for seed in sorted(set(part["seed"])))
     hours = part["seconds"].sum() / 3600
-    return f"{len(part)} on {device} ({kinds}), seeds {seeds}; {hours:,.1f} hours of training, on one core or GPU"
+    return (
+        f"{len(part)} on {device} ({kinds}), seeds {seeds}; {hours:,.1f} hours of training, on one "
+        "core or GPU"
+    )
 
 
 def files(tables: Path, experiment: str) -> tuple[str, ...]:

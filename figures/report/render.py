@@ -1,7 +1,7 @@
 """The report as HTML, Markdown and LaTeX: templates, and what text and numbers become in each.
 
-Whatever a template prints is escaped for its language; formulas between dollars become MathML in HTML and stay formulas
-in Markdown. LaTeX gets tables only, which hold none.
+Whatever a template prints is escaped for its language; formulas between dollars become MathML in
+HTML and stay formulas in Markdown. LaTeX gets tables only, which hold none.
 """
 
 import base64
@@ -24,38 +24,56 @@ from figures.report.gather import Judged, Report
 FORMULA = re.compile(r"\$([^$]+)\$")
 # MathML that latex2mathml may give and that can neither load nor run anything.
 TAGS = {
-    "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "mstyle", "mpadded", "menclose",
-    "msub", "msup", "msubsup", "munder", "mover", "munderover", "mtable", "mtr", "mtd",
+    "math", "mrow", "mi", "mn", "mo", "mtext", "mspace", "mfrac", "msqrt", "mroot", "mstyle",
+    "mpadded", "menclose", "msub", "msup", "msubsup", "munder", "mover", "munderover", "mtable",
+    "mtr", "mtd",
 }  # fmt: skip
-ATTRIBUTES = {"xmlns", "display", "displaystyle", "scriptlevel", "mathvariant", "stretchy", "accent", "width"}
+ATTRIBUTES = {
+    "xmlns",
+    "display",
+    "displaystyle",
+    "scriptlevel",
+    "mathvariant",
+    "stretchy",
+    "accent",
+    "width",
+}
 LEVEL, RAISED = "-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"  # of an exponent
 TEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
-    "^": r"\textasciicircum{}", "~": r"$\sim$", "<": "$<$", ">": "$>$", "|": "$|$", "−": "$-$",
-    "×": r"$\times$", "±": r"$\pm$", "…": r"\dots{}", "∞": r"$\infty$", "·": r"$\cdot$", "ρ": r"$\rho$",
-    "≤": r"$\le$", "≥": r"$\ge$", "π": r"$\pi$", "“": "``", "”": "''", "‘": "`", "’": "'", '"': "''", "\n": " ",
-    "[": "{[}", "]": "{]}",
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%",
+    "#": r"\#", "_": r"\_", "^": r"\textasciicircum{}", "~": r"$\sim$", "<": "$<$", ">": "$>$",
+    "|": "$|$", "−": "$-$", "×": r"$\times$", "±": r"$\pm$", "…": r"\dots{}", "∞": r"$\infty$",
+    "·": r"$\cdot$", "ρ": r"$\rho$", "≤": r"$\le$", "≥": r"$\ge$", "π": r"$\pi$", "“": "``",
+    "”": "''", "‘": "`", "’": "'", '"': "''", "\n": " ", "[": "{[}", "]": "{]}",
 }  # fmt: skip
 INLINE = 4  # cases that a card names before its table names all
 SOURCES = {"B": "the authors' post", "N": "beyond the paper"}
 # What the symbols of the claims mean: formula and words.
 NOTATION = (
     (r"$\phi_1$", "the initialization, from which a task's inner loop starts"),
-    (r"$\phi_{i+1} = \phi_i - \alpha g_i$", r"a step of the inner loop, on minibatch $i$, with learning rate $\alpha$"),
+    (
+        r"$\phi_{i+1} = \phi_i - \alpha g_i$",
+        r"a step of the inner loop, on minibatch $i$, with learning rate $\alpha$",
+    ),
     (r"$g_i = L_i^{\prime}(\phi_i)$", "the gradient met at step $i$"),
     (r"$\bar g_i = L_i^{\prime}(\phi_1)$", "the same minibatch's gradient at the initialization"),
     (r"$\bar H_i = L_i^{\prime\prime}(\phi_1)$", "its Hessian there"),
     (r"$\text{AvgGrad} = E[\bar g_1]$", "the direction of joint training"),
-    (r"$\text{AvgGradInner} = E[\bar H_2 \bar g_1]$", "minus it raises inner products of gradients"),
+    (
+        r"$\text{AvgGradInner} = E[\bar H_2 \bar g_1]$",
+        "minus it raises inner products of gradients",
+    ),
     (r"$g_1 + \dots + g_k$", "the update of Reptile"),
     (r"$g_k$", "that of first-order MAML (FOMAML)"),
     (r"$\frac{\partial}{\partial \phi_1} L_k(\phi_k)$", "that of MAML"),
-)  # fmt: skip
+)
 
 
 def html(report: Report) -> str:
     environment = _environment(math, autoescape=True)
-    environment.filters["data_uri"] = lambda png: f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    environment.filters["data_uri"] = lambda png: (
+        f"data:image/png;base64,{base64.b64encode(png).decode()}"
+    )
     return environment.get_template("report.html.jinja").render(_words(report))
 
 
@@ -67,14 +85,15 @@ def markdown(report: Report) -> str:
 
 def latex(report: Report) -> str:
     environment = _environment(
-        str, finalize=latex_text, variable_start_string="<<", variable_end_string=">>", comment_start_string="<#",
-        comment_end_string="#>",
+        str, finalize=latex_text, variable_start_string="<<", variable_end_string=">>",
+        comment_start_string="<#", comment_end_string="#>",
     )  # fmt: skip
     return environment.get_template("tables.tex.jinja").render(_words(report))
 
 
 def math(text: str) -> Markup:
-    """Return HTML: text with its formulas as MathML; those that are none stay as they are written."""
+    """Return HTML: text with its formulas as MathML; those that are none stay as they are
+    written."""
     found = []
     for formula, part in _parts(text):
         if formula or part:
@@ -138,7 +157,8 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def interval(case: Case) -> str:
-    """Write a mean with its interval, in as many digits as tell its ends apart; a number alone where it has none."""
+    """Write a mean with its interval, in as many digits as tell its ends apart; a number alone
+    where it has none."""
     if isnan(case.low) or isnan(case.high) or case.low == case.high:
         return number(case.mean)
     width, largest = case.high - case.low, max(abs(case.low), abs(case.high))
@@ -158,14 +178,15 @@ def band(ends: tuple[float, float]) -> str:
 
 
 def place(case: Case, verdict: Verdict) -> str:
-    """Say where a case stands by itself: inside the band, outside, or undecided; nothing where it is not judged by
-    itself, as an experiment's control and what is only shown."""
+    """Say where a case stands by itself: inside the band, outside, or undecided; nothing where it
+    is not judged by itself, as an experiment's control and what is only shown."""
     judged = case.role == CHECK or (case.role == CONTROL and verdict.claim.kind == "theorem")
     return ledger.PLACES[case.decision] if judged else ""
 
 
 def controls(verdict: Verdict) -> tuple[Sequence[Case], str]:
-    """Return the controls that a card names, of a theorem those nearest to passing, and words on the others."""
+    """Return the controls that a card names, of a theorem those nearest to passing, and words on
+    the others."""
     found = list(verdict.controls)
     if verdict.claim.kind == "theorem":
         found.sort(key=lambda case: -ledger.margin(case, verdict.claim))
@@ -173,7 +194,8 @@ def controls(verdict: Verdict) -> tuple[Sequence[Case], str]:
 
 
 def details(judged: Judged) -> tuple[list[str], list[list[str]]]:
-    """Return every case of a claim: columns, but for those that say nothing of any case, and rows."""
+    """Return every case of a claim: columns, but for those that say nothing of any case, and
+    rows."""
     verdict = judged.verdict
     roles = {CHECK: "check", CONTROL: verdict.claim.control.kind}
     mixed = len(judged.data) > 1
@@ -185,7 +207,9 @@ def details(judged: Judged) -> tuple[list[str], list[list[str]]]:
             "measured": interval(case),
             "against the band": place(case, verdict),
             "seeds": ledger.seeds([case], which=False),
-            "tasks × queries": " × ".join(number(n) for n in (case.tasks, case.queries) if not isnan(n)),
+            "tasks × queries": " × ".join(
+                number(n) for n in (case.tasks, case.queries) if not isnan(n)
+            ),
             "sd over seeds": "" if isnan(case.sd) else number(case.sd),
             "error over tasks": "" if isnan(case.task_error) else number(case.task_error),
             "data": case.data.removeprefix("Data: ") if mixed else "",
@@ -209,8 +233,8 @@ def source(codes: Sequence[str]) -> str:
 
 def _environment(math: Callable[[str], str], **options: Any) -> Environment:
     environment = Environment(
-        loader=PackageLoader("figures.report", "."), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
-        keep_trailing_newline=True, **options,
+        loader=PackageLoader("figures.report", "."), undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True, keep_trailing_newline=True, **options,
     )  # fmt: skip
     environment.filters |= {
         "math": math,
@@ -245,7 +269,8 @@ def _parts(text: str) -> list[tuple[bool, str]]:
 def _mathml(formula: str) -> Markup:
     try:
         element = Converter().convert_to_element(formula)
-    except Exception:  # whatever the library raises on what is no LaTeX, a reader can still be shown it
+    # Whatever the library raises on what is no LaTeX, a reader can still be shown it.
+    except Exception:
         return escape(f"${formula}$")
     for node in element.iter():
         if node.tag not in TAGS:

@@ -12,14 +12,19 @@ from analysis.results import ledger
 from analysis.results.tables import ResultsError, read_csv
 
 INTERVAL = {"mean": "mean", "low": "from", "high": "to", "seeds": "seeds"}
-BENCHMARKS = {"omniglot-5way": "Omniglot", "omniglot-20way": "Omniglot", "mini-imagenet": "Mini-ImageNet",
-              "cifar-fs": "CIFAR-FS"}  # fmt: skip
+BENCHMARKS = {
+    "omniglot-5way": "Omniglot",
+    "omniglot-20way": "Omniglot",
+    "mini-imagenet": "Mini-ImageNet",
+    "cifar-fs": "CIFAR-FS",
+}
 ENTRY = ("benchmark", "row", "shots", "mean", "low", "high", "published", "published_half")
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A table of the report. rows: text or numbers, as many as there are columns. data: the lines that name them."""
+    """A table of the report. rows: text or numbers, as many as there are columns. data: the lines
+    that name them."""
 
     caption: str
     data: tuple[str, ...]
@@ -31,8 +36,9 @@ class Shown:
 class Layout:
     """A table of an experiment and how it is shown.
 
-    columns: what those that are shown are called. images: what is named by the line of its data, where the experiment
-    has several. arrange: makes the columns of others, `of`; without it they are the table's own.
+    columns: what those that are shown are called. images: what is named by the line of its data,
+    where the experiment has several. arrange: makes the columns of others, `of`; without it they
+    are the table's own.
     """
 
     experiment: str
@@ -45,39 +51,52 @@ class Layout:
 
 
 def papers(summary: pd.DataFrame, benchmark: str) -> pd.DataFrame:
-    """Return the paper's layout: a row for each method of which something was measured, a column for each number of
-    shots. Entries are "ours ± half its interval (published ± its own)", in %."""
+    """Return the paper's layout: a row for each method of which something was measured, a column
+    for each number of shots. Entries are "ours ± half its interval (published ± its own)", in %."""
     mine = summary[summary.benchmark == benchmark]
     mine = mine[mine.groupby("row")["mean"].transform("count") > 0]
     entries = []
     for cell in mine.itertuples():
-        ours, published = _words(cell.mean, (cell.high - cell.low) / 2), _words(cell.published, cell.published_half)
+        ours, published = (
+            _words(cell.mean, (cell.high - cell.low) / 2),
+            _words(cell.published, cell.published_half),
+        )
         entries.append(f"{ours} ({published})")
     columns = mine.shots.astype(str) + "-shot"
-    wide = mine.assign(entry=entries, column=columns).pivot(index="row", columns="column", values="entry")
+    wide = mine.assign(entry=entries, column=columns).pivot(
+        index="row", columns="column", values="entry"
+    )
     return wide.loc[mine.row.unique()].reset_index()
 
 
 def shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Shown]:
-    """Yield those of LAYOUTS that the experiment has written, unless there is nothing in them. data: the lines that
-    name data."""
+    """Yield those of LAYOUTS that the experiment has written, unless there is nothing in them.
+    data: the lines that name data."""
     for layout in LAYOUTS:
         path = folder / f"{layout.name}.csv"
         if layout.experiment != experiment or not path.exists():
             continue
         table = read_csv(path)
-        if missing := [column for column in layout.of or layout.columns if column not in table.columns]:
-            raise ResultsError(f"{path}: expected the column {missing[0]!r}, found {', '.join(table.columns)}")
+        if missing := [
+            column for column in layout.of or layout.columns if column not in table.columns
+        ]:
+            raise ResultsError(
+                f"{path}: expected the column {missing[0]!r}, found {', '.join(table.columns)}"
+            )
         if layout.arrange is not None:
             try:
                 table = layout.arrange(table)
             except (TypeError, ValueError) as error:
-                raise ResultsError(f"{path}: expected a number in each cell and each once, found {error}") from error
+                raise ResultsError(
+                    f"{path}: expected a number in each cell and each once, found {error}"
+                ) from error
         columns = [column for column in layout.columns if column in table.columns]
         rows = tuple(table[columns].itertuples(index=False, name=None))
         own = tuple(line for line in data if layout.images.lower() in line.lower())
         if rows:
-            yield Shown(layout.caption, own, tuple(layout.columns[column] for column in columns), rows)
+            yield Shown(
+                layout.caption, own, tuple(layout.columns[column] for column in columns), rows
+            )
 
 
 def _words(mean: float, half: float) -> str:
@@ -88,7 +107,10 @@ def _of_benchmark(benchmark: str, images: str) -> Layout:
     return Layout(
         "few_shot",
         "few_shot_summary",
-        f"Accuracy in % on {images}: measured here ± half a 95 % interval, in brackets as published; - where not",
+        (
+            f"Accuracy in % on {images}: measured here ± half a 95 % interval, in brackets as "
+            "published; - where not"
+        ),
         {"row": "method"} | {f"{shots}-shot": f"{benchmark} {shots}-shot" for shots in (1, 5)},
         images,
         partial(papers, benchmark=benchmark),
@@ -107,7 +129,10 @@ LAYOUTS = (
     Layout(
         "rho",
         "rho_pairs",
-        f"Difference in accuracy early in training of sums of inner gradients that differ in: {ledger.MEASURED}",
+        (
+            "Difference in accuracy early in training of sums of inner gradients that differ in: "
+            f"{ledger.MEASURED}"
+        ),
         {"differ": "differ in", **INTERVAL},
     ),
 )

@@ -1,4 +1,5 @@
-"""The images that tasks are made of, by name: Omniglot, or a stand-in that always says so; colour photographs."""
+"""The images that tasks are made of, by name: Omniglot, or a stand-in that always says so; colour
+photographs."""
 
 import sys
 from collections.abc import Callable
@@ -6,7 +7,13 @@ from pathlib import Path
 from typing import Literal, get_args, overload
 
 from reptile_core.datasets import cifar_fs, glyphs, mini_imagenet, omniglot
-from reptile_core.datasets.common import Characters, ColourImages, DataError, Unavailable, images_digest
+from reptile_core.datasets.common import (
+    Characters,
+    ColourImages,
+    DataError,
+    Unavailable,
+    images_digest,
+)
 
 __all__ = ["Characters", "ColourImages", "DataError", "Unavailable", "load"]
 
@@ -38,7 +45,9 @@ NOTICE = """\
 def _glyphs() -> Characters:
     images = glyphs.generate(seed=STAND_IN_SEED)
     source = f"generated from seed {STAND_IN_SEED}"
-    return Characters(name="glyphs", images=images, source=source, content=images_digest(images), real=False)
+    return Characters(
+        name="glyphs", images=images, source=source, content=images_digest(images), real=False
+    )
 
 
 @overload
@@ -66,14 +75,15 @@ def load(
     fetch: bool = True,
     quiet: bool = False,
 ) -> Characters | ColourImages:
-    """Return images by name: of characters "omniglot", "glyphs", or "auto" for Omniglot if it can be had, else the
-    glyphs; of photographs "cifar_fs" or "mini_imagenet".
+    """Return images by name: of characters "omniglot", "glyphs", or "auto" for Omniglot if it can
+    be had, else the glyphs; of photographs "cifar_fs" or "mini_imagenet".
 
-    All but the glyphs are looked for in `data`, `$REPTILE_DATA`, `cache` (by default the user's) and, Omniglot alone,
-    on the network, if `fetch` allows it; see `load` of each. That glyphs took Omniglot's place is announced on stderr
-    whatever `quiet` says, which hides only progress. Raises DataError for an unknown name; for `data` or
-    `$REPTILE_DATA` named but not there; for `data` without what is named, or with "glyphs"; for data that are not what
-    they should be; where what is named is not to be had.
+    All but the glyphs are looked for in `data`, `$REPTILE_DATA`, `cache` (by default the user's)
+    and, Omniglot alone, on the network, if `fetch` allows it; see `load` of each. That glyphs took
+    Omniglot's place is announced on stderr whatever `quiet` says, which hides only progress. Raises
+    DataError for an unknown name; for `data` or `$REPTILE_DATA` named but not there; for `data`
+    without what is named, or with "glyphs"; for data that are not what they should be; where what
+    is named is not to be had.
     """
     if name not in NAMES:
         raise DataError(f"name: expected one of {', '.join(NAMES)}, found {name!r}")
@@ -81,7 +91,9 @@ def load(
         return PHOTOGRAPHS[name](data=data, cache=cache, quiet=quiet)
     if name == "glyphs":
         if data is not None:
-            raise DataError(f"data: expected none with the glyphs, which are generated, found {str(data)!r}")
+            raise DataError(
+                f"data: expected none with the glyphs, which are generated, found {str(data)!r}"
+            )
         return _glyphs()
     try:
         return omniglot.load(data=data, cache=cache, fetch=fetch, quiet=quiet)

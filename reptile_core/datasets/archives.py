@@ -22,21 +22,27 @@ MAX_RATIO = 16  # of compression: pictures are compressed already
 
 @dataclass(frozen=True)
 class FileKind:
-    """Which files count, and how large one of them and a zip of them may be: ten times the published, no harm."""
+    """Which files count, and how large one of them and a zip of them may be: ten times the
+    published, no harm."""
 
     suffix: str
     file_bytes: int
     zip_bytes: int
 
     def __contains__(self, path: str) -> bool:
-        """Return whether a name is that of a picture: macOS adds `__MACOSX/` and `._NAME.png`, which are no
-        pictures."""
+        """Return whether a name is that of a picture: macOS adds `__MACOSX/` and `._NAME.png`,
+        which are no pictures."""
         folder, _, name = path.rpartition("/")
-        return name.endswith(self.suffix) and not name.startswith(".") and "__MACOSX" not in folder.split("/")
+        return (
+            name.endswith(self.suffix)
+            and not name.startswith(".")
+            and "__MACOSX" not in folder.split("/")
+        )
 
 
 PNGS = FileKind(".png", 2**13, 2**26)  # Omniglot's drawings: 522 bytes, 9 MB
-SHEETS = FileKind(".webp", 2**24, 2**30)  # CIFAR-FS, the 600 images of a class in one: 1.2 MB, 100 MB
+# CIFAR-FS, the 600 images of a class in one: 1.2 MB, 100 MB.
+SHEETS = FileKind(".webp", 2**24, 2**30)
 
 Archive = Path | IO[bytes]  # a zip, a folder, or a zip in memory
 Members = list[tuple[str, Callable[[], bytes]]]  # the path of each picture, and how to read it
@@ -44,25 +50,38 @@ Members = list[tuple[str, Callable[[], bytes]]]  # the path of each picture, and
 
 def _check_member(info: zipfile.ZipInfo, kind: FileKind, where: object) -> None:
     name, mode = info.orig_filename, info.external_attr >> 16
-    if name.startswith("/") or set(name) & set("\\:\0") or ".." in name.split("/") or stat.S_ISLNK(mode):
-        raise DataError(f"{where}: expected members inside it, found {name!r}, which points elsewhere")
+    if (
+        name.startswith("/")
+        or set(name) & set("\\:\0")
+        or ".." in name.split("/")
+        or stat.S_ISLNK(mode)
+    ):
+        raise DataError(
+            f"{where}: expected members inside it, found {name!r}, which points elsewhere"
+        )
     if name not in kind:
         return  # never read
     if info.flag_bits & 1:
         raise DataError(f"{where}: expected plain members, found {name!r} encrypted")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others may take gigabytes
-        raise DataError(f"{where}: expected members deflated or stored, found {name!r} of another method")
+    # Others may take gigabytes.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise DataError(
+            f"{where}: expected members deflated or stored, found {name!r} of another method"
+        )
     if info.file_size > min(kind.file_bytes, MAX_RATIO * max(info.compress_size, 1)):
         raise DataError(
-            f"{where}: expected at most {kind.file_bytes} bytes a member, compressed {MAX_RATIO}-fold at most, "
-            f"found {name!r} of {info.file_size} bytes in {info.compress_size}"
+            f"{where}: expected at most {kind.file_bytes} bytes a member, compressed "
+            f"{MAX_RATIO}-fold at most, found {name!r} of {info.file_size} bytes in "
+            f"{info.compress_size}"
         )
 
 
 def _check_count(count: int, limit: int, where: object) -> None:
     """Bound the total too: each member that is read has at most `file_bytes`."""
     if count > limit:
-        raise DataError(f"{where}: expected at most {limit} files and folders, found {count} or more")
+        raise DataError(
+            f"{where}: expected at most {limit} files and folders, found {count} or more"
+        )
 
 
 def files(folder: Path, *, limit: int) -> Iterator[os.DirEntry[str]]:
@@ -82,7 +101,8 @@ def files(folder: Path, *, limit: int) -> Iterator[os.DirEntry[str]]:
 
 
 def read_file(path: Path | str, limit: int) -> bytes:
-    """Read the file's bytes, at most `limit` + 1 of them: one more shows that there are too many."""
+    """Read the file's bytes, at most `limit` + 1 of them: one more shows that there are too
+    many."""
     with open(path, "rb") as file:
         return file.read(limit + 1)
 
@@ -94,10 +114,11 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) ->
 
 @contextmanager
 def members(source: Archive, kind: FileKind, *, limit: int, where: object) -> Iterator[Members]:
-    """Yield the pictures of a zip, or of a folder whose name begins their paths: at most `limit` files are looked at.
+    """Yield the pictures of a zip, or of a folder whose name begins their paths: at most `limit`
+    files are looked at.
 
-    A reader returns at most `kind.file_bytes` + 1 bytes. Raises DataError for what `_check_member` refuses; a
-    damaged zip may also lead zipfile to exceptions of its own.
+    A reader returns at most `kind.file_bytes` + 1 bytes. Raises DataError for what `_check_member`
+    refuses; a damaged zip may also lead zipfile to exceptions of its own.
     """
     if isinstance(source, Path) and source.is_dir():
         paths = {entry.path: Path(entry.path) for entry in files(source, limit=limit)}
@@ -114,11 +135,16 @@ def members(source: Archive, kind: FileKind, *, limit: int, where: object) -> It
     try:
         archive = zipfile.ZipFile(source)
     except zipfile.BadZipFile as error:
-        raise DataError(f"{where}: expected a whole zip, found a truncated one or none ({error})") from error
+        raise DataError(
+            f"{where}: expected a whole zip, found a truncated one or none ({error})"
+        ) from error
     with archive:
         infos = archive.infolist()
         _check_count(len(infos), limit, where)
         for info in infos:
             _check_member(info, kind, where)
         wanted = [info for info in infos if info.filename in kind]
-        yield [(info.filename, partial(_read_member, archive, info, kind.file_bytes)) for info in wanted]
+        yield [
+            (info.filename, partial(_read_member, archive, info, kind.file_bytes))
+            for info in wanted
+        ]

@@ -1,6 +1,8 @@
-"""The cache of decoded images: whole files, verified by content whenever they are read, and records of their sources.
+"""The cache of decoded images: whole files, verified by content whenever they are read, and records
+of their sources.
 
-A source that is as it was when it was verified, by the path, size and time of change of every file, is not read again.
+A source that is as it was when it was verified, by the path, size and time of change of every file,
+is not read again.
 """
 
 import hashlib
@@ -26,14 +28,17 @@ def cache_directory(cache: Path | None) -> Path:
 
 
 def cache_file(path: Path, content: bytes | memoryview) -> None:
-    """Put a file into the cache whole or not at all, also where others do the same; warn if that cannot be.
+    """Put a file into the cache whole or not at all, also where others do the same; warn if that
+    cannot be.
 
     The data are at hand without the cache, so a read-only or full disk must not stop the caller.
     """
     try:
         write_atomically(path, content)
     except OSError as error:
-        warnings.warn(f"cache: cannot write {path}, so the next start will be slow: {error}", stacklevel=2)
+        warnings.warn(
+            f"cache: cannot write {path}, so the next start will be slow: {error}", stacklevel=2
+        )
 
 
 def checked(
@@ -62,7 +67,8 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return a record; empty where there is none, which is no fault: the sources are then read again."""
+    """Return a record; empty where there is none, which is no fault: the sources are then read
+    again."""
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -71,8 +77,8 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(asked: Sequence[object], paths: Iterable[str]) -> str:
-    """Return the SHA-256 (hex) of what was asked for and of every file's path, size and time of change: no content is
-    read. OSError for a file that is not there."""
+    """Return the SHA-256 (hex) of what was asked for and of every file's path, size and time of
+    change: no content is read. OSError for a file that is not there."""
     states = ((path, os.stat(path)) for path in sorted(paths))
     lines = [f"{path!r} {state.st_size} {state.st_mtime_ns}" for path, state in states]
     return hashlib.sha256("\n".join([*map(repr, asked), *lines]).encode()).hexdigest()

@@ -1,9 +1,10 @@
-"""CIFAR-FS (Bertinetto, Henriques, Torr, Vedaldi 2019): CIFAR-100 for few-shot learning, found, verified and cached.
+"""CIFAR-FS (Bertinetto, Henriques, Torr, Vedaldi 2019): CIFAR-100 for few-shot learning, found,
+verified and cached.
 
-100 classes of 600 colour images of 32×32 pixels; 64 classes train, 16 validate, 20 test. Two layouts are read: one zip
-with a lossless WebP sheet for each class, and the authors' folders of PNG files with lists of classes. Both give the
-same bits, or else an error: nothing is believed but the pixels. This is not data of the Reptile paper, whose colour
-images are Mini-ImageNet.
+100 classes of 600 colour images of 32×32 pixels; 64 classes train, 16 validate, 20 test. Two
+layouts are read: one zip with a lossless WebP sheet for each class, and the authors' folders of PNG
+files with lists of classes. Both give the same bits, or else an error: nothing is believed but the
+pixels. This is not data of the Reptile paper, whose colour images are Mini-ImageNet.
 """
 
 import io
@@ -43,7 +44,9 @@ SIZE = 32  # pixels across
 LISTS = "splits/bertinetto"  # where the authors' layout names the classes of each split
 MAX_LIST_BYTES = 2**13  # of such a list: 460 are published
 SHEET = re.compile(rf"(?:.*/)?images/({'|'.join(SPLITS)})/([^/]+)\.webp")
-WANTED = f"{NAME}.zip, or data/ (or images/) with a folder of PNG files for each class next to {LISTS}/"
+WANTED = (
+    f"{NAME}.zip, or data/ (or images/) with a folder of PNG files for each class next to {LISTS}/"
+)
 
 
 @dataclass(frozen=True)
@@ -66,8 +69,8 @@ class Edition:
 
     @property
     def limit(self) -> int:
-        """At most so many files and folders are looked at in one place: macOS doubles the published number by hidden
-        files."""
+        """At most so many files and folders are looked at in one place: macOS doubles the published
+        number by hidden files."""
         return 4 * sum(self.counts) * self.images + 1000
 
 
@@ -99,7 +102,9 @@ def _pixels(
 def _sheet(read: Callable[[], bytes], edition: Edition, where: object) -> Images:
     """Return a class from its sheet: images row by row."""
     with faults(where):
-        sheet = _pixels(read(), "WEBP", edition.columns * SIZE, edition.rows * SIZE, SHEETS.file_bytes, where)
+        sheet = _pixels(
+            read(), "WEBP", edition.columns * SIZE, edition.rows * SIZE, SHEETS.file_bytes, where
+        )
     tiles = sheet.reshape(edition.rows, SIZE, edition.columns, SIZE, 3).swapaxes(1, 2)
     return tiles.reshape(edition.images, SIZE, SIZE, 3)
 
@@ -111,7 +116,9 @@ def _folder(folder: Path, edition: Edition) -> Images:
         if len(paths) != edition.images:
             raise DataError(f"{folder}: expected {edition.images} PNG files, found {len(paths)}")
         pictures = [(path, read_file(path, PNGS.file_bytes)) for path in paths]
-    return np.stack([_pixels(png, "PNG", SIZE, SIZE, PNGS.file_bytes, path) for path, png in pictures])
+    return np.stack(
+        [_pixels(png, "PNG", SIZE, SIZE, PNGS.file_bytes, path) for path, png in pictures]
+    )
 
 
 # ---- the two layouts
@@ -130,7 +137,9 @@ def _classes(source: Path, edition: Edition) -> Iterator[list[Class]]:
 def _of_sheet(name: str, read: Callable[[], bytes], edition: Edition, source: Path) -> Class:
     match = SHEET.fullmatch(name)
     if not match:
-        raise DataError(f"{source}: expected images/<{'|'.join(SPLITS)}>/<class>.webp, found {name!r}")
+        raise DataError(
+            f"{source}: expected images/<{'|'.join(SPLITS)}>/<class>.webp, found {name!r}"
+        )
     return Class(match[1], match[2], partial(_sheet, read, edition, f"{source}: {name}"))
 
 
@@ -160,11 +169,15 @@ def _read(source: Path, edition: Edition, quiet: bool) -> Decoded:
     with faults(source), _classes(source, edition) as found:
         classes, counts = arranged(found, source)
         if counts != edition.counts:
-            raise DataError(f"{source}: expected {_numbers(edition.counts)} classes, found {_numbers(counts)}")
+            raise DataError(
+                f"{source}: expected {_numbers(edition.counts)} classes, found {_numbers(counts)}"
+            )
         images = decode(classes, counts, edition.shape, quiet=quiet)
     if images.content != edition.content:
         expected = f"expected SHA-256 {edition.content}, found {images.content}"
-        raise DataError(f"{source}: every image is there, but their content is not as published: {expected}")
+        raise DataError(
+            f"{source}: every image is there, but their content is not as published: {expected}"
+        )
     return images
 
 
@@ -176,7 +189,8 @@ def _numbers(counts: tuple[int, ...]) -> str:
 
 
 def _locate(directory: Path) -> Path | None:
-    """Find the zip, or else the folder of lists, in a directory; under its own name or that of the authors' archive."""
+    """Find the zip, or else the folder of lists, in a directory; under its own name or that of the
+    authors' archive."""
     for below in (NAME, "cifar100", ""):
         for source in (directory / below / f"{NAME}.zip", directory / below / LISTS):
             if source.exists():
@@ -195,21 +209,29 @@ def _files(source: Path, edition: Edition) -> list[str]:
 
 
 def load(
-    *, data: Path | None = None, cache: Path | None = None, quiet: bool = False, edition: Edition = PUBLISHED
+    *,
+    data: Path | None = None,
+    cache: Path | None = None,
+    quiet: bool = False,
+    edition: Edition = PUBLISHED,
 ) -> ColourImages:
-    """Load CIFAR-FS from `data`, else from `$REPTILE_DATA`, else from the user's cache; it is never downloaded.
+    """Load CIFAR-FS from `data`, else from `$REPTILE_DATA`, else from the user's cache; it is never
+    downloaded.
 
-    `data` or `$REPTILE_DATA` is a directory that holds, or whose `cifar_fs/` holds, the zip or the folders. `cache` is
-    a directory of this function's own, by default one of the user's. `quiet` hides progress bars. Classes are in order
-    of their names, a class's images in order of their digests. Raises DataError for a fault of what was found or named,
-    and its kind Unavailable where nothing was. Warns of a cache that is damaged or cannot be written, and does without.
+    `data` or `$REPTILE_DATA` is a directory that holds, or whose `cifar_fs/` holds, the zip or the
+    folders. `cache` is a directory of this function's own, by default one of the user's. `quiet`
+    hides progress bars. Classes are in order of their names, a class's images in order of their
+    digests. Raises DataError for a fault of what was found or named, and its kind Unavailable where
+    nothing was. Warns of a cache that is damaged or cannot be written, and does without.
     """
     cache, directory = cache_directory(cache), named_directory(data)
     with faults(directory):
         source = _locate(directory) if directory else None
     if source is None:
         if data is not None:
-            raise DataError(f"data: expected {WANTED}, in {directory} or its {NAME}/, found neither")
+            raise DataError(
+                f"data: expected {WANTED}, in {directory} or its {NAME}/, found neither"
+            )
         return _kept(cache, edition)
     with faults(source):
         key = fingerprint((source.resolve(), edition), _files(source, edition))
@@ -222,10 +244,12 @@ def load(
 
 def _kept(cache: Path, edition: Edition) -> ColourImages:
     """Return what an earlier start left in the cache."""
-    images = mapped(cache, NAME, (sum(edition.counts), *edition.shape), edition.counts, edition.content)
+    images = mapped(
+        cache, NAME, (sum(edition.counts), *edition.shape), edition.counts, edition.content
+    )
     if images is None:
         raise Unavailable(
-            f"{NAME}: expected {WANTED}, in --data DIR or $REPTILE_DATA, found neither; "
-            "it is not downloaded, since no address is known to last (see https://github.com/bertinetto/r2d2)"
+            f"{NAME}: expected {WANTED}, in --data DIR or $REPTILE_DATA, found neither; it is not "
+            "downloaded, since no address is known to last (see https://github.com/bertinetto/r2d2)"
         )
     return images.to_images(NAME, str(cache), real=True)

@@ -1,8 +1,10 @@
-"""What the sets of colour photographs share: an order that every layout gives, and decoded pixels as a mapped file.
+"""What the sets of colour photographs share: an order that every layout gives, and decoded pixels
+as a mapped file.
 
-A class's images are in order of their own digests. File names differ between the layouts that a set is handed around
-in; so the same pictures give the same bits whatever they are called. Pixels are kept as bare bytes, nothing else: there
-is no format to parse, and processes that map the file share its memory.
+A class's images are in order of their own digests. File names differ between the layouts that a set
+is handed around in; so the same pictures give the same bits whatever they are called. Pixels are
+kept as bare bytes, nothing else: there is no format to parse, and processes that map the file share
+its memory.
 """
 
 import hashlib
@@ -44,11 +46,14 @@ class Decoded:
 
     def to_images(self, name: str, source: str, *, real: bool) -> ColourImages:
         train, validation, test = np.split(self.pixels, list(accumulate(self.counts))[:-1])
-        return ColourImages(name, train, validation, test, source=source, content=self.content, real=real)
+        return ColourImages(
+            name, train, validation, test, source=source, content=self.content, real=real
+        )
 
 
 def arranged(classes: Iterable[Class], where: object) -> tuple[list[Class], tuple[int, ...]]:
-    """Return classes in order of split and name, and how many each split has; DataError if one is there twice."""
+    """Return classes in order of split and name, and how many each split has; DataError if one is
+    there twice."""
     ordered = sorted(classes, key=lambda c: (SPLITS.index(c.split), c.name))
     (name, times), *_ = Counter(c.name for c in ordered).most_common(1) or [("", 0)]
     if times > 1:
@@ -58,7 +63,9 @@ def arranged(classes: Iterable[Class], where: object) -> tuple[list[Class], tupl
     return ordered, tuple(map(splits.count, SPLITS))
 
 
-def decode(classes: list[Class], counts: tuple[int, ...], shape: tuple[int, ...], *, quiet: bool) -> Decoded:
+def decode(
+    classes: list[Class], counts: tuple[int, ...], shape: tuple[int, ...], *, quiet: bool
+) -> Decoded:
     """Read every class, and put its images in order."""
     pixels = np.empty((len(classes), *shape), np.uint8)
     bar = tqdm(classes, desc="decoding images", disable=quiet or None, delay=1, leave=False)
@@ -71,8 +78,11 @@ def in_order(images: Images) -> Images:
     return images[sorted(range(len(images)), key=lambda i: hashlib.sha256(images[i].data).digest())]
 
 
-def identity(pixels: UInt8[np.ndarray, "classes images height width 3"], counts: tuple[int, ...]) -> str:
-    """Return the SHA-256 (hex) of the shape, the number of classes in each split, and the bytes in C order."""
+def identity(
+    pixels: UInt8[np.ndarray, "classes images height width 3"], counts: tuple[int, ...]
+) -> str:
+    """Return the SHA-256 (hex) of the shape, the number of classes in each split, and the bytes in
+    C order."""
     hasher = hashlib.sha256(json.dumps([pixels.shape, counts]).encode())
     hasher.update(pixels.data)
     return hasher.hexdigest()
@@ -85,21 +95,29 @@ def remember(folder: Path, name: str, found: Decoded, key: str) -> None:
     """Keep pixels, and that the sources with this fingerprint decode to them."""
     cache.cache_file(_pixels(folder, name, found.content), found.pixels.data)
     cache.write_record(
-        _record(folder, name, key), {"shape": found.pixels.shape, "counts": found.counts, "content": found.content}
+        _record(folder, name, key),
+        {"shape": found.pixels.shape, "counts": found.counts, "content": found.content},
     )
 
 
 def recall(folder: Path, name: str, key: str) -> Decoded | None:
-    """Return what sources with this fingerprint decode to, if that is known and the cache has it whole."""
+    """Return what sources with this fingerprint decode to, if that is known and the cache has it
+    whole."""
     record = cache.read_record(_record(folder, name, key))
     try:
-        shape, counts, content = tuple(record["shape"]), tuple(record["counts"]), str(record["content"])
+        shape, counts, content = (
+            tuple(record["shape"]),
+            tuple(record["counts"]),
+            str(record["content"]),
+        )
     except (TypeError, KeyError):
         return None  # not a fault: the sources are read again
     return mapped(folder, name, shape, counts, content)
 
 
-def mapped(folder: Path, name: str, shape: tuple[int, ...], counts: tuple[int, ...], content: str) -> Decoded | None:
+def mapped(
+    folder: Path, name: str, shape: tuple[int, ...], counts: tuple[int, ...], content: str
+) -> Decoded | None:
     """Return the pixels with this content, if the cache has them whole."""
     path = _pixels(folder, name, content)
 

@@ -24,7 +24,8 @@ class Characters:
     """Handwritten characters, each drawn by several people."""
 
     name: str  # "omniglot" or "glyphs"
-    images: UInt8[np.ndarray, "characters drawings height width"]  # 0 = ink, 1 = paper; 28×28, read-only
+    # 0 = ink, 1 = paper; 28×28, read-only.
+    images: UInt8[np.ndarray, "characters drawings height width"]
     source: str  # for people: where it was read from, or how it was made
     content: str  # SHA-256 (hex) of the images' bytes in C order: the data's identity
     real: bool  # False for the stand-in: stamped on every output
@@ -35,15 +36,18 @@ class Characters:
 
 @dataclass(frozen=True)
 class ColourImages:
-    """Colour photographs whose classes its authors divided between meta-training, validation and testing."""
+    """Colour photographs whose classes its authors divided between meta-training, validation and
+    testing."""
 
     name: str  # "cifar_fs" or "mini_imagenet"
-    train: UInt8[np.ndarray, "classes images height width 3"]  # 0 … 255, read-only; may be a file that is mapped
+    # 0 … 255, read-only; may be a file that is mapped.
+    train: UInt8[np.ndarray, "classes images height width 3"]
     validation: UInt8[np.ndarray, "classes images height width 3"]
     test: UInt8[np.ndarray, "classes images height width 3"]
     source: str  # for people: where it was read from
     content: str  # SHA-256 (hex) of the three arrays' shapes and bytes: the data's identity
-    real: bool  # False for a part of the set, or anything else in its place: stamped on every output
+    # False for a part of the set, or anything else in its place: stamped on every output.
+    real: bool
 
     def __post_init__(self) -> None:
         for images in (self.train, self.validation, self.test):
@@ -52,7 +56,8 @@ class ColourImages:
 
 @contextmanager
 def faults(where: object) -> Iterator[None]:
-    """Hand on every failure as a DataError: hostile bytes make zipfile and PIL raise a dozen kinds."""
+    """Hand on every failure as a DataError: hostile bytes make zipfile and PIL raise a dozen
+    kinds."""
     try:
         yield
     except DataError:
@@ -63,7 +68,8 @@ def faults(where: object) -> Iterator[None]:
 
 
 def named_directory(data: Path | None) -> Path | None:
-    """Return the directory that the caller or else $REPTILE_DATA names, which must exist; None if neither does."""
+    """Return the directory that the caller or else $REPTILE_DATA names, which must exist; None if
+    neither does."""
     name, value = "data", data
     if data is None:
         name, variable = "$REPTILE_DATA", os.environ.get("REPTILE_DATA")

@@ -1,7 +1,7 @@
 """Files fetched from upstream into memory: nothing is kept before it is verified.
 
-That there is no network is noticed in seconds. The time limits of an HTTP client do not give that: they
-start again for the name's look-up and for each of the host's addresses.
+That there is no network is noticed in seconds. The time limits of an HTTP client do not give that:
+they start again for the name's look-up and for each of the host's addresses.
 """
 
 import io
@@ -11,7 +11,8 @@ from typing import IO, Any
 
 from reptile_core.datasets.common import Unavailable
 
-CONNECT_S, READ_S = 3.05, 30.0  # seconds; requests advises a little over TCP's 3 s until it sends again
+# Seconds; requests advises a little over TCP's 3 s until it sends again.
+CONNECT_S, READ_S = 3.05, 30.0
 ANSWER_S = 5.0  # seconds until the network counts as absent
 
 
@@ -27,7 +28,8 @@ class _Bounded(io.BytesIO):
 
 
 def _ask(url: str, answer: queue.Queue[OSError | None]) -> None:
-    import requests  # here as below, because they are slow to import and a start from the cache needs neither
+    # Here as below, because they are slow to import and a start from the cache needs neither.
+    import requests
 
     try:
         requests.head(url, timeout=CONNECT_S, allow_redirects=True).raise_for_status()
@@ -37,7 +39,8 @@ def _ask(url: str, answer: queue.Queue[OSError | None]) -> None:
 
 
 def download(url: str, *, limit: int, quiet: bool) -> IO[bytes]:
-    """Download the file at `url`, at most `limit` bytes of it; Unavailable if it is not to be had."""
+    """Download the file at `url`, at most `limit` bytes of it; Unavailable if it is not to be
+    had."""
     import pooch
 
     answer: queue.Queue[OSError | None] = queue.Queue()
@@ -46,11 +49,16 @@ def download(url: str, *, limit: int, quiet: bool) -> IO[bytes]:
     try:
         if (error := answer.get(timeout=ANSWER_S)) is not None:
             raise error
-        fetch = pooch.HTTPDownloader(timeout=(CONNECT_S, READ_S), progressbar=not quiet, chunk_size=2**16)
+        fetch = pooch.HTTPDownloader(
+            timeout=(CONNECT_S, READ_S), progressbar=not quiet, chunk_size=2**16
+        )
         fetch(url, buffer, None)
     except queue.Empty:
         raise Unavailable(f"{url}: no answer within {ANSWER_S:g} seconds") from None
     except OSError as error:
-        reason = getattr(error.args[0] if error.args else None, "reason", error)  # without urllib3's wrapping
-        raise Unavailable(f"{url}: cannot be downloaded: {' '.join(str(reason).split())}") from error
+        # Without urllib3's wrapping.
+        reason = getattr(error.args[0] if error.args else None, "reason", error)
+        raise Unavailable(
+            f"{url}: cannot be downloaded: {' '.join(str(reason).split())}"
+        ) from error
     return buffer

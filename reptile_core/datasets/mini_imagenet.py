@@ -1,13 +1,18 @@
-"""Mini-ImageNet (Vinyals et al. 2016, in the split of Ravi and Larochelle 2017): read from a copy of the user's.
+"""Mini-ImageNet (Vinyals et al. 2016, in the split of Ravi and Larochelle 2017): read from a copy
+of the user's.
 
-64 classes train, 16 validate, 20 test, each of 600 colour images, made 84×84. ImageNet is for each user to ask for, so
-this is never downloaded; and as the copies that go around differ in size and compression, no digest of their pixels is
-the published one: names of classes and numbers of images are what tells the set from another. Three layouts are read:
+64 classes train, 16 validate, 20 test, each of 600 colour images, made 84×84. ImageNet is for each
+user to ask for, so this is never downloaded; and as the copies that go around differ in size and
+compression, no digest of their pixels is the published one: names of classes and numbers of images
+are what tells the set from another. Three layouts are read:
 
-- folders: `train/`, `val/` and `test/`, in each a folder of images for every class, as the authors of Reptile have it;
-- tables: `train.csv`, `val.csv` and `test.csv`, each "filename,label" under a header, next to `images/`;
-- lists: `train.txt`, `val.txt` and `test.txt` next to folders of classes, as of ImageNet. A line names a class (all its
-  images) or one image as "class/file", which is how the authors' own lists (`metadata/imagenet_*.txt`) are written.
+- folders: `train/`, `val/` and `test/`, in each a folder of images for every class, as the authors
+  of Reptile have it;
+- tables: `train.csv`, `val.csv` and `test.csv`, each "filename,label" under a header, next to
+  `images/`;
+- lists: `train.txt`, `val.txt` and `test.txt` next to folders of classes, as of ImageNet. A line
+  names a class (all its images) or one image as "class/file", which is how the authors' own lists
+  (`metadata/imagenet_*.txt`) are written.
 """
 
 import csv
@@ -37,24 +42,27 @@ from reptile_core.datasets.common import (
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# The authors resize by PIL's default of their time, nearest neighbour; bicubic is the default since Pillow 7.
+# The authors resize by PIL's default of their time, nearest neighbour; bicubic is the default since
+# Pillow 7.
 Resampling = Literal["nearest", "bicubic"]
 
 NAME = "mini_imagenet"
 SIZE = 84  # pixels across
 IMAGES = 600  # of each class of the published set
-# SHA-256 of its classes: the sorted lines "<split>/<WordNet ID>" as the authors of Reptile list them.
+# SHA-256 of its classes: the sorted lines "<split>/<WordNet ID>" as the authors of Reptile list
+# them.
 CLASSES = "ac58afdd80aa96ed946788ad3b93bfb641b6b962def8261f78cbe776963a518b"
 SUFFIXES = (".jpg", ".jpeg", ".png")  # in upper case too
 PLACES = (NAME, "miniimagenet", "mini-imagenet", "")  # where copies are, below a directory of data
 # Far above what photographs on the web take, and far below harm.
 MAX_PIXELS, MAX_FILE_BYTES, MAX_LIST_BYTES = 2**26, 2**25, 2**23
 WANTED = (
-    f"{', '.join(f'{split}/' for split in SPLITS)} with a folder for each class, or images/ with train.csv, val.csv "
-    "and test.csv, or folders of classes with train.txt, val.txt and test.txt"
+    f"{', '.join(f'{split}/' for split in SPLITS)} with a folder for each class, or images/ with "
+    "train.csv, val.csv and test.csv, or folders of classes with train.txt, val.txt and test.txt"
 )
 
-Listing = dict[str, list[str]]  # the paths of each class's images: as strings, since there are 60,000
+# The paths of each class's images: as strings, since there are 60,000.
+Listing = dict[str, list[str]]
 
 
 # ---- the three layouts
@@ -74,13 +82,18 @@ def _from_folders(folder: Path) -> Listing:
 
 def _from_table(path: Path) -> Listing:
     lines = _text(path).splitlines()
-    delimiter = max(",;\t", key=lines[0].count) if lines else ","  # as spreadsheets of other countries save it
+    # As spreadsheets of other countries save it.
+    delimiter = max(",;\t", key=lines[0].count) if lines else ","
     rows = [row for row in csv.reader(lines, delimiter=delimiter) if "".join(row).strip()]
     header = [cell.strip().lower() for cell in rows[0]] if rows else []
     if header != ["filename", "label"]:
-        raise DataError(f"{path}: expected the columns filename and label, found {', '.join(header) or 'none'}")
+        raise DataError(
+            f"{path}: expected the columns filename and label, found {', '.join(header) or 'none'}"
+        )
     if odd := next((row for row in rows if len(row) != 2), None):
-        raise DataError(f"{path}: expected the columns filename and label in each line, found {odd}")
+        raise DataError(
+            f"{path}: expected the columns filename and label in each line, found {odd}"
+        )
     listing: Listing = {}
     for name, label in rows[1:]:
         listing.setdefault(label, []).append(f"{path.parent}/images/{_inside(name, path)}")
@@ -97,7 +110,11 @@ def _from_list(path: Path) -> Listing:
     return listing
 
 
-LAYOUTS: dict[str, Callable[[Path], Listing]] = {"": _from_folders, ".csv": _from_table, ".txt": _from_list}
+LAYOUTS: dict[str, Callable[[Path], Listing]] = {
+    "": _from_folders,
+    ".csv": _from_table,
+    ".txt": _from_list,
+}
 
 
 def _text(path: Path) -> str:
@@ -110,7 +127,9 @@ def _text(path: Path) -> str:
 
 def _inside(name: str, where: Path) -> str:
     if name in ("", ".", "..") or set(name) & set("/\\:\0"):
-        raise DataError(f"{where}: expected the names of files and folders next to it, found {name!r}")
+        raise DataError(
+            f"{where}: expected the names of files and folders next to it, found {name!r}"
+        )
     return name
 
 
@@ -132,7 +151,9 @@ def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
         )
     for key, paths in found.items():
         if len(set(paths)) < len(paths):
-            raise DataError(f"{root}: expected every image once, found some of {'/'.join(key)} twice")
+            raise DataError(
+                f"{root}: expected every image once, found some of {'/'.join(key)} twice"
+            )
     return found
 
 
@@ -140,18 +161,24 @@ def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
 
 
 def _decode(path: str, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
-    """Decode one image as the authors made it: resized first, whatever its shape, and then made RGB."""
+    """Decode one image as the authors made it: resized first, whatever its shape, and then made
+    RGB."""
     from PIL import Image  # here, because a start from the cache decodes nothing
 
     with faults(path):
         content = read_file(path, MAX_FILE_BYTES)
         if len(content) > MAX_FILE_BYTES:
             raise DataError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, found more")
-        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:  # whatever their names say
+        # Whatever their names say.
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MAX_PIXELS:  # before one of them is decoded
-                raise DataError(f"{path}: expected at most {MAX_PIXELS} pixels, found {image.width}×{image.height}")
+                raise DataError(
+                    f"{path}: expected at most {MAX_PIXELS} pixels, found "
+                    f"{image.width}×{image.height}"
+                )
             depth = _eight_bits(image)
-            # A palette has no colours between two of its own, so that Pillow would take the nearest one.
+            # A palette has no colours between two of its own, so that Pillow would take the nearest
+            # one.
             if resampling != "nearest" and depth.mode in ("P", "1"):
                 depth = depth.convert("RGB")
             resized = depth.resize((SIZE, SIZE), Image.Resampling[resampling.upper()])
@@ -176,7 +203,8 @@ def _read(paths: list[str], resampling: Resampling) -> Images:
 
 
 def _locate(directory: Path) -> tuple[Path, str] | None:
-    """Find the folder that holds a layout and the layout's suffix; DataError where there is only a part of one."""
+    """Find the folder that holds a layout and the layout's suffix; DataError where there is only a
+    part of one."""
     part = ""
     for below in PLACES:
         for suffix in LAYOUTS:
@@ -186,27 +214,37 @@ def _locate(directory: Path) -> tuple[Path, str] | None:
                 return directory / below, suffix
             if there:
                 missing = [mark.name for mark in marks if mark not in there]
-                part = part or f"expected {' and '.join(missing)} next to {' and '.join(map(str, there))}, found none"
+                part = part or (
+                    f"expected {' and '.join(missing)} next to "
+                    f"{' and '.join(map(str, there))}, found none"
+                )
     if part:
         raise DataError(f"{directory}: {part}")
     return None
 
 
 def load(
-    *, data: Path | None = None, cache: Path | None = None, quiet: bool = False, resampling: Resampling = "nearest"
+    *,
+    data: Path | None = None,
+    cache: Path | None = None,
+    quiet: bool = False,
+    resampling: Resampling = "nearest",
 ) -> ColourImages:
-    """Load Mini-ImageNet from `data`, else from `$REPTILE_DATA`: a directory that holds a layout, or whose
-    `mini_imagenet/` does.
+    """Load Mini-ImageNet from `data`, else from `$REPTILE_DATA`: a directory that holds a layout,
+    or whose `mini_imagenet/` does.
 
-    `resampling` is how images of another size come to 84×84: "nearest", PIL's default when the authors ran their code,
-    or "bicubic", its default now. `cache` is a directory of this function's own, by default one of the user's; decoded
-    images are kept there until a file changes. `quiet` hides the progress bar. Classes are in order of their names, a
-    class's images in order of their digests. `real` says that these are the published classes, with as many images.
-    Raises DataError for a fault of what was found or named, and its kind Unavailable where nothing was. Warns of a
+    `resampling` is how images of another size come to 84×84: "nearest", PIL's default when the
+    authors ran their code, or "bicubic", its default now. `cache` is a directory of this function's
+    own, by default one of the user's; decoded images are kept there until a file changes. `quiet`
+    hides the progress bar. Classes are in order of their names, a class's images in order of their
+    digests. `real` says that these are the published classes, with as many images. Raises DataError
+    for a fault of what was found or named, and its kind Unavailable where nothing was. Warns of a
     cache that is damaged or cannot be written, and does without.
     """
     if resampling not in get_args(Resampling):
-        raise DataError(f"resampling: expected one of {', '.join(get_args(Resampling))}, found {resampling!r}")
+        raise DataError(
+            f"resampling: expected one of {', '.join(get_args(Resampling))}, found {resampling!r}"
+        )
     cache, directory = cache_directory(cache), named_directory(data)
     with faults(directory):
         located = _locate(directory) if directory else None
@@ -214,8 +252,9 @@ def load(
         if data is not None:
             raise DataError(f"data: expected {WANTED}, in {directory} or its {NAME}/, found none")
         raise Unavailable(
-            f"{NAME}: expected {WANTED}, in --data DIR or $REPTILE_DATA, found none; it is not downloaded, since its "
-            "images come from ImageNet (https://image-net.org), which each user has to ask for"
+            f"{NAME}: expected {WANTED}, in --data DIR or $REPTILE_DATA, found none; it is not "
+            "downloaded, since its images come from ImageNet (https://image-net.org), which each "
+            "user has to ask for"
         )
     root, suffix = located
     with faults(root):

@@ -1,8 +1,10 @@
-"""Omniglot (Lake, Salakhutdinov, Tenenbaum 2015): found, verified against what was published, made 28×28.
+"""Omniglot (Lake, Salakhutdinov, Tenenbaum 2015): found, verified against what was published, made
+28×28.
 
-The data may come from anywhere (a colleague's zips, unpacked folders, a network), so nothing is believed but
-the content: the right drawings under the right names, byte for byte. Each is resized as the authors of
-Reptile did, by PIL's nearest neighbour. The result is kept in a cache, itself verified on every start.
+The data may come from anywhere (a colleague's zips, unpacked folders, a network), so nothing is
+believed but the content: the right drawings under the right names, byte for byte. Each is resized
+as the authors of Reptile did, by PIL's nearest neighbour. The result is kept in a cache, itself
+verified on every start.
 """
 
 import hashlib
@@ -20,7 +22,14 @@ from jaxtyping import UInt8
 from tqdm import tqdm
 
 from reptile_core.datasets.archives import PNGS, Archive, files, members
-from reptile_core.datasets.cache import cache_directory, cache_file, checked, fingerprint, read_record, write_record
+from reptile_core.datasets.cache import (
+    cache_directory,
+    cache_file,
+    checked,
+    fingerprint,
+    read_record,
+    write_record,
+)
 from reptile_core.datasets.common import (
     Characters,
     DataError,
@@ -49,8 +58,8 @@ class Part:
 
     @property
     def limit(self) -> int:
-        """At most so many files and folders are looked at: macOS doubles the published 1.05 per drawing by hidden
-        files."""
+        """At most so many files and folders are looked at: macOS doubles the published 1.05 per
+        drawing by hidden files."""
         return 4 * self.characters * DRAWINGS + 1000
 
 
@@ -68,8 +77,16 @@ class Edition:
 
 PUBLISHED = Edition(
     parts=(
-        Part("images_background", 964, "deaa02f758afda524b3a045c7af40311f2d9ded3e2a39f715ece8470d474bc6a"),
-        Part("images_evaluation", 659, "3d5e035f27423c362bf9a181af649b43cda64c1008f842177ddc5203269c901e"),
+        Part(
+            "images_background",
+            964,
+            "deaa02f758afda524b3a045c7af40311f2d9ded3e2a39f715ece8470d474bc6a",
+        ),
+        Part(
+            "images_evaluation",
+            659,
+            "3d5e035f27423c362bf9a181af649b43cda64c1008f842177ddc5203269c901e",
+        ),
     ),
     decoded="e3b89e7b0eac8d8ef490cfeab642d238aff35b1bcaa898e5d9f14fbe6c78a923",  # with Pillow 13.0
 )
@@ -86,8 +103,11 @@ def _some(names: list[str]) -> str:
 
 
 def _in_order(names: list[str], part: Part, first: int, where: object) -> list[str]:
-    """Return the paths in order of character and drawing. DataError names what is missing or too many."""
-    pattern = re.compile(rf"{re.escape(part.name)}/[^/]+/character[0-9]+/([0-9]{{4}}_[0-9]{{2}})\.png")
+    """Return the paths in order of character and drawing. DataError names what is missing or too
+    many."""
+    pattern = re.compile(
+        rf"{re.escape(part.name)}/[^/]+/character[0-9]+/([0-9]{{4}}_[0-9]{{2}})\.png"
+    )
     numbers = range(first, first + part.characters)
     found = dict.fromkeys(f"{c:04}_{d:02}" for c, d in product(numbers, range(1, DRAWINGS + 1)))
     extra = []
@@ -101,7 +121,10 @@ def _in_order(names: list[str], part: Part, first: int, where: object) -> list[s
     lists = (("missing", missing), ("too many", extra))
     faults = [f"{what} {_some(those)}" for what, those in lists if those]
     if faults:
-        wanted = f"drawings 01 to {DRAWINGS} of characters {first:04} to {numbers[-1]:04} in {part.name}/"
+        wanted = (
+            f"drawings 01 to {DRAWINGS} of characters {first:04} to {numbers[-1]:04} in "
+            f"{part.name}/"
+        )
         raise DataError(f"{where}: expected {wanted}, found {'; '.join(faults)}")
     return [name for name in found.values() if name is not None]
 
@@ -115,7 +138,9 @@ def _decode(png: bytes, name: str) -> UInt8[np.ndarray, "28 28"]:
     with faults(name), Image.open(io.BytesIO(png), formats=("PNG",)) as image:
         if image.size != (ORIGINAL, ORIGINAL) or image.mode != "1":
             found = f"mode {image.mode!r}, {image.width}×{image.height}"
-            raise DataError(f"{name}: expected mode '1' (1-bit), {ORIGINAL}×{ORIGINAL}, found {found}")
+            raise DataError(
+                f"{name}: expected mode '1' (1-bit), {ORIGINAL}×{ORIGINAL}, found {found}"
+            )
         return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.NEAREST), np.uint8)
 
 
@@ -133,7 +158,9 @@ def _read_part(source: Archive, part: Part, first: int, advance: Callable[[], ob
     content = hashlib.sha256("".join(line for _, line in sorted(lines)).encode()).hexdigest()
     if content != part.content:
         expected = f"expected SHA-256 {part.content}, found {content}"
-        raise DataError(f"{where}: every drawing is there, but their content is not as published: {expected}")
+        raise DataError(
+            f"{where}: every drawing is there, but their content is not as published: {expected}"
+        )
     return np.stack(drawings).reshape(part.characters, DRAWINGS, SIZE, SIZE)
 
 
@@ -141,12 +168,16 @@ def _read(sources: Mapping[str, Archive], edition: Edition, quiet: bool) -> Imag
     """Read the whole set from its sources by part, verified."""
     total = edition.shape[0] * DRAWINGS
     firsts = accumulate((part.characters for part in edition.parts[:-1]), initial=1)
-    with tqdm(total=total, desc="verifying Omniglot", disable=quiet or None, delay=1, leave=False) as bar:
+    with tqdm(
+        total=total, desc="verifying Omniglot", disable=quiet or None, delay=1, leave=False
+    ) as bar:
         pairs = zip(edition.parts, firsts, strict=True)
         parts = [_read_part(sources[part.name], part, first, bar.update) for part, first in pairs]
     images = np.concatenate(parts)
     if (found := images_digest(images)) != edition.decoded:
-        raise DataError(f"PIL: expected the verified drawings to decode to {edition.decoded}, found {found}")
+        raise DataError(
+            f"PIL: expected the verified drawings to decode to {edition.decoded}, found {found}"
+        )
     return images
 
 
@@ -160,15 +191,20 @@ def _locate(directory: Path, edition: Edition) -> dict[str, Path]:
         zipped, folder = directory / below / f"{part.name}.zip", directory / below / part.name
         if zipped.is_file() or folder.is_dir():
             found.setdefault(part.name, zipped if zipped.is_file() else folder)
-    missing = [f"{part.name}.zip or {part.name}/" for part in edition.parts if part.name not in found]
+    missing = [
+        f"{part.name}.zip or {part.name}/" for part in edition.parts if part.name not in found
+    ]
     if found and missing:
         there = " and ".join(map(str, found.values()))
-        raise DataError(f"{directory}: expected {' and '.join(missing)} next to {there}, found none")
+        raise DataError(
+            f"{directory}: expected {' and '.join(missing)} next to {there}, found none"
+        )
     return found
 
 
 def _named(data: Path | None, edition: Edition) -> dict[str, Path]:
-    """Return the sources that the caller or else the environment names, which must exist; empty if neither does."""
+    """Return the sources that the caller or else the environment names, which must exist; empty if
+    neither does."""
     directory = named_directory(data)
     if directory is None:
         return {}
@@ -212,7 +248,8 @@ def _paths(sources: Mapping[str, Path], edition: Edition) -> Iterator[str]:
 
 
 def _record(cache: Path, sources: Mapping[str, Path]) -> Path:
-    """Return the file that says which state of these sources was verified: one per place, so none collide."""
+    """Return the file that says which state of these sources was verified: one per place, so none
+    collide."""
     places = json.dumps([str(path.resolve()) for path in sources.values()])
     return cache / f"verified-{hashlib.sha256(places.encode()).hexdigest()[:16]}.json"
 
@@ -228,13 +265,15 @@ def load(
     quiet: bool = False,
     edition: Edition = PUBLISHED,
 ) -> Characters:
-    """Load Omniglot from `data`, else from `$REPTILE_DATA`, else from the user's cache, else from the network.
+    """Load Omniglot from `data`, else from `$REPTILE_DATA`, else from the user's cache, else from
+    the network.
 
-    `data` or `$REPTILE_DATA` is a directory that holds, or whose `omniglot/` holds, each part as a zip or folder.
-    `cache` is a directory of this function's own, by default one of the user's. `fetch` allows the network. `quiet`
-    hides progress bars. The images are in order of the published numbers. Raises DataError for a fault of what was
-    found or named, and its kind Unavailable where nothing was. Warns of a cache that is damaged or cannot be written,
-    and does without.
+    `data` or `$REPTILE_DATA` is a directory that holds, or whose `omniglot/` holds, each part as a
+    zip or folder. `cache` is a directory of this function's own, by default one of the user's.
+    `fetch` allows the network. `quiet` hides progress bars. The images are in order of the
+    published numbers. Raises DataError for a fault of what was found or named, and its kind
+    Unavailable where nothing was. Warns of a cache that is damaged or cannot be written, and does
+    without.
     """
     cache = cache_directory(cache)
     decoded = cache / f"omniglot-{SIZE}-{edition.decoded[:12]}.npy"
@@ -245,17 +284,23 @@ def load(
         images, source = ready, str(decoded)
     else:
         images, source = _from_zips(cache, decoded, edition, fetch=fetch, quiet=quiet)
-    return Characters(name="omniglot", images=images, source=source, content=edition.decoded, real=True)
+    return Characters(
+        name="omniglot", images=images, source=source, content=edition.decoded, real=True
+    )
 
 
 def _from_named(
     named: Mapping[str, Path], cache: Path, decoded: Path, edition: Edition, quiet: bool
 ) -> tuple[Images, str]:
-    """Read the sources that were named: verified in full, unless just this state of it was before."""
+    """Read the sources that were named: verified in full, unless just this state of it was
+    before."""
     source = " and ".join(map(str, named.values()))
     with faults(source):
         record, key = _record(cache, named), fingerprint((edition,), _paths(named, edition))
-    if read_record(record).get("fingerprint") == key and (images := _cached(decoded, edition)) is not None:
+    if (
+        read_record(record).get("fingerprint") == key
+        and (images := _cached(decoded, edition)) is not None
+    ):
         return images, source
     images = _read(named, edition, quiet)
     _save(decoded, images)
@@ -263,7 +308,9 @@ def _from_named(
     return images, source
 
 
-def _from_zips(cache: Path, decoded: Path, edition: Edition, *, fetch: bool, quiet: bool) -> tuple[Images, str]:
+def _from_zips(
+    cache: Path, decoded: Path, edition: Edition, *, fetch: bool, quiet: bool
+) -> tuple[Images, str]:
     """Read zips that were downloaded before, or else now; these are kept once they are verified."""
     kept = {part.name: cache / f"{part.name}.zip" for part in edition.parts}
     if all(path.is_file() for path in kept.values()):
@@ -272,10 +319,16 @@ def _from_zips(cache: Path, decoded: Path, edition: Edition, *, fetch: bool, qui
             _save(decoded, images)
             return images, " and ".join(map(str, kept.values()))
         except DataError as error:
-            warnings.warn(f"cache: a downloaded zip is damaged, will be fetched again: {error}", stacklevel=3)
+            warnings.warn(
+                f"cache: a downloaded zip is damaged, will be fetched again: {error}", stacklevel=3
+            )
     if not fetch:
-        raise Unavailable("Omniglot: expected it on this machine, as the network is not to be used, found none")
-    fetched = {name: download(f"{URL}{name}.zip", limit=PNGS.zip_bytes, quiet=quiet) for name in kept}
+        raise Unavailable(
+            "Omniglot: expected it on this machine, as the network is not to be used, found none"
+        )
+    fetched = {
+        name: download(f"{URL}{name}.zip", limit=PNGS.zip_bytes, quiet=quiet) for name in kept
+    }
     try:
         images = _read(fetched, edition, quiet)
     except DataError as error:

@@ -1,5 +1,5 @@
-"""Which classes train and which test: characters by seed or as the authors did, with rotations as new classes;
-photographs as published."""
+"""Which classes train and which test: characters by seed or as the authors did, with rotations as
+new classes; photographs as published."""
 
 import random
 import warnings
@@ -15,26 +15,30 @@ from torch import Tensor
 from reptile_core import philox
 from reptile_core.datasets.common import ColourImages
 
-TRAIN_SHARE = 1200 / 1623  # the authors' split of Omniglot; other sets of characters are cut in the same proportion
+# The authors' split of Omniglot; other sets of characters are cut in the same proportion.
+TRAIN_SHARE = 1200 / 1623
 ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
 
 SplitKind = Literal["seed", "authors"]
 SPLIT_KINDS: tuple[SplitKind, ...] = ("seed", "authors")
-# Omniglot's alphabets in the order of their names, which is how the authors' code goes through them: each one's first
-# character by its published number, and how many it has.
+# Omniglot's alphabets in the order of their names, which is how the authors' code goes through
+# them: each one's first character by its published number, and how many it has.
 ALPHABETS = (
-    (709, 20), (965, 20), (296, 29), (1, 26), (27, 41), (68, 40), (985, 26), (1011, 26), (1037, 26), (1063, 26),
-    (108, 24), (132, 46), (178, 14), (192, 26), (770, 34), (218, 33), (251, 22), (325, 26), (1089, 26), (1115, 45),
-    (351, 43), (394, 24), (418, 48), (1160, 45), (466, 22), (540, 16), (488, 52), (596, 47), (1205, 41), (1246, 26),
-    (643, 40), (683, 26), (556, 40), (1272, 47), (1319, 40), (729, 41), (1359, 30), (804, 33), (837, 14), (1389, 45),
-    (1434, 46), (851, 42), (1503, 28), (273, 23), (1480, 23), (893, 17), (1531, 25), (1556, 42), (910, 55), (1598, 26),
+    (709, 20), (965, 20), (296, 29), (1, 26), (27, 41), (68, 40), (985, 26), (1011, 26), (1037, 26),
+    (1063, 26), (108, 24), (132, 46), (178, 14), (192, 26), (770, 34), (218, 33), (251, 22),
+    (325, 26), (1089, 26), (1115, 45), (351, 43), (394, 24), (418, 48), (1160, 45), (466, 22),
+    (540, 16), (488, 52), (596, 47), (1205, 41), (1246, 26), (643, 40), (683, 26), (556, 40),
+    (1272, 47), (1319, 40), (729, 41), (1359, 30), (804, 33), (837, 14), (1389, 45), (1434, 46),
+    (851, 42), (1503, 28), (273, 23), (1480, 23), (893, 17), (1531, 25), (1556, 42), (910, 55),
+    (1598, 26),
 )  # fmt: skip
 AUTHORS_SEED = 0  # their code's default, which none of their published commands changes
 
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint sets of classes; of characters, `train` holds every one four times, turned by right angles."""
+    """Disjoint sets of classes; of characters, `train` holds every one four times, turned by right
+    angles."""
 
     train: UInt8[Tensor, "train_classes drawings *shape"]
     test: UInt8[Tensor, "classes drawings *shape"]
@@ -42,11 +46,15 @@ class Split:
 
 
 def split_characters(
-    images: UInt8[np.ndarray, "characters drawings height width"], *, seed: int, kind: SplitKind = "seed"
+    images: UInt8[np.ndarray, "characters drawings height width"],
+    *,
+    seed: int,
+    kind: SplitKind = "seed",
 ) -> Split:
-    """Split by a permutation that is a pure function of the seed, or by the one of the authors' code, whatever the
-    seed. Class r n_train + c is character c turned r times. ValueError where "authors" is asked of other characters
-    than Omniglot's 1,623, in order of their published numbers."""
+    """Split by a permutation that is a pure function of the seed, or by the one of the authors'
+    code, whatever the seed. Class r n_train + c is character c turned r times. ValueError where
+    "authors" is asked of other characters than Omniglot's 1,623, in order of their published
+    numbers."""
     characters = images.shape[0]
     order = authors_order(characters) if kind == "authors" else _order_by_seed(characters, seed)
     n_train = round(characters * TRAIN_SHARE)
@@ -56,13 +64,17 @@ def split_characters(
 
 
 def authors_order(characters: int) -> Sequence[int]:
-    """Return Omniglot's characters, counted from 0, as the authors' code has them: by alphabet, then shuffled by
-    Python's own generator. It trains on the first 1,200 and tests on the others."""
+    """Return Omniglot's characters, counted from 0, as the authors' code has them: by alphabet,
+    then shuffled by Python's own generator. It trains on the first 1,200 and tests on the
+    others."""
     order: list[int] = []
     for first, count in ALPHABETS:
         order += range(first - 1, first - 1 + count)
     if characters != len(order):
-        raise ValueError(f"split: expected Omniglot's {len(order)} characters for the authors', found {characters}")
+        raise ValueError(
+            f"split: expected Omniglot's {len(order)} characters for the authors', found "
+            f"{characters}"
+        )
     random.Random(AUTHORS_SEED).shuffle(order)
     return order
 
@@ -72,9 +84,10 @@ def _order_by_seed(characters: int, seed: int) -> Sequence[int]:
 
 
 def split_images(images: ColourImages) -> Split:
-    """Return the published division: the classes of validation are in neither part. Not a copy, and not to be written
-    to."""
+    """Return the published division: the classes of validation are in neither part. Not a copy, and
+    not to be written to."""
     with warnings.catch_warnings():
-        # torch has no tensors that are read-only, and a copy for every process would take a gigabyte.
+        # torch has no tensors that are read-only, and a copy for every process would take a
+        # gigabyte.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return Split(torch.from_numpy(images.train), torch.from_numpy(images.test), white=255)

@@ -1,9 +1,9 @@
 """What a convolutional block does, in C, where a C compiler is at hand; never needed.
 
-The sources in this folder are compiled once for this processor and type of number, in some seconds, and kept in the
-user's cache under their digest. They compute what the tensor code in `convolutions` and `layers` computes, to
-round-off: convolutions without writing out patches, and normalization in few passes over memory; and what `gradients`
-needs besides. REPTILE_NATIVE=0 does without them.
+The sources in this folder are compiled once for this processor and type of number, in some seconds,
+and kept in the user's cache under their digest. They compute what the tensor code in `convolutions`
+and `layers` computes, to round-off: convolutions without writing out patches, and normalization in
+few passes over memory; and what `gradients` needs besides. REPTILE_NATIVE=0 does without them.
 """
 
 import ctypes
@@ -29,7 +29,8 @@ SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-lm")
 SQUARE = 16  # convolutions take channels in multiples of this
 TAPS = 9  # as in shape.h
-TYPES = {torch.float32: (), torch.float64: ("-DDOUBLE",)}  # of numbers, and what asks for them: see real.h
+# Of numbers, and what asks for them: see real.h.
+TYPES = {torch.float32: (), torch.float64: ("-DDOUBLE",)}
 
 ACTIVATIONS = {"relu": 0, "softplus": 1, "tanh": 2}  # as in activation.h
 
@@ -74,7 +75,10 @@ def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
                 write_atomically(built, target.read_bytes())
         return ctypes.CDLL(str(built))
     except (OSError, subprocess.SubprocessError) as error:
-        warnings.warn(f"native: {compiler} does not compile the loops, and training is slower: {error}", stacklevel=2)
+        warnings.warn(
+            f"native: {compiler} does not compile the loops, and training is slower: {error}",
+            stacklevel=2,
+        )
         return None
 
 
@@ -97,14 +101,16 @@ def supports_channels(*channels: int) -> bool:
 def prepare(name: str, *arguments: Argument) -> NativeCall:
     """Prepare a call of a loop with these arguments, to be made as often as wanted.
 
-    Tensors go as pointers to their numbers, and the first one says of which type these are; sequences of tensors go as
-    lists of pointers, and None as one to nothing. ValueError for a tensor whose numbers do not lie one after the other.
+    Tensors go as pointers to their numbers, and the first one says of which type these are;
+    sequences of tensors go as lists of pointers, and None as one to nothing. ValueError for a
+    tensor whose numbers do not lie one after the other.
     """
     tensors = list(chain.from_iterable(map(_tensors, arguments)))
     for a in tensors:
         if not a.is_contiguous():
             raise ValueError(
-                f"{name}: expected contiguous tensors, found strides {a.stride()} for shape {tuple(a.shape)}"
+                f"{name}: expected contiguous tensors, found strides {a.stride()} for shape "
+                f"{tuple(a.shape)}"
             )
     function, raw = getattr(library(tensors[0].dtype), name), tuple(map(_raw, arguments))
 
@@ -125,14 +131,18 @@ def meetings(shape: Shape) -> Tensor:
 
 
 def packing(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Allocate room for the images and outputs that `correlate` packs, and for the pairs of them that meet."""
+    """Allocate room for the images and outputs that `correlate` packs, and for the pairs of them
+    that meet."""
     inside, outside = shape.height * shape.width, shape.out_height * shape.out_width
     packed = torch.zeros(shape.n * (inside * shape.channels + outside * shape.filters), dtype=dtype)
     return packed, torch.zeros(2 * TAPS * outside, dtype=torch.long)
 
 
-def normalize_relu(x: Tensor, scale: Tensor, shift: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (out, normalized, rstd) for x (*lanes, rows, channels) and scale, shift (*lanes, 1, channels)."""
+def normalize_relu(
+    x: Tensor, scale: Tensor, shift: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (out, normalized, rstd) for x (*lanes, rows, channels) and scale, shift (*lanes, 1,
+    channels)."""
     out, normalized, rstd = torch.empty_like(x), torch.empty_like(x), torch.empty_like(scale)
     call("normalize_relu", x, scale, shift, normalized, rstd, out, _scratch(x), eps, *_extent(x))
     return out, normalized, rstd
@@ -163,7 +173,14 @@ def product_relu_backward(g: Tensor, out: Tensor, x: Tensor) -> Tensor:
 
 
 def adam(
-    phi: Tensor, g: Tensor, v: Tensor, *, beta2: float, correction: float, learning_rate: float, eps: float
+    phi: Tensor,
+    g: Tensor,
+    v: Tensor,
+    *,
+    beta2: float,
+    correction: float,
+    learning_rate: float,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Return (phi, v) after a step of Adam with beta1 = 0, v corrected by 1 / correction."""
     after, v_after = torch.empty_like(phi), torch.empty_like(v)
@@ -199,7 +216,8 @@ def _scratch(x: Tensor) -> Tensor:
 
 
 def _abilities() -> str:
-    """Return what this processor can do, where the system tells: code made for one may not run on another."""
+    """Return what this processor can do, where the system tells: code made for one may not run on
+    another."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

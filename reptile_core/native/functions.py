@@ -1,4 +1,5 @@
-"""The compiled loops as functions that autograd may differentiate again and again, for the layers to ask."""
+"""The compiled loops as functions that autograd may differentiate again and again, for the layers
+to ask."""
 
 from math import prod
 from typing import Any
@@ -48,12 +49,23 @@ class TransposedConvolution(Function):
     """The gradient of <x * w, g> in x, in C."""
 
     @staticmethod
-    def forward(ctx: Any, g: Tensor, weight: Tensor, height: int, width: int, stride: int) -> Tensor:
+    def forward(
+        ctx: Any, g: Tensor, weight: Tensor, height: int, width: int, stride: int
+    ) -> Tensor:
         ctx.save_for_backward(g, weight)
         ctx.stride = stride
         x = g.new_empty(*g.shape[:-3], height, width, weight.shape[-2] // KERNEL**2)
         extent = extent_of(x, stride, weight.shape[-1])
-        native.call("convolve_transposed", g, weight, x, torch.empty_like(weight), native.meetings(extent), extent, 0)
+        native.call(
+            "convolve_transposed",
+            g,
+            weight,
+            x,
+            torch.empty_like(weight),
+            native.meetings(extent),
+            extent,
+            0,
+        )
         return x
 
     @staticmethod
@@ -105,11 +117,13 @@ class NormalizeReLU(Function):
 
 
 class NormalizeReLUGradient(Function):
-    """The gradients of NormalizeReLU in x, scale and shift, in C, as a function of its cotangent g, x and scale.
+    """The gradients of NormalizeReLU in x, scale and shift, in C, as a function of its cotangent g,
+    x and scale.
 
-    Its own derivative is tensor code. With u = g where the output is above 0, J as in `project` and N samples, these
-    gradients are scale J u, sum(u x̂) and sum(u); what follows differentiates their products with (c, c_scale, c_shift):
-    J through x̂ and through rstd, while where the output is above 0 does not change.
+    Its own derivative is tensor code. With u = g where the output is above 0, J as in `project` and
+    N samples, these gradients are scale J u, sum(u x̂) and sum(u); what follows differentiates
+    their products with (c, c_scale, c_shift): J through x̂ and through rstd, while where the output
+    is above 0 does not change.
     """
 
     @staticmethod
@@ -123,16 +137,26 @@ class NormalizeReLUGradient(Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple:
         g, x, scale, out, normalized, rstd = ctx.saved_tensors
         c, c_scale, c_shift = cotangents
-        if torch.is_grad_enabled():  # what C normalized is a constant to autograd: derivatives beyond must reach x
+        # What C normalized is a constant to autograd: derivatives beyond must reach x.
+        if torch.is_grad_enabled():
             normalized, rstd = Normalize.apply(x, BATCH_NORM_EPS)
         u, factor = where_above(out, g), scale * rstd
         projected = project(c, normalized, rstd)
         from_scale = (u * projected).sum(-2, keepdim=True)
-        from_g = where_above(out, torch.addcmul(torch.addcmul(c_shift, normalized, c_scale), projected, scale))
+        from_g = where_above(
+            out, torch.addcmul(torch.addcmul(c_shift, normalized, c_scale), projected, scale)
+        )
         along_c, along_u = ((part * normalized).mean(-2, keepdim=True) for part in (c, u))
         from_normalized = (c_scale - factor * along_c) * u - factor * along_u * c
         from_rstd = normalized * (factor * from_scale / -x.shape[-2])
-        return from_g, project(from_normalized, normalized, rstd) + from_rstd, from_scale, None, None, None
+        return (
+            from_g,
+            project(from_normalized, normalized, rstd) + from_rstd,
+            from_scale,
+            None,
+            None,
+            None,
+        )
 
 
 class ProductReLU(Function):
@@ -148,12 +172,14 @@ class ProductReLU(Function):
     def backward(ctx: Any, *cotangent: Tensor) -> tuple:
         (x, weight, out), (g,) = ctx.saved_tensors, cotangent
         in_x, in_weight = ctx.needs_input_grad
-        if in_x or torch.is_grad_enabled():  # linear in the cotangent, and where the output is above 0 does not change
+        # Linear in the cotangent, and where the output is above 0 does not change.
+        if in_x or torch.is_grad_enabled():
             g = where_above(out, g)
             return g @ weight.mT if in_x else None, x.mT @ g if in_weight else None
         return None, native.product_relu_backward(g.contiguous(), out, x)
 
 
 def where_above(out: Tensor, g: Tensor) -> Tensor:
-    """Return g where out > 0, else 0: linear in g, a constant in out. (Ten times as fast as torch.where on a CPU.)"""
+    """Return g where out > 0, else 0: linear in g, a constant in out. (Ten times as fast as
+    torch.where on a CPU.)"""
     return torch.ops.aten.threshold_backward(g, out.detach(), 0)

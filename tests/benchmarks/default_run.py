@@ -1,9 +1,11 @@
-"""Where the time of a finished run of the script goes, by experiment, from the manifest in its output folder.
+"""Where the time of a finished run of the script goes, by experiment, from the manifest in its
+output folder.
 
     python -m tests.benchmarks.default_run [DIR]
 
-Workers are busy for their processor time, libraries loaded included. What is missing to all of the time is the script's
-own work (judging, drawing, the report) and a core that waits while another ends the last run of an experiment.
+Workers are busy for their processor time, libraries loaded included. What is missing to all of the
+time is the script's own work (judging, drawing, the report) and a core that waits while another
+ends the last run of an experiment.
 """
 
 import argparse
@@ -23,15 +25,23 @@ def rows(folder: Path) -> list[str]:
     except manifest.ManifestError as error:
         return [f"not measured: {error}"]
     if record["status"] != "finished" or "worker_seconds" not in record:
-        return [f"not measured: expected a finished run with the times of its workers, found {folder}"]
+        return [
+            f"not measured: expected a finished run with the times of its workers, found {folder}"
+        ]
     started, finished = (datetime.fromisoformat(record[name]) for name in ("started", "finished"))
     whole, workers = (finished - started).total_seconds(), record["machine"]["workers"]
     wall, busy = record["wall_seconds"], record["worker_seconds"]
     table = [
-        f"| {name} | {seconds / 60:.2f} | {seconds / whole:.0%} | {_share(busy.get(name, 0.0), workers, seconds)} |"
+        (
+            f"| {name} | {seconds / 60:.2f} | {seconds / whole:.0%} | "
+            f"{_share(busy.get(name, 0.0), workers, seconds)} |"
+        )
         for name, seconds in wall.items()
     ]
-    total = f"| all, from its start to its report | {whole / 60:.2f} | | {_share(sum(busy.values()), workers, whole)}"
+    total = (
+        f"| all, from its start to its report | {whole / 60:.2f} | | "
+        f"{_share(sum(busy.values()), workers, whole)}"
+    )
     return [*HEADER, *table, f"{total} (goal {GOAL:.0%}) |", "", _machine(record)]
 
 
@@ -41,12 +51,19 @@ def _share(busy: float, workers: int, seconds: float) -> str:
 
 def _machine(record: dict) -> str:
     machine, commit = record["machine"], (record["commit"] or {}).get("sha", "none")
-    return f"{machine['processor']}, {machine['workers']} workers, profile {record['profile']}, commit {commit[:7]}."
+    return (
+        f"{machine['processor']}, {machine['workers']} workers, profile {record['profile']}, "
+        f"commit {commit[:7]}."
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?", default=Path("results/quick"), metavar="DIR")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "folder", type=Path, nargs="?", default=Path("results/quick"), metavar="DIR"
+    )
     print("\n".join(rows(parser.parse_args().folder)))
 
 

@@ -1,10 +1,12 @@
-"""What derivatives cost, in float32 gradients of our Omniglot network (batch 25), next to torch.nn and autograd.
+"""What derivatives cost, in float32 gradients of our Omniglot network (batch 25), next to torch.nn
+and autograd.
 
     python -m tests.benchmarks.derivatives [--rounds N]
 
-One thread, with the allocator set as in the script's workers. Everything takes its turn in every round, and ratios are
-taken round by round, as machines are noisy. The plain side differentiates again and again in reverse mode (its third
-derivatives are timed only: torch gets those of batch norm wrong). curvlinops is measured where it is installed.
+One thread, with the allocator set as in the script's workers. Everything takes its turn in every
+round, and ratios are taken round by round, as machines are noisy. The plain side differentiates
+again and again in reverse mode (its third derivatives are timed only: torch gets those of batch
+norm wrong). curvlinops is measured where it is installed.
 """
 
 import argparse
@@ -44,7 +46,8 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """Something that is timed, the plain way to the same, and how many gradients of the kind `unit` it may cost."""
+    """Something that is timed, the plain way to the same, and how many gradients of the kind `unit`
+    it may cost."""
 
     ours: Call
     plain: Call | None = None
@@ -58,7 +61,9 @@ def cases() -> dict[str, Case]:
     for dtype, name in ((FLOAT, "float32"), (DOUBLE, "float64")):
         sides = Sides("relu", dtype)
         unit = f"gradient, {name}"
-        found[unit] = Case(sides.gradient, sides.plain_gradient, goal=2.5 if dtype == DOUBLE else None)
+        found[unit] = Case(
+            sides.gradient, sides.plain_gradient, goal=2.5 if dtype == DOUBLE else None
+        )
         if dtype == DOUBLE:
             smooth = Sides("softplus", dtype)
             found["gradient, float64, softplus"] = Case(smooth.gradient, goal=2.5)
@@ -72,13 +77,19 @@ def cases() -> dict[str, Case]:
         )
         found[f"each further product, {name}"] = Case(sides.further())
         for order, goal in ((1, 13), (2, 60)):
-            ours, name_of = partial(sides.table, order), f"Taylor table, order {order}, k = {K}, {name}"
-            other = partial(sides.plain_table, order) if dtype == FLOAT else None  # seconds a call in float64
+            ours, name_of = (
+                partial(sides.table, order),
+                f"Taylor table, order {order}, k = {K}, {name}",
+            )
+            # Seconds a call in float64.
+            other = partial(sides.plain_table, order) if dtype == FLOAT else None
             found[name_of] = Case(ours, other, goal, unit)
         found[f"the same of MAML, order 2, {name}"] = Case(sides.maml_table, unit=unit)
         found[f"MAML, k = {K}, {name}"] = Case(sides.maml, sides.plain_maml, goal=11, unit=unit)
         if HessianLinearOperator is not None and dtype == FLOAT:
-            found["Hessian-vector product, against curvlinops"] = Case(sides.product, sides.curvlinops())
+            found["Hessian-vector product, against curvlinops"] = Case(
+                sides.product, sides.curvlinops()
+            )
     return found
 
 
@@ -148,7 +159,8 @@ def minibatches(dtype: torch.dtype) -> list[Minibatch]:
 
 
 def measure(calls: dict[tuple[str, str], Call], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Return the seconds a call takes, by round: each finds its own data in the caches, and short ones are repeated."""
+    """Return the seconds a call takes, by round: each finds its own data in the caches, and short
+    ones are repeated."""
     counts = {name: max(1, round(TURN / timed(call, 1))) for name, call in calls.items()}
     seconds: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -175,7 +187,11 @@ def rows(rounds: int) -> list[str]:
 
 def row(name: str, case: Case, seconds: dict[tuple[str, str], list[float]]) -> str:
     """Write a row of the table: medians over the rounds, and the range of the ratio to the unit."""
-    ours, theirs, unit = seconds[name, "ours"], seconds.get((name, "plain")), seconds[case.unit, "ours"]
+    ours, theirs, unit = (
+        seconds[name, "ours"],
+        seconds.get((name, "plain")),
+        seconds[case.unit, "ours"],
+    )
     costs = [mine / one for mine, one in zip(ours, unit, strict=True)]
     plainly = ("", "")
     if theirs is not None:
@@ -189,7 +205,9 @@ def row(name: str, case: Case, seconds: dict[tuple[str, str], list[float]]) -> s
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     with local_executor(1) as worker:
         print("\n".join([*HEADER, *worker.submit(rows, parser.parse_args().rounds).result()]))

@@ -1,7 +1,8 @@
-"""What only a GPU can show, as numbers with limits: the captured graph, lanes, memory, resuming, too little memory.
+"""What only a GPU can show, as numbers with limits: the captured graph, lanes, memory, resuming,
+too little memory.
 
-Without a GPU the same checks run on the CPU, where nothing is captured, so that only the card is new there. Networks
-have no kinks (softplus), which round-off could move. No check needs pytest.
+Without a GPU the same checks run on the CPU, where nothing is captured, so that only the card is
+new there. Networks have no kinks (softplus), which round-off could move. No check needs pytest.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,8 +24,8 @@ from reptile_core.tasks import ImagePool
 from reptile_core.training import Run, TrainingState
 from tests.helpers.data import LANE_RUNS, image_pool
 
-# Largest distance from the run on the CPU, as a share of how far phi has moved. In float64 the sums' order is all that
-# differs. In float32 three iterations enlarge 1e-7 by up to 1e4.
+# Largest distance from the run on the CPU, as a share of how far phi has moved. In float64 the
+# sums' order is all that differs. In float32 three iterations enlarge 1e-7 by up to 1e4.
 CLOSE = {"float64": 1e-9, "float32": 1e-3}
 LANES = 4
 
@@ -70,18 +71,25 @@ def graph_against_eager(device: str) -> Iterator[Found]:
 
 
 def resumed(device: str) -> Iterator[Found]:
-    """Yield how far lanes that go on from half-way states are from those that ran through: not at all."""
+    """Yield how far lanes that go on from half-way states are from those that ran through: not at
+    all."""
     for name in ("sgd", "adam", "outer adam"):
         runs = [replace(LANE_RUNS[name], seed=seed) for seed in range(LANES)]
         whole = _train(runs, device)
         half = [lane(whole[0], index) for index in range(LANES)]
         pool = _pool(runs[0], device)
         again = list(train_lanes(runs, [pool] * LANES, half))[-1]
-        yield Found("resumed", float((again.phi - whole[-1].phi).abs().max()), 0.0, f"{name}: largest difference")
+        yield Found(
+            "resumed",
+            float((again.phi - whole[-1].phi).abs().max()),
+            0.0,
+            f"{name}: largest difference",
+        )
 
 
 def memory(device: str) -> Iterator[Found]:
-    """Yield the memory that lanes take, as a share of the estimate by which their number is chosen."""
+    """Yield the memory that lanes take, as a share of the estimate by which their number is
+    chosen."""
     if device == "cpu":
         return
     for name in ("sgd", "adam", "maml"):
@@ -91,19 +99,35 @@ def memory(device: str) -> Iterator[Found]:
         before = torch.cuda.memory_allocated()
         _train(runs, device)
         taken = torch.cuda.max_memory_allocated() - before
-        # Half of the free memory is filled by the estimate, so that twice of it is where memory runs out.
-        yield Found("memory", taken / (lane_bytes(runs[0]) * len(runs)), 2.0, f"{name}: measured / estimated", 0.02)
+        # Half of the free memory is filled by the estimate, so that twice of it is where memory
+        # runs out.
+        yield Found(
+            "memory",
+            taken / (lane_bytes(runs[0]) * len(runs)),
+            2.0,
+            f"{name}: measured / estimated",
+            0.02,
+        )
 
 
 def too_little_memory(device: str) -> Iterator[Found]:
-    """Yield how many of the lanes that do not fit at once are not finished: none, in smaller groups."""
+    """Yield how many of the lanes that do not fit at once are not finished: none, in smaller
+    groups."""
     source = Source("glyphs", None, datasets.load("glyphs").content, real=False)
     run = replace(LANE_RUNS["sgd"], dtype="float32")
     with TemporaryDirectory() as folder:
-        jobs = [Job(replace(run, seed=seed), source, Path(folder), "lanes", device) for seed in range(2 * LANES)]
+        jobs = [
+            Job(replace(run, seed=seed), source, Path(folder), "lanes", device)
+            for seed in range(2 * LANES)
+        ]
         with _room_for(LANES, run, device):
             outcomes = execute_together(jobs)
-        yield Found("too little memory", sum(not one.finished for one in outcomes), 0.0, "lanes that did not finish")
+        yield Found(
+            "too little memory",
+            sum(not one.finished for one in outcomes),
+            0.0,
+            "lanes that did not finish",
+        )
 
 
 CHECKS: dict[str, Callable[[str], Iterator[Found]]] = {

@@ -1,4 +1,5 @@
-"""What a GPU run leaves, packed into few small files: tables in one archive, final states in up to three."""
+"""What a GPU run leaves, packed into few small files: tables in one archive, final states in up to
+three."""
 
 import io
 import tarfile
@@ -17,9 +18,11 @@ RUNS = "runs"  # the folder of checkpoints, which hold many states of a run
 
 
 def pack(out: Path) -> list[str]:
-    """Write tables.tar.gz and states-N.safetensors from what the parts have written. Return what did not fit.
+    """Write tables.tar.gz and states-N.safetensors from what the parts have written. Return what
+    did not fit.
 
-    A state is phi after the last iteration of a run, named by the run's file; the record of each is kept with it.
+    A state is phi after the last iteration of a run, named by the run's file; the record of each is
+    kept with it.
     """
     left_out = _pack_tables(out)
     groups: list[dict[str, Tensor]] = [{}]
@@ -42,7 +45,11 @@ def pack(out: Path) -> list[str]:
 
 def _pack_tables(out: Path) -> list[str]:
     """Archive all but the runs, smallest files first, and return what does not fit."""
-    files = [path for path in (out / WORK).rglob("*") if path.is_file() and RUNS not in path.relative_to(out).parts]
+    files = [
+        path
+        for path in (out / WORK).rglob("*")
+        if path.is_file() and RUNS not in path.relative_to(out).parts
+    ]
     packed, left_out = io.BytesIO(), []
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
         for path in sorted(files, key=lambda path: (path.stat().st_size, path)):

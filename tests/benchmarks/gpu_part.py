@@ -1,4 +1,5 @@
-"""One part of the GPU benchmark, in a process of its own: what fails or hangs in it ends nothing else.
+"""One part of the GPU benchmark, in a process of its own: what fails or hangs in it ends nothing
+else.
 
     python -m tests.benchmarks.gpu_part PART --device D --scale S --seconds N --out DIR [--data DIR]
 
@@ -23,7 +24,9 @@ PARTS = "checks", "lanes", "figure_3", "omniglot-5way", "omniglot-20way"
 
 def main() -> int:
     """Do one part; return 1 where a check found more than its limit allows."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--device", choices=("cuda", "cpu"), required=True)
     parser.add_argument("--scale", type=float, required=True)
@@ -42,7 +45,12 @@ def main() -> int:
         lines = gpu_runs.figure_3(options.out / options.part, common, scale=options.scale)
     else:
         lines = gpu_runs.omniglot(
-            options.part, options.out / options.part, common, scale=options.scale, device=options.device, end=end
+            options.part,
+            options.out / options.part,
+            common,
+            scale=options.scale,
+            device=options.device,
+            end=end,
         )
     for line in lines:
         print(line, flush=True)
@@ -50,7 +58,8 @@ def main() -> int:
 
 
 def _checks(device: str, out: Path) -> int:
-    """Print a row for each check, and every number to checks.csv. Matrix products are of full precision."""
+    """Print a row for each check, and every number to checks.csv. Matrix products are of full
+    precision."""
     torch.backends.cuda.matmul.allow_tf32 = False
     print("| check | numbers | largest | limit | |\n|---|---|---|---|---|", flush=True)
     failed = 0
@@ -83,8 +92,16 @@ def _lanes(device: str, scale: float, out: Path) -> Iterator[str]:
 
 def _of_turns(turns: gpu_lanes.Turns) -> dict[str, Any]:
     share = median(turns.flops / one.ours / one.peak for one in turns.rounds)
-    seconds = {name: median(getattr(one, name) for one in turns.rounds) for name in ("plain", "ours", "peak")}
-    about = {"setting": turns.name, "precision": turns.precision, "lanes": turns.lanes, "launches": turns.launches}
+    seconds = {
+        name: median(getattr(one, name) for one in turns.rounds)
+        for name in ("plain", "ours", "peak")
+    }
+    about = {
+        "setting": turns.name,
+        "precision": turns.precision,
+        "lanes": turns.lanes,
+        "launches": turns.launches,
+    }
     return about | seconds | {"share": share, "rounds": len(turns.rounds)}
 
 

@@ -1,6 +1,7 @@
 """How time and memory grow: linearly in iterations, k and runs, and memory not at all.
 
-Slopes are of log time over log size: 1 is linear; what is done once, whatever the size, makes them smaller.
+Slopes are of log time over log size: 1 is linear; what is done once, whatever the size, makes them
+smaller.
 """
 
 import math
@@ -28,15 +29,21 @@ def rows(iterations: int) -> list[str]:
     run = replace(ABLATION, iterations=iterations)
     cases: dict[str, Callable[[int], list[Run]]] = {
         "iterations": lambda n: [replace(run, iterations=n * iterations)],
-        "k": lambda n: [replace(run, weights=sum_of(n).weights, sampling=Sampling(5, 5 * n, 25, n))],
+        "k": lambda n: [
+            replace(run, weights=sum_of(n).weights, sampling=Sampling(5, 5 * n, 25, n))
+        ],
         "runs": lambda n: [replace(run, seed=seed) for seed in range(n)],
     }
-    found = ["| growing | seconds at ×1, ×2, ×4 | slope | resident MB at ×1, ×2, ×4 |", "|---|---|---|---|"]
+    found = [
+        "| growing | seconds at ×1, ×2, ×4 | slope | resident MB at ×1, ×2, ×4 |",
+        "|---|---|---|---|",
+    ]
     for name, runs in cases.items():
         measured = []
         for factor in FACTORS:
             with local_executor(1) as worker:
-                worker.submit(work, [replace(run, iterations=2)]).result()  # what is loaded or compiled once
+                # What is loaded or compiled once.
+                worker.submit(work, [replace(run, iterations=2)]).result()
                 measured.append(worker.submit(work, runs(factor)).result())
         seconds, resident = zip(*measured, strict=True)
         slope = math.log(seconds[-1] / seconds[0]) / math.log(FACTORS[-1])

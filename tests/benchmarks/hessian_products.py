@@ -1,10 +1,12 @@
-"""The cost of a Hessian-vector product of the paper's Omniglot network, in gradients of our own network.
+"""The cost of a Hessian-vector product of the paper's Omniglot network, in gradients of our own
+network.
 
     python -m tests.benchmarks.hessian_products [--rounds N] [--vectors N]
 
-Float32, one thread, made-up images, the allocator set as in the script's workers. All candidates take turns in every
-round, and the ratios are taken round by round against our gradient, the fast one with its compiled loops, since
-machines are noisy. The plain network is torch.nn's; curvlinops is measured on it where it is installed.
+Float32, one thread, made-up images, the allocator set as in the script's workers. All candidates
+take turns in every round, and the ratios are taken round by round against our gradient, the fast
+one with its compiled loops, since machines are noisy. The plain network is torch.nn's; curvlinops
+is measured on it where it is installed.
 """
 
 import argparse
@@ -50,19 +52,29 @@ def candidates(batch: int, vectors: int) -> dict[str, tuple[Callable[[], object]
         OURS: (lambda: gradient(loss, phi), 1),
         "our product, from nothing": (lambda: hessian_at(loss, phi)(v[0]), 1),
         "our product, each further": (lambda: product(v[0]), 1),
-        f"our {vectors} products in turn, each": (lambda: [f(u) for f in [hessian_at(loss, phi)] for u in v], vectors),
+        f"our {vectors} products in turn, each": (
+            lambda: [f(u) for f in [hessian_at(loss, phi)] for u in v],
+            vectors,
+        ),
         f"our {vectors} products batched, each": (lambda: hessian_products(loss, phi, v), vectors),
         "our forward over reverse": (lambda: derivative(loss, phi, v[0]), 1),
         "plain gradient": (lambda: plain.gradient(plain_loss, parameters), 1),
-        "plain reverse over reverse": (lambda: plain.hessian_product(plain_loss, parameters, directions), 1),
+        "plain reverse over reverse": (
+            lambda: plain.hessian_product(plain_loss, parameters, directions),
+            1,
+        ),
     }
     if HessianLinearOperator is not None:
-        operator = HessianLinearOperator(model, torch.nn.CrossEntropyLoss(), list(parameters.values()), [(x, data.y)])
+        operator = HessianLinearOperator(
+            model, torch.nn.CrossEntropyLoss(), list(parameters.values()), [(x, data.y)]
+        )
         timed["curvlinops"] = (lambda: operator @ directions, 1)
     return timed
 
 
-def measure(timed: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, list[float]]:
+def measure(
+    timed: dict[str, tuple[Callable[[], object], int]], rounds: int
+) -> dict[str, list[float]]:
     """Return the seconds that a product takes, by round; the first round is not counted."""
     seconds: dict[str, list[float]] = {name: [] for name in timed}
     for counted in [False] + [True] * rounds:
@@ -76,7 +88,9 @@ def measure(timed: dict[str, tuple[Callable[[], object], int]], rounds: int) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=31)
     parser.add_argument("--vectors", type=int, default=8)
     options = parser.parse_args()
@@ -89,11 +103,15 @@ def rows(rounds: int, vectors: int) -> list[str]:
     found = [f"Omniglot network, float32, one thread, {rounds} rounds, medians."]
     for batch in BATCHES:
         seconds = measure(candidates(batch, vectors), rounds)
-        found.append(f"\nbatch {batch:2d}                             ms   our gradients (quartiles)")
+        found.append(
+            f"\nbatch {batch:2d}                             ms   our gradients (quartiles)"
+        )
         for name, times in seconds.items():
             ratios = [t / ours for t, ours in zip(times, seconds[OURS], strict=True)]
             low, middle, high = statistics.quantiles(ratios)
-            found.append(f"{name:34s} {1e3 * median(times):6.2f}   {middle:5.2f} ({low:.2f} … {high:.2f})")
+            found.append(
+                f"{name:34s} {1e3 * median(times):6.2f}   {middle:5.2f} ({low:.2f} … {high:.2f})"
+            )
     return found
 
 

@@ -1,4 +1,5 @@
-"""Two sides that take turns, their ratio round by round, and the share of the machine's own matrix product."""
+"""Two sides that take turns, their ratio round by round, and the share of the machine's own matrix
+product."""
 
 import time
 from collections.abc import Callable
@@ -29,7 +30,8 @@ CLASSES, DRAWINGS = 400, 20
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of a piece of work done plainly and by us, and the flops a second of a matrix product at the time."""
+    """Seconds of a piece of work done plainly and by us, and the flops a second of a matrix product
+    at the time."""
 
     plain: float
     ours: float
@@ -41,14 +43,20 @@ def images() -> torch.Tensor:
     return torch.randint(0, 2, (CLASSES, DRAWINGS, 28, 28), dtype=torch.uint8, generator=generator)
 
 
-def take_turns(plain: Callable[[], object], ours: Callable[[], object], *, rounds: int, seconds: float) -> list[Round]:
-    """Time both sides in turns in this process, on one thread; each side is repeated for about so long a turn."""
+def take_turns(
+    plain: Callable[[], object], ours: Callable[[], object], *, rounds: int, seconds: float
+) -> list[Round]:
+    """Time both sides in turns in this process, on one thread; each side is repeated for about so
+    long a turn."""
     torch.set_num_threads(1)
     counts = []
     for side in (plain, ours):
         side()  # what is compiled or allocated once
         counts.append(max(1, round(seconds / timed(side, 1))))
-    return [Round(timed(plain, counts[0]), timed(ours, counts[1]), matrix_peak(seconds / 2)) for _ in range(rounds)]
+    return [
+        Round(timed(plain, counts[0]), timed(ours, counts[1]), matrix_peak(seconds / 2))
+        for _ in range(rounds)
+    ]
 
 
 def timed(call: Callable[[], object], count: int) -> float:
@@ -69,22 +77,31 @@ def matrix_peak(seconds: float) -> float:
     return count * 2 * 1024**3 / (time.perf_counter() - began)
 
 
-def everywhere(executor: Executor, workers: int, function: Callable[..., float], *arguments: Any) -> list[float]:
+def everywhere(
+    executor: Executor, workers: int, function: Callable[..., float], *arguments: Any
+) -> list[float]:
     """Run the same call in every worker at once."""
-    return [future.result() for future in [executor.submit(function, *arguments) for _ in range(workers)]]
+    return [
+        future.result()
+        for future in [executor.submit(function, *arguments) for _ in range(workers)]
+    ]
 
 
-HEADER = ["| | plain (ms) | ours (ms) | plain / ours | of the matrix product |", "|---|---|---|---|---|"]
+HEADER = [
+    "| | plain (ms) | ours (ms) | plain / ours | of the matrix product |",
+    "|---|---|---|---|---|",
+]
 
 
 def row(name: str, rounds: list[Round], flops: float | None = None) -> str:
-    """Return a row of the table: medians, and the range of the ratio. flops: of the work's products, if they are
-    counted."""
+    """Return a row of the table: medians, and the range of the ratio. flops: of the work's
+    products, if they are counted."""
     ratios = [r.plain / r.ours for r in rounds]
     share = f"{median(flops / r.ours / r.peak for r in rounds):.0%}" if flops else ""
     return (
-        f"| {name} | {1e3 * median(r.plain for r in rounds):.2f} | {1e3 * median(r.ours for r in rounds):.2f} "
-        f"| {median(ratios):.2f} ({min(ratios):.2f} … {max(ratios):.2f}) | {share} |"
+        f"| {name} | {1e3 * median(r.plain for r in rounds):.2f} | "
+        f"{1e3 * median(r.ours for r in rounds):.2f} | {median(ratios):.2f} ({min(ratios):.2f} … "
+        f"{max(ratios):.2f}) | {share} |"
     )
 
 

@@ -34,7 +34,10 @@ def inner_step(run: Run) -> tuple[tuple, float]:
     theirs = plain.optimizer_of(run, model)
     batch = next(plain.batches(pool, sampling))
 
-    loss, optimizer = CrossEntropy(training.build_network(run), run.inner.reduction), run.inner.build()
+    loss, optimizer = (
+        CrossEntropy(training.build_network(run), run.inner.reduction),
+        run.inner.build(),
+    )
     minibatch, phi = _minibatches(run)[0], training.start(run).phi
     state = optimizer.start(phi)
     flops = cost.iteration(run).flops / run.meta_batch / sampling.steps

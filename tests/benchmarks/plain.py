@@ -1,4 +1,5 @@
-"""What one would write first: torch.nn modules, torch.optim, weights copied out and back, random.sample, eager mode."""
+"""What one would write first: torch.nn modules, torch.optim, weights copied out and back,
+random.sample, eager mode."""
 
 import copy
 import random
@@ -60,7 +61,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> No
 
 
 def iterate(run: Run, iterations: int, threads: int, *, device: str = "cpu") -> float:
-    """Return the seconds that so many meta-iterations take on `threads` threads, or on another device than the CPU."""
+    """Return the seconds that so many meta-iterations take on `threads` threads, or on another
+    device than the CPU."""
     torch.set_num_threads(threads)
     pool, model = images().float().to(device), model_of(run.sampling.n_way).to(device)
     optimizer = optimizer_of(run, model)
@@ -74,7 +76,9 @@ def iterate(run: Run, iterations: int, threads: int, *, device: str = "cpu") -> 
                 step(model, optimizer, batch)
             for name, value in model.state_dict().items():
                 new[name] += value / run.meta_batch
-        model.load_state_dict({name: old[name] + run.outer.step * (new[name] - old[name]) for name in old})
+        model.load_state_dict(
+            {name: old[name] + run.outer.step * (new[name] - old[name]) for name in old}
+        )
     return time.perf_counter() - began
 
 
@@ -82,7 +86,13 @@ def evaluate(run: Run, model: nn.Module, pool: Tensor, sampling: Sampling) -> fl
     """Adapt to a task's support set, then classify each test example alone with it."""
     adapted = copy.deepcopy(model)
     optimizer = optimizer_of(run, adapted)
-    support = list(batches(pool, Sampling(sampling.n_way, sampling.shots, sampling.n_way * sampling.shots, 1), spare=1))
+    support = list(
+        batches(
+            pool,
+            Sampling(sampling.n_way, sampling.shots, sampling.n_way * sampling.shots, 1),
+            spare=1,
+        )
+    )
     (x, y), (test, wanted) = support
     for _ in range(sampling.steps):
         chosen = torch.randperm(len(y))[: sampling.batch]
@@ -94,7 +104,9 @@ def evaluate(run: Run, model: nn.Module, pool: Tensor, sampling: Sampling) -> fl
 
 
 def loss_at(model: nn.Module, batch: Batch) -> Loss:
-    return lambda parameters: F.cross_entropy(functional_call(model, parameters, (batch[0],)), batch[1])
+    return lambda parameters: F.cross_entropy(
+        functional_call(model, parameters, (batch[0],)), batch[1]
+    )
 
 
 def gradient(loss: Loss, at: Parameters, *, graph: bool = False) -> list[Tensor]:
@@ -107,18 +119,23 @@ def hessian_product(loss: Loss, at: Parameters, v: list[Tensor]) -> list[Tensor]
 
 
 def taylor_terms(losses: list[Loss], at: Parameters, order: int) -> list[list[list[Tensor]]]:
-    """Return the series of g_1, g_2, … to the first or second order: each term differentiated from nothing."""
-    sums = [[torch.zeros_like(p) for p in at.values()] for _ in range(order)]  # over j < i, of orders 0 and 1
+    """Return the series of g_1, g_2, … to the first or second order: each term differentiated from
+    nothing."""
+    # Over j < i, of orders 0 and 1.
+    sums = [[torch.zeros_like(p) for p in at.values()] for _ in range(order)]
     series = []
     for loss in losses:
         terms = [gradient(loss, at), [-h for h in hessian_product(loss, at, sums[0])]]
         if order == 2:
-            bend = _along(_along(gradient(loss, at, graph=True), at, sums[0], graph=True), at, sums[0])
+            bend = _along(
+                _along(gradient(loss, at, graph=True), at, sums[0], graph=True), at, sums[0]
+            )
             product = hessian_product(loss, at, sums[1])
             terms.append([b / 2 - h for b, h in zip(bend, product, strict=True)])
         series.append(terms)
         sums = [
-            [s + part for s, part in zip(whole, term, strict=True)] for whole, term in zip(sums, terms, strict=False)
+            [s + part for s, part in zip(whole, term, strict=True)]
+            for whole, term in zip(sums, terms, strict=False)
         ]
     return series
 
@@ -132,5 +149,7 @@ def maml(losses: list[Loss], at: Parameters, alpha: float) -> list[Tensor]:
     return list(torch.autograd.grad(losses[-1](now), list(at.values())))
 
 
-def _along(f: list[Tensor], at: Parameters, v: list[Tensor], *, graph: bool = False) -> list[Tensor]:
+def _along(
+    f: list[Tensor], at: Parameters, v: list[Tensor], *, graph: bool = False
+) -> list[Tensor]:
     return list(torch.autograd.grad(f, list(at.values()), v, create_graph=graph))

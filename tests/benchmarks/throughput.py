@@ -1,9 +1,11 @@
-"""Whole-machine throughput of meta-training, sampling included: processes of one thread a core, next to a plain loop.
+"""Whole-machine throughput of meta-training, sampling included: processes of one thread a core,
+next to a plain loop.
 
     python -m tests.benchmarks.throughput [--rounds N] [--seconds S] [--threads N]
 
-The plain loop has all threads for one task, and a process with settings of its own. Ours runs as the script runs it.
-Milliseconds are those between two iterations of the whole machine; the matrix product is that of all processes at once.
+The plain loop has all threads for one task, and a process with settings of its own. Ours runs as
+the script runs it. Milliseconds are those between two iterations of the whole machine; the matrix
+product is that of all processes at once.
 """
 
 import argparse
@@ -35,7 +37,10 @@ def rows(rounds: int, seconds: float, threads: int) -> list[str]:
     found = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
         # It starts before our environment is set: the plain loop has its own.
-        trial = {name: alone.submit(plain.iterate, run, 5, threads).result() / 5 for name, run in SETTINGS.items()}
+        trial = {
+            name: alone.submit(plain.iterate, run, 5, threads).result() / 5
+            for name, run in SETTINGS.items()
+        }
         with local_executor(threads) as ours:
             for name, run in SETTINGS.items():
                 everywhere(ours, threads, our_iterations, run, seconds / 4)
@@ -53,10 +58,14 @@ def rows(rounds: int, seconds: float, threads: int) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of a turn")
-    parser.add_argument("--threads", type=int, default=available_cores(), help="default: one a core")
+    parser.add_argument(
+        "--threads", type=int, default=available_cores(), help="default: one a core"
+    )
     options = parser.parse_args()
     print("\n".join([*HEADER, *rows(options.rounds, options.seconds, options.threads)]))
 

@@ -1,7 +1,10 @@
-"""Derivatives of a model by differences, from nothing but its losses and the gradients of plain torch.
+"""Derivatives of a model by differences, from nothing but its losses and the gradients of plain
+torch.
 
-Nothing here imports what it is to judge. A model is made for each evaluation, so that none depends on another.
-All stencils are of fourth order: at ± h and ± 2 h for the first derivative, and at 0 too for the second.
+Nothing here imports what it is to judge. A model is made for each evaluation, so that none depends
+on another.
+All stencils are of fourth order: at ± h and ± 2 h for the first derivative, and at 0 too for the
+second.
 """
 
 import copy
@@ -10,14 +13,15 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-# Truncation is STEP^4 ~ 2e-11 times some tens, round-off in third derivatives 1e-16 / STEP^3 ~ 1e-8 times some; the
-# shorter one is for losses that change much within the parameters' own length.
+# Truncation is STEP^4 ~ 2e-11 times some tens, round-off in third derivatives 1e-16 / STEP^3 ~ 1e-8
+# times some; the shorter one is for losses that change much within the parameters' own length.
 STEPS = 2e-3, 4e-4
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """By differences: slopes along one direction are numbers, terms of g_2 vectors, per power of alpha."""
+    """By differences: slopes along one direction are numbers, terms of g_2 vectors, per power of
+    alpha."""
 
     direction: torch.Tensor
     g_bar: list  # of each minibatch, along the direction

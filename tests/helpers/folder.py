@@ -1,4 +1,5 @@
-"""An output folder that nobody ran: a ledger of a handful of verdicts, a figure, tables and a manifest."""
+"""An output folder that nobody ran: a ledger of a handful of verdicts, a figure, tables and a
+manifest."""
 
 import json
 from dataclasses import replace
@@ -19,7 +20,9 @@ from figures.report.tables import BENCHMARKS, ENTRY
 from figures.style import finish, save, stamp, style
 
 DATA = "Data: Omniglot, 1,623 characters × 20 drawings · profile: quick"
-GLYPHS = f"Data: {MADE_UP}: glyphs, made-up characters, 30 characters × 20 drawings · profile: quick"
+GLYPHS = (
+    f"Data: {MADE_UP}: glyphs, made-up characters, 30 characters × 20 drawings · profile: quick"
+)
 CIFAR_FS = "Data: CIFAR-FS · profile: quick"
 FINDING = "It rises from 1 to 2 with $\\bar g_1$"
 AMENDED = "The old band [0, 1] held every value. It is one end now."
@@ -31,34 +34,45 @@ MANIFEST = {
     "profile": "quick",
     "commit": {"sha": "0" * 40, "modified": True},
     "versions": {"python": "3.11.7"},
-    "machine": {"processor": "A & B", "cores": 2, "workers": 2, "device": "cpu", "platform": "Linux"},
+    "machine": {
+        "processor": "A & B",
+        "cores": 2,
+        "workers": 2,
+        "device": "cpu",
+        "platform": "Linux",
+    },
     "wall_seconds": {"theory": 53.0},
 }
 SEEDS = tuple(range(1000, 1005))
 CLAIMS = [claim for experiment in EXPERIMENTS.values() for claim in experiment.claims]
 EXPERIMENTAL = [claim for claim in CLAIMS if claim.kind == "experiment"]
-THEOREM = next(claim.id for claim in CLAIMS if claim.kind == "theorem" and claim.band[0] < 0 < claim.band[1])
+THEOREM = next(
+    claim.id for claim in CLAIMS if claim.kind == "theorem" and claim.band[0] < 0 < claim.band[1]
+)
 REFUTES, WIDE, PILOT = (claim.id for claim in EXPERIMENTAL[:3])
 SHOWN_ONLY = EXPERIMENTAL[3].id
 MEASURED = (THEOREM, REFUTES, WIDE, PILOT, SHOWN_ONLY)
 VERDICTS = {"supported": 1, "refuted": 1, "undecided": len(CLAIMS) - 2}
 
 
-def exact(name: str, value: float, decision: Decision, role: str = "check", data: str = DATA) -> Case:
+def exact(
+    name: str, value: float, decision: Decision, role: str = "check", data: str = DATA
+) -> Case:
     """Return a theorem's case, whose value stands for itself."""
     return Case(name, role, decision, value, value, value, data=data)
 
 
 def case(
-    name: str, mean: float, low: float, high: float, decision: Decision = UNDECIDED, role: str = "check",
-    data: str = DATA, seeds: tuple[int, ...] = SEEDS,
+    name: str, mean: float, low: float, high: float, decision: Decision = UNDECIDED,
+    role: str = "check", data: str = DATA, seeds: tuple[int, ...] = SEEDS,
 ) -> Case:  # fmt: skip
     """Return an experiment's case."""
     return Case(name, role, decision, mean, low, high, 0.016, 0.004, 600, 1, seeds, data)
 
 
 def verdicts(data: str = DATA) -> list[Verdict]:
-    """Return a verdict of every claim: one supported, one refuted, the others undecided for four reasons."""
+    """Return a verdict of every claim: one supported, one refuted, the others undecided for four
+    reasons."""
     common: dict[str, Any] = {"epochs": (1,), "profile": "quick", "data": (data,), "look": 1}
     found: dict[str, dict[str, Any]] = {
         THEOREM: {
@@ -69,7 +83,9 @@ def verdicts(data: str = DATA) -> list[Verdict]:
                 exact("i = 3", -2e-5, SUPPORTED, data=data),
                 *(exact(f"k = {k}", 0.0, SUPPORTED, data=data) for k in range(2, 8)),
             ),
-            "controls": tuple(exact(f"i = {i}", -float(i), REFUTED, "control", data) for i in range(6, 1, -1)),
+            "controls": tuple(
+                exact(f"i = {i}", -float(i), REFUTED, "control", data) for i in range(6, 1, -1)
+            ),
             "control": "failed",
         },
         REFUTES: {
@@ -97,7 +113,10 @@ def verdicts(data: str = DATA) -> list[Verdict]:
             "control": "passed",
             "plan": SeedPlan(None),
         },
-        SHOWN_ONLY: {"why": "shown only", "shown": (case("", 2.0, 1.0, 3.0, role="shown", data=data),)},
+        SHOWN_ONLY: {
+            "why": "shown only",
+            "shown": (case("", 2.0, 1.0, 3.0, role="shown", data=data),),
+        },
     }
     every = [Verdict(claim, UNDECIDED) for claim in CLAIMS]
     return [
@@ -110,7 +129,13 @@ def verdicts(data: str = DATA) -> list[Verdict]:
 
 def write(out: Path, *, data: str = DATA) -> Path:
     """Fill a folder as a run does, but for its runs and figures."""
-    summary = {"variant": ["g1", "g1+g2"], "mean": [0.6, 0.9], "low": [0.5, 0.8], "high": [0.7, 1.0], "seeds": [3, 3]}
+    summary = {
+        "variant": ["g1", "g1+g2"],
+        "mean": [0.6, 0.9],
+        "low": [0.5, 0.8],
+        "high": [0.7, 1.0],
+        "seeds": [3, 3],
+    }
     cells = []
     for benchmark in BENCHMARKS:
         interval = (60.1, 59.6, 60.6, nan) if benchmark == "cifar-fs" else (nan, nan, nan, 97.68)

@@ -1,7 +1,9 @@
-"""Naive oracles: the paper's networks as nn.Modules and its loops with torch.optim, written without the core.
+"""Naive oracles: the paper's networks as nn.Modules and its loops with torch.optim, written without
+the core.
 
-A module's weights are copied out of a flat phi in the core's order (conv weights (9 c_in, c_out) with rows over tap
-row, tap column, input channel; linear weights (fan_in, fan_out); features flattened height, width, channel).
+A module's weights are copied out of a flat phi in the core's order (conv weights (9 c_in, c_out)
+with rows over tap row, tap column, input channel; linear weights (fan_in, fan_out); features
+flattened height, width, channel).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -24,7 +26,9 @@ def naive_patches(x: Tensor, stride: int) -> Tensor:
     height, width, channels = x.shape
     (top, out_height), (left, out_width) = _same(height, stride), _same(width, stride)
     out = x.new_zeros(out_height, out_width, 3, 3, channels)
-    for row, column, r, c in torch.cartesian_prod(*map(torch.arange, (out_height, out_width, 3, 3))).tolist():
+    for row, column, r, c in torch.cartesian_prod(
+        *map(torch.arange, (out_height, out_width, 3, 3))
+    ).tolist():
         i, j = row * stride + r - top, column * stride + c - left
         if 0 <= i < height and 0 <= j < width:
             out[row, column, r, c] = x[i, j]
@@ -38,9 +42,12 @@ def _same(size: int, stride: int) -> tuple[int, int]:
 
 
 class Convolutional(nn.Module):
-    """Four blocks as in the paper. Convolutions have a bias, as the authors': batch norm makes it inert."""
+    """Four blocks as in the paper. Convolutions have a bias, as the authors': batch norm makes it
+    inert."""
 
-    def __init__(self, n_way: int, *, size: int, channels: int, filters: int, activation: str, pool: bool) -> None:
+    def __init__(
+        self, n_way: int, *, size: int, channels: int, filters: int, activation: str, pool: bool
+    ) -> None:
         super().__init__()
         blocks = []
         for block in range(4):
@@ -49,7 +56,9 @@ class Convolutional(nn.Module):
             blocks.append(
                 nn.Sequential(
                     nn.ZeroPad2d((before, 1, before, 1)),
-                    nn.Conv2d(channels if block == 0 else filters, filters, 3, stride=1 if pool else 2),
+                    nn.Conv2d(
+                        channels if block == 0 else filters, filters, 3, stride=1 if pool else 2
+                    ),
                     nn.BatchNorm2d(filters, eps=1e-3, track_running_stats=False),
                     *((nn.MaxPool2d(2, ceil_mode=True), act) if pool else (act,)),
                 )
@@ -63,16 +72,26 @@ class Convolutional(nn.Module):
         return self.linear(self.blocks(x).permute(0, 2, 3, 1).flatten(1))
 
 
-def omniglot_module(n_way: int, *, activation: str = "relu", dtype: torch.dtype = torch.float64) -> nn.Module:
-    module = Convolutional(n_way, size=28, channels=1, filters=64, activation=activation, pool=False)
+def omniglot_module(
+    n_way: int, *, activation: str = "relu", dtype: torch.dtype = torch.float64
+) -> nn.Module:
+    module = Convolutional(
+        n_way, size=28, channels=1, filters=64, activation=activation, pool=False
+    )
     return module.to(dtype)
 
 
-def mini_imagenet_module(n_way: int, *, size: int, filters: int = 32, dtype: torch.dtype = torch.float64) -> nn.Module:
-    return Convolutional(n_way, size=size, channels=3, filters=filters, activation="relu", pool=True).to(dtype)
+def mini_imagenet_module(
+    n_way: int, *, size: int, filters: int = 32, dtype: torch.dtype = torch.float64
+) -> nn.Module:
+    return Convolutional(
+        n_way, size=size, channels=3, filters=filters, activation="relu", pool=True
+    ).to(dtype)
 
 
-def mlp_module(widths: Sequence[int], *, activation: str, dtype: torch.dtype = torch.float64) -> nn.Module:
+def mlp_module(
+    widths: Sequence[int], *, activation: str, dtype: torch.dtype = torch.float64
+) -> nn.Module:
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(widths):
         layers += [nn.Linear(fan_in, fan_out), ACTIVATIONS[activation]()]
@@ -88,7 +107,10 @@ def learned(module: nn.Module) -> dict[str, nn.Parameter]:
 def to_named(module: nn.Module, phi: Tensor) -> dict[str, Tensor]:
     """Return phi as the module's tensors, differentiably."""
     parts = phi.split([p.numel() for p in learned(module).values()])
-    return {n: _layout(part, p.shape) for (n, p), part in zip(learned(module).items(), parts, strict=True)}
+    return {
+        n: _layout(part, p.shape)
+        for (n, p), part in zip(learned(module).items(), parts, strict=True)
+    }
 
 
 def _layout(part: Tensor, shape: torch.Size) -> Tensor:
@@ -100,7 +122,12 @@ def _layout(part: Tensor, shape: torch.Size) -> Tensor:
 
 def flat(tensors: Iterable[Tensor]) -> Tensor:
     """Return the module's tensors (or their gradients) as phi is laid out."""
-    return torch.cat([t.permute(*(2, 3, 1, 0) if t.ndim == 4 else range(t.ndim)[::-1]).flatten() for t in tensors])
+    return torch.cat(
+        [
+            t.permute(*(2, 3, 1, 0) if t.ndim == 4 else range(t.ndim)[::-1]).flatten()
+            for t in tensors
+        ]
+    )
 
 
 def load(module: nn.Module, phi: Tensor) -> nn.Module:
@@ -115,7 +142,8 @@ def weights_of(module: nn.Module) -> Tensor:
 
 
 def loss_and_gradient(module: nn.Module, batch: Batch, *, reduction: str) -> tuple[Tensor, Tensor]:
-    """Return the cross entropy of a batch at the module's weights and its gradient as phi is laid out."""
+    """Return the cross entropy of a batch at the module's weights and its gradient as phi is laid
+    out."""
     module.zero_grad()
     loss = F.cross_entropy(module(batch[0]), batch[1], reduction=reduction)
     loss.backward()
@@ -165,7 +193,8 @@ def maml_gradient(
     *,
     reduction: str = "sum",
 ) -> Tensor:
-    """Return d/dphi_1 L_k(phi_k), through k - 1 steps phi_{i+1} = step(phi_i, g_i) whose graph is kept."""
+    """Return d/dphi_1 L_k(phi_k), through k - 1 steps phi_{i+1} = step(phi_i, g_i) whose graph is
+    kept."""
     start = phi.detach().clone().requires_grad_()
 
     def loss(at: Tensor, batch: Batch) -> Tensor:

@@ -1,4 +1,5 @@
-"""Models of one's own for the tests of `analyse`: small tasks, seeded models, analyses without the long tables."""
+"""Models of one's own for the tests of `analyse`: small tasks, seeded models, analyses without the
+long tables."""
 
 import warnings
 

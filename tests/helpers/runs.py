@@ -1,4 +1,5 @@
-"""Experiments on runs that nobody trained: a test makes up the accuracies, the experiment does the rest."""
+"""Experiments on runs that nobody trained: a test makes up the accuracies, the experiment does the
+rest."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,8 @@ FIRST_SEED = seeds(EPOCH, 1)[0]  # of those that judge
 
 @dataclass(frozen=True)
 class MadeUp(Context):
-    """A context in which `accuracy(job, iteration)`, or None from where a run diverged, stands for training.
+    """A context in which `accuracy(job, iteration)`, or None from where a run diverged, stands for
+    training.
 
     Every task of an evaluation has the same accuracy.
     """
@@ -42,12 +44,18 @@ class MadeUp(Context):
     def _accuracies(self, job: Job, iteration: int, evaluation: Evaluation) -> Accuracies:
         value = self.accuracy(job, iteration)
         if value is None:
-            raise ValueError(f"{job.variant}: expected an accuracy at iteration {iteration}, found a run that diverged")
+            raise ValueError(
+                f"{job.variant}: expected an accuracy at iteration {iteration}, found a run that "
+                "diverged"
+            )
         return {"accuracy": np.full(evaluation.tasks, value)}
 
 
 def context(
-    accuracy: Callable[[Job, int], float | None], *, seeds: int | None = None, profile: str = "smoke"
+    accuracy: Callable[[Job, int], float | None],
+    *,
+    seeds: int | None = None,
+    profile: str = "smoke",
 ) -> MadeUp:
     source = Source("glyphs", None, "0" * 64)
     return MadeUp(profile, source, Workers(1, quiet=True), Path("runs"), seeds, accuracy=accuracy)

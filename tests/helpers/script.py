@@ -1,4 +1,5 @@
-"""The script run inside the test's own process, what it said, and a profile of a second with nothing drawn."""
+"""The script run inside the test's own process, what it said, and a profile of a second with
+nothing drawn."""
 
 import atexit
 import io
@@ -33,7 +34,9 @@ TINY_ABLATION = replace(
 class InProcess(Workers):
     """Does all work where it stands, one item after another."""
 
-    def map(self, name: str, function: Callable[[Any, Progress], Any], items: Sequence[Any], **_: object) -> list[Any]:
+    def map(
+        self, name: str, function: Callable[[Any, Progress], Any], items: Sequence[Any], **_: object
+    ) -> list[Any]:
         return [function(item, silent) for item in items]
 
 
@@ -53,8 +56,8 @@ class Said:
 
 
 def script(*arguments: object, draw: Callable[..., list[Path]] = lambda *_: []) -> Said:
-    """Run reproduce.main on these arguments, with the ablation's smoke profile made tiny and nothing drawn, unless by
-    `draw`."""
+    """Run reproduce.main on these arguments, with the ablation's smoke profile made tiny and
+    nothing drawn, unless by `draw`."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr("analysis.prepare.Workers", InProcess)
@@ -67,12 +70,23 @@ def script(*arguments: object, draw: Callable[..., list[Path]] = lambda *_: []) 
 
 
 def ablation_in(folder: Path, *more: object) -> tuple[object, ...]:
-    return "ablation", "--profile", "smoke", "--dataset", "glyphs", "--quiet", "--out", folder, *more
+    return (
+        "ablation",
+        "--profile",
+        "smoke",
+        "--dataset",
+        "glyphs",
+        "--quiet",
+        "--out",
+        folder,
+        *more,
+    )
 
 
 @cache
 def finished() -> Path:
-    """Return the output folder of an ablation of ten runs of two iterations, on glyphs: to be read and copied."""
+    """Return the output folder of an ablation of ten runs of two iterations, on glyphs: to be read
+    and copied."""
     folder = Path(tempfile.mkdtemp(prefix="finished-ablation-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     assert script(*ablation_in(folder)).code == 0
@@ -80,7 +94,8 @@ def finished() -> Path:
 
 
 def finished_in(folder: Path, *, only: str = "") -> Path:
-    """Copy the output of a finished ablation to a folder, or `only` a part such as its runs; one run serves all tests.
+    """Copy the output of a finished ablation to a folder, or `only` a part such as its runs; one
+    run serves all tests.
 
     Its manifest names another folder in its command.
     """

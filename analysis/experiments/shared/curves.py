@@ -1,7 +1,8 @@
-"""Learning curves over seeds: accuracy of every test task at some iterations of some runs, and contrasts of them.
+"""Learning curves over seeds: accuracy of every test task at some iterations of some runs, and
+contrasts of them.
 
-Within a look all variants of a seed meet the same tasks, so that their difficulty cancels in contrasts; different looks
-have different tasks, so that means along a curve are over many.
+Within a look all variants of a seed meet the same tasks, so that their difficulty cancels in
+contrasts; different looks have different tasks, so that means along a curve are over many.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,17 +24,37 @@ from analysis.runs.store import Outcome
 from reptile_core.tasks import Sampling
 from reptile_core.training import Run
 
-# Where phi of every run of figure 3 is kept, so that no experiment has to train a stretch once more for its own points.
-KEPT = (100, 200, 300, 400, 600, 800, 1_000, 1_500, 2_000, 3_000, 4_000, 5_000, 10_000, 20_000, 30_000)
-QUERIES = 5  # test examples a class: each is classified alone, so that more of them estimate the same with less noise
+# Where phi of every run of figure 3 is kept, so that no experiment has to train a stretch once more
+# for its own points.
+KEPT = (
+    100,
+    200,
+    300,
+    400,
+    600,
+    800,
+    1_000,
+    1_500,
+    2_000,
+    3_000,
+    4_000,
+    5_000,
+    10_000,
+    20_000,
+    30_000,
+)
+# Test examples a class: each is classified alone, so that more of them estimate the same with less
+# noise.
+QUERIES = 5
 
 
 @dataclass(frozen=True)
 class Scale:
     """How much of an experiment a profile runs; every other setting is the paper's.
 
-    looks: the iterations after which accuracy is measured; the last is how far runs are trained. tasks: test tasks of a
-    look. iterations: the length of the schedule, over which the outer step is annealed.
+    looks: the iterations after which accuracy is measured; the last is how far runs are trained.
+    tasks: test tasks of a look. iterations: the length of the schedule, over which the outer step
+    is annealed.
     """
 
     looks: tuple[int, ...]
@@ -49,8 +70,9 @@ class Scale:
 
 @dataclass(frozen=True)
 class Curves:
-    """Accuracy of each test task, by variant, seed and iteration; training seconds and cost of a look by variant and
-    seed; training seconds of an iteration. A run that diverged classifies at chance."""
+    """Accuracy of each test task, by variant, seed and iteration; training seconds and cost of a
+    look by variant and seed; training seconds of an iteration. A run that diverged classifies at
+    chance."""
 
     accuracy: Mapping[tuple[str, int, int], Float[np.ndarray, " tasks"]]
     seconds: Mapping[tuple[str, int], float]
@@ -68,8 +90,9 @@ class Curves:
     def contrast(self, weights: Mapping[tuple[str, int], float]) -> pd.DataFrame:
         """Return sum of weight · accuracy over (variant, iteration), seed by seed.
 
-        Columns value, task_error (its standard error over tasks, which are paired within an iteration), tasks (of all
-        iterations), queries, seconds (what one more seed takes on one core); index seed.
+        Columns value, task_error (its standard error over tasks, which are paired within an
+        iteration), tasks (of all iterations), queries, seconds (what one more seed takes on one
+        core); index seed.
         """
         rows = {}
         for seed in self.seeds:
@@ -89,14 +112,17 @@ class Curves:
             }
         return pd.DataFrame.from_dict(rows, orient="index").rename_axis("seed")
 
-    def mean_contrast(self, weights: Mapping[str, float], iterations: Sequence[int]) -> pd.DataFrame:
+    def mean_contrast(
+        self, weights: Mapping[str, float], iterations: Sequence[int]
+    ) -> pd.DataFrame:
         """Return the contrast of the variants' mean accuracies over these iterations."""
         share = 1 / len(iterations)
         shares = {name: share * weight for name, weight in weights.items()}
         return self.contrast({(name, n): shares[name] for name, n in product(weights, iterations)})
 
     def table(self, experiment: str) -> pd.DataFrame:
-        """Return the tidy table of means over tasks, in the order of variants, seeds and iterations."""
+        """Return the tidy table of means over tasks, in the order of variants, seeds and
+        iterations."""
         return tidy(self._rows(experiment))
 
     def _rows(self, experiment: str) -> Iterator[dict[str, Any]]:
@@ -104,8 +130,8 @@ class Curves:
             error = values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else 0.0
             yield {
                 "experiment": experiment, "variant": variant, "seed": seed, "iteration": iteration,
-                "quantity": "accuracy", "value": float(values.mean()), "standard_error": float(error),
-                "count": len(values),
+                "quantity": "accuracy", "value": float(values.mean()),
+                "standard_error": float(error), "count": len(values),
             }  # fmt: skip
 
 
@@ -120,10 +146,12 @@ def measure(
     at_start: bool = True,
     also: Sequence[Job] = (),
 ) -> Curves:
-    """Train all runs, each with what tables call it, and evaluate them at the start and after each look.
+    """Train all runs, each with what tables call it, and evaluate them at the start and after each
+    look.
 
-    looks: iterations of some of the variants, by name, where they are not the scale's. at_start: False where nothing
-    is asked of the start. also: jobs that are trained together with these, so that no worker waits for the last of few.
+    looks: iterations of some of the variants, by name, where they are not the scale's. at_start:
+    False where nothing is asked of the start. also: jobs that are trained together with these, so
+    that no worker waits for the last of few.
     """
     looks = looks or {}
     jobs = jobs_of(context, runs, scale, looks)
@@ -147,7 +175,10 @@ def measure(
 
 
 def jobs_of(
-    context: Context, runs: Iterable[tuple[str, Run]], scale: Scale, looks: Mapping[str, Sequence[int]] | None = None
+    context: Context,
+    runs: Iterable[tuple[str, Run]],
+    scale: Scale,
+    looks: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Job]:
     """Return what `measure` trains."""
     jobs = []
@@ -171,8 +202,8 @@ def _reached(outcome: Outcome, iteration: int) -> bool:
 
 
 def _seconds(outcome: Outcome, job: Job, wanted: Iterable[tuple[Job, int, Evaluation]]) -> float:
-    """Return the seconds of training and evaluating a job on one core: an evaluation takes as long as training takes
-    for as many steps."""
+    """Return the seconds of training and evaluating a job on one core: an evaluation takes as long
+    as training takes for as many steps."""
     steps = job.training_steps
     for owner, iteration, evaluation in wanted:
         if owner == job:
@@ -181,5 +212,6 @@ def _seconds(outcome: Outcome, job: Job, wanted: Iterable[tuple[Job, int, Evalua
 
 
 def _seconds_an_iteration(outcome: Outcome) -> float:
-    """Return the seconds of an iteration, of training alone: a file may hold more of a run than was asked for."""
+    """Return the seconds of an iteration, of training alone: a file may hold more of a run than was
+    asked for."""
     return outcome.seconds / max(outcome.iteration, 1)

@@ -1,6 +1,8 @@
-"""What an experiment is: settings by profile, work that gives tidy tables and evidence, claims that this is to judge.
+"""What an experiment is: settings by profile, work that gives tidy tables and evidence, claims that
+this is to judge.
 
-Its namesake in figures/ draws it from the tables and settings alone, so that figures can be redrawn from files.
+Its namesake in figures/ draws it from the tables and settings alone, so that figures can be redrawn
+from files.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,19 +22,26 @@ from analysis.runs.store import Outcome, ended_early, or_of_another_device
 from analysis.runs.workers import Workers
 from reptile_core.training import Run
 
-# Of the seeds that judge. Epoch 0 explored. After a whole run on epoch 1 one criterion was changed, one claim was cut
-# in two, and scales were cut to the time that a default run may take. After one on epoch 2 tasks and seeds went to
-# where claims had stayed undecided, and three experiments changed their treatment. All are judged from epoch 3 on.
+# Of the seeds that judge. Epoch 0 explored. After a whole run on epoch 1 one criterion was changed,
+# one claim was cut in two, and scales were cut to the time that a default run may take. After one
+# on epoch 2 tasks and seeds went to where claims had stayed undecided, and three experiments
+# changed their treatment. All are judged from epoch 3 on.
 EPOCH = 3
 # Options of the command line for experiments that declare them, and what the user calls each.
-OPTIONS = {"cells": "--cells", "iterations": "--iterations", "tail_shots": "--tail-shots", "variants": "--variant"}
+OPTIONS = {
+    "cells": "--cells",
+    "iterations": "--iterations",
+    "tail_shots": "--tail-shots",
+    "variants": "--variant",
+}
 Measured = tuple[Job, int, Evaluation]  # a run, an iteration of it, and how it is evaluated there
 
 
 @dataclass
 class Asked:
-    """What an experiment has asked for so far: how its runs ended, every evaluation of them, lines that name the runs
-    that ended early, and the content of other data than the script's own, by name."""
+    """What an experiment has asked for so far: how its runs ended, every evaluation of them, lines
+    that name the runs that ended early, and the content of other data than the script's own, by
+    name."""
 
     runs: dict[Job, Outcome] = field(default_factory=dict)
     evaluations: dict[Measured, Accuracies] = field(default_factory=dict)
@@ -42,11 +51,12 @@ class Asked:
 
 @dataclass(frozen=True)
 class Context:
-    """What every experiment is given: scale, data, device, workers, and where runs are kept. It notes what is asked.
+    """What every experiment is given: scale, data, device, workers, and where runs are kept. It
+    notes what is asked.
 
-    source: the data that the script loads. seeds: how many, where the user says so, else the profile's number. epoch:
-    which seeds, where the user says so, else those of EPOCH. options: what the user gave of the options that this
-    experiment takes, by name.
+    source: the data that the script loads. seeds: how many, where the user says so, else the
+    profile's number. epoch: which seeds, where the user says so, else those of EPOCH. options: what
+    the user gave of the options that this experiment takes, by name.
     """
 
     profile: str
@@ -81,21 +91,32 @@ class Context:
         until: int | None = None,
         keep: Sequence[int] = (),
     ) -> Job:
-        """Return a run on this device and these data, or others, kept with the others; `name` is what tables call it,
-        `until` and `keep` as in Job. A run that the folder holds whole, trained on another device, stands for it."""
-        job = Job(run, source or self.source, self.runs, name, self.device, self.tf32, until=until, keep=tuple(keep))
+        """Return a run on this device and these data, or others, kept with the others; `name` is
+        what tables call it, `until` and `keep` as in Job. A run that the folder holds whole,
+        trained on another device, stands for it."""
+        job = Job(
+            run,
+            source or self.source,
+            self.runs,
+            name,
+            self.device,
+            self.tf32,
+            until=until,
+            keep=tuple(keep),
+        )
         return job if self.fresh else or_of_another_device(job)
 
     def find(self, name: str) -> Source:
-        """Return other data than these, by name, from where the user keeps these or wherever data are looked for.
-        DataError, with the reason, where they are not to be had."""
+        """Return other data than these, by name, from where the user keeps these or wherever data
+        are looked for. DataError, with the reason, where they are not to be had."""
         source = find(name, self.source.directory, quiet=self.workers.quiet)
         self.asked.data[name] = source.content
         return source
 
     def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
-        """Train all runs, by whatever worker is free, and on a GPU those that are alike side by side. Those that are
-        done are only read, unless all is to be fresh and this is the first time that they are asked for."""
+        """Train all runs, by whatever worker is free, and on a GPU those that are alike side by
+        side. Those that are done are only read, unless all is to be fresh and this is the first
+        time that they are asked for."""
         due = [replace(job, fresh=self._is_afresh(job.key)) for job in united(jobs)]
         groups = in_lanes(due)
         sizes = [_training_steps(group) for group in groups]
@@ -106,13 +127,16 @@ class Context:
                 by_key[job.key] = outcome
         self.trained.update(by_key)
         ended = {job: by_key[job.key].up_to(job.end) for job in jobs}
-        self.asked.diverged.extend(line for line in ended_early(ended) if line not in self.asked.diverged)
+        self.asked.diverged.extend(
+            line for line in ended_early(ended) if line not in self.asked.diverged
+        )
         self.asked.runs.update(ended)
         return ended
 
     def evaluate(self, name: str, wanted: Sequence[Measured]) -> dict[Measured, Accuracies]:
-        """Return the accuracies of every task, measured by whatever worker is free. Each is measured once, however
-        often it is asked for; runs that begin alike share what is measured at iteration 0."""
+        """Return the accuracies of every task, measured by whatever worker is free. Each is
+        measured once, however often it is asked for; runs that begin alike share what is measured
+        at iteration 0."""
         parts = {item: chunks(*item) for item in dict.fromkeys(wanted)}
         once = {chunk.key: chunk for chunk in chain.from_iterable(parts.values())}
         due = []
@@ -130,8 +154,8 @@ class Context:
         return all_of
 
     def _is_afresh(self, key: str) -> bool:
-        """Tell whether a run or an evaluation is to be done whatever is there: all is to be fresh, and this is the
-        first time that it is asked for."""
+        """Tell whether a run or an evaluation is to be done whatever is there: all is to be fresh,
+        and this is the first time that it is asked for."""
         return self.fresh and key not in self.trained
 
 
@@ -141,9 +165,9 @@ def _training_steps(jobs: Iterable[Job]) -> int:
 
 @dataclass(frozen=True)
 class Result:
-    """Tidy tables by name; evidence for the ledger (`evidence.COLUMNS`; the script fills in data, profile, epoch, look
-    and numerics); lines for the summary at the end; data: names of what its figures show, where that is not the
-    script's own alone, which goes by its source's name."""
+    """Tidy tables by name; evidence for the ledger (`evidence.COLUMNS`; the script fills in data,
+    profile, epoch, look and numerics); lines for the summary at the end; data: names of what its
+    figures show, where that is not the script's own alone, which goes by its source's name."""
 
     tables: Mapping[str, pd.DataFrame]
     evidence: pd.DataFrame = field(default_factory=NO_EVIDENCE.copy)
@@ -155,13 +179,15 @@ class Result:
 class Experiment:
     """An entry of the registry.
 
-    shows: what, in a line. takes: how long, by profile. claims: what it judges. settings: everything that decides the
-    outcome besides data and code, as JSON has it, for the manifest and the figures. run: the work. Both are given the
-    context and, where there are `scales` by profile, a scale, which is a dataclass of the experiment's own with a field
-    `seeds`. data: the words that name its data where it needs none of the images that the script loads. fetches:
-    whether these are fetched over the network for it; False where it takes the stand-in as well. options: the options
-    of the command line that it takes, of OPTIONS; most_iterations: what --iterations may be at most, where it has an
-    end. profiles: where it is run unless it is named; elsewhere it can give no verdict.
+    shows: what, in a line. takes: how long, by profile. claims: what it judges. settings:
+    everything that decides the outcome besides data and code, as JSON has it, for the manifest and
+    the figures. run: the work. Both are given the context and, where there are `scales` by profile,
+    a scale, which is a dataclass of the experiment's own with a field `seeds`. data: the words that
+    name its data where it needs none of the images that the script loads. fetches: whether these
+    are fetched over the network for it; False where it takes the stand-in as well. options: the
+    options of the command line that it takes, of OPTIONS; most_iterations: what --iterations may be
+    at most, where it has an end. profiles: where it is run unless it is named; elsewhere it can
+    give no verdict.
     """
 
     name: str
@@ -179,7 +205,9 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if unknown := set(self.options) - set(OPTIONS):
-            raise ValueError(f"options: expected some of {', '.join(OPTIONS)}, found {min(unknown)!r}")
+            raise ValueError(
+                f"options: expected some of {', '.join(OPTIONS)}, found {min(unknown)!r}"
+            )
 
     def result(self, context: Context) -> Result:
         """Do the work at the profile's scale."""
@@ -190,7 +218,8 @@ class Experiment:
         return self.settings(context, *self._scale(context))
 
     def _scale(self, context: Context) -> tuple[Any, ...]:
-        """Return the profile's scale, with the user's number of seeds where there is one; nothing without scales."""
+        """Return the profile's scale, with the user's number of seeds where there is one; nothing
+        without scales."""
         if not self.scales:
             return ()
         scale = self.scales[context.profile]

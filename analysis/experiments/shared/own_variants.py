@@ -1,4 +1,5 @@
-"""Variants of one's own next to those of figure 3: `--variant "mine=0,0,1,1"`, weights of g_1 … g_k."""
+"""Variants of one's own next to those of figure 3: `--variant "mine=0,0,1,1"`, weights of g_1 …
+g_k."""
 
 import re
 from argparse import ArgumentTypeError
@@ -9,7 +10,8 @@ from math import isfinite
 from analysis.experiments.shared.curves import Scale
 from reptile_core.meta_gradients import Variant, figure_3, own
 
-LONGEST = 4  # steps: a character has 20 drawings, and figure 3's k disjoint minibatches take five a class each
+# Steps: a character has 20 drawings, and figure 3's k disjoint minibatches take five a class each.
+LONGEST = 4
 NAME = r"[A-Za-z][A-Za-z0-9 -]*"  # what a figure's legend and a folder's name can hold
 
 
@@ -24,7 +26,9 @@ def parse(text: str) -> Variant:
     if not equals or not re.fullmatch(NAME, name) or not weights or not all(map(isfinite, weights)):
         raise ArgumentTypeError(f"expected NAME=w_1,…,w_k, such as mine=0,0,1,1, found {text!r}")
     if len(weights) > LONGEST or not any(weights):
-        raise ArgumentTypeError(f"expected 1 to {LONGEST} weights, not all of them 0, found {text!r}")
+        raise ArgumentTypeError(
+            f"expected 1 to {LONGEST} weights, not all of them 0, found {text!r}"
+        )
     if name in {variant.name for variant in figure_3(LONGEST)}:
         raise ArgumentTypeError(f"expected a name that figure 3 does not have, found {name!r}")
     return own(name, weights)

@@ -1,6 +1,7 @@
 """Points of meta-training to analyse: phi of figure 3's runs, at the iterations where it was kept.
 
-The runs are those of `ablation`: the first experiment that asks trains them, the others read their files.
+The runs are those of `ablation`: the first experiment that asks trains them, the others read their
+files.
 """
 
 from collections.abc import Iterable, Sequence
@@ -45,13 +46,20 @@ class TrainedPoint:
         return self.job.pool(part, dtype)
 
     def losses(
-        self, sampling: Sampling, task: int, *, dtype: torch.dtype | None = None, activation: str | None = None
+        self,
+        sampling: Sampling,
+        task: int,
+        *,
+        dtype: torch.dtype | None = None,
+        activation: str | None = None,
     ) -> list[Loss]:
-        """Return the losses of a task's minibatches as functions of phi, reduced as in the run. The tasks are of
-        training characters, and others than those that the run has met. dtype, activation: for others than the
-        run's."""
+        """Return the losses of a task's minibatches as functions of phi, reduced as in the run. The
+        tasks are of training characters, and others than those that the run has met. dtype,
+        activation: for others than the run's."""
         pool, run = self.pool("train", dtype), self.job.run
-        drawn = pool.sample(sampling, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=self.iteration, task=task)
+        drawn = pool.sample(
+            sampling, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=self.iteration, task=task
+        )
         network = build_network(replace(run, activation=activation or run.activation))
         loss = CrossEntropy(network, reduction=run.inner.reduction)
         return [on_minibatch(loss, pool.minibatch(examples)) for examples in drawn.minibatches]
@@ -68,9 +76,15 @@ class TrainedPoint:
 
 
 def points(
-    context: Context, variants: Iterable[Variant], seeds: Sequence[int], iterations: Sequence[int], *, schedule: int
+    context: Context,
+    variants: Iterable[Variant],
+    seeds: Sequence[int],
+    iterations: Sequence[int],
+    *,
+    schedule: int,
 ) -> list[TrainedPoint]:
-    """Return the points of the variants' runs after these iterations, seed by seed; a run that diverged has none.
+    """Return the points of the variants' runs after these iterations, seed by seed; a run that
+    diverged has none.
 
     schedule: the length over which the outer step is annealed.
     """

@@ -1,12 +1,15 @@
-"""Section 5.1 on a model of one's own: how far its inner gradients and MAML's gradient are what the series says.
+"""Section 5.1 on a model of one's own: how far its inner gradients and MAML's gradient are what the
+series says.
 
-`analyse` takes a network, a loss and minibatches of one task, makes of them losses of one flat vector, and hands these
-to the theory. What comes out is measured (k steps of SGD as they are), predicted (the series in alpha) and compared,
-and each quantity is held to channels that share no differentiation rule with it.
+`analyse` takes a network, a loss and minibatches of one task, makes of them losses of one flat
+vector, and hands these to the theory. What comes out is measured (k steps of SGD as they are),
+predicted (the series in alpha) and compared, and each quantity is held to channels that share no
+differentiation rule with it.
 
-In reading order: `losses` (from a model to losses), `keeping` (the caller's model stays as it was), `loops` (SGD, MAML,
-and two ways to derivatives), `analysing` (the quantities), `quotients` and `certify` (the channels), `locate` (the
-layer at fault), `analysis` (what comes out); `trees`, `watching` and `checks` serve these.
+In reading order: `losses` (from a model to losses), `keeping` (the caller's model stays as it was),
+`loops` (SGD, MAML, and two ways to derivatives), `analysing` (the quantities), `quotients` and
+`certify` (the channels), `locate` (the layer at fault), `analysis` (what comes out); `trees`,
+`watching` and `checks` serve these.
 """
 
 from analysis.theory.own_model.analysing import analyse

@@ -48,38 +48,43 @@ def analyse(
     most_orders: int = 120,
     certify: bool = True,
 ) -> Analysis:
-    """Compare k steps of SGD on `model`, and MAML's gradient through them, with their series in alpha.
+    """Compare k steps of SGD on `model`, and MAML's gradient through them, with their series in
+    alpha.
 
-    model: a module, at its parameters that require a gradient (the others and the buffers are constants, and nothing
-        of the module changes), or a function of (parameters, inputs), at `parameters`: a tensor or dicts, lists,
-        tuples and data classes of tensors. float64 is recommended: in float32 round-off soon hides what is beyond the
-        first order.
-    loss: loss(outputs, targets), a scalar, best a mean. A complete loss f(parameters, minibatch) is analysed as
-        model = f with loss = lambda value, _: value and minibatches (minibatch, None).
-    minibatches: two or more pairs (inputs, targets) from one task, in the order in which SGD meets them. Both are
-        tensors, packed sequences, or dicts, lists, tuples and data classes of them. A module gets a tuple of inputs as
-        several arguments, and a mapping as keywords if its forward takes these names. They are shaped alike but for
-        the first dimension.
+    model: a module, at its parameters that require a gradient (the others and the buffers are
+        constants, and nothing of the module changes), or a function of (parameters, inputs), at
+        `parameters`: a tensor or dicts, lists, tuples and data classes of tensors. float64 is
+        recommended: in float32 round-off soon hides what is beyond the first order.
+    loss: loss(outputs, targets), a scalar, best a mean. A complete loss f(parameters, minibatch) is
+        analysed as model = f with loss = lambda value, _: value and minibatches (minibatch, None).
+    minibatches: two or more pairs (inputs, targets) from one task, in the order in which SGD meets
+        them. Both are tensors, packed sequences, or dicts, lists, tuples and data classes of them.
+        A module gets a tuple of inputs as several arguments, and a mapping as keywords if its
+        forward takes these names. They are shaped alike but for the first dimension.
     alpha: the learning rate of the inner SGD, above 0.
-    steps: k, 1 … the number of minibatches m (all by default); the others are only in the expectations.
-    order: the highest of the series, 0 … 2. At 2 each step costs a handful of products with Hessians.
-    most_orders: leave the coefficients out if m (m - 1) … (m - k + 1), the ordered choices of k minibatches, is above.
-        Each of them costs four times MAML's gradient, and all of them most of the time that this takes.
-    certify: hold every quantity to other channels, withhold what differs and name the layer at fault. It takes about
-        as long again as everything but the coefficients.
+    steps: k, 1 … the number of minibatches m (all by default); the others are only in the
+        expectations.
+    order: the highest of the series, 0 … 2. At 2 each step costs a handful of products with
+        Hessians.
+    most_orders: leave the coefficients out if m (m - 1) … (m - k + 1), the ordered choices of k
+        minibatches, is above. Each of them costs four times MAML's gradient, and all of them most
+        of the time that this takes.
+    certify: hold every quantity to other channels, withhold what differs and name the layer at
+        fault. It takes about as long again as everything but the coefficients.
 
-    The series holds where the loss is smooth (tanh, GELU, softplus). Derivatives go by forward over reverse mode:
-    `torch_fixes` mends torch's norms, squared error and attention for it. Where torch lacks the forward mode, or
-    differences show it to be wrong, they go by reverse mode alone.
+    The series holds where the loss is smooth (tanh, GELU, softplus). Derivatives go by forward over
+    reverse mode: `torch_fixes` mends torch's norms, squared error and attention for it. Where torch
+    lacks the forward mode, or differences show it to be wrong, they go by reverse mode alone.
 
-    Stopped gradients (detach, no_grad, .data, padding of an embedding) have one meaning: a backward pass holds the
-    stopped value constant, and every gradient here is what such passes give, MAML's through its loop too; from step to
-    step the value moves with the parameters. The terms are the derivatives in alpha of these gradients, as SGD meets
-    them. `distrust` names the stops.
+    Stopped gradients (detach, no_grad, .data, padding of an embedding) have one meaning: a backward
+    pass holds the stopped value constant, and every gradient here is what such passes give, MAML's
+    through its loop too; from step to step the value moves with the parameters. The terms are the
+    derivatives in alpha of these gradients, as SGD meets them. `distrust` names the stops.
 
-    Raises ValueError or TypeError for unusable arguments, a loss that is not a finite scalar function of the
-    parameters, and random or lazy layers, before any derivative is taken, and NotImplementedError where torch has no
-    derivative, with the layer. Warns of what `distrust` says and of normalization by a minibatch's statistics.
+    Raises ValueError or TypeError for unusable arguments, a loss that is not a finite scalar
+    function of the parameters, and random or lazy layers, before any derivative is taken, and
+    NotImplementedError where torch has no derivative, with the layer. Warns of what `distrust` says
+    and of normalization by a minibatch's statistics.
     """
     alpha = check_rate(alpha)
     order = check_whole("order", order, 0, HIGHEST_FORMULA)
@@ -106,7 +111,9 @@ def analyse(
     return found
 
 
-def _analysis(setting: Setting, unflatten: Callable[[Vector], Tree], most_orders: int, certify: bool) -> Analysis:
+def _analysis(
+    setting: Setting, unflatten: Callable[[Vector], Tree], most_orders: int, certify: bool
+) -> Analysis:
     found, certificate = quantities(setting, certify=certify)
     m = len(setting.pool)
     left_out = _why_left_out(m, setting.k, most_orders)
@@ -128,7 +135,9 @@ def _analysis(setting: Setting, unflatten: Callable[[Vector], Tree], most_orders
         avg_grad_inner=avg_grad_inner,
         expansion=rows,
         inner_products=inner_products(gram),
-        coefficients=pd.DataFrame(coefficients, columns=["update", "term", "predicted", "measured"]),
+        coefficients=pd.DataFrame(
+            coefficients, columns=["update", "term", "predicted", "measured"]
+        ),
         left_out=left_out,
         unflatten=unflatten,
         certificate=certificate.table(),
@@ -185,12 +194,18 @@ def _coefficients(
 def _as_function(model: Any, parameters: Tree) -> tuple[Callable[[Tree, Tree], Tree], Tree]:
     if not isinstance(model, nn.Module):
         if not callable(model):
-            raise TypeError(f"model: expected a torch.nn.Module or a function, found {type(model).__name__}")
+            raise TypeError(
+                f"model: expected a torch.nn.Module or a function, found {type(model).__name__}"
+            )
         if parameters is None:
-            raise ValueError("parameters: expected those to give to the function `model`, found None")
+            raise ValueError(
+                "parameters: expected those to give to the function `model`, found None"
+            )
         return model, parameters
     if parameters is not None:
-        raise ValueError("parameters: expected None with a torch.nn.Module, which has its own, found some")
+        raise ValueError(
+            "parameters: expected None with a torch.nn.Module, which has its own, found some"
+        )
     check_module(model)
     function = ModuleFunction(model)
     return function, function.parameters
@@ -207,8 +222,9 @@ def _check(model: Any, pool: Sequence[OwnLoss], phi: Vector) -> tuple[str, ...]:
             layer = failing_layer(error.__traceback__, layer_names(model))
             if NO_HOOKS in str(error):
                 raise ValueError(
-                    f"model: expected a forward pass that is kept as a whole, found gradient checkpointing or another "
-                    f"hook on saved tensors in {layer or 'the model'}; turn it off"
+                    "model: expected a forward pass that is kept as a whole, found gradient "
+                    f"checkpointing or another hook on saved tensors in {layer or 'the model'}; "
+                    "turn it off"
                 ) from error
             if layer:
                 error.add_note(f"analyse: this arose in {layer}, with the inputs of minibatch {i}")

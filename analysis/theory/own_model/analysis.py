@@ -17,38 +17,41 @@ FAR = 0.9  # the share of what the inner steps change that first order is to exp
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `analyse` found: u = k + 1 gradients (g_1 … g_k and MAML's), m minibatches, P parameters.
+    """What `analyse` found: u = k + 1 gradients (g_1 … g_k and MAML's), m minibatches, P
+    parameters.
 
     names: "g_1", …, "g_k", "MAML", the rows of `exact` and `terms`.
     alpha: the learning rate of the inner SGD.
     exact: the gradients themselves: those that k steps of SGD meet, and MAML's through these steps.
-    terms: of each gradient the terms of order 0, 1, … in alpha, alpha^n included: their sum over n is near `exact`.
-        terms[i - 1, 0] is g_bar_i and terms[i - 1, 1] is -alpha H_bar_i s_i.
+    terms: of each gradient the terms of order 0, 1, … in alpha, alpha^n included: their sum over n
+        is near `exact`. terms[i - 1, 0] is g_bar_i and terms[i - 1, 1] is -alpha H_bar_i s_i.
     g_bar: the gradient of every minibatch at the initialization; gram: their inner products.
     avg_grad, avg_grad_inner: the means over the m minibatches, and over their ordered pairs.
 
-    expansion: a row for each gradient and order n. `term` is the norm of the order's term; `remainder` that of the
-        gradient less all terms up to n, `relative` to the gradient's own norm; `explained` is 1 - remainder^2 /
-        |gradient - order 0|^2, the share of what the inner steps changed that the series accounts for; `slope` is
-        log2 of the remainder over that at alpha / 2, and nan where round-off decides it. It is near n + 1 where alpha
-        is small enough for the series; if it tends to less, the loss has a kink.
+    expansion: a row for each gradient and order n. `term` is the norm of the order's term;
+        `remainder` that of the gradient less all terms up to n, `relative` to the gradient's own
+        norm; `explained` is 1 - remainder^2 / |gradient - order 0|^2, the share of what the inner
+        steps changed that the series accounts for; `slope` is log2 of the remainder over that at
+        alpha / 2, and nan where round-off decides it. It is near n + 1 where alpha is small enough
+        for the series; if it tends to less, the loss has a kink.
     inner_products: a row for each pair i <= j of minibatches: g_bar_i . g_bar_j and their cosine.
-    coefficients: how much of AvgGrad and of alpha AvgGradInner the expectations of MAML, FOMAML (g_k) and Reptile
-        (g_1 + … + g_k) hold as alpha -> 0, measured over all ordered choices of k minibatches and extrapolated from
-        ± alpha and ± alpha / 2, next to the theorem's; `unexplained` is the part of first order along neither, per
-        alpha |AvgGradInner|. Empty where that was left out: `left_out` says why.
+    coefficients: how much of AvgGrad and of alpha AvgGradInner the expectations of MAML, FOMAML
+        (g_k) and Reptile (g_1 + … + g_k) hold as alpha -> 0, measured over all ordered choices of k
+        minibatches and extrapolated from ± alpha and ± alpha / 2, next to the theorem's;
+        `unexplained` is the part of first order along neither, per alpha |AvgGradInner|. Empty
+        where that was left out: `left_out` says why.
     unflatten: takes a vector of P numbers apart, into the parameters' own structure.
 
-    certificate: a row for each quantity (of `exact` and `terms` also the gradient, of `terms` the order) and each
-        channel that it was held to. `agreement` is their relative difference, `explained` what step and round-off may
-        make of it, `verdict`:
-            holds              the difference is explained
-            stopped gradient   the model stops gradients: this one is what SGD meets, not the slope of the loss
-            undecided          step and round-off hide the quantity
-            kink               kinks at this point, where a gradient is one of several, or so near that they hide it
-            differs            a derivative is wrong: the quantity is nan where differences say so (`withheld`)
-            not held           no channel was tried (certify=False)
-    distrust: what is wrong or has another meaning, a sentence each, with the layer or function and the way out.
+    certificate: a row for each quantity (of `exact` and `terms` also the gradient, of `terms` the
+        order) and each channel that it was held to. `agreement` is their relative difference,
+        `explained` what step and round-off may make of it, `verdict`:
+            holds              the difference is explained stopped gradient   the model stops
+            gradients: this one is what SGD meets, not the slope of the loss undecided          step
+            and round-off hide the quantity kink               kinks at this point, where a gradient
+            is one of several, or so near that they hide it differs            a derivative is
+            wrong: the quantity is nan where differences say so (`withheld`) not held           no
+            channel was tried (certify=False) distrust: what is wrong or has another meaning, a
+            sentence each, with the layer or function and the way out.
     notes: what is right but not as one may expect.
     """
 
@@ -80,8 +83,11 @@ class Analysis:
         return tuple(q for q in self.certificate.quantity.unique() if self.verdict(q) == DIFFERS)
 
     def summary(self) -> str:
-        """Say in five lines what holds on this model, how far alpha can go, and what to distrust."""
-        return "\n".join([self._checked(), self._slopes(), self._reach(), self._theorem(), self._distrusted()])
+        """Say in five lines what holds on this model, how far alpha can go, and what to
+        distrust."""
+        return "\n".join(
+            [self._checked(), self._slopes(), self._reach(), self._theorem(), self._distrusted()]
+        )
 
     def _checked(self) -> str:
         held = self.certificate[self.certificate.decides & (self.certificate.verdict == HOLDS)]
@@ -101,22 +107,29 @@ class Analysis:
         if not len(rows):
             return "Series: round-off hides how the remainders fall, or there is a single step."
         by_order = rows.groupby("order").slope.agg(["min", "max"])
-        ranges = [f"{row['min']:.2f} … {row['max']:.2f} for {n + 1}" for n, row in by_order.iterrows()]
-        return f"Series: at alpha = {self.alpha:g} the remainders fall as alpha to the power {', '.join(ranges)}."
+        ranges = [
+            f"{row['min']:.2f} … {row['max']:.2f} for {n + 1}" for n, row in by_order.iterrows()
+        ]
+        return (
+            f"Series: at alpha = {self.alpha:g} the remainders fall as alpha to the power "
+            f"{', '.join(ranges)}."
+        )
 
     def _reach(self) -> str:
         if (reach := self.reach()) is None:
             return "Reach: not known, as it needs two or more steps and terms of second order."
         name, far = reach
         return (
-            f"Reach: first order explains {FAR:.0%} of what the inner steps change up to alpha of about {far:.1g} "
-            f"({name} is the first to leave it)."
+            f"Reach: first order explains {FAR:.0%} of what the inner steps change up to alpha of "
+            f"about {far:.1g} ({name} is the first to leave it)."
         )
 
     def reach(self) -> tuple[str, float] | None:
-        """Return the gradient that first order ceases to explain first, and the alpha up to which nine tenths are.
+        """Return the gradient that first order ceases to explain first, and the alpha up to which
+        nine tenths are.
 
-        The share that first order leaves is about |term of order 2|^2 / |term of order 1|^2, in proportion to alpha^2.
+        The share that first order leaves is about |term of order 2|^2 / |term of order 1|^2, in
+        proportion to alpha^2.
         """
         if self.terms.shape[1] < 3:
             return None
@@ -133,14 +146,21 @@ class Analysis:
         cosines = self.inner_products[self.inner_products.i != self.inner_products.j].cosine
         mean = f"Minibatches: their gradients' mean cosine is {cosines.mean():.2f}"
         if self.left_out or not len(self.coefficients):
-            return f"{mean}; the coefficients are left out: {self.left_out or 'none were asked for'}."
+            return (
+                f"{mean}; the coefficients are left out: {self.left_out or 'none were asked for'}."
+            )
         table = self.coefficients[self.coefficients.term == "AvgGradInner"]
-        each = [f"{row.update} {row.measured:.3f} (theorem {row.predicted:g})" for row in table.itertuples()]
+        each = [
+            f"{row.update} {row.measured:.3f} (theorem {row.predicted:g})"
+            for row in table.itertuples()
+        ]
         return f"{mean}; of alpha AvgGradInner there are {', '.join(each)}."
 
     def _distrusted(self) -> str:
         notes = f" Note: {' '.join(self.notes)}" if self.notes else ""
-        nothing = "nothing that was looked for." if len(self.certificate) else "what was not checked."
+        nothing = (
+            "nothing that was looked for." if len(self.certificate) else "what was not checked."
+        )
         return f"Distrust: {' '.join(self.distrust) or nothing}{notes}"
 
 
@@ -150,7 +170,8 @@ def expansion(
     terms: Float[Tensor, "u orders P"],
     at_half: Float[Tensor, "u P"],
 ) -> pd.DataFrame:
-    """Return the rows of `Analysis.expansion`. at_half: the gradients at alpha / 2, whose terms are 2^-n of these."""
+    """Return the rows of `Analysis.expansion`. at_half: the gradients at alpha / 2, whose terms are
+    2^-n of these."""
     halves = 0.5 ** torch.arange(terms.shape[1], dtype=terms.dtype, device=terms.device)
     remainder = (exact[:, None] - terms.cumsum(1)).norm(dim=-1)
     half = (at_half[:, None] - (terms * halves[:, None]).cumsum(1)).norm(dim=-1)
@@ -172,5 +193,10 @@ def inner_products(gram: Float[Tensor, "m m"]) -> pd.DataFrame:
     """Return the rows of `Analysis.inner_products`."""
     length = gram.diagonal().sqrt()
     i, j = torch.triu_indices(*gram.shape, device=gram.device)
-    columns = {"i": i + 1, "j": j + 1, "inner_product": gram[i, j], "cosine": gram[i, j] / (length[i] * length[j])}
+    columns = {
+        "i": i + 1,
+        "j": j + 1,
+        "inner_product": gram[i, j],
+        "cosine": gram[i, j] / (length[i] * length[j]),
+    }
     return pd.DataFrame({name: column.tolist() for name, column in columns.items()})

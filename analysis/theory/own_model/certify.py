@@ -1,9 +1,10 @@
 """Every quantity of an analysis, held to channels that share no differentiation rule with it.
 
-    gradients           differences of the loss along a random direction; the caller's own module in plain torch
-    products L'' v      differences of gradients; the other order of modes
-    MAML's gradient     one backward pass through the loop; differences of the adapted loss along a random direction
-    terms of a series   differences in alpha of SGD's loop, and of a backward pass through it
+    gradients           differences of the loss along a random direction; the caller's own module in
+    plain torch products L'' v      differences of gradients; the other order of modes MAML's
+    gradient     one backward pass through the loop; differences of the adapted loss along a random
+    direction terms of a series   differences in alpha of SGD's loop, and of a backward pass through
+    it
 
 Differences decide. A second rule that is not what the first one is gets named all the same.
 """
@@ -42,14 +43,16 @@ from analysis.theory.own_model.quotients import (
 
 Key = tuple[str, str, int]  # quantity, gradient or "", order
 CHANNELS = {forward: "forward over reverse mode", reverse: "reverse over reverse mode"}
-ASKED_TWICE = 2  # minibatches on which a second rule is asked: rules are the same on all, differences are taken on each
+# Minibatches on which a second rule is asked: rules are the same on all, differences are taken on
+# each.
+ASKED_TWICE = 2
 G_BAR, PRODUCTS, MAML = ("g_bar", "", 0), ("avg_grad_inner", "", 0), ("exact", "MAML", 0)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is analysed: the losses of m minibatches at phi, k steps over the first of them, the order of the series,
-    and the names of stopped gradients."""
+    """What is analysed: the losses of m minibatches at phi, k steps over the first of them, the
+    order of the series, and the names of stopped gradients."""
 
     model: Any
     pool: Sequence[OwnLoss]
@@ -92,12 +95,22 @@ class Certificate(dict[Key, list[Agreement]]):
         return sum(self.differs(key) for key in self)
 
     def table(self) -> pd.DataFrame:
-        """Return the rows of `Analysis.certificate`: the worst of each quantity and channel, and what follows."""
+        """Return the rows of `Analysis.certificate`: the worst of each quantity and channel, and
+        what follows."""
         rows = []
         for key, agreements in {**self, **self._derived()}.items():
             for a in _worst_of_each_channel(agreements):
                 rows.append((*key, a.channel, a.error, a.explained, a.verdict, a.decides))
-        columns = ["quantity", "gradient", "order", "channel", "agreement", "explained", "verdict", "decides"]
+        columns = [
+            "quantity",
+            "gradient",
+            "order",
+            "channel",
+            "agreement",
+            "explained",
+            "verdict",
+            "decides",
+        ]
         return pd.DataFrame(rows, columns=columns)
 
     def _derived(self) -> "dict[Key, list[Agreement]]":
@@ -124,7 +137,8 @@ class Certificate(dict[Key, list[Agreement]]):
 
 @dataclass(frozen=True)
 class Probe:
-    """The channels at one setting; those that do not depend on the way to the derivatives are taken once."""
+    """The channels at one setting; those that do not depend on the way to the derivatives are taken
+    once."""
 
     setting: Setting
     g_bar: Float[Tensor, "m P"]
@@ -149,19 +163,26 @@ class Probe:
         at = self.setting
         value = adapted_loss(at.steps, at.alpha)
         by_loop = attempt(lambda: through_the_loop(at.steps, at.phi, at.alpha)[-1])
-        size = float(self.g_bar[at.k - 1].norm())  # where products cancel most of g_k, round-off of it is left
+        # Where products cancel most of g_k, round-off of it is left.
+        size = float(self.g_bar[at.k - 1].norm())
         agreements = [self._scalar("differences of the adapted loss", value, at.phi, found)]
         if by_loop is not None:
             agreements.append(
-                compare_rules("a backward pass through the loop", found, by_loop, decides=True, size=size)
+                compare_rules(
+                    "a backward pass through the loop", found, by_loop, decides=True, size=size
+                )
             )
         return agreements
 
     def products(self, way: Way, products: Sequence[Vector]) -> list[Agreement]:
-        """Hold products with the pairings, taken in some way, to differences and to the other way."""
+        """Hold products with the pairings, taken in some way, to differences and to the other
+        way."""
         at = self.setting
         pairs = zip(products, self.by_gradients, strict=True)
-        found = [compare("differences of gradients", product, differences) for product, differences in pairs]
+        found = [
+            compare("differences of gradients", product, differences)
+            for product, differences in pairs
+        ]
         other = reverse if way is forward else forward
         if at.stops:  # backward passes alone hold constant what is stopped
             return found
@@ -178,7 +199,8 @@ class Probe:
 
     @cached_property
     def pairings(self) -> list[Vector]:
-        """For each minibatch a, sum_{b != a} g_bar_b: AvgGradInner is the mean of their products with H_bar_a."""
+        """For each minibatch a, sum_{b != a} g_bar_b: AvgGradInner is the mean of their products
+        with H_bar_a."""
         whole = self.g_bar.sum(0)
         return [whole - g for g in self.g_bar]
 
@@ -189,7 +211,8 @@ class Probe:
         return [self._moved(loss, g, v) for loss, g, v in cases]
 
     def series(self, maml_way: Way) -> list[Differences]:
-        """Return for each of g_1 … g_k and MAML its coefficients of alpha^1 …, by differences in alpha of the loop.
+        """Return for each of g_1 … g_k and MAML its coefficients of alpha^1 …, by differences in
+        alpha of the loop.
 
         maml_way: that in which MAML's gradient is held to differences of the adapted loss.
         """
@@ -208,21 +231,27 @@ class Probe:
 
     @cached_property
     def _length(self) -> float:
-        """How far phi may move until a loss changes by its own size: its length, its numbers at least a hundredth."""
+        """How far phi may move until a loss changes by its own size: its length, its numbers at
+        least a hundredth."""
         phi = self.setting.phi
         return float(phi.norm()) + 0.01 * len(phi) ** 0.5
 
     @cached_property
     def _direction(self) -> Vector:
-        """A random direction of length 1, in which a wrong gradient of any of the parameters shows."""
+        """A random direction of length 1, in which a wrong gradient of any of the parameters
+        shows."""
         generator = torch.Generator().manual_seed(0)
-        d = torch.randn(len(self.setting.phi), generator=generator, dtype=torch.float64, device="cpu")
+        d = torch.randn(
+            len(self.setting.phi), generator=generator, dtype=torch.float64, device="cpu"
+        )
         return (d / d.norm()).to(self.setting.phi)
 
     def _gradient(self, loss: OwnLoss, point: Vector, g: Vector) -> Agreement:
         return self._scalar("differences of the loss", partial(evaluated, loss), point, g)
 
-    def _scalar(self, channel: str, value: Callable[[Vector], Tensor], point: Vector, g: Vector) -> Agreement:
+    def _scalar(
+        self, channel: str, value: Callable[[Vector], Tensor], point: Vector, g: Vector
+    ) -> Agreement:
         d = self._direction
         quotients = Differences(lambda t: value(point + t * d), self._length, point.dtype)
         agreement = compare(channel, g @ d, quotients, size=float(g.norm()) / len(g) ** 0.5)

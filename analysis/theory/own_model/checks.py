@@ -1,4 +1,5 @@
-"""What an analysis cannot use: arguments, layers and losses, each refused by name and with the way out."""
+"""What an analysis cannot use: arguments, layers and losses, each refused by name and with the way
+out."""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -37,29 +38,38 @@ def check_rate(alpha: Any) -> float:
 
 def check_whole(name: str, value: Any, lowest: int, highest: int, why: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, Integral):
-        raise ValueError(f"{name}: expected a whole number, {lowest} … {highest}{why}, found {value}")
+        raise ValueError(
+            f"{name}: expected a whole number, {lowest} … {highest}{why}, found {value}"
+        )
     whole = int(value)
     if not lowest <= whole <= highest:
         raise ValueError(f"{name}: expected {lowest} … {highest}{why}, found {value}")
     return whole
 
 
-def check_minibatches(minibatches: Iterable[tuple[Tree, Tree]], phi: Vector) -> list[tuple[Tree, Tree]]:
+def check_minibatches(
+    minibatches: Iterable[tuple[Tree, Tree]], phi: Vector
+) -> list[tuple[Tree, Tree]]:
     batches = list(minibatches)
     if len(batches) < 2:
         raise ValueError(f"minibatches: expected at least 2, found {len(batches)}")
     for i, batch in enumerate(batches):
         if not (isinstance(batch, tuple | list) and len(batch) == 2):
-            raise TypeError(f"minibatches: expected pairs (inputs, targets), found {outline(batch)} in minibatch {i}")
+            raise TypeError(
+                f"minibatches: expected pairs (inputs, targets), found {outline(batch)} in "
+                f"minibatch {i}"
+            )
         if (found := outline(batch)) != (first := outline(batches[0])):
-            raise ValueError(f"minibatches: expected all like the first, {first}, found {found} in minibatch {i}")
+            raise ValueError(
+                f"minibatches: expected all like the first, {first}, found {found} in minibatch {i}"
+            )
         for _, leaf in leaves(batch):
             if isinstance(leaf, Tensor) and (
                 leaf.device != phi.device or (leaf.is_floating_point() and leaf.dtype != phi.dtype)
             ):
                 raise ValueError(
-                    f"minibatches: expected the parameters' {phi.dtype} (or integers) on {phi.device}, "
-                    f"found {leaf.dtype} on {leaf.device} in minibatch {i}"
+                    f"minibatches: expected the parameters' {phi.dtype} (or integers) on "
+                    f"{phi.device}, found {leaf.dtype} on {leaf.device} in minibatch {i}"
                 )
     return [(inputs, targets) for inputs, targets in batches]
 
@@ -67,20 +77,22 @@ def check_minibatches(minibatches: Iterable[tuple[Tree, Tree]], phi: Vector) -> 
 def check_module(model: nn.Module) -> None:
     """Refuse layers of which no analysis can be made, before anything is evaluated."""
     if isinstance(model, torch.jit.ScriptModule):
-        raise TypeError("model: expected a module in Python, found one compiled by torch.jit; give its original")
+        raise TypeError(
+            "model: expected a module in Python, found one compiled by torch.jit; give its original"
+        )
     layers = list(model.named_modules())
     for name, layer in layers:
         own = [*layer.parameters(recurse=False), *layer.buffers(recurse=False)]
         if any(map(is_lazy, own)):
             raise ValueError(
-                f"model: expected parameters with shapes, found {named(name, layer)} not yet initialized; "
-                "call the module once on inputs"
+                f"model: expected parameters with shapes, found {named(name, layer)} not yet "
+                "initialized; call the module once on inputs"
             )
         if isinstance(layer, nn.Embedding | nn.EmbeddingBag):
             _check_embedding(named(name, layer), layer)
     if random := [named(name, layer) for name, layer in layers if _is_random(layer)]:
         raise ValueError(
-            f"model: expected a function of parameters and inputs, found random layers in training: "
+            "model: expected a function of parameters and inputs, found random layers in training: "
             f"{', '.join(random)}; set p to 0 or call .eval() on them"
         )
 
@@ -90,36 +102,49 @@ def check_loss(on_minibatch: OwnLoss, phi: Vector, i: int, evaluations: int) -> 
     with torch.enable_grad():
         value = on_minibatch(phi.clone().requires_grad_())
     if not isinstance(value, Tensor):
-        raise TypeError(f"loss: expected a scalar tensor, found {type(value).__name__} on minibatch {i}")
+        raise TypeError(
+            f"loss: expected a scalar tensor, found {type(value).__name__} on minibatch {i}"
+        )
     if value.shape:
-        raise ValueError(f"loss: expected a scalar, such as a mean, found shape {tuple(value.shape)} on minibatch {i}")
+        raise ValueError(
+            f"loss: expected a scalar, such as a mean, found shape {tuple(value.shape)} on "
+            f"minibatch {i}"
+        )
     if value.dtype != phi.dtype:
-        raise ValueError(f"loss: expected the parameters' {phi.dtype}, found {value.dtype} on minibatch {i}")
+        raise ValueError(
+            f"loss: expected the parameters' {phi.dtype}, found {value.dtype} on minibatch {i}"
+        )
     if not value.isfinite():
         raise ValueError(f"loss: expected a finite number, found {value.item()} on minibatch {i}")
     if not value.requires_grad:
-        raise ValueError(f"loss: expected a function of the parameters, found none of them in it on minibatch {i}")
+        raise ValueError(
+            "loss: expected a function of the parameters, found none of them in it on minibatch "
+            f"{i}"
+        )
     value = value.detach()
     for how, again in _again(on_minibatch, phi, evaluations):
         if _alike(value, again):
             continue
         found = f"found {value.item()} and {again.item()} on minibatch {i}"
-        if how is not _with_gradients and all(_alike(again, how(on_minibatch, phi)) for _ in range(3)):
+        if how is not _with_gradients and all(
+            _alike(again, how(on_minibatch, phi)) for _ in range(3)
+        ):
             raise ValueError(
-                f"loss: expected the same value {HOW[how]} as with gradients, {found}; does the model write through "
-                ".data, or ask whether gradients are on?"
+                f"loss: expected the same value {HOW[how]} as with gradients, {found}; does the "
+                "model write through .data, or ask whether gradients are on?"
             )
         raise ValueError(
-            f"loss: expected the same value each time, {found}; is there dropout or other noise in it? Call .eval() on "
-            "the layer that draws it, or fix what it draws"
+            f"loss: expected the same value each time, {found}; is there dropout or other noise in "
+            "it? Call .eval() on the layer that draws it, or fix what it draws"
         )
 
 
 def evaluations_against_noise(minibatches: int) -> int:
-    """Return how often to evaluate the loss of each minibatch, so that of a block that is skipped once in ten calls
+    """Return how often to evaluate the loss of each minibatch, so that of a block that is skipped
+    once in ten calls
 
-    all evaluations of a minibatch are alike, for all minibatches, with a probability of 0.0005 or less: half of what
-    is promised, as the evaluations with derivatives come on top.
+    all evaluations of a minibatch are alike, for all minibatches, with a probability of 0.0005 or
+    less: half of what is promised, as the evaluations with derivatives come on top.
     """
     n = 2
     while minibatches * log(0.9**n + 0.1**n) > log(5e-4):
@@ -131,7 +156,10 @@ def check_finite(names: Iterable[str], exact: Tensor, alpha: float) -> None:
     is_finite = exact.isfinite().all(-1)
     bad = [name for name, finite in zip(names, is_finite, strict=True) if not finite]
     if bad:
-        raise NotFinite(f"alpha: expected one at which all gradients stay finite, found {alpha}: {', '.join(bad)}")
+        raise NotFinite(
+            f"alpha: expected one at which all gradients stay finite, found {alpha}: "
+            f"{', '.join(bad)}"
+        )
 
 
 def warn_of_minibatch_statistics(model: nn.Module, stacklevel: int) -> None:
@@ -141,22 +169,29 @@ def warn_of_minibatch_statistics(model: nn.Module, stacklevel: int) -> None:
         if isinstance(layer, _NormBase) and (layer.training or layer.running_mean is None)
     ]:
         warnings.warn(
-            f"model: normalizes by the statistics of the input in {', '.join(layers)}. In torch 2.13 the second "
-            "derivatives of that are wrong in two of the four orders of nesting (forward mode first), the third ones "
-            "in all. Here it is computed in elementary operations, whose derivatives are right, and running "
-            "statistics stay as they are; elsewhere torch's own need not agree.",
+            (
+                f"model: normalizes by the statistics of the input in {', '.join(layers)}. In "
+                "torch 2.13 the second derivatives of that are wrong in two of the four orders of "
+                "nesting (forward mode first), the third ones in all. Here it is computed in "
+                "elementary operations, whose derivatives are right, and running statistics stay "
+                "as they are; elsewhere torch's own need not agree."
+            ),
             stacklevel=stacklevel,
         )
 
 
 def _alike(value: Tensor, again: Tensor) -> bool:
-    """Tell whether two values differ by some eps at most, as sums in another order on a GPU; noise does by far more."""
+    """Tell whether two values differ by some eps at most, as sums in another order on a GPU; noise
+    does by far more."""
     round_off = 1e3 * torch.finfo(value.dtype).eps
     return bool(torch.isclose(value, again, rtol=round_off, atol=min(round_off, 1e-8)))
 
 
-def _again(on_minibatch: OwnLoss, phi: Vector, evaluations: int) -> Iterable[tuple[Evaluation, Tensor]]:
-    """Evaluate the loss as derivatives see it, in plain torch and by torch.func where that can, and once without any.
+def _again(
+    on_minibatch: OwnLoss, phi: Vector, evaluations: int
+) -> Iterable[tuple[Evaluation, Tensor]]:
+    """Evaluate the loss as derivatives see it, in plain torch and by torch.func where that can, and
+    once without any.
 
     Random generators run on from one evaluation to the next.
     """
@@ -182,13 +217,13 @@ HOW: dict[Evaluation, str] = {evaluated: "without a graph", _in_func: "in torch.
 def _check_embedding(name: str, layer: nn.Embedding | nn.EmbeddingBag) -> None:
     if layer.max_norm is not None:
         raise ValueError(
-            f"model: expected parameters that a forward pass does not alter, found max_norm in {name}; "
-            "set it to None, and bound the norm in the optimizer's step if it must be"
+            "model: expected parameters that a forward pass does not alter, found max_norm in "
+            f"{name}; set it to None, and bound the norm in the optimizer's step if it must be"
         )
     if layer.scale_grad_by_freq:
         raise ValueError(
-            f"model: expected gradients of the loss, found scale_grad_by_freq in {name}, which scales them; "
-            "set it to False"
+            f"model: expected gradients of the loss, found scale_grad_by_freq in {name}, which "
+            "scales them; set it to False"
         )
 
 

@@ -1,8 +1,10 @@
-"""What the caller's objects hold, kept and put back: an analysis evaluates a model some hundred times and changes none.
+"""What the caller's objects hold, kept and put back: an analysis evaluates a model some hundred
+times and changes none.
 
-A model may write into buffers, keep activations, count its calls, alter its own options or hooks, and a hook may append
-to a list elsewhere. A keeper holds shallow copies of every dict, list and set that is reachable from the model, and
-copies of the tensors that are not parameters, and puts back what differs. What is put back has its old identity.
+A model may write into buffers, keep activations, count its calls, alter its own options or hooks,
+and a hook may append to a list elsewhere. A keeper holds shallow copies of every dict, list and set
+that is reachable from the model, and copies of the tensors that are not parameters, and puts back
+what differs. What is put back has its old identity.
 """
 
 import random
@@ -19,8 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-MANY = 1000  # entries above which a container, such as a vocabulary, is neither searched nor looked at in each call
-DEEP = 6  # levels of objects other than modules that are searched: a model may know its trainer and that all data
+# Entries above which a container, such as a vocabulary, is neither searched nor looked at in each
+# call.
+MANY = 1000
+# Levels of objects other than modules that are searched: a model may know its trainer and that all
+# data.
+DEEP = 6
 
 
 class Keeper:
@@ -39,7 +45,8 @@ class Keeper:
         self._dicts = [(held, copy) for held, copy in self._dicts if copy]
 
     def put_back(self, *, everything: bool = False) -> None:
-        """Put back what differs; in containers of many entries, and random generators, only with `everything`."""
+        """Put back what differs; in containers of many entries, and random generators, only with
+        `everything`."""
         if any(self._empty):
             for held in self._empty:
                 held.clear()
@@ -58,7 +65,8 @@ class Keeper:
                 restore()
 
     def _look_at(self, thing: Any, depth: int, *, inside: bool) -> None:
-        """Note a thing and what it holds; `inside` a module, where the values of tensors are state too."""
+        """Note a thing and what it holds; `inside` a module, where the values of tensors are state
+        too."""
         if depth < 0 or id(thing) in self._seen or thing is None or isinstance(thing, _PLAIN):
             return
         self._seen.add(id(thing))
@@ -81,7 +89,10 @@ class Keeper:
                 self._look_at(other, depth - 1, inside=False)
         elif (restore := _restoring(thing)) is not None:
             self._generators.append(restore)
-        elif hasattr(thing, "__dict__") and type(thing).__module__.split(".")[0] not in _NOT_THE_CALLERS:
+        elif (
+            hasattr(thing, "__dict__")
+            and type(thing).__module__.split(".")[0] not in _NOT_THE_CALLERS
+        ):
             self._look_at(vars(thing), depth - 1, inside=inside)
 
     def _all_of(self, things: Collection[Any], depth: int, inside: bool) -> None:
@@ -91,13 +102,18 @@ class Keeper:
 
 
 class _Held:
-    """A tensor with its values: copied when made, as what is altered in place is altered for good."""
+    """A tensor with its values: copied when made, as what is altered in place is altered for
+    good."""
 
     def __init__(self, tensor: Tensor):
         self.tensor, self.gradient = tensor, tensor.grad if tensor.is_leaf else None
         self.requires = tensor.requires_grad if tensor.is_leaf else None
         # Parameters are never written to: they are exchanged for others while a model runs.
-        own = isinstance(tensor, nn.Parameter) or tensor.is_inference() or tensor.layout != torch.strided
+        own = (
+            isinstance(tensor, nn.Parameter)
+            or tensor.is_inference()
+            or tensor.layout != torch.strided
+        )
         self.version = None if own else tensor._version
         self.values = None if own else tensor.detach().clone()
 
@@ -126,11 +142,24 @@ def same_randomness(device: torch.device) -> Iterator[None]:
 
 
 _NOT_THE_CALLERS = {*sys.stdlib_module_names, "torch", "numpy", "pandas"}
-_PLAIN = str, bytes, int, float, complex, bool, type, type(torch), torch.dtype, torch.device, torch.Size
+_PLAIN = (
+    str,
+    bytes,
+    int,
+    float,
+    complex,
+    bool,
+    type,
+    type(torch),
+    torch.dtype,
+    torch.device,
+    torch.Size,
+)
 
 
 def _behind(thing: Any) -> list[Any]:
-    """List what a function can reach: defaults, what it closes over, and containers and modules that it names."""
+    """List what a function can reach: defaults, what it closes over, and containers and modules
+    that it names."""
     if isinstance(thing, partial):
         return [thing.func, thing.args, thing.keywords]
     if isinstance(thing, MethodType):
@@ -150,7 +179,8 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _restoring(thing: Any) -> Callable[[], Any] | None:
-    """Return what takes a random generator back to its present state; None of what is no generator."""
+    """Return what takes a random generator back to its present state; None of what is no
+    generator."""
     if isinstance(thing, torch.Generator):
         return partial(thing.set_state, thing.get_state())
     if isinstance(thing, random.Random):
@@ -163,7 +193,11 @@ def _restoring(thing: Any) -> Callable[[], Any] | None:
 
 
 def _same_dict(held: dict, copy: dict) -> bool:
-    return len(held) == len(copy) and all(map(is_, held.values(), copy.values())) and all(map(is_, held, copy))
+    return (
+        len(held) == len(copy)
+        and all(map(is_, held.values(), copy.values()))
+        and all(map(is_, held, copy))
+    )
 
 
 def _same_list(held: Any, copy: list) -> bool:

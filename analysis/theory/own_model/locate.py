@@ -1,6 +1,8 @@
-"""Where a derivative goes wrong: each layer, then each function that the layer calls, alone and by the same channels.
+"""Where a derivative goes wrong: each layer, then each function that the layer calls, alone and by
+the same channels.
 
-A layer or function alone is a scalar of its own parameters and inputs: the sum of its results with fixed weights.
+A layer or function alone is a scalar of its own parameters and inputs: the sum of its results with
+fixed weights.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -26,8 +28,11 @@ FAILS = " fails in "
 ORDERS = "gradient", "second derivative", "third derivative"
 
 
-def culprits(model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: bool = False) -> list[str]:
-    """Name the layers, and in them the functions, whose derivatives up to `order` differ from differences, or fail.
+def culprits(
+    model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: bool = False
+) -> list[str]:
+    """Name the layers, and in them the functions, whose derivatives up to `order` differ from
+    differences, or fail.
 
     failing: only those that fail.
     """
@@ -40,7 +45,11 @@ def culprits(model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: boo
     blamed = {layer for layer, _ in found}
     functions: dict[str, str] = {}
     for call, beyond in zip(heard(model, loss, phi), heard(model, loss, moved), strict=False):
-        if call.name in NO_FUNCTIONS or call.name != beyond.name or (blamed and call.layer not in blamed):
+        if (
+            call.name in NO_FUNCTIONS
+            or call.name != beyond.name
+            or (blamed and call.layer not in blamed)
+        ):
             continue
         if len(functions) >= MAX_NAMED:
             break
@@ -65,7 +74,8 @@ def heard(model: Any, loss: OwnLoss, phi: Vector) -> list[Call]:
 
 
 def own_rules(loss: OwnLoss, phi: Vector) -> list[str]:
-    """Name the kinds of torch.autograd.Function in a loss, whose backward passes are written by hand."""
+    """Name the kinds of torch.autograd.Function in a loss, whose backward passes are written by
+    hand."""
     with torch.enable_grad():
         todo: list[Any] = [loss(phi.clone().requires_grad_()).grad_fn]
     seen: set[Any] = set()
@@ -115,7 +125,9 @@ def _layer_calls(model: nn.Module, loss: OwnLoss, phi: Vector) -> _Calls:
     return calls
 
 
-def _in_layers(module: nn.Module, path: str, calls: tuple[_Calls, _Calls], order: int) -> list[tuple[str, str]]:
+def _in_layers(
+    module: nn.Module, path: str, calls: tuple[_Calls, _Calls], order: int
+) -> list[tuple[str, str]]:
     """Return the innermost layers inside a module that are at fault, with their faults."""
     found = []
     for name, child in module.named_children():
@@ -138,7 +150,9 @@ def _fault_of_layer(module: nn.Module, call: _LayerCall, beyond: _LayerCall, ord
     tree = call.args, call.kwargs
     inputs = [leaf for _, leaf in leaves(tree) if _is_number(leaf)]
     moved = [leaf for _, leaf in leaves((beyond.args, beyond.kwargs)) if _is_number(leaf)]
-    if (not function.parameters and not inputs) or [a.shape for a in inputs] != [b.shape for b in moved]:
+    if (not function.parameters and not inputs) or [a.shape for a in inputs] != [
+        b.shape for b in moved
+    ]:
         return ""
 
     def run(values: Any, _: Any) -> Any:
@@ -185,7 +199,8 @@ def _inputs(call: Call) -> list[Tensor]:
 
 
 def _alone(call: Call, inputs: list[Tensor]) -> tuple[Loss, Vector]:
-    """Make a call a function of one vector, which holds what varies of its arguments, and that vector."""
+    """Make a call a function of one vector, which holds what varies of its arguments, and that
+    vector."""
     tree = call.args, call.kwargs
     x, unflatten = flatten(inputs)
 
@@ -200,7 +215,8 @@ def _alone(call: Call, inputs: list[Tensor]) -> tuple[Loss, Vector]:
 
 
 def _fault(f: Loss, x: Vector, step: Vector, order: int) -> str:
-    """Tell in which order, and by which mode, the derivative of f along a step is another than by differences."""
+    """Tell in which order, and by which mode, the derivative of f along a step is another than by
+    differences."""
     length, size = float(x.norm()) + 0.01 * len(x) ** 0.5, float(step.norm())
     if not size:
         return ""
@@ -253,7 +269,8 @@ def _along(way: Way, f: Loss, v: Vector, point: Vector) -> Vector:
 
 
 def _weighted(results: Any, _: Any = None) -> Tensor:
-    """Return the sum of all numbers with weights that repeat nowhere, and some of their squares: not linear in any."""
+    """Return the sum of all numbers with weights that repeat nowhere, and some of their squares:
+    not linear in any."""
     numbers = [leaf for _, leaf in leaves(results) if _is_number(leaf)]
     weights = [torch.arange(1, n.numel() + 1).to(n).sin().view(n.shape) for n in numbers]
     sums = [(n * w + n * n / 4).sum() for n, w in zip(numbers, weights, strict=True)]
@@ -276,4 +293,14 @@ def _varies(leaf: Any) -> bool:
     return _is_number(leaf) and leaf.requires_grad
 
 
-NO_FUNCTIONS = {"__set__", "__setitem__", "item", "tolist", "__float__", "backward", "requires_grad_", "detach", "data"}
+NO_FUNCTIONS = {
+    "__set__",
+    "__setitem__",
+    "item",
+    "tolist",
+    "__float__",
+    "backward",
+    "requires_grad_",
+    "detach",
+    "data",
+}

@@ -1,9 +1,11 @@
-"""SGD's loop on losses of one's own, and two ways to derivatives of higher order that share no rule.
+"""SGD's loop on losses of one's own, and two ways to derivatives of higher order that share no
+rule.
 
-Gradients go by torch's plain reverse mode, as in training. A gradient may be none of the loss: where the model stops
-gradients, it holds the stopped values constant, and what SGD meets is this field. From one point to another the field
-moves as a whole, also with what is stopped: so does `forward`, a derivative of the field along a direction, while
-`reverse` goes through backward passes alone, as autograd through the loop does, and holds constant what is stopped.
+Gradients go by torch's plain reverse mode, as in training. A gradient may be none of the loss:
+where the model stops gradients, it holds the stopped values constant, and what SGD meets is this
+field. From one point to another the field moves as a whole, also with what is stopped: so does
+`forward`, a derivative of the field along a direction, while `reverse` goes through backward passes
+alone, as autograd through the loop does, and holds constant what is stopped.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,14 +36,20 @@ def reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
             if not field.requires_grad:  # it is constant
                 return torch.zeros_like(phi)
             field = torch.autograd.grad(
-                field, point, direction, create_graph=left > 0, allow_unused=True, materialize_grads=True
+                field,
+                point,
+                direction,
+                create_graph=left > 0,
+                allow_unused=True,
+                materialize_grads=True,
             )[0]
     return field.detach()
 
 
 @dataclass(frozen=True)
 class Along:
-    """A loss at phi, differentiated in one of these ways: a `taylor.ProductsAt`. Products with 0 are free."""
+    """A loss at phi, differentiated in one of these ways: a `taylor.ProductsAt`. Products with 0
+    are free."""
 
     way: Way
     loss: Loss
@@ -62,7 +70,9 @@ class Along:
         return torch.zeros_like(self.phi) if zero else self.way(self.loss, self.phi, *directions)
 
 
-def gradients_met(losses: Sequence[Loss], phi: Vector, alpha: float) -> tuple[list[Vector], list[Vector]]:
+def gradients_met(
+    losses: Sequence[Loss], phi: Vector, alpha: float
+) -> tuple[list[Vector], list[Vector]]:
     """Run SGD, and return phi_1 … phi_{k+1} and g_1 … g_k."""
     points, gradients = [phi], []
     for loss in losses:
@@ -71,7 +81,9 @@ def gradients_met(losses: Sequence[Loss], phi: Vector, alpha: float) -> tuple[li
     return points, gradients
 
 
-def by_products(losses: Sequence[Loss], phi: Vector, alpha: float, way: Way) -> Float[Tensor, "u P"]:
+def by_products(
+    losses: Sequence[Loss], phi: Vector, alpha: float, way: Way
+) -> Float[Tensor, "u P"]:
     """Return g_1 … g_k, and MAML's gradient as the product of equation 21."""
     points, gradients = gradients_met(losses, phi, alpha)
     v = gradients[-1]

@@ -12,18 +12,26 @@ from torch.nn.utils.rnn import PackedSequence
 
 from analysis.theory.derivatives import Vector
 from analysis.theory.own_model.keeping import Keeper
-from analysis.theory.own_model.trees import Tree, fresh, is_named_tuple, is_record, leaves, map_leaves
+from analysis.theory.own_model.trees import (
+    Tree,
+    fresh,
+    is_named_tuple,
+    is_record,
+    leaves,
+    map_leaves,
+)
 from analysis.theory.torch_fixes import right_derivatives
 
-# What is recomputed in a backward pass would meet the caller's parameters, not those of this evaluation.
+# What is recomputed in a backward pass would meet the caller's parameters, not those of this
+# evaluation.
 NO_HOOKS = "saved tensors are hooked, as by gradient checkpointing"
 
 
 class OwnLoss:
     """The loss on one minibatch, as a function of the vector of all parameters.
 
-    Each call starts from the same state: inputs, targets and buffers are copies, and what else the model keeps is put
-    back afterwards.
+    Each call starts from the same state: inputs, targets and buffers are copies, and what else the
+    model keeps is put back afterwards.
     """
 
     def __init__(
@@ -42,7 +50,8 @@ class OwnLoss:
         return self.watched(phi, nullcontext())
 
     def watched(self, phi: Vector, watcher: AbstractContextManager) -> Tensor:
-        """Evaluate the loss, each function that the model or the loss calls going through a torch function mode."""
+        """Evaluate the loss, each function that the model or the loss calls going through a torch
+        function mode."""
         inputs, targets = copies = fresh(self._minibatch)
         versions = _versions(copies)
         try:
@@ -53,7 +62,8 @@ class OwnLoss:
             self.alters_its_data |= versions != _versions(copies)
 
     def gradient_of_the_module_itself(self) -> Vector:
-        """Take the gradient as any training loop does, of the caller's parameters in plain torch."""
+        """Take the gradient as any training loop does, of the caller's parameters in plain
+        torch."""
         assert isinstance(self.function, ModuleFunction)
         inputs, targets = fresh(self._minibatch)
         try:
@@ -68,10 +78,12 @@ class OwnLoss:
 
 
 class ModuleFunction:
-    """A module as a function of (parameters, inputs), its parameters exchanged in place of every use of them.
+    """A module as a function of (parameters, inputs), its parameters exchanged in place of every
+    use of them.
 
-    A parameter or a module may stand under several names, a parameter also in a list, tuple or dict that a module keeps
-    (as those of recurrent layers do). The keeper puts the caller's own back after each call.
+    A parameter or a module may stand under several names, a parameter also in a list, tuple or dict
+    that a module keeps (as those of recurrent layers do). The keeper puts the caller's own back
+    after each call.
     """
 
     def __init__(self, model: nn.Module):
@@ -79,14 +91,17 @@ class ModuleFunction:
         named = list(model.named_parameters())
         self.parameters = {name: p for name, p in named if p.requires_grad}
         self.frozen = [p for _, p in named if not p.requires_grad]
-        # The places of parameters and buffers: a keeper sees to it that they are the same before each call.
+        # The places of parameters and buffers: a keeper sees to it that they are the same before
+        # each call.
         self._parameters: list[tuple[dict[str, Any], str, int]] = []
         self._buffers: list[tuple[dict[str, Any], str, Tensor]] = []
         self._kept: list[tuple[dict[str, Any], str, Any]] = []
         for module in model.modules():
             slots = vars(module)
             parameters, buffers = slots["_parameters"], slots["_buffers"]
-            self._parameters += [(parameters, name, id(p)) for name, p in parameters.items() if p is not None]
+            self._parameters += [
+                (parameters, name, id(p)) for name, p in parameters.items() if p is not None
+            ]
             self._buffers += [(buffers, name, b) for name, b in buffers.items() if b is not None]
             for name, value in slots.items():
                 if name != "_parameters" and _holds_parameters(value):
@@ -99,10 +114,11 @@ class ModuleFunction:
         return self.model(*args, **kwargs)
 
     def exchange(self, values: Mapping[str, Tensor], *, like: Sequence[Tensor] = ()) -> None:
-        """Put these in the parameters' places, and copies of frozen ones and of buffers, which may be written to.
+        """Put these in the parameters' places, and copies of frozen ones and of buffers, which may
+        be written to.
 
-        A buffer is on the levels of torch.func on which the parameters are, so that what is computed from them can be
-        written into it.
+        A buffer is on the levels of torch.func on which the parameters are, so that what is
+        computed from them can be written into it.
         """
         others = {id(p): values[name] for name, p in self.parameters.items()}
         others |= {id(p): p.detach().clone() for p in self.frozen}
@@ -118,7 +134,8 @@ class ModuleFunction:
             slots[name] = map_leaves(lambda leaf: others.get(id(leaf), leaf), value)
 
     def arguments(self, inputs: Tree) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Tell how the module takes its inputs: a tuple as several arguments, a mapping as keywords where they fit."""
+        """Tell how the module takes its inputs: a tuple as several arguments, a mapping as keywords
+        where they fit."""
         if isinstance(inputs, Mapping):
             return ((), dict(inputs)) if self._takes(**inputs) else ((inputs,), {})
         if isinstance(inputs, PackedSequence) or is_record(inputs) or not isinstance(inputs, tuple):
@@ -142,7 +159,8 @@ class ModuleFunction:
 
 
 def evaluated(loss: Callable[[Vector], Tensor], phi: Vector) -> Tensor:
-    """Evaluate a loss without a graph, or with one where the model itself takes gradients, as of an energy."""
+    """Evaluate a loss without a graph, or with one where the model itself takes gradients, as of an
+    energy."""
     try:
         with torch.no_grad():
             return loss(phi)
@@ -160,9 +178,13 @@ def flatten(parameters: Tree) -> tuple[Vector, Callable[[Vector], Tree]]:
         if not isinstance(leaf, Tensor):
             raise TypeError(f"parameters: expected tensors, found {type(leaf).__name__} at {path}")
         if not leaf.is_floating_point():
-            raise TypeError(f"parameters: expected real floating-point numbers, found {leaf.dtype} at {path}")
+            raise TypeError(
+                f"parameters: expected real floating-point numbers, found {leaf.dtype} at {path}"
+            )
     if len(kinds := {f"{leaf.dtype} on {leaf.device}" for _, leaf in found}) > 1:
-        raise ValueError(f"parameters: expected one dtype and device, found {', '.join(sorted(kinds))}")
+        raise ValueError(
+            f"parameters: expected one dtype and device, found {', '.join(sorted(kinds))}"
+        )
     shapes = [leaf.shape for _, leaf in found]
 
     def unflatten(vector: Vector) -> Tree:
@@ -189,7 +211,11 @@ def _versions(tree: Tree) -> list[int]:
 
 def _writable(buffer: Tensor, zero: Tensor) -> Tensor:
     copy = buffer.detach().clone()
-    return copy + zero.to(copy) if buffer.is_floating_point() and buffer.layout == torch.strided else copy
+    return (
+        copy + zero.to(copy)
+        if buffer.is_floating_point() and buffer.layout == torch.strided
+        else copy
+    )
 
 
 def _signature(model: nn.Module) -> inspect.Signature | None:

@@ -1,4 +1,5 @@
-"""The vectors of an analysis, each in a way to the derivatives that torch has and that its channels agree with."""
+"""The vectors of an analysis, each in a way to the derivatives that torch has and that its channels
+agree with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -10,7 +11,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analysis.theory.derivatives import gradient
-from analysis.theory.own_model.certify import CHANNELS, G_BAR, MAML, PRODUCTS, Certificate, Probe, Setting
+from analysis.theory.own_model.certify import (
+    CHANNELS,
+    G_BAR,
+    MAML,
+    PRODUCTS,
+    Certificate,
+    Probe,
+    Setting,
+)
 from analysis.theory.own_model.checks import NotFinite, check_finite
 from analysis.theory.own_model.locate import culprits, not_finite
 from analysis.theory.own_model.loops import Along, Way, by_products, forward, reverse
@@ -22,8 +31,9 @@ IN_ALPHA = "differences in alpha of the loop"
 
 @dataclass(frozen=True)
 class Quantities:
-    """What may have to be withheld. terms and products (H_bar_a sum_{b != a} g_bar_b, of which AvgGradInner is the
-    mean) go by `way`; MAML's gradient, last in exact and in at_half, by `maml_way`. None of them is by differences."""
+    """What may have to be withheld. terms and products (H_bar_a sum_{b != a} g_bar_b, of which
+    AvgGradInner is the mean) go by `way`; MAML's gradient, last in exact and in at_half, by
+    `maml_way`. None of them is by differences."""
 
     exact: Float[Tensor, "u P"]
     at_half: Float[Tensor, "u P"]
@@ -35,7 +45,8 @@ class Quantities:
 
 
 def quantities(setting: Setting, *, certify: bool) -> tuple[Quantities, Certificate]:
-    """Take every quantity and, if it is to be certified, hold it to its channels and withhold what differs."""
+    """Take every quantity and, if it is to be certified, hold it to its channels and withhold what
+    differs."""
     at, certificate = setting, Certificate()
     try:
         g_bar = torch.stack([gradient(loss, at.phi) for loss in at.pool])
@@ -67,7 +78,9 @@ def quantities(setting: Setting, *, certify: bool) -> tuple[Quantities, Certific
         for name, agreement in zip(at.names, probe.gradients_met(exact[: at.k]), strict=False):
             certificate.add(("exact", name, 0), agreement)
         certificate.spread(G_BAR)
-    return _withheld(at, Quantities(exact, at_half, g_bar, terms, products, way, maml_way), certificate), certificate
+    return _withheld(
+        at, Quantities(exact, at_half, g_bar, terms, products, way, maml_way), certificate
+    ), certificate
 
 
 def _best(
@@ -77,8 +90,9 @@ def _best(
     hold: Callable[[Any, Way], Certificate] | None,
     certificate: Certificate,
 ) -> tuple[Any, Way]:
-    """Take something in the first way that torch has and no channel differs from, or else in that with the fewest
-    differences. What a way that is not taken differs in is noted, but decides nothing."""
+    """Take something in the first way that torch has and no channel differs from, or else in that
+    with the fewest differences. What a way that is not taken differs in is noted, but decides
+    nothing."""
     tried: list[tuple[int, int, Any, Way, Certificate]] = []
     errors: list[Exception] = []
     for way in ways:
@@ -86,7 +100,8 @@ def _best(
             found = take(way)
         except NotFinite:
             raise
-        except Exception as error:  # of many kinds: what a model does with tensors in disguise, it says in its words
+        # Of many kinds: what a model does with tensors in disguise, it says in its words.
+        except Exception as error:
             errors.append(error)
             continue
         held = hold(found, way) if hold else Certificate()
@@ -109,7 +124,8 @@ def _higher(
 
     @cache
     def series() -> list[Differences]:
-        """Return the coefficients by differences in alpha: of one step, or of order 0 alone, there are none."""
+        """Return the coefficients by differences in alpha: of one step, or of order 0 alone, there
+        are none."""
         return probe.series(maml_way) if at.order and at.k > 1 else []
 
     def take(way: Way) -> tuple[Tensor, Tensor]:
@@ -130,8 +146,11 @@ def _higher(
         for name, row, quotients in zip(at.names, terms, series(), strict=False):
             for n in range(1, at.order + 1):
                 held["terms", name, n] = [compare(IN_ALPHA, row[n] / at.alpha**n, quotients, n)]
-                if name == "MAML":  # which the loop in alpha speaks of only if its gradient is right
-                    held["terms", name, n] += [a for a in certificate[MAML] if a.decides and a.verdict == DIFFERS]
+                # Which the loop in alpha speaks of only if its gradient is right.
+                if name == "MAML":
+                    held["terms", name, n] += [
+                        a for a in certificate[MAML] if a.decides and a.verdict == DIFFERS
+                    ]
         return held
 
     if not at.stops:
@@ -146,14 +165,17 @@ DifferenceSeries = Callable[[], list[Differences]]
 
 
 def _by_differences(at: Setting, probe: Probe, series: DifferenceSeries) -> tuple[Tensor, Tensor]:
-    """Return the same where torch has no derivative of a field that is no gradient: as the quotients say."""
+    """Return the same where torch has no derivative of a field that is no gradient: as the
+    quotients say."""
     terms = torch.zeros(at.k + 1, at.order + 1, len(at.phi), dtype=at.phi.dtype)
     terms[:-1, 0], terms[-1, 0] = probe.g_bar[: at.k], probe.g_bar[at.k - 1]
     _put_differences(at, series, terms, rows=list(range(at.k + 1)))
     return terms, torch.stack([quotients.value(1) for quotients in probe.by_gradients])
 
 
-def _put_differences(at: Setting, series: DifferenceSeries, terms: Tensor, rows: Sequence[int]) -> None:
+def _put_differences(
+    at: Setting, series: DifferenceSeries, terms: Tensor, rows: Sequence[int]
+) -> None:
     found = series()
     for row in rows if found else []:
         for n in range(1, at.order + 1):
@@ -161,7 +183,8 @@ def _put_differences(at: Setting, series: DifferenceSeries, terms: Tensor, rows:
 
 
 def _withheld(at: Setting, found: Quantities, certificate: Certificate) -> Quantities:
-    """Put nan in place of what differs. Where a gradient at the start does, all terms are nan, of order 0 too."""
+    """Put nan in place of what differs. Where a gradient at the start does, all terms are nan, of
+    order 0 too."""
     nan = float("nan")
     exact, at_half, terms = found.exact.clone(), found.at_half.clone(), found.terms.clone()
     g_bar, products = found.g_bar, found.products
@@ -190,8 +213,9 @@ def _not_finite(at: Setting, i: int) -> ValueError:
     """Make an error that names the functions whose gradient is not finite."""
     places = ", ".join(not_finite(at.model, at.pool[i], at.phi)) or "no function alone shows it"
     return ValueError(
-        f"loss: expected a finite gradient, found nan or infinity on minibatch {i} ({places}). Keep the function away "
-        "from such a point, as by adding a small number, or take another point"
+        f"loss: expected a finite gradient, found nan or infinity on minibatch {i} ({places}). "
+        "Keep the function away from such a point, as by adding a small number, or take another "
+        "point"
     )
 
 
@@ -202,5 +226,6 @@ def _no_derivative(at: Setting, error: Exception) -> NotImplementedError:
     return NotImplementedError(
         f"model: expected derivatives up to order {max(2, at.order + 1)}, found none in torch for "
         f"{'; '.join(places) or 'a part of it that was not found'} ({str(error).splitlines()[0]}). "
-        "Write that part in elementary operations, turn off gradient checkpointing, or ask for a lower order"
+        "Write that part in elementary operations, turn off gradient checkpointing, or ask for a "
+        "lower order"
     )

@@ -1,12 +1,15 @@
-"""Derivatives by differences, which know no rule, with what step, round-off and kinks explain of an error.
+"""Derivatives by differences, which know no rule, with what step, round-off and kinks explain of an
+error.
 
-Central differences at h and h / 2 err by a constant times h^2. Richardson's extrapolation takes that out, and thrice
-its difference from the one at h / 2 bounds what is left: by far where f is smooth, just where its second derivative
-jumps. Round-off adds some eps |f| / h^n, taken a hundredfold, as for the remainders of a series. A kink within the step
-shows in what the even part of f does: see `_jump`.
+Central differences at h and h / 2 err by a constant times h^2. Richardson's extrapolation takes
+that out, and thrice its difference from the one at h / 2 bounds what is left: by far where f is
+smooth, just where its second derivative jumps. Round-off adds some eps |f| / h^n, taken a
+hundredfold, as for the remainders of a series. A kink within the step shows in what the even part
+of f does: see `_jump`.
 
-The bound is an estimate, and several kinks within a step can make it too small. So one step never condemns a
-derivative: another step, a quarter or four times as long, must show the same error and the same quotient.
+The bound is an estimate, and several kinks within a step can make it too small. So one step never
+condemns a derivative: another step, a quarter or four times as long, must show the same error and
+the same quotient.
 """
 
 from collections.abc import Callable
@@ -17,7 +20,13 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-HOLDS, STOPPED, UNDECIDED, KINK, DIFFERS = "holds", "stopped gradient", "undecided", "kink", "differs"
+HOLDS, STOPPED, UNDECIDED, KINK, DIFFERS = (
+    "holds",
+    "stopped gradient",
+    "undecided",
+    "kink",
+    "differs",
+)
 VERDICTS = HOLDS, STOPPED, UNDECIDED, KINK, DIFFERS  # from good to bad
 HALVINGS = range(10)  # of the first step
 STRIDE = 3  # halvings between the steps that are tried in search of a sharp one
@@ -26,9 +35,11 @@ CLEAR = 2  # how far above what is explained an error must be to count
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two channels are apart, relative to the larger of them, what of that is explained, and the verdict.
+    """How far two channels are apart, relative to the larger of them, what of that is explained,
+    and the verdict.
 
-    decides: whether the verdict is that of the quantity. A second rule is heard, but differences decide.
+    decides: whether the verdict is that of the quantity. A second rule is heard, but differences
+        decide.
     here: of a kink, whether it is at the point itself, as far as the shortest step can tell.
     """
 
@@ -42,21 +53,25 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Quotient:
-    """The coefficients f'(0), f''(0) / 2, … by differences at one step, and of each how far step and round-off may move
-    it (explained)."""
+    """The coefficients f'(0), f''(0) / 2, … by differences at one step, and of each how far step
+    and round-off may move it (explained)."""
 
     values: list[Tensor]
     explained: list[float]
-    bends: Tensor  # odd(h) - odd(h / 2), as h^2 at a smooth point and as h where the second derivative jumps
+    # odd(h) - odd(h / 2), as h^2 at a smooth point and as h where the second derivative jumps.
+    bends: Tensor
 
 
 class Differences:
-    """A function of t with its coefficients at 0 by differences, at steps that are taken as they are needed.
+    """A function of t with its coefficients at 0 by differences, at steps that are taken as they
+    are needed.
 
     unit: the length along which f may change by its own size.
-    at_zero: f(0), if it is known; else it is taken when a second-order coefficient or a kink asks for it.
+    at_zero: f(0), if it is known; else it is taken when a second-order coefficient or a kink asks
+        for it.
 
-    The first step is about where truncation and round-off are alike, eps^(1/4) for first order, eps^(1/5) for second.
+    The first step is about where truncation and round-off are alike, eps^(1/4) for first order,
+    eps^(1/5) for second.
     """
 
     def __init__(
@@ -80,17 +95,21 @@ class Differences:
 
     @cached_property
     def sharpest(self) -> list[int]:
-        """The step of each coefficient at which least is explained, among those up to the first that is sharp."""
+        """The step of each coefficient at which least is explained, among those up to the first
+        that is sharp."""
         sharp = (30 if self.order == 1 else 300) * self._eps**0.5
         for i in HALVINGS[::STRIDE]:
             size = float(self.at(i).values[0].norm())
             if self.at(i).explained[0] <= sharp * max(size, 1e-2 * self.natural(1)):
                 break
         taken = HALVINGS[: i + 1 : STRIDE]
-        return [min(taken, key=lambda i: _finite(self.at(i).explained[n])) for n in range(self.order)]
+        return [
+            min(taken, key=lambda i: _finite(self.at(i).explained[n])) for n in range(self.order)
+        ]
 
     def natural(self, n: int) -> float:
-        """Return the size of a coefficient where f changes by its own size along the unit, far above round-off."""
+        """Return the size of a coefficient where f changes by its own size along the unit, far
+        above round-off."""
         return self._size(self._step(0)) / self.unit**n
 
     def value(self, n: int) -> Tensor:
@@ -100,8 +119,8 @@ class Differences:
     def jump(self, n: int, i: int) -> float:
         """Return what kinks may put in place of a coefficient at a step.
 
-        In second order that is also a jump of the second derivative, which bends the odd part: by a h + b h^2, of which
-        two steps tell a h.
+        In second order that is also a jump of the second derivative, which bends the odd part: by a
+        h + b h^2, of which two steps tell a h.
         """
         step = self._step(i)
         jump = _jump(self._even(step), self._even(step / 2), step, n)
@@ -138,11 +157,14 @@ class Differences:
         return self._values[t]
 
 
-def compare(channel: str, found: Tensor, other: Differences, n: int = 1, *, size: float = 0.0) -> Agreement:
-    """Judge a derivative by its quotients. size: of what both are a part of, where that is more than they are.
+def compare(
+    channel: str, found: Tensor, other: Differences, n: int = 1, *, size: float = 0.0
+) -> Agreement:
+    """Judge a derivative by its quotients. size: of what both are a part of, where that is more
+    than they are.
 
-    They agree to the floor or to what is explained at the sharpest step. Where that is a tenth of the derivative, and
-    more than a thousandth of the natural size, agreement decides nothing.
+    They agree to the floor or to what is explained at the sharpest step. Where that is a tenth of
+    the derivative, and more than a thousandth of the natural size, agreement decides nothing.
     """
     sharpest = other.sharpest[n - 1]
     size = max(size, float(found.norm()), float(other.value(n).norm()))
@@ -159,7 +181,8 @@ def compare(channel: str, found: Tensor, other: Differences, n: int = 1, *, size
     elif size and blunt > 0.1 * size and blunt > 1e-3 * other.natural(n):
         least = max(0.1 * size, 1e-3 * other.natural(n))
         verdict = KINK if other.jump(n, sharpest) > 0.1 * size else UNDECIDED
-        here = verdict == KINK and other.jump(n, HALVINGS[-1]) > least  # a jump of f only grows as steps get shorter
+        # A jump of f only grows as steps get shorter.
+        here = verdict == KINK and other.jump(n, HALVINGS[-1]) > least
     relative, explained_of_it = (error / size, explained / size) if size else (0.0, 0.0)
     return Agreement(channel, relative, explained_of_it, verdict, here=here)
 
@@ -187,12 +210,13 @@ class _Apart:
 
 
 def _on_all_steps(at: _Apart, sharpest: int) -> tuple[str, bool, int]:
-    """Return the verdict where at the sharpest step the two disagree, whether of a kink here, and the step that shows
-    it.
+    """Return the verdict where at the sharpest step the two disagree, whether of a kink here, and
+    the step that shows it.
 
-    A step can show an error of which it explains less than half. The derivative holds if one of these agrees with it,
-    or one that is about as sharp as the sharpest. It differs if all disagree with it, no kink explains that, and they
-    agree with one another, two of them with no evaluation in common. What is in between stays undecided.
+    A step can show an error of which it explains less than half. The derivative holds if one of
+    these agrees with it, or one that is about as sharp as the sharpest. It differs if all disagree
+    with it, no kink explains that, and they agree with one another, two of them with no evaluation
+    in common. What is in between stays undecided.
     """
     error, left = at.error(sharpest), at.explained(sharpest)
     for i in HALVINGS:
@@ -204,12 +228,17 @@ def _on_all_steps(at: _Apart, sharpest: int) -> tuple[str, bool, int]:
         last = HALVINGS[-1]  # a jump of f spoils the shortest step most
         jumps = at.error(last) > at.explained(last) and at.by_kinks(last)
         return KINK, jumps or (apart and at.by_kinks(showing[-1])), sharpest
-    same = all(float((at.quotient(i) - at.quotient(sharpest)).norm()) <= error / CLEAR for i in showing)
+    same = all(
+        float((at.quotient(i) - at.quotient(sharpest)).norm()) <= error / CLEAR for i in showing
+    )
     return DIFFERS if apart and same else UNDECIDED, False, sharpest
 
 
-def compare_rules(channel: str, found: Tensor, other: Tensor, *, decides: bool, size: float = 0.0) -> Agreement:
-    """Judge a derivative by the same from other rules, to twice the floor: far above their round-off."""
+def compare_rules(
+    channel: str, found: Tensor, other: Tensor, *, decides: bool, size: float = 0.0
+) -> Agreement:
+    """Judge a derivative by the same from other rules, to twice the floor: far above their
+    round-off."""
     size = max(size, float(found.norm()), float(other.norm()))
     explained = 2 * _floor(found)
     error = float((found - other).norm()) / size if size else 0.0
@@ -217,7 +246,8 @@ def compare_rules(channel: str, found: Tensor, other: Tensor, *, decides: bool, 
 
 
 def worst(agreements: list[Agreement]) -> Agreement:
-    """Return the one with the worst verdict; of several such, that which leaves most of what is explained behind."""
+    """Return the one with the worst verdict; of several such, that which leaves most of what is
+    explained behind."""
 
     def badness(a: Agreement) -> tuple[int, float]:
         return VERDICTS.index(a.verdict), a.error / a.explained if a.explained else 0.0
@@ -226,18 +256,20 @@ def worst(agreements: list[Agreement]) -> Agreement:
 
 
 def _floor(like: Tensor) -> float:
-    """Return the relative difference that counts as none: the root of eps; in float64 1e-7, as some kernels of torch
-    have constants in float32 (that of hardsigmoid's backward pass is off by 2e-8)."""
+    """Return the relative difference that counts as none: the root of eps; in float64 1e-7, as some
+    kernels of torch have constants in float32 (that of hardsigmoid's backward pass is off by
+    2e-8)."""
     return max(torch.finfo(like.dtype).eps ** 0.5, 1e-7)
 
 
 def _jump(whole: Tensor, half: Tensor, step: float, n: int) -> float:
-    """Return what kinks within the step add to a quotient, from even(h) = (f(h) - 2 f(0) + f(-h)) / 2 h^2
-    at h and h / 2.
+    """Return what kinks within the step add to a quotient, from even(h) = (f(h) - 2 f(0) + f(-h)) /
+    2 h^2 at h and h / 2.
 
-    2 h even(h) is the difference of the slopes on both sides. With h it falls by half where f is smooth, so that twice
-    the half less the whole is what does not fall: a jump of the slope, or thrice a jump of f over h. In second order a
-    kink makes even(h) grow, by which the extrapolation is off by 7/3 of its growth, or for a jump of f by 5/3.
+    2 h even(h) is the difference of the slopes on both sides. With h it falls by half where f is
+    smooth, so that twice the half less the whole is what does not fall: a jump of the slope, or
+    thrice a jump of f over h. In second order a kink makes even(h) grow, by which the extrapolation
+    is off by 7/3 of its growth, or for a jump of f by 5/3.
     """
     return 2 * step * float((half - whole).norm()) if n == 1 else 2.5 * float((half - whole).norm())
 

@@ -1,4 +1,5 @@
-"""Tensors in whatever holds them: dicts, lists, tuples, named tuples, data classes, packed sequences."""
+"""Tensors in whatever holds them: dicts, lists, tuples, named tuples, data classes, packed
+sequences."""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -44,7 +45,9 @@ def leaves(tree: Tree) -> Iterator[tuple[str, Any]]:
     elif isinstance(tree, Mapping):
         yield from _below([(f"[{key!r}]", value) for key, value in tree.items()])
     elif is_named_tuple(tree):
-        yield from _below([(f".{name}", value) for name, value in zip(tree._fields, tree, strict=True)])
+        yield from _below(
+            [(f".{name}", value) for name, value in zip(tree._fields, tree, strict=True)]
+        )
     elif isinstance(tree, tuple | list):
         yield from _below([(f"[{i}]", value) for i, value in enumerate(tree)])
     else:
@@ -62,7 +65,8 @@ def copied(leaf: Any) -> Any:
 
 
 def outline(tree: Tree) -> str:
-    """Describe what minibatches have in common: structure, dtypes, and shapes but for the first dimension."""
+    """Describe what minibatches have in common: structure, dtypes, and shapes but for the first
+    dimension."""
 
     def describe(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

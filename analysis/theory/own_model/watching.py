@@ -1,4 +1,5 @@
-"""What a model calls, and where: stopped gradients, functions with kinks, and the layer in which an error arose."""
+"""What a model calls, and where: stopped gradients, functions with kinks, and the layer in which an
+error arose."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ class Call:
     result: Any
     with_grad: bool  # not under no_grad
     constant: bool  # whether it gave floats none of which requires a gradient
-    in_rule: bool  # in the forward pass of a torch.autograd.Function, whose backward pass speaks for itself
+    # In the forward pass of a torch.autograd.Function, whose backward pass speaks for itself.
+    in_rule: bool
 
     @property
     def place(self) -> str:
@@ -50,7 +52,9 @@ class Watcher(TorchFunctionMode):
             layer = calling_layer(frame, self._layers)
             results = [leaf for leaf in tree_leaves(result) if _is_number(leaf)]
             constant = bool(results) and not any(leaf.requires_grad for leaf in results)
-            self._listen(Call(func, _name(func), layer, args, kwargs, result, with_grad, constant, in_rule))
+            self._listen(
+                Call(func, _name(func), layer, args, kwargs, result, with_grad, constant, in_rule)
+            )
         return result
 
 
@@ -66,7 +70,8 @@ def named(name: str, layer: nn.Module) -> str:
 
 
 def calling_layer(frame: FrameType | None, layers: dict[int, str]) -> str:
-    """Name the innermost layer that is at work in a frame, or else the innermost function that is the caller's."""
+    """Name the innermost layer that is at work in a frame, or else the innermost function that is
+    the caller's."""
     function = ""
     while frame is not None:
         if layer := _layer_of(frame, layers):
@@ -92,7 +97,12 @@ def failing_layer(traceback: TracebackType | None, layers: dict[int, str]) -> st
 def stopped_gradients(calls: list[Call]) -> Iterator[str]:
     """Name the calls that cut a float off from the parameters that it depends on."""
     for call in calls:
-        if call.in_rule or not _varies((call.args, call.kwargs)) or call.name in NEW or call.name.startswith("__set"):
+        if (
+            call.in_rule
+            or not _varies((call.args, call.kwargs))
+            or call.name in NEW
+            or call.name.startswith("__set")
+        ):
             continue
         if call.name in NUMBERS or _is_padding(call):
             yield call.place
@@ -103,8 +113,8 @@ def stopped_gradients(calls: list[Call]) -> Iterator[str]:
 def kinks(calls: list[Call], beyond: list[Call] | None = None) -> Iterator[str]:
     """Name the calls of functions that have a kink or a jump somewhere.
 
-    beyond: the same calls at another point. Of functions with a kink at 0 those are named in which some number crosses
-    it between the points.
+    beyond: the same calls at another point. Of functions with a kink at 0 those are named in which
+    some number crosses it between the points.
     """
     for call, other in zip(calls, beyond or calls, strict=False):
         name = call.name.removesuffix("_")
@@ -119,8 +129,25 @@ def kinks(calls: list[Call], beyond: list[Call] | None = None) -> Iterator[str]:
 DETACHING = {"detach", "data", "detach_"}
 NUMBERS = {"item", "__float__", "tolist", "numpy", "__array__"}
 NEW = {
-    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like"),
-    *("new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "is_floating_point", "size", "dim"),
+    *(
+        "zeros_like",
+        "ones_like",
+        "empty_like",
+        "full_like",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+    ),
+    *(
+        "new_zeros",
+        "new_ones",
+        "new_empty",
+        "new_full",
+        "new_tensor",
+        "is_floating_point",
+        "size",
+        "dim",
+    ),
 }
 
 
@@ -133,22 +160,108 @@ def at_zero(calls: list[Call]) -> Iterator[str]:
 
 AT_ZERO = {"relu", "leaky_relu", "prelu", "elu", "selu", "celu", "abs", "absolute"}
 KINKED = {
-    *("relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "hardtanh", "hardswish", "hardsigmoid"),
-    *("hardshrink", "softshrink", "threshold", "abs", "absolute", "clamp", "clip", "clamp_min", "clamp_max"),
-    *("max", "min", "amax", "amin", "maximum", "minimum", "fmax", "fmin", "sort", "topk", "median", "kthvalue"),
-    *("max_pool1d", "max_pool2d", "max_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
-    *("fractional_max_pool2d", "fractional_max_pool3d", "l1_loss", "smooth_l1_loss", "huber_loss", "quantile"),
-    *("hinge_embedding_loss", "margin_ranking_loss", "multi_margin_loss", "multilabel_margin_loss", "cummax", "cummin"),
-    *("triplet_margin_loss", "triplet_margin_with_distance_loss", "cosine_embedding_loss", "sign", "round", "floor"),
-    *("ceil", "trunc", "frac", "remainder", "fmod", "where", "norm", "vector_norm", "cdist", "pdist", "argmax"),
-    *("pairwise_distance", "nuclear_norm", "matrix_norm", "svdvals", "gumbel_softmax", "nanmedian", "aminmax"),
+    *(
+        "relu",
+        "relu6",
+        "leaky_relu",
+        "prelu",
+        "rrelu",
+        "elu",
+        "selu",
+        "celu",
+        "hardtanh",
+        "hardswish",
+        "hardsigmoid",
+    ),
+    *(
+        "hardshrink",
+        "softshrink",
+        "threshold",
+        "abs",
+        "absolute",
+        "clamp",
+        "clip",
+        "clamp_min",
+        "clamp_max",
+    ),
+    *(
+        "max",
+        "min",
+        "amax",
+        "amin",
+        "maximum",
+        "minimum",
+        "fmax",
+        "fmin",
+        "sort",
+        "topk",
+        "median",
+        "kthvalue",
+    ),
+    *(
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "adaptive_max_pool3d",
+    ),
+    *(
+        "fractional_max_pool2d",
+        "fractional_max_pool3d",
+        "l1_loss",
+        "smooth_l1_loss",
+        "huber_loss",
+        "quantile",
+    ),
+    *(
+        "hinge_embedding_loss",
+        "margin_ranking_loss",
+        "multi_margin_loss",
+        "multilabel_margin_loss",
+        "cummax",
+        "cummin",
+    ),
+    *(
+        "triplet_margin_loss",
+        "triplet_margin_with_distance_loss",
+        "cosine_embedding_loss",
+        "sign",
+        "round",
+        "floor",
+    ),
+    *(
+        "ceil",
+        "trunc",
+        "frac",
+        "remainder",
+        "fmod",
+        "where",
+        "norm",
+        "vector_norm",
+        "cdist",
+        "pdist",
+        "argmax",
+    ),
+    *(
+        "pairwise_distance",
+        "nuclear_norm",
+        "matrix_norm",
+        "svdvals",
+        "gumbel_softmax",
+        "nanmedian",
+        "aminmax",
+    ),
     *("int", "long", "short", "bool"),
 }
 
 
 def _in_rule(frame: FrameType | None) -> bool:
     while frame is not None:
-        if frame.f_code.co_name == "apply" and frame.f_globals.get("__name__") == "torch.autograd.function":
+        if (
+            frame.f_code.co_name == "apply"
+            and frame.f_globals.get("__name__") == "torch.autograd.function"
+        ):
             return True
         frame = frame.f_back
     return False
