@@ -15,7 +15,6 @@ from PIL import Image
 from analysis.experiments import few_shot
 from analysis.experiments.few_shot import BENCHMARKS, METHODS, PUBLISHED, SCALES, Scale, Unmeasured
 from analysis.experiments.shared.experiment import EPOCH, Context
-from analysis.paper import benchmarks
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
 from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
@@ -137,8 +136,6 @@ def _small(monkeypatch, name, scale, **changes):
     small = replace(BENCHMARK[name], batch=5, steps=2, train_shots=2, **changes)
     monkeypatch.setattr(few_shot, "BENCHMARKS", [small])
     monkeypatch.setitem(few_shot.SCALES, "smoke", {name: scale})
-    monkeypatch.setattr(benchmarks, "META_BATCH", 1)
-    monkeypatch.setattr(benchmarks, "EVALUATION_STEPS", 2)
     monkeypatch.setattr(few_shot, "CHUNK", 2)
     monkeypatch.setattr(evaluation_chunks, "CHUNK", 2)
     return small

@@ -12,7 +12,6 @@ import pytest
 
 from analysis.experiments import few_shot, splits
 from analysis.experiments.shared.experiment import EPOCH, Context
-from analysis.paper import benchmarks
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
 from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
@@ -55,8 +54,6 @@ def test_runs_are_the_tables_but_for_the_authors_split(context):
 
 def test_glyphs_have_no_authors_split_and_a_run_measures_every_cell(context, monkeypatch):
     monkeypatch.setattr(evaluation_chunks, "CHUNK", 15)
-    monkeypatch.setattr(benchmarks, "META_BATCH", 1)
-    monkeypatch.setattr(benchmarks, "EVALUATION_STEPS", 2)
     monkeypatch.setattr(
         splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2)
     )
