@@ -12,6 +12,8 @@ import pytest
 import reproduce
 from analysis.results import manifest
 from figures.publish import PUBLISHED, publish, without_paths
+from figures.report.gather import gather
+from figures.report.render import markdown
 from tests.helpers.runs import FIRST_SEED
 
 README = Path(__file__).parents[1] / "README.md"
@@ -180,12 +182,19 @@ def test_an_hours_verdicts_are_those_of_the_default_run_or_decide_more() -> None
 
 
 def test_the_readmes_tally_is_the_published_one() -> None:
-    claims = _verdicts("quick")
+    text = " ".join(README.read_text().split())
+    report = gather(PUBLISHED / "quick")
+    assert f"{report.left_out} more were not run" in text
     for kind in ("theorem", "experiment"):
-        verdicts = [claim["verdict"] for claim in claims if claim["kind"] == kind]
+        verdicts = [judged.decision for judged in report.judged if judged.claim.kind == kind]
         words = ", ".join(
             f"{verdicts.count(v)} {v}"
             for v in ("supported", "refuted", "undecided")
             if v in verdicts
         )
-        assert f"{words}" in " ".join(README.read_text().split()), words
+        assert words in text
+
+
+@pytest.mark.parametrize("run", ["quick", "hour", "paper", "figure_3_to_5000"])
+def test_a_published_page_is_the_report_of_its_folder(run: str) -> None:
+    assert (PUBLISHED / run / "README.md").read_text() == markdown(gather(PUBLISHED / run))

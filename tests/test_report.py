@@ -38,6 +38,7 @@ from tests.helpers.folder import (
     AMENDED,
     CIFAR_FS,
     CLAIMS,
+    CLAIMS_RUN,
     EXPERIMENTAL,
     FINDING,
     GLYPHS,
@@ -112,14 +113,27 @@ def page(texts):
 
 def test_every_claim_is_there_with_its_verdict(texts, page):
     articles = {a["id"]: a["class"] for a in page.all("article")}
-    assert list(articles) == [claim.id for claim in CLAIMS]
+    assert list(articles) == [claim.id for claim in CLAIMS_RUN]
     assert Counter(words.removeprefix("claim is-") for words in articles.values()) == VERDICTS
     text = " ".join(" ".join(page.words).split())
     for verdict, count in VERDICTS.items():
         assert re.search(rf"\b{count} +{verdict}", text)
-    for claim in CLAIMS:
+    for claim in CLAIMS_RUN:
         assert f"### {claim.id}\n" in texts[1]
         assert latex_text(claim.id) + " &" in texts[2]
+
+
+def test_claims_of_experiments_that_were_not_run_are_named_in_a_line_each(texts, page):
+    rest = [claim.id for claim in CLAIMS if claim not in CLAIMS_RUN]
+    said = f"{len(rest)} more are of experiments that were not run here"
+    assert said in " ".join(" ".join(page.words).split())
+    assert said in re.sub(r"[\[\]]|\(#[a-z-]+\)", "", texts[1])
+    html = texts[0][texts[0].index('<section id="not-run"') :]
+    markdown = texts[1][texts[1].index("\n## Not run here\n") :]
+    for claim in rest:
+        assert f"<code>{claim}</code>" in html and f"`{claim}`" in markdown
+        assert f"### {claim}\n" not in texts[1]
+    assert "\n| sgd | " in markdown
 
 
 def _article(texts, claim):
@@ -201,7 +215,7 @@ def test_data_are_named_by_case_where_cases_differ(texts):
     assert "- Data: CIFAR-FS · profile: quick (20-way)\n" in markdown
     for text in _article(texts, WIDE):
         assert text.count("Omniglot, 1,623 characters") == 1 and "quick (k = 1" not in text
-    assert "Data none yet" in _article(texts, CLAIMS[-1].id)[0]
+    assert "Data none yet" in _article(texts, CLAIMS_RUN[-1].id)[0]
 
 
 def test_a_command_measures_a_claim_again(texts):
@@ -284,6 +298,7 @@ def test_a_folder_with_the_ledger_alone(folder):
     ledger.write([Verdict(claim, UNDECIDED) for claim in CLAIMS], folder)
     html, markdown, _ = _written(folder)
     assert "Nothing has been measured yet" in html and "Nothing has been measured yet" in markdown
+    assert all(f"`{claim.id}`" in markdown for claim in CLAIMS)
 
 
 def test_an_interrupted_run_is_partial(folder):
@@ -452,7 +467,7 @@ def test_latex_rows_have_as_many_cells_as_columns(texts):
     cases = 1 + 2 + 6 + 1 + 1  # of the five claims that have some; of a theorem the worst alone
     columns = Counter(len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows)
     # Ledger, the summary, CIFAR-FS.
-    assert columns == {6: 1 + cases + len(CLAIMS) - 5, 5: 1 + 2, 3: 1 + 1}
+    assert columns == {6: 1 + cases + len(CLAIMS_RUN) - 5, 5: 1 + 2, 3: 1 + 1}
 
 
 @given(PRINTABLE)

@@ -84,25 +84,41 @@ class Section:
     runs: tuple[str, ...]
     files: tuple[str, ...]
 
+    @property
+    def was_run(self) -> bool:
+        """Whether the folder holds anything of it."""
+        measured = any(judged.verdict.why != "not measured" for judged in self.judged)
+        return measured or bool(self.pictures or self.settings or self.runs or self.files)
+
 
 @dataclass(frozen=True)
 class Report:
-    """Everything that the templates print. data: the lines that name data and scale, those of most
-    claims first; made_up: those of them that only stand in for real data. provenance: of each
-    command, by name, the last first."""
+    """Everything that the templates print.
+
+    sections: the experiments that were run; not_run: the others that have claims. data: the lines
+    that name data and scale, those of most claims first; made_up: those of them that only stand in
+    for real data. provenance: of each command, by name, the last first.
+    """
 
     sections: tuple[Section, ...]
+    not_run: tuple[Section, ...]
     data: tuple[str, ...]
     status: str
     provenance: tuple[Mapping[str, str], ...]
 
     @property
     def judged(self) -> list[Judged]:
+        """The claims of the experiments that were run."""
         return list(chain.from_iterable(section.judged for section in self.sections))
 
     @property
+    def left_out(self) -> int:
+        """The number of claims of the experiments that were not run."""
+        return sum(len(section.judged) for section in self.not_run)
+
+    @property
     def counts(self) -> dict[str, int]:
-        """How many claims got which verdict."""
+        """How many claims of the experiments that were run got which verdict."""
         return ledger.count(judged.verdict for judged in self.judged)
 
     @property
@@ -125,7 +141,9 @@ def gather(out: Path) -> Report:
             lines.update(judged.data.keys())
     data = tuple(line for line, _ in lines.most_common())
     status = manifest["status"] if manifest else "unknown"
-    return Report(tuple(sections), data, status, provenance.commands(manifest, out))
+    run = tuple(section for section in sections if section.was_run)
+    not_run = tuple(section for section in sections if section.judged and not section.was_run)
+    return Report(run, not_run, data, status, provenance.commands(manifest, out))
 
 
 def _ledger(out: Path) -> dict[str, Verdict]:
