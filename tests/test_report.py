@@ -3,6 +3,7 @@ in it can break."""
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections import Counter
@@ -16,11 +17,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from analysis.command_line import parse
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.results import ledger
 from analysis.results.claims import Claim, Control
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, Verdict
-from figures.report import main
+from figures.report import main, provenance
 from figures.report.gather import gather
 from figures.report.render import (
     ATTRIBUTES,
@@ -299,6 +301,35 @@ def test_a_folder_with_the_ledger_alone(folder):
     html, markdown, _ = _written(folder)
     assert "Nothing has been measured yet" in html and "Nothing has been measured yet" in markdown
     assert all(f"`{claim.id}`" in markdown for claim in CLAIMS)
+
+
+def test_run_again_takes_the_options_that_the_experiment_was_run_with(folder):
+    path = folder / "manifest.json"
+    options = {
+        "split": "authors",
+        "iterations": 400,
+        "epoch": 8,
+        "seeds": {"ablation": 16, "sgd": 24},
+        "cells": ["cifar-fs"],
+        "tail_shots": None,
+        "variants": ["a b=0,1"],
+    }
+    last = {"options": options, "experiments": {"ablation": {}}}
+    earlier = {"few_shot": {"options": options, "experiments": {"few_shot": {}}}}
+    found = provenance.options(last | {"earlier": earlier}, EXPERIMENTS["few_shot"])
+    shared = ["--epoch", "8", "--split", "authors"]
+    assert found == [*shared, "--iterations", "400", "--cells", "cifar-fs"]
+    assert provenance.options(last | {"earlier": earlier}, EXPERIMENTS["outer"]) == []
+    of_sgd = {"options": options, "experiments": {"sgd": {}}}
+    assert provenance.options(of_sgd, EXPERIMENTS["sgd"]) == ["--seeds", "24", "--epoch", "8"]
+    path.write_text(json.dumps(json.loads(path.read_text()) | last))
+    claim = EXPERIMENTS["ablation"].claims[0].id
+    (command,) = re.findall(
+        r"Run again: `python reproduce.py (.*)`", _article(_written(folder), claim)[1]
+    )
+    asked = parse(shlex.split(command))
+    assert (asked.seeds, asked.epoch, asked.split, asked.iterations) == (16, 8, "authors", 400)
+    assert asked.experiments == ["ablation"] and [v.name for v in asked.variants] == ["a b"]
 
 
 def test_an_interrupted_run_is_partial(folder):

@@ -7,8 +7,9 @@ broken is a ResultsError of one line.
 
 import io
 import json
+import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -168,7 +169,10 @@ def _section(
 ) -> Section:
     """Return an experiment with what the folder holds of it."""
     name, profile = experiment.name, manifest["profile"] if manifest else "quick"
-    judged = tuple(_judged(verdicts[claim.id], name, profile) for claim in experiment.claims)
+    options = provenance.options(manifest, experiment)
+    judged = tuple(
+        _judged(verdicts[claim.id], name, profile, options) for claim in experiment.claims
+    )
     own = tuple(picture for source, picture in pictures if source == name)
     data = tuple(dict.fromkeys(chain.from_iterable(one.data for one in judged)))
     shown = tuple(tables_of(tables, name, data))
@@ -178,12 +182,16 @@ def _section(
     )
 
 
-def _judged(verdict: Verdict, experiment: str, profile: str) -> Judged:
-    """Return a claim with its verdict and command. profile: that of the last run, for a claim of
-    which nothing says at which it was measured."""
-    command = f"{program.command()} {experiment} --profile {verdict.profile or profile}"
-    command += " --dataset glyphs" if any(MADE_UP in line for line in verdict.data) else ""
-    return Judged(verdict, command)
+def _judged(verdict: Verdict, experiment: str, profile: str, options: Sequence[str]) -> Judged:
+    """Return a claim with its verdict and command.
+
+    profile: that of the last run, for a claim of which nothing says at which it was measured.
+    options: those of the last run of its experiment.
+    """
+    words = [experiment, "--profile", verdict.profile or profile, *options]
+    if any(MADE_UP in line for line in verdict.data):
+        words += ["--dataset", "glyphs"]
+    return Judged(verdict, f"{program.command()} {shlex.join(words)}")
 
 
 def _data(line: str) -> str:

@@ -8,8 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.experiments.shared.experiment import OPTIONS, Experiment
 from analysis.results.tables import ResultsError, read_csv
 from analysis.runs.redo import SUFFIX
+from reptile_core.datasets.split import SPLIT_KINDS
 
 Words = Mapping[str, str]
 
@@ -58,12 +60,43 @@ def _in_words(record: Mapping[str, Any]) -> Words:
 def settings(manifest: Mapping[str, Any] | None, experiment: str) -> Words:
     """Return the settings of an experiment by name, each as JSON; none where the manifest does not
     say."""
+    found = _record(manifest, experiment).get("experiments", {}).get(experiment, {})
+    return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items()}
+
+
+def options(manifest: Mapping[str, Any] | None, experiment: Experiment) -> list[str]:
+    """Return the options of the last command that ran an experiment, as words of a command line.
+
+    Those that the experiment does not take, and those left at their defaults, are left out.
+    """
+    given = _record(manifest, experiment.name).get("options", {})
+    seeds = given.get("seeds")
+    if isinstance(seeds, Mapping):  # chosen by --budget or --until-decided
+        seeds = seeds.get(experiment.name)
+    words = []
+    for flag, value in (("--seeds", seeds), ("--epoch", given.get("epoch"))):
+        if value is not None:
+            words += [flag, str(value)]
+    split = given.get("split", SPLIT_KINDS[0])
+    if split != SPLIT_KINDS[0] and experiment.data is None:
+        words += ["--split", split]
+    for name, value in experiment.taken(given).items():
+        values = value if isinstance(value, list) else [value]
+        if name == "variants":
+            for one in values:
+                words += [OPTIONS[name], one]
+        elif values and value is not None:
+            words += [OPTIONS[name], *map(str, values)]
+    return words
+
+
+def _record(manifest: Mapping[str, Any] | None, experiment: str) -> Mapping[str, Any]:
+    """Return what the manifest has of the last command that ran an experiment; empty for none."""
     if manifest is None:
         return {}
     for record in (manifest, manifest.get("earlier", {}).get(experiment, {})):
-        found = record.get("experiments", {}).get(experiment)
-        if isinstance(found, dict):
-            return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items()}
+        if isinstance(record.get("experiments", {}).get(experiment), dict):
+            return record
     return {}
 
 
