@@ -257,7 +257,8 @@ def test_figure_and_table_stand_with_their_experiment(original):
         FINDING,
         "A caption with $\\alpha$ = 0.1.",
     )
-    assert section.tables[0].rows == (("g1", 0.6, 0.5, 0.7, 3), ("g1+g2", 0.9, 0.8, 1.0, 3))
+    rows = ("g1", "60.0", "50.0", "70.0", 3), ("g1+g2", "90.0", "80.0", "100.0", 3)
+    assert section.tables[0].rows == rows  # in %
 
 
 def test_a_table_names_its_own_data_and_no_other(folder):
@@ -274,7 +275,7 @@ def test_a_table_names_its_own_data_and_no_other(folder):
     # Of the others nothing.
     assert [table.data for table in section.tables] == [("CIFAR-FS · profile: quick",)]
     caption = next(
-        line for line in _written(folder)[2].splitlines() if r"\caption{Accuracy in" in line
+        line for line in _written(folder)[2].splitlines() if r"\caption{Accuracy in \% on" in line
     )
     assert "CIFAR-FS" in caption and "Omniglot" not in caption
 

@@ -50,6 +50,16 @@ class Layout:
     of: tuple[str, ...] = ()
 
 
+def in_percent(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of means and intervals of an accuracy, in % with one decimal."""
+    words = {
+        name: table[name].map(lambda share: "-" if pd.isna(share) else f"{100 * share:.1f}")
+        for name in ("mean", "low", "high")
+        if name in table.columns
+    }
+    return table.assign(**words)
+
+
 def papers(summary: pd.DataFrame, benchmark: str) -> pd.DataFrame:
     """Return the paper's layout: a row for each method of which something was measured, a column
     for each number of shots. Entries are "ours ± half its interval (published ± its own)", in %."""
@@ -122,17 +132,19 @@ LAYOUTS = (
     Layout(
         "ablation",
         "ablation_summary",
-        f"Accuracy after training by meta-gradient: {ledger.MEASURED}",
+        f"Accuracy in % after training by meta-gradient: {ledger.MEASURED}",
         {"variant": "meta-gradient", **INTERVAL},
+        arrange=in_percent,
     ),
     *(_of_benchmark(benchmark, images) for benchmark, images in BENCHMARKS.items()),
     Layout(
         "rho",
         "rho_pairs",
         (
-            "Difference in accuracy early in training of sums of inner gradients that differ in: "
-            f"{ledger.MEASURED}"
+            "Difference in accuracy early in training, in points, of sums of inner gradients that "
+            f"differ in: {ledger.MEASURED}"
         ),
         {"differ": "differ in", **INTERVAL},
+        arrange=in_percent,
     ),
 )
