@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 import reproduce
+from analysis.paper import benchmarks
 from analysis.results import manifest
 from figures.publish import PUBLISHED, publish, without_paths
 from figures.report.gather import gather
@@ -165,6 +166,27 @@ def test_figure_3s_table_is_the_published_one() -> None:
         assert f"| {variant} | {' | '.join(cells)} |" in section
     seconds = json.loads((folder / "manifest.json").read_text())["wall_seconds"]["ablation"]
     assert f"took {seconds / 60:.0f} minutes" in section
+
+
+@pytest.mark.parametrize(
+    ("tables", "begins", "ends", "least"),
+    [
+        (["few_shot_omniglot_5way"], "\n## Omniglot", "\n## CIFAR-FS", 12),
+        (["few_shot_cifar_fs", "few_shot_cifar_fs_2500"], "\n## CIFAR-FS", "\n## What is not", 26),
+    ],
+)
+def test_every_cell_of_a_single_run_is_that_of_its_table(
+    tables: list[str], begins: str, ends: str, least: int
+) -> None:
+    cells = pd.concat([pd.read_csv(PUBLISHED / f"{name}.csv") for name in tables])
+    cells = cells[cells.status == "measured"]
+    half = (cells.high - cells.low) / 2
+    pairs = {*zip(cells["mean"], half, strict=True)}
+    pairs |= {*zip(cells.published, cells.published_half, strict=True)}
+    allowed = {f"{mean:.{d}f} ± {width:.{d}f}" for mean, width in pairs for d in (1, 2)}
+    allowed |= {f"{mean:.1f} ± {width:.1f}" for mean, width, _ in benchmarks.PUBLISHED.values()}
+    found = re.findall(r"\d+\.\d+ ± \d+\.\d+", _section(begins, ends))
+    assert len(found) >= least and set(found) <= allowed
 
 
 def test_an_hours_verdicts_are_those_of_the_default_run_or_decide_more() -> None:
