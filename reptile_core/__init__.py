@@ -1,8 +1,7 @@
-"""Reptile, FOMAML, MAML and any other sum of inner gradients: tasks, networks, inner loop,
-meta-training, evaluation.
+"""Reptile, FOMAML, MAML and any other sum of inner gradients.
 
-Reptile in plain torch, where `model` is a `torch.nn.Module` and `tasks` holds k minibatches for
-each iteration:
+The package holds tasks, networks, the inner loop, meta-training and evaluation. This is Reptile in
+plain torch, where `model` is a `torch.nn.Module` and `tasks` holds k minibatches per iteration:
 
     for iteration, minibatches in enumerate(tasks):
         adapted = copy.deepcopy(model)  # phi_1
@@ -30,11 +29,11 @@ each iteration:
     for state in train(run, pool, start(run)):
         pass
 
-`Network.of(model, takes=(1, 28, 28))` in the place of "omniglot" trains a module of one's own.
+To train your own module, replace "omniglot" by `Network.of(model, takes=(1, 28, 28))`.
 
-Other weights are other algorithms: `last(5).weights` is FOMAML, "maml" is MAML. `state.phi` is what
-`model` holds, as one vector. `evaluate` gives the accuracy of a state on each of many test tasks,
-`estimate` their mean with its error.
+Other weights are other algorithms: `last(5).weights` is FOMAML, "maml" is MAML. `state.phi` holds
+the parameters of `model` as one vector. `evaluate` returns the accuracy of a state on each of many
+test tasks, `estimate` their mean with its standard error.
 """
 
 from reptile_core.evaluation import estimate

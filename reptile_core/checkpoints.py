@@ -1,7 +1,7 @@
 """Checkpoints: tensors and a JSON record in one file, whole or absent.
 
-The format is safetensors, which holds no code. A digest of both goes with them, so that a damaged
-file is named instead of used.
+The format is safetensors, which holds no code. A digest of both is stored with them, so that a
+damaged file is reported instead of used.
 """
 
 import hashlib
@@ -31,15 +31,17 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], record: Mapping[s
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_checkpoint` wrote. FileNotFoundError where there is none, CheckpointError
-    where it is damaged."""
+    """Read what `save_checkpoint` wrote.
+
+    Raises FileNotFoundError where there is no file, and CheckpointError where it is damaged.
+    """
     if not path.exists():
         raise FileNotFoundError(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            # Cloned into memory aligned as torch's own: a matrix product may round otherwise where
-            # the file put them.
+            # Cloned into memory aligned as torch's own. Where the file put them, a matrix product
+            # may round differently.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - no mapping
         text = metadata["record"]
         record = json.loads(text)
@@ -58,8 +60,11 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _found(path: Path) -> str:
-    """Return what an unreadable file seems to be: a safetensors file begins with its header's
-    length and the header, JSON that says where each tensor ends."""
+    """Return what an unreadable file seems to be.
+
+    A safetensors file begins with the length of its header and the header itself: JSON that says
+    where each tensor ends.
+    """
     try:
         content = path.read_bytes()
         length = int.from_bytes(content[:8], "little")

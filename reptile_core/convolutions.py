@@ -1,11 +1,13 @@
-"""3 x 3 "same" convolutions, written so that every derivative of every order is right.
+"""Convolutions, 3 x 3 and "same", with correct derivatives of every order.
 
-Images are (*lanes, batch, height, width, channels), weights (*lanes, 9 channels, filters) with rows
-over (tap row, tap column, channel). A convolution is a matrix product of its patches, so that on a
-GPU all lanes are one batched product. Taking patches is linear; its derivative in either direction
-is itself or its transpose, `fold`, and those two lines serve every order of nesting. On a CPU with
-a C compiler the product is taken without writing out the patches, by `native.functions`: as <x * w,
-g> is linear in each of the three, so are its gradients, functions of the same kind.
+Images are (*lanes, batch, height, width, channels). Weights are (*lanes, 9 channels, filters), with
+rows over (tap row, tap column, channel). A convolution is a matrix product of its patches, so that
+on a GPU all lanes are one batched product. Taking patches is linear. Its derivative is itself in
+forward mode and its transpose, `Fold`, in reverse mode; these two serve every order of nesting.
+
+On a CPU with a C compiler, `native.functions` computes the product without writing out the
+patches. <x * w, g> is linear in each of the three. So are its gradients, which are functions of
+the same kind.
 """
 
 from functools import lru_cache
@@ -24,12 +26,12 @@ from reptile_core.sizes import KERNEL, same_padding, same_size
 
 @lru_cache
 def _taps(size: int, stride: int) -> tuple[tuple[int, slice, slice, bool], ...]:
-    """Return where each of the three taps of a "same" convolution lands: (tap, inputs it meets,
-    outputs it serves, first).
+    """Return which inputs and outputs each of the three taps of a "same" convolution connects.
 
-    Inputs fall into `stride` classes by remainder. The taps that cover a whole class come first and
-    are marked for the first of each class, so that `fold` can write there and add elsewhere, and
-    nothing needs to be cleared before.
+    Each entry is (tap, inputs it meets, outputs it serves, first). Inputs fall into `stride`
+    classes by remainder. The taps that cover a whole class come first. `first` marks the
+    first of them in each class: `_fold` writes there and adds elsewhere, so nothing needs to
+    be cleared before.
     """
     before, outputs = same_padding(size, stride)[0], same_size(size, stride)
     taps, met = [], set()
@@ -38,14 +40,8 @@ def _taps(size: int, stride: int) -> tuple[tuple[int, slice, slice, bool], ...]:
         high = min(outputs, (size - 1 + before - tap) // stride + 1)
         start = stride * low + tap - before
         whole = high - low == len(range(start % stride, size, stride))
-        taps.append(
-            (
-                tap,
-                slice(start, stride * (high - 1) + tap - before + 1, stride),
-                slice(low, high),
-                whole,
-            )
-        )
+        end = stride * (high - 1) + tap - before + 1
+        taps.append((tap, slice(start, end, stride), slice(low, high), whole))
     taps.sort(key=lambda tap: not tap[3])
     marked = []
     for tap, inputs, served, whole in taps:
@@ -85,7 +81,7 @@ def _fold(patches: Tensor, height: int, width: int, stride: int) -> Tensor:
 
 
 class Patches(Function):
-    """Linear: its derivative is itself, its transpose is `Fold`."""
+    """The patches of images: a linear function whose derivative is itself, its transpose `Fold`."""
 
     @staticmethod
     def forward(x: Tensor, stride: int) -> Tensor:
@@ -110,7 +106,7 @@ class Patches(Function):
 
 
 class Fold(Function):
-    """Linear: its derivative is itself, its transpose is `Patches`."""
+    """The sum of patches into images: linear, its derivative is itself, its transpose `Patches`."""
 
     @staticmethod
     def forward(patches: Tensor, height: int, width: int, stride: int) -> Tensor:
@@ -138,7 +134,7 @@ def convolution(
     weight: Float[Tensor, "*lanes 9*c_in c_out"],
     stride: int,
 ) -> Float[Tensor, "*lanes batch out_height out_width c_out"]:
-    """Return x * w; lanes of the two may be broadcast."""
+    """Return x * w; the lanes of the two are broadcast."""
     served = native.supports_tensor(x) and native.supports_tensor(weight)
     if served and native.supports_channels(x.shape[-1], weight.shape[-1]):
         lanes = np.broadcast_shapes(x.shape[:-4], weight.shape[:-2])

@@ -1,9 +1,8 @@
-"""Few-shot evaluation as the authors do it: adapt to the support set, classify one test example per
-class.
+"""Few-shot evaluation as in the authors' code: adapt to the support set, classify test examples.
 
-Batch norm uses the batch at hand, so it matters what is classified together. With transduction all
-test examples share one batch. Without, each is alone in a batch with the whole support set, and
-nothing leaks from one to another.
+A task has one test example per class. Batch norm uses the batch at hand, so it matters which
+examples are classified together. With transduction all test examples share one batch. Without it,
+each is alone in a batch with the whole support set, and nothing leaks from one to another.
 """
 
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from reptile_core.networks import Network
 from reptile_core.philox import Purpose
 from reptile_core.tasks import ImagePool, Sampling, Tasks
 
-# The authors' test set: one example per class. Without transduction more of them estimate the same.
+# The authors' test set: one example per class. Without transduction, more estimate the same number.
 TEST_SHOTS = 1
 
 
@@ -35,10 +34,13 @@ class Estimate:
 def classify(
     network: Network, phi: Phi, test: Minibatch, support: Minibatch, *, transductive: bool
 ) -> Int[Tensor, "*lanes n_test"]:
-    """Return predicted classes of the test examples. x of both: (*lanes, count, *shape)."""
+    """Return the predicted classes of the test examples.
+
+    x of both minibatches: (*lanes, count, *shape).
+    """
     if transductive:
         return network(phi, test.x).argmax(-1)
-    # One more lane axis, over test examples: each is put in front of a copy of the support set, a
+    # One more lane axis, over test examples. Each goes in front of a copy of the support set, as a
     # batch of its own.
     lanes = test.y.ndim - 1
     copies = support.x.unsqueeze(lanes).expand(*test.y.shape, *support.x.shape[lanes:])
@@ -58,12 +60,14 @@ def accuracies(
     transductive: bool = True,
     lanes: int = 1,
 ) -> dict[str, Float[Tensor, " tasks"]]:
-    """Return the accuracy in [0, 1] of each task (one leading axis), without transduction and, if
-    asked for, with it.
+    """Return the accuracy in [0, 1] of each task, without transduction and, if asked for, with it.
 
-    Every task starts from the same phi and the same state of the optimizer, and neither is changed,
-    as in the authors' evaluation. `lanes` tasks are adapted at once: as many as memory holds on a
-    GPU, one on a CPU core.
+    Every task starts from the same phi and the same state of the optimizer. Neither is changed, as
+    in the authors' evaluation.
+
+    tasks: with one leading axis.
+    lanes: number of tasks adapted at once. Best are as many as memory holds on a GPU, and one on
+        a CPU core.
     """
     count = tasks.test.label.shape[0]
     kinds = {"accuracy": False} | ({"accuracy_transductive": True} if transductive else {})
@@ -92,9 +96,12 @@ def evaluation_tasks(
     queries: int = TEST_SHOTS,
     look: int = 0,
 ) -> Tasks:
-    """Return evaluation tasks first … first + count - 1 of a seed: the same for every variant, so
-    that their difficulty cancels in comparisons. look: which stream; tasks of different looks are
-    independent."""
+    """Return the evaluation tasks first … first + count - 1 of a seed.
+
+    They are the same for every variant, so that their difficulty cancels in comparisons.
+
+    look: which stream of tasks; tasks of different looks are independent.
+    """
     tasks = torch.arange(first, first + count)
     return pool.sample(
         sampling,
@@ -107,7 +114,7 @@ def evaluation_tasks(
 
 
 def estimate(per_task: Float[Tensor, " tasks"]) -> Estimate:
-    """Return the mean of one number a task."""
+    """Return the mean over tasks of one number per task, with its standard error."""
     n = per_task.numel()
     spread = per_task.std(correction=1).item() if n > 1 else 0.0
     return Estimate(per_task.mean().item(), spread / sqrt(n), n)

@@ -7,17 +7,17 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 
-SOURCES = {".py", ".c", ".h"}  # how the names of files end on which results depend
-# Ends the name of a file that is being written; a writer that is killed leaves one behind.
+SOURCES = {".py", ".c", ".h"}  # suffixes of the files that results depend on
+# Suffix of a file that is being written; a writer that is killed leaves one behind.
 UNFINISHED = ".part"
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Put `content` at `path`: a reader, at any moment and after any crash, finds the old file or
-    the new one.
+    """Write `content` to `path`, whole or not at all.
 
-    OSError, which names the path, where that cannot be; the old file is then as it was and no other
-    file is left.
+    At any moment and after any crash, a reader finds the old file or the new one. Raises
+    OSError, which names the path, where it cannot write. The old file is then as it was, and no
+    other file is left.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are its owner's alone
+        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's files are only for their owner
         os.replace(temporary, path)
     except BaseException as error:  # an interrupt too must leave nothing behind
         with contextlib.suppress(OSError):
@@ -49,11 +49,11 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def sources_digest(root: Path, *names: str) -> str:
-    """Return the SHA-256 (hex) of all sources in these folders and files of `root`, by name and
-    content.
+    """Return the SHA-256 (hex) of all sources in folders and files, by name and content.
 
-    Wherever `root` is, a checkout or the place of an installation, the same code has the same
-    digest.
+    names: folders and files of `root`.
+
+    The same code has the same digest wherever `root` is, in a checkout or an installation.
     """
     found = hashlib.sha256()
     paths = chain.from_iterable(_sources(root / name) for name in names)
@@ -70,13 +70,15 @@ def _sources(path: Path) -> list[Path]:
 
 
 def _naming(path: Path, error: OSError) -> OSError:
-    """Return the same error with the path that was to be written, for a write that fails knows no
-    name."""
+    """Return the same error with the path that was to be written.
+
+    The error of a write that fails names no path.
+    """
     return OSError(error.errno, error.strerror or str(error), str(path))
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new name last through a power cut, where the system can."""
+    """Make a new name in a folder survive a power cut, where the system can."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,11 +1,12 @@
-"""Derivatives of the classification loss through the paper's convolutional networks by hand, for
-one lane on a CPU.
+"""Derivatives of the classification loss by hand, for one lane of the paper's networks on a CPU.
 
-The same numbers, to round-off, as autograd takes from `networks`. But every buffer is allocated
-once, and every call of the C loops is written down once, so a minibatch costs little more than its
-arithmetic. Beyond the gradient go Taylor coefficients of L'(phi + t v) in t, forward and backward
-once more for each order: every step is linear in its inputs' coefficients of that order, given
-those of the orders below.
+The numbers are those that autograd computes from `networks`, to round-off. But every buffer is
+allocated once and every call of the C loops is prepared once, so a minibatch costs little more
+than its arithmetic.
+
+Beyond the gradient, it computes Taylor coefficients of L'(phi + t v) in t, with one more forward
+and backward pass for each order. Every step is linear in its inputs' coefficients of that order,
+given the coefficients of lower orders.
 """
 
 from collections.abc import Callable
@@ -29,8 +30,10 @@ ORDERS = 3  # as in taylor.c
 
 @dataclass(frozen=True)
 class Blocks:
-    """Convolutional blocks with batch norm on (size, size, channels) images, halved by pooling or
-    stride."""
+    """Convolutional blocks with batch norm on (size, size, channels) images.
+
+    Each block halves the size, by pooling or by stride.
+    """
 
     size: int
     channels: int
@@ -39,11 +42,13 @@ class Blocks:
 
 
 class GradientByHand:
-    """L'(phi) of the cross-entropy of such blocks and a linear layer, for minibatches of so many
-    images.
+    """L'(phi) of the cross-entropy of such blocks and a linear layer.
 
-    unflatten: views into a flat vector by name. weight: that of an example's loss, 1 in a sum. It
-    writes into buffers of its own: not for two threads at once.
+    unflatten: returns views into a flat vector, by name.
+    batch: number of images in a minibatch.
+    weight: factor of one example's loss, 1 in a sum.
+
+    It writes into buffers of its own, so two threads must not use it at once.
     """
 
     def __init__(
@@ -65,8 +70,8 @@ class GradientByHand:
         self.top = Top(self.stack[-1], self.y, p, v, weight)
         self.g: list[Tensor] = []
         self.calls: list[list[NativeCall]] = []
-        self.holder: ref | None = None  # the point that these buffers are about, if one needs them
-        self.along_v = False  # are coefficients of order 1 there?
+        self.holder: ref | None = None  # the point whose values these buffers hold, if one does
+        self.along_v = False  # whether coefficients of order 1 are there
         self.prepared = False
         self._extend()
 
@@ -83,14 +88,15 @@ class GradientByHand:
 
     @torch.no_grad()
     def value(self) -> Float[Tensor, ""]:
-        """Give the loss itself where the gradient was last taken."""
+        """Return the loss itself, where the gradient was last taken."""
         return self.top.value()
 
     @torch.no_grad()
     def coefficients(self, v: Float[Tensor, "*one P"], order: int) -> list[Float[Tensor, "*one P"]]:
-        """Take L''(phi) v and, to order 2, L'''(phi)[v, v] / 2 where the gradient was last taken.
+        """Return L''(phi) v and, for order 2, also L'''(phi)[v, v] / 2.
 
-        The second of these is often asked for once the first is there.
+        phi is the point where the gradient was last taken. The second coefficient is often asked
+        for once the first is there, which is then not computed again.
         """
         first = 2 if order == 2 and self.along_v and torch.equal(self.v, v.view_as(self.v)) else 1
         self.v.copy_(v.view_as(self.v))
@@ -111,7 +117,7 @@ class GradientByHand:
             call()
 
     def _extend(self) -> None:
-        """Allocate what the next order needs, and write down its calls."""
+        """Allocate what the next order needs, and prepare its calls."""
         order = len(self.calls)
         self.g.append(torch.zeros_like(self.phi))
         g = self.unflatten(self.g[-1])
@@ -125,13 +131,15 @@ class GradientByHand:
 
 
 class Block:
-    """A block's output and the gradient in it, with the calls that fill the one, and from the other
-    all gradients.
+    """A block's output and the gradient in it, with the calls that compute them.
 
-    What is a list goes by order. full: what the activation gives at every position, which is the
-    output itself unless it is pooled. (The paper's networks pool before the ReLU: the order changes
-    neither the output nor, as a maximum of 0 passes nothing, the gradient.) inputs: what the
-    activation takes; a ReLU does so in place.
+    Forward calls fill the output. Backward calls compute all gradients from the gradient in the
+    output. Lists are indexed by order.
+
+    full: what the activation gives at every position, which is the output itself unless it is
+        pooled. (The paper's networks pool before the ReLU. The order changes neither the output nor
+        the gradient, as a maximum of 0 passes nothing.)
+    inputs: what the activation takes; a ReLU works in place.
     """
 
     def __init__(
@@ -160,20 +168,22 @@ class Block:
         self._allocate()
 
     def prepare(self) -> None:
-        """Take the gradient of order 0 back through the activation, where the next order needs it
-        and none before."""
+        """Take the gradient of order 0 back through the activation, for the next order.
+
+        It does so only where the next order needs it and order 0 did without.
+        """
         if self.in_passing(0) and not self.in_passing(1):
             self.first = self.first or self._through_activation(0)
             self.first()
 
     def forward(self, order: int) -> list[NativeCall]:
-        """Write down what fills the output's coefficients of this order."""
+        """Return the calls that fill the output's coefficients of this order."""
         if order:
             self._allocate()
         return self.linear(order) + self._activation(order) + self._pooling(order)
 
     def backward(self, order: int, g: Parameters) -> list[NativeCall]:
-        """Write down what takes the gradients of this order from that in the output."""
+        """Return the calls that compute this order's gradients from the gradient in the output."""
         g_w, g_scale, g_shift = (g[name] for name in self.names)
         self.g_scale.append(g_scale)
         self.g_shift.append(g_shift)
@@ -186,32 +196,25 @@ class Block:
         return calls + self.linear_backward(order, g_w)
 
     def in_passing(self, order: int) -> bool:
-        """Say whether what is below the activation takes the gradient back through it in
-        passing."""
+        """Return whether the calls below the activation also take the gradient back through it."""
         raise NotImplementedError
 
     def linear(self, order: int) -> list[NativeCall]:
-        """Write down what is below the activation: where that is a ReLU, it is part of order 0."""
+        """Return the calls for what is below the activation.
+
+        In order 0 they include the activation where it is a ReLU.
+        """
         raise NotImplementedError
 
     def linear_backward(self, order: int, g_w: Tensor) -> list[NativeCall]:
-        """Write down what takes the gradients below the activation."""
+        """Return the calls that compute the gradients below the activation."""
         raise NotImplementedError
 
     def _activation(self, order: int) -> list[NativeCall]:
         known, count = (self.full[0], self.slope), self.full[0].numel()
         if order:
-            return [
-                prepare(
-                    "activate_taylor",
-                    self.inputs,
-                    *known,
-                    self.full[order],
-                    count,
-                    self.kind,
-                    order,
-                )
-            ]
+            tensors = self.inputs, *known, self.full[order]
+            return [prepare("activate_taylor", *tensors, count, self.kind, order)]
         return [prepare("activate", self.inputs[0], *known, count, self.kind)] if self.kind else []
 
     def _pooling(self, order: int) -> list[NativeCall]:
@@ -232,7 +235,7 @@ class Block:
             out, g_out = self.w[0].new_zeros(
                 2, n, same_size(height, 2), same_size(width, 2), self.filters
             )
-        # Of order 0 they are not needed once the output is there
+        # Inputs of order 0 are not needed once the output is there.
         inputs = full if not self.kind else torch.zeros_like(full) if self.full else g_full
         lists = self.inputs, self.full, self.out, self.g_full, self.g_out
         for parts, part in zip(lists, (inputs, full, out, g_full, g_out), strict=True):
@@ -244,17 +247,17 @@ class Block:
 
 
 class FirstBlock(Block):
-    """A block on few channels: as in `layers.convolution_batch_norm`, the covariance of patches
-    normalizes weights."""
+    """A block on few channels, where the covariance of the patches normalizes the weights.
+
+    See `layers.convolution_batch_norm`.
+    """
 
     def __init__(self, x: Tensor, p: Parameters, v: Parameters, blocks: Blocks) -> None:
         super().__init__(x, p, v, blocks, 0)
         self.x, (size, filters) = x, self.w[0].shape
         self.patches, self.centred = x.new_zeros(self.rows, size), x.new_zeros(self.rows, size + 1)
-        self.covariance, self.product = (
-            x.new_zeros(size, size),
-            list(torch.zeros_like(torch.stack(self.w))),
-        )
+        self.covariance = x.new_zeros(size, size)
+        self.product = list(torch.zeros_like(torch.stack(self.w)))
         self.normalizing, self.g_normalizing = x.new_zeros(2, ORDERS, size + 1, filters)
         self.extents = size + 1, filters
 
@@ -268,16 +271,9 @@ class FirstBlock(Block):
             multiply, self.centred, normalizing, self.inputs[order], 1, self.rows, *extents
         )
         if order:
-            along = (
-                self.scale,
-                self.shift[order],
-                self.variance,
-                self.root,
-                self.factor,
-                normalizing,
-            )
-            known = self.w, self.product, self.covariance, *along
-            return [prepare("normalize_weights_taylor", *known, *extents, order), product]
+            known = self.w, self.product, self.covariance, self.scale, self.shift[order]
+            along = self.variance, self.root, self.factor, normalizing
+            return [prepare("normalize_weights_taylor", *known, *along, *extents, order), product]
         p = self.w[0], self.scale[0], self.shift[0]
         found = self.covariance, self.product[0], self.root[0], normalizing
         return [
@@ -308,7 +304,7 @@ class FirstBlock(Block):
 
 
 class InnerBlock(Block):
-    """A block on what the block below gives: convolution and batch norm."""
+    """A block on the output of the block below: convolution and batch norm."""
 
     def __init__(
         self, below: Block, p: Parameters, v: Parameters, blocks: Blocks, index: int
@@ -316,10 +312,8 @@ class InnerBlock(Block):
         super().__init__(below.out[0], p, v, blocks, index)
         self.below, self.turned = below, torch.zeros_like(self.w[0])
         self.product = self.turned.new_zeros(self.rows, self.filters)
-        self.rstd, self.scratch = (
-            self.turned.new_zeros(self.filters),
-            self.turned.new_zeros(8 * self.filters),
-        )
+        self.rstd = self.turned.new_zeros(self.filters)
+        self.scratch = self.turned.new_zeros(8 * self.filters)
         self.root[0] = 1  # of what is normalized already
         self.places, self.packing = meetings(self.extent), packing(self.extent, self.turned.dtype)
         self.normalized: list[Tensor] = []
@@ -366,20 +360,18 @@ class InnerBlock(Block):
             lists = g_product, self.g_scale, self.g_shift, self.scratch
             return prepare("normalize_taylor_backward", *along, *lists, *extents, order)
         g = (self.g_full[0],) if self.kind else (self.g_full[0], self.full[0])
-        known, found = (
-            (self.normalized[0], self.rstd, self.scale[0]),
-            (g_product, self.g_scale[0], self.g_shift[0]),
-        )
+        known = self.normalized[0], self.rstd, self.scale[0]
+        found = g_product, self.g_scale[0], self.g_shift[0]
         backward = "normalize_backward" if self.kind else "normalize_relu_backward"
         return prepare(backward, *g, *known, *found, self.scratch, 1, *extents)
 
 
 class Top:
-    """The linear layer and the cross-entropy: its gradients in C, and what goes beyond them, as it
-    is small, in torch.
+    """The linear layer and the cross-entropy.
 
-    With logits l and their probabilities p, p = exp(l - log sum exp l): its coefficients are p_0
-    times those of the exponent, plus half the square of the first in the second.
+    Their gradients are computed in C. Higher orders are small, and computed in torch. With logits l
+    and probabilities p, p = exp(l - log sum exp l). The coefficients of p are p_0 times those of
+    the exponent. To the second of these, half the square of the first is added.
     """
 
     def __init__(
@@ -394,22 +386,10 @@ class Top:
         found = g["linear.weight"], g["linear.bias"]
         if order:
             return [partial(self._coefficient, order, *found)]
-        known, scratch = (
-            (self.below.out[0], self.w[0], self.bias[0], self.y),
-            torch.zeros_like(self.bias[0]),
-        )
+        known = self.below.out[0], self.w[0], self.bias[0], self.y
+        tensors = *known, self.below.g_out[0], *found, torch.zeros_like(self.bias[0])
         extents = len(self.y), *self.w[0].shape
-        return [
-            prepare(
-                "cross_entropy_gradients",
-                *known,
-                self.below.g_out[0],
-                *found,
-                scratch,
-                self.weight,
-                *extents,
-            )
-        ]
+        return [prepare("cross_entropy_gradients", *tensors, self.weight, *extents)]
 
     def value(self) -> Tensor:
         return self.weight * F.cross_entropy(self._logits(), self.y, reduction="sum")

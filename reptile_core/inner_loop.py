@@ -1,9 +1,9 @@
-"""The inner loop: k steps of SGD or Adam on one task's minibatches, from phi_1 to phi_{k+1}, giving
-g_1 … g_k.
+"""The inner loop: k steps of SGD or Adam on the minibatches of one task.
 
-Everything is a function of its arguments: losses take (phi, minibatch), optimizers take (phi, g,
-state). Leading axes of phi are lanes; a loss gives one number a lane, and as lanes share nothing,
-the gradient of the sum is each one's own.
+It goes from phi_1 to phi_{k+1} and gives g_1 … g_k. Everything is a function of its arguments:
+losses take (phi, minibatch), optimizers take (phi, g, state). Leading axes of phi are lanes, and a
+loss gives one number per lane. Lanes share nothing, so the gradient of the sum over lanes is each
+lane's own gradient.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -24,7 +24,10 @@ Loss = Callable[[Phi, Minibatch], Float[Tensor, "*lanes"]]
 
 
 class InnerOptimizer(Protocol):
-    """One step phi_i -> phi_{i+1}; `state` is whatever it carries from step to step, as tensors."""
+    """An optimizer of the inner loop, which takes one step phi_i -> phi_{i+1} at a time.
+
+    `state` is whatever it carries from step to step, as tensors.
+    """
 
     @property
     def learning_rate(self) -> float: ...
@@ -36,7 +39,7 @@ class InnerOptimizer(Protocol):
 
 @dataclass(frozen=True)
 class SGD:
-    """phi_{i+1} = phi_i - alpha g_i."""
+    """SGD: phi_{i+1} = phi_i - alpha g_i."""
 
     learning_rate: float
 
@@ -52,12 +55,12 @@ class SGD:
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam with beta1 = 0, as the authors use it inside: a gradient over the root of its running
-    second moment.
+    """Adam with beta1 = 0, as the authors use it in the inner loop.
 
-    State: second moments v, shaped like phi, and the number of steps t, in float64 as its powers
-    need it. The formula is torch.optim.Adam's (eps is added after the bias correction);
-    TensorFlow's differs by a factor on eps alone.
+    A step is the gradient over the root of its running second moment. The state is v, the second
+    moments, shaped like phi, and t, the number of steps, in float64 as its powers need it. The
+    formula is that of torch.optim.Adam, where eps is added after the bias correction. TensorFlow's
+    formula differs only by a factor on eps.
     """
 
     learning_rate: float
@@ -97,8 +100,10 @@ class Adam:
 
 @dataclass(frozen=True)
 class Step:
-    """Step i of the inner loop: phi_i, g_i = L_i'(phi_i), phi_{i+1}, and the optimizer's state
-    after it."""
+    """Step i of the inner loop: phi_i, g_i = L_i'(phi_i), phi_{i+1} and the optimizer's state.
+
+    The state is the one after the step.
+    """
 
     before: Phi
     gradient: Phi
@@ -107,11 +112,12 @@ class Step:
 
 
 def gradient(loss: Loss, phi: Phi, batch: Minibatch, *, differentiable: bool = False) -> Phi:
-    """Return L'(phi), lane by lane. `differentiable` keeps the graph, so that the result can be
-    differentiated in phi.
+    """Return L'(phi), lane by lane.
 
-    A loss may have a `gradient` of its own, which is faster; where it has none or that gives none,
-    autograd does.
+    differentiable: keep the graph, so that the result can be differentiated in phi.
+
+    Without `differentiable`, a loss's own `gradient` method is used where it has one, as it is
+    faster. Autograd is used where it has none, or where the method returns None.
     """
     if not differentiable:
         phi = phi.detach()
@@ -125,7 +131,7 @@ def gradient(loss: Loss, phi: Phi, batch: Minibatch, *, differentiable: bool = F
 
 
 def hessian_product(loss: Loss, phi: Phi, batch: Minibatch, v: Phi) -> Phi:
-    """Take L''(phi) v, lane by lane."""
+    """Return L''(phi) v, lane by lane."""
     point = phi.detach().requires_grad_()
     g = gradient(loss, point, batch, differentiable=True)
     if not g.requires_grad:  # a linear loss
@@ -142,10 +148,11 @@ def inner_loop(
     *,
     differentiable: bool = False,
 ) -> Iterator[Step]:
-    """Run one step per minibatch and yield each as it is done; nothing is kept that the caller does
-    not keep.
+    """Run one step per minibatch and yield each as it is done.
 
-    `state` carries Adam's moments over from an earlier task; None starts afresh.
+    Nothing is kept that the caller does not keep.
+
+    state: Adam's moments from an earlier task; None starts with fresh ones.
     """
     state = optimizer.start(phi) if state is None else state
     for batch in minibatches:
@@ -156,8 +163,10 @@ def inner_loop(
 
 
 def _root(v: Tensor) -> Tensor:
-    """Return the square root, with derivative 0 at 0: the true one, infinite, would meet a gradient
-    that is 0 throughout."""
+    """Return the square root, with derivative 0 at 0.
+
+    The true derivative at 0 is infinite, and would meet a gradient that is 0 throughout.
+    """
     if not v.requires_grad:
         return v.sqrt()
     positive = v > 0

@@ -1,8 +1,9 @@
-"""Many runs at once on one device, a lane each: their inner loops are batched products of one size.
+"""Many runs at once on one device, one lane each.
 
-A lane computes what `training.train` computes of its run, from the same tasks, up to round-off. On
-a GPU a whole meta-iteration is captured once as a graph and then replayed: data and tasks lie on
-the device, and nothing in it waits for the host.
+The inner loops of all lanes are batched products of one size. A lane computes what `training.train`
+computes of its run, from the same tasks, up to round-off. On a GPU a whole meta-iteration is
+captured once as a graph and then replayed. Data and tasks stay on the device, and nothing in the
+graph waits for the host.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,13 +30,12 @@ from reptile_core.training import (
 
 Function = Callable[..., tuple[Tensor, ...]]
 STAGES, VECTORS = 8, 12  # outputs kept of a block, and vectors as long as phi
-# Calls before a capture, as torch asks for: libraries set themselves up in the first ones.
+# Calls before a capture, as torch recommends: libraries set themselves up in the first ones.
 WARM_UPS = 3
 
 
 def shared(run: Run) -> Run:
-    """Return what runs must have in common to be lanes: all but the seed and the values of the
-    weights."""
+    """Return what runs must share to be lanes: all but the seed and the values of the weights."""
     weights = run.weights
     if not isinstance(weights, str):
         weights = (0.0,) * len(weights)
@@ -43,25 +43,24 @@ def shared(run: Run) -> Run:
 
 
 def lane_bytes(run: Run) -> int:
-    """Return about how much memory a lane takes, from above: what an inner step keeps for its
-    gradient, phi and its like.
+    """Return an upper estimate of the memory that a lane takes, in bytes.
 
-    Per position of a block's output: its patches, and as often the output itself as the block has
-    stages. MAML holds as much again for the derivatives of one step's gradient, and of every step
-    phi, its gradient and the moments.
+    It counts what an inner step keeps for its gradient, phi, and vectors as long as phi. Per
+    position of a block's output, a step keeps the patches, and the output itself as often as the
+    block has stages. MAML holds as much again for the derivatives of one step's gradient. Of every
+    step it also holds phi, its gradient and the moments.
     """
     network = build_network(run)
     of_one_image = STAGES * network.numbers if isinstance(network, OwnNetwork) else _in_blocks(run)
     numbers = run.sampling.batch * of_one_image
     maml = run.weights == "maml"
     vectors = VECTORS + (3 * run.sampling.steps if maml else 0)
-    return (numbers * (2 if maml else 1) + vectors * network.n_parameters) * torch.empty(
-        0, dtype=run.torch_dtype
-    ).element_size()
+    number_bytes = torch.empty(0, dtype=run.torch_dtype).element_size()
+    return (numbers * (2 if maml else 1) + vectors * network.n_parameters) * number_bytes
 
 
 def _in_blocks(run: Run) -> int:
-    """Return how many numbers the blocks of a network of the paper keep for one image."""
+    """Return how many numbers the blocks of one of the paper's networks keep for one image."""
     numbers, size = 0, IMAGES[str(run.network)][0]
     full = 4 if run.network != "omniglot" else 1  # pooled blocks are convolved at full size
     shapes = build_network(run).shapes
@@ -75,12 +74,14 @@ def _in_blocks(run: Run) -> int:
 def train_lanes(
     runs: Sequence[Run], pools: Sequence[ImagePool], states: Sequence[TrainingState]
 ) -> Iterator[TrainingState]:
-    """Go on from `states`, all at one iteration, to the end, yielding the state of all lanes after
-    every iteration.
+    """Train all lanes from `states` to the end, yielding their state after every iteration.
 
-    pools: each run's training images, equal in extent. What is yielded has a leading axis of lanes,
-    see `lane`; it is not to be written into, and on a GPU holds until the next iteration.
-    ValueError where runs, pools or states differ in what they must share.
+    states: all at the same iteration.
+    pools: training images of each run, equal in extent.
+
+    A yielded state has a leading axis of lanes; see `lane`. It must not be written into, and on a
+    GPU it is valid until the next iteration. Raises ValueError where runs, pools or states differ
+    in what they must share.
     """
     run = _common(runs, pools, states)
     pool, offset = _joined(pools)
@@ -108,17 +109,13 @@ def train_lanes(
         meta_batch=run.meta_batch,
         device=device,
     )
-    call: Function | None = None
+    call: Function | None = None if device.type == "cuda" else direction
     for iteration, tasks in zip(todo, stream, strict=True):
         sizes = [batch.index.shape[-1] for batch in tasks.minibatches]
         index = torch.cat([batch.index for batch in tasks.minibatches], -1) + offset
         label = torch.cat([batch.label for batch in tasks.minibatches], -1)
         if call is None:
-            call = (
-                Graph(direction, phi, index, label, *(inner or ()))
-                if device.type == "cuda"
-                else direction
-            )
+            call = Graph(direction, phi, index, label, *(inner or ()))
         found, *after = call(phi, index, label, *(inner or ()))
         inner = tuple(after) if run.inner.moments == "kept" else None
         phi = outer(phi, found, iteration)
@@ -126,8 +123,10 @@ def train_lanes(
 
 
 def lane(state: TrainingState, index: int) -> TrainingState:
-    """Return one run's part of a state of many lanes. Scalars such as a number of steps are
-    shared."""
+    """Return one run's part of a state of many lanes.
+
+    Scalars, such as a number of steps, are shared.
+    """
 
     def of(part: Tensor) -> Tensor:
         return part[index].clone() if part.ndim else part.clone()
@@ -138,10 +137,9 @@ def lane(state: TrainingState, index: int) -> TrainingState:
 
 
 class Graph:
-    """A function of tensors as a CUDA graph: its work is queued once for all, and replayed on new
-    numbers.
+    """A function of tensors as a CUDA graph: queued once, then replayed on new numbers.
 
-    What it returns is its own, and overwritten by the next call.
+    It owns the tensors that it returns, and the next call overwrites them.
     """
 
     def __init__(self, function: Function, *inputs: Tensor) -> None:
@@ -183,8 +181,10 @@ def _common(
 
 
 def _joined(pools: Sequence[ImagePool]) -> tuple[ImagePool, Int[Tensor, "lanes 1"]]:
-    """Return all images in one pool, each kept once, and what to add to a lane's indices to find
-    its own."""
+    """Return all images in one pool, each kept once, and an offset for the indices of each lane.
+
+    Added to a lane's indices, the offset makes them point at the lane's own images.
+    """
     distinct = {pool.images.data_ptr(): pool.images for pool in pools}
     images = torch.cat(list(distinct.values())) if len(distinct) > 1 else pools[0].images
     order = list(distinct)
@@ -196,7 +196,7 @@ def _joined(pools: Sequence[ImagePool]) -> tuple[ImagePool, Int[Tensor, "lanes 1
 
 
 def _weights(runs: Sequence[Run], phi: Tensor) -> list[Float[Tensor, "lanes 1"]] | Literal["maml"]:
-    """Return one weight a lane, for each step."""
+    """Return one weight per lane, for each step."""
     if isinstance(runs[0].weights, str):
         return "maml"
     table = torch.tensor([run.weights for run in runs], dtype=phi.dtype, device=phi.device)

@@ -1,5 +1,4 @@
-"""Blocks of a fast convolutional network, written so that every derivative of every order is
-right."""
+"""Blocks of a fast convolutional network, with correct derivatives of every order."""
 
 from collections.abc import Callable
 
@@ -29,14 +28,14 @@ def convolution_batch_norm(
     stride: int,
     activation: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> Float[Tensor, "*lanes batch out_height out_width c_out"]:
-    """Take a 3 x 3 "same" convolution, each channel normalized over the batch of its own lane,
-    scaled, shifted and activated.
+    """Return a 3 x 3 "same" convolution with batch norm, scale, shift and activation.
 
-    Rows of `weight` run over (tap row, tap column, input channel). No bias: batch norm would take
-    it out again.
-    Few input channels (an image): the output's statistics follow from the small covariance of the
-    patches, wᵀ Cov w, so that normalization becomes a change of the weights and the largest
-    activation of the network is passed over once.
+    Each channel is normalized over the batch of its own lane. Rows of `weight` run over (tap row,
+    tap column, input channel). There is no bias, as batch norm would remove it.
+
+    With few input channels (an image), the statistics of the output follow from the small
+    covariance of the patches, wᵀ Cov w. Normalization then becomes a change of the weights, and the
+    largest activation of the network is passed over only once.
     """
     scale, shift = scale.unsqueeze(-2), shift.unsqueeze(-2)
     if weight.shape[-2] < weight.shape[-1]:
@@ -73,13 +72,15 @@ def _product_relu(x: Tensor, weight: Tensor, shift: Tensor) -> Tensor:
 
 
 def _per_lane(channelwise: Tensor, x: Tensor) -> Tensor:
-    """Return a (1, channels) row for every lane of x, as the C loops want it."""
+    """Return a (1, channels) row for every lane of x, as the C loops expect it."""
     return channelwise.expand(*x.shape[:-2], 1, x.shape[-1]).contiguous()
 
 
 def max_pool(x: Float[Tensor, "*lanes batch height width channels"]) -> Tensor:
-    """Take the 2 x 2 maximum with stride 2 and "same" padding (one row or column of -inf after an
-    odd size)."""
+    """Return the 2 x 2 maximum with stride 2 and "same" padding.
+
+    An odd size is padded at its end with one row or column of -inf.
+    """
     height, width = x.shape[-3:-1]
     x = F.pad(x, (0, 0, 0, width % 2, 0, height % 2), value=-torch.inf)
     return x.unflatten(-2, (-1, 2)).unflatten(-4, (-1, 2)).amax((-4, -2))

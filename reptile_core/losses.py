@@ -1,5 +1,7 @@
-"""The classification loss of a minibatch as a function of phi, and its derivatives by hand where
-these can be had."""
+"""The classification loss of a minibatch as a function of phi, and its derivatives by hand.
+
+The latter exist only for some networks; see `CrossEntropy.gradient`.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +21,11 @@ from reptile_core.points import Point, Value, take
 
 @dataclass(frozen=True)
 class Minibatch:
-    """Inputs and labels of one gradient: x (*lanes, batch, …), y (*lanes, batch) with classes 0 …
-    n_way-1."""
+    """Inputs and labels of one gradient.
+
+    x: (*lanes, batch, …).
+    y: (*lanes, batch), classes 0 … n_way-1.
+    """
 
     x: Tensor
     y: Int[Tensor, "*lanes batch"]
@@ -28,10 +33,10 @@ class Minibatch:
 
 @dataclass(frozen=True)
 class CrossEntropy:
-    """The classification loss of a minibatch as a function of phi, one number a lane.
+    """The classification loss of a minibatch as a function of phi, one number per lane.
 
-    reduction: "sum", as the authors' code minimizes it (0.003 on the sum of 25 is 0.075 on the
-    mean), or "mean".
+    reduction: "sum", as the authors' code minimizes it, or "mean". A learning rate of 0.003 on the
+        sum of 25 examples is one of 0.075 on the mean.
     """
 
     network: Network
@@ -58,8 +63,10 @@ class CrossEntropy:
     def gradient(
         self, phi: Float[Tensor, "*lanes P"], batch: Minibatch
     ) -> Float[Tensor, "*lanes P"] | None:
-        """Take L'(phi) by hand, where it can be had: one lane of such blocks, on a CPU with the C
-        loops. Else None."""
+        """Return L'(phi) by hand, or None where this is not possible.
+
+        It takes one lane of a network with such blocks, on a CPU with the C loops.
+        """
         make, key = self._make(phi, batch), self._key(phi, batch)
         if make is None:
             return None
@@ -68,8 +75,10 @@ class CrossEntropy:
         return self._prepared[key](phi, batch.x, batch.y)
 
     def point(self, phi: Float[Tensor, "*lanes P"], batch: Minibatch) -> Point | None:
-        """Take the loss at phi by hand, with its higher derivatives, where `gradient` can be had
-        too."""
+        """Return the loss at phi by hand with its higher derivatives, or None where not possible.
+
+        The conditions are those of `gradient`.
+        """
         make = self._make(phi, batch)
         if make is None:
             return None
@@ -77,7 +86,10 @@ class CrossEntropy:
         return Point(by_hand, lambda point: self(point, batch), phi, batch.x, batch.y)
 
     def _make(self, phi: Tensor, batch: Minibatch) -> Callable[[], GradientByHand] | None:
-        """Say how to make what differentiates by hand, if this can be had."""
+        """Return a function that makes the buffers to differentiate by hand, or None.
+
+        None where differentiating by hand is not possible.
+        """
         self._check(batch)
         blocks, count = self.network.blocks, batch.y.shape[-1]
         one_lane = phi.numel() == self.network.n_parameters and batch.y.numel() == count
@@ -94,8 +106,7 @@ class CrossEntropy:
         )
 
     def _check(self, batch: Minibatch) -> None:
-        """Raise ValueError where the inputs of a minibatch are not shaped as the network takes
-        them."""
+        """Raise ValueError where inputs of a minibatch are not shaped as the network takes them."""
         takes, lanes = self.network.takes, batch.y.ndim - 1
         if takes is None:
             return
@@ -103,5 +114,8 @@ class CrossEntropy:
         check_shape(takes, tuple(batch.x.shape[1 + (0 if without else lanes) :]), self.network.name)
 
     def _key(self, phi: Tensor, batch: Minibatch) -> tuple:
-        """Name what has buffers of its own: a thread too, as they are written into."""
+        """Return the key of a set of buffers.
+
+        A thread has its own set, as the buffers are written into.
+        """
         return batch.y.shape[-1], phi.dtype, get_ident()

@@ -1,9 +1,9 @@
-"""Update directions of the outer loop: Reptile, FOMAML, any sum of inner steps, and MAML with its
-second derivatives.
+"""Update directions of the outer loop: Reptile, FOMAML, any sum of inner steps, and MAML.
 
-All directions are displacements: under SGD phi_i - phi_{i+1} = alpha g_i, so that Reptile's phi_1 -
-phi_{k+1} is alpha (g_1 + … + g_k), FOMAML's alpha g_k and MAML's alpha g_MAML, and one outer step
-size serves them all. The authors' code does the same under Adam, where a step is not its gradient.
+MAML's direction has its second derivatives. All directions are displacements. Under SGD, the step
+phi_i - phi_{i+1} is alpha g_i. So Reptile's phi_1 - phi_{k+1} is alpha (g_1 + … + g_k), FOMAML's
+direction is alpha g_k and MAML's is alpha g_MAML. One outer step size serves them all. The authors'
+code does the same under Adam, where a step is not its gradient.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,8 +28,10 @@ from reptile_core.losses import Minibatch
 
 @dataclass(frozen=True)
 class Variant:
-    """A sum w_1 g_1 + … + w_k g_k by its weights and the name it has in the figures (LaTeX, without
-    dollars)."""
+    """A sum w_1 g_1 + … + w_k g_k, given by its weights.
+
+    label: its name in the figures, in LaTeX without dollars.
+    """
 
     name: str
     weights: tuple[float, ...]
@@ -41,8 +43,7 @@ class Variant:
 
     @property
     def kind(self) -> str:
-        """What it is among its fellows of the same k: "joint" (k = 1), "sum", "average", "last", or
-        "other"."""
+        """The kind among variants of one k: "joint" (k = 1), "sum", "average", "last", "other"."""
         if self.k == 1:
             return "joint"
         kinds = {"sum": sum_of(self.k), "average": average(self.k), "last": last(self.k)}
@@ -69,13 +70,15 @@ def last(k: int) -> Variant:
 
 
 def own(name: str, weights: Sequence[float]) -> Variant:
-    """Return a sum of one's own, w_1 g_1 + … + w_k g_k, by its name."""
+    """Return your own sum w_1 g_1 + … + w_k g_k, under a name."""
     return Variant(name, tuple(map(float, weights)), rf"\mathrm{{{name.replace(' ', '~')}}}")
 
 
 def figure_3(k_max: int = 4) -> tuple[Variant, ...]:
-    """Return the paper's ten variants for k_max = 4: g_1, and for each further k the sum, its
-    average, the last gradient."""
+    """Return g_1 and, for each further k, the sum, its average and the last gradient.
+
+    With k_max = 4 these are the ten variants of the paper's figure 3.
+    """
     if k_max < 1:
         raise ValueError(f"k_max: expected at least 1 inner step, found {k_max}")
     each = product(range(2, k_max + 1), (sum_of, average, last))
@@ -90,10 +93,9 @@ def weighted_sum(
     weights: Sequence[float | Float[Tensor, "lanes 1"]],
     state: State | None = None,
 ) -> tuple[Phi, State]:
-    """Return sum_i w_i (phi_i - phi_{i+1}), alpha sum_i w_i g_i under SGD, and the optimizer's
-    state after the task.
+    """Return sum_i w_i (phi_i - phi_{i+1}), and the optimizer's state after the task.
 
-    A weight is a number, or one for each lane.
+    Under SGD the sum is alpha sum_i w_i g_i. A weight is a number, or one for each lane.
     """
     if len(weights) != len(minibatches):
         raise ValueError(
@@ -119,11 +121,12 @@ def maml(
     optimizer: InnerOptimizer,
     state: State | None = None,
 ) -> tuple[Phi, State]:
-    """Take alpha d/dphi_1 L_k(phi_k), and the optimizer's state after the k - 1 inner steps.
+    """Return alpha d/dphi_1 L_k(phi_k), and the optimizer's state after the k - 1 inner steps.
 
-    From g_k back through one step after the other, under SGD v <- v - alpha L_j''(phi_j) v: of the
-    steps before it only phi_j, g_j and the state are kept, so that memory does not grow with k but
-    for these. The state that comes in from earlier tasks is a constant of the derivative.
+    The derivative goes from g_k back through one step after the other. Under SGD, a step back is v
+    <- v - alpha L_j''(phi_j) v. Of each earlier step only phi_j, g_j and the state are kept; apart
+    from these, memory does not grow with k. The state that comes in from earlier tasks is a
+    constant of the derivative.
     """
     state, steps = optimizer.start(phi) if state is None else state, []
     for batch in minibatches[:-1]:
@@ -159,7 +162,7 @@ def _begin(loss: Loss, phi: Phi, batch: Minibatch, state: State) -> _Begun:
 def _back_through(
     optimizer: InnerOptimizer, step: _Begun, v: Phi, along_state: State
 ) -> tuple[Phi, State]:
-    """Turn a gradient in what a step gives, phi and state, into that in what it starts from."""
+    """Turn the gradient in a step's results, phi and state, into the gradient in its inputs."""
     inputs = [part.detach().requires_grad_() for part in (step.phi, step.gradient, *step.state)]
     with torch.enable_grad():
         after, state = optimizer.step(inputs[0], inputs[1], tuple(inputs[2:]))

@@ -1,10 +1,9 @@
-"""The paper's networks as pure functions of (parameters, inputs), written once for training and
-analysis.
+"""The paper's networks as pure functions of (parameters, inputs), for training and analysis.
 
-Parameters are one flat vector phi with leading lanes, (*lanes, P): an SGD step, a meta-update or a
+Parameters are one flat vector phi with leading lanes, (*lanes, P). An SGD step, a meta-update or a
 Taylor term is then one line of vector arithmetic, and theory code never sees a network. A lane is
-an independent copy of everything (a task of a meta-batch, a seed, a variant); phi and inputs may
-have the same lanes, or either of them none.
+an independent copy of everything: a task of a meta-batch, a seed, a variant. phi and inputs have
+the same lanes, or one of the two has none.
 """
 
 from collections.abc import Callable
@@ -33,10 +32,10 @@ Parameters = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Network:
-    """A function of (phi, x) with the names and shapes of what phi holds, in order.
+    """A function of (phi, x), with the names and shapes of the parameters in phi, in order.
 
-    blocks: what `gradients` has to know of it, if it is such as can be differentiated by hand.
-    takes: the shape of one input, None where it is not checked.
+    blocks: what `gradients` needs to differentiate it by hand; None where that is not possible.
+    takes: shape of one input; None where it is not checked.
     """
 
     name: str
@@ -47,24 +46,26 @@ class Network:
 
     @staticmethod
     def of(module: nn.Module, takes: tuple[int, ...], name: str | None = None) -> "OwnNetwork":
-        """Return a network of a module of one's own, to be the `network` of a Run.
+        """Return a network made from your own module, to be the `network` of a Run.
 
-        module: from x (batch, *takes) to logits (batch, n_way); it is copied, and phi starts at its
+        module: maps x (batch, *takes) to logits (batch, n_way). It is copied, and phi starts at its
             parameters that require a gradient. Batch norm in training mode uses the batch at hand,
-            as the paper's networks do.
-        takes: the shape of one input, such as (1, 28, 28).
-        name: what stands in errors and in the run's key; by default that of the module's type.
+            as in the paper's networks.
+        takes: shape of one input, such as (1, 28, 28).
+        name: appears in errors and in the run's key; by default the name of the module's type.
 
-        Raises ValueError or TypeError where the module is no function of parameters and inputs,
+        Raises ValueError or TypeError where the module is not a function of parameters and inputs,
         such as with dropout.
         """
-        from reptile_core.own_network import of_module  # which builds on this module
+        from reptile_core.own_network import of_module  # here, as it imports this module
 
         return of_module(module, takes, name)
 
     def check(self, x: Tensor) -> None:
-        """Raise ValueError where x (*lanes, batch, *takes) has another shape than the network
-        takes."""
+        """Raise ValueError where x has another shape than the network takes.
+
+        x: (*lanes, batch, *takes).
+        """
         if self.takes is not None and tuple(x.shape[-len(self.takes) :]) != self.takes:
             check_shape(self.takes, tuple(x.shape[-len(self.takes) :]), self.name)
 
@@ -79,7 +80,10 @@ class Network:
         return self.function(self.unflatten(phi), x)
 
     def unflatten(self, phi: Float[Tensor, "*lanes P"]) -> Parameters:
-        """Return views into phi by name. One split, whose derivative is one concatenation."""
+        """Return views into phi by name.
+
+        They come from one split, whose derivative is one concatenation.
+        """
         if phi.shape[-1] != self.n_parameters:
             raise ValueError(
                 f"phi: expected {self.n_parameters} parameters for {self.name}, found "
@@ -92,11 +96,10 @@ class Network:
         }
 
     def initialize(self, seed: int, *, dtype: torch.dtype = torch.float32) -> Float[Tensor, " P"]:
-        """Return Glorot-uniform weights, zero shifts and unit scales (TensorFlow's defaults, which
-        the authors used).
+        """Return Glorot-uniform weights, zero shifts and unit scales.
 
-        Drawn on the CPU from the counter-based generator, so that every device starts from the same
-        bits.
+        These are TensorFlow's defaults, which the authors used. They are drawn on the CPU from the
+        counter-based generator, so that every device starts from the same bits.
         """
         draws = philox.uniform(seed, philox.Purpose.INITIALIZATION, self.n_parameters)
         parts = []
@@ -116,8 +119,10 @@ class Network:
 def _convolutional(
     name: str, *, n_way: int, size: int, channels: int, filters: int, activation: str, pool: bool
 ) -> Network:
-    """Return four blocks of convolution and batch norm, then a linear layer; each halves the size,
-    by stride or by pooling."""
+    """Return a network of four blocks of convolution and batch norm, then a linear layer.
+
+    Each block halves the size, by stride or by pooling.
+    """
     if n_way < 2:
         raise ValueError(f"n_way: expected at least 2 classes, found {n_way}")
     act, side = _activation(activation), size
@@ -144,7 +149,7 @@ def _convolutional(
                 x = convolution_batch_norm(x, weight, scale, shift, stride=2, activation=act)
         return x.flatten(-3) @ p["linear.weight"] + p["linear.bias"].unsqueeze(-2)
 
-    # Pooled after the activation, a smooth one could round different inputs to equal maxima
+    # Where pooling follows it, a smooth activation could round different inputs to equal maxima.
     by_hand = (
         (act is F.relu or not pool)
         and native.supports_channels(filters)
@@ -156,8 +161,10 @@ def _convolutional(
 
 
 def omniglot(n_way: int, *, activation: str = "relu") -> Network:
-    """Return the paper's Omniglot network: x (*lanes, batch, 28, 28) in [0, 1] -> logits (*lanes,
-    batch, n_way)."""
+    """Return the paper's Omniglot network.
+
+    It maps x (*lanes, batch, 28, 28) in [0, 1] to logits (*lanes, batch, n_way).
+    """
     return _convolutional(
         "omniglot", n_way=n_way, size=28, channels=1, filters=64, activation=activation, pool=False
     )
@@ -166,8 +173,10 @@ def omniglot(n_way: int, *, activation: str = "relu") -> Network:
 def mini_imagenet(
     n_way: int, *, size: int = 84, filters: int = 32, activation: str = "relu"
 ) -> Network:
-    """Return the paper's Mini-ImageNet network: x (*lanes, batch, size, size, 3) -> logits (*lanes,
-    batch, n_way)."""
+    """Return the paper's Mini-ImageNet network.
+
+    It maps x (*lanes, batch, size, size, 3) to logits (*lanes, batch, n_way).
+    """
     return _convolutional(
         "mini_imagenet",
         n_way=n_way,
@@ -180,11 +189,10 @@ def mini_imagenet(
 
 
 def mlp(widths: tuple[int, ...] = (1, 64, 64, 1), *, activation: str = "tanh") -> Network:
-    """Return a fully connected network, by default the sine one: x (*lanes, batch, widths[0]) ->
-    (*lanes, batch, widths[-1]).
+    """Return a fully connected network, by default the one for sine waves.
 
-    The paper says ReLU for the sine waves, the authors' published script uses tanh; both are an
-    option here.
+    It maps x (*lanes, batch, widths[0]) to (*lanes, batch, widths[-1]). The paper says ReLU for the
+    sine waves, but the authors' published script uses tanh. Both are an option here.
     """
     if len(widths) < 2 or min(widths) < 1:
         raise ValueError(f"widths: expected at least two positive widths, found {widths}")
@@ -204,8 +212,10 @@ def mlp(widths: tuple[int, ...] = (1, 64, 64, 1), *, activation: str = "tanh") -
 
 
 def check_shape(takes: tuple[int, ...], found: tuple[int, ...], name: str) -> None:
-    """Raise ValueError where images have another shape than a network takes, with the way from one
-    to the other."""
+    """Raise ValueError where images have another shape than a network takes.
+
+    The message says how to get from one shape to the other, where it is known.
+    """
     if found == takes:
         return
     if len(takes) == 3 and found == (takes[-1], *takes[:-1]):

@@ -1,8 +1,8 @@
-"""Batch norm, which always normalizes with the batch at hand, as the authors do: every derivative
-of every order.
+"""Batch norm with derivatives of every order, always with the statistics of the batch at hand.
 
-Its Jacobian is a symmetric matrix, so that one formula serves forward and reverse mode. (torch's
-own gives wrong second derivatives under reverse-over-forward.)
+This is how the authors use it. The Jacobian is a symmetric matrix, so that one formula serves
+forward and reverse mode. (torch's own batch norm gives wrong second derivatives under reverse mode
+over forward mode.)
 """
 
 from typing import Any
@@ -15,18 +15,20 @@ BATCH_NORM_EPS = 1e-3  # TensorFlow's default, which the authors used; PyTorch's
 
 
 def project(u: Tensor, normalized: Tensor, rstd: Tensor) -> Tensor:
-    """Return J u for J = rstd (I - 1 1ᵀ/N - x̂ x̂ᵀ/N), the symmetric Jacobian of normalization over
-    N samples (axis -2)."""
+    """Return J u, with J the symmetric Jacobian of normalization over N samples (axis -2).
+
+    J = rstd (I - 1 1ᵀ/N - x̂ x̂ᵀ/N).
+    """
     constant, along = u.mean(-2, keepdim=True), (u * normalized).mean(-2, keepdim=True)
     return torch.addcmul(torch.addcmul(-rstd * constant, u, rstd), normalized, -rstd * along)
 
 
 class Normalize(Function):
-    """x̂ = (x - mean) · rstd and rstd = (variance + eps)^(-1/2) over axis -2, the (biased)
-    statistics of the batch.
+    """Normalization over axis -2, with the (biased) statistics of the batch.
 
-    rstd is an output too, not only kept: derivatives of the formulas below then reach x through it,
-    so that they may be differentiated again to any order.
+    Its outputs are x̂ = (x - mean) · rstd and rstd = (variance + eps)^(-1/2). rstd is an output
+    too, not only kept: derivatives of the formulas below then reach x through it. So they can be
+    differentiated again to any order.
     """
 
     @staticmethod
@@ -57,7 +59,7 @@ class Normalize(Function):
     def jvp(ctx: Any, *tangents: Any) -> tuple[Tensor, Tensor]:
         normalized, rstd = ctx.saved_tensors
         tangent = tangents[0]
-        # torch runs this with forward mode switched off, and a forward mode around this one would
+        # torch runs this with forward mode switched off. A forward mode around this one would then
         # lose its tangent.
         with torch.autograd.forward_ad._set_fwd_grad_enabled(True):
             from_x = project(tangent, normalized, rstd)

@@ -1,8 +1,8 @@
-"""A `torch.nn.Module` as a network of the core: a function of (phi, x), with lanes, that no call
-changes.
+"""A `torch.nn.Module` as a network of the core: a function of (phi, x), with lanes.
 
-The module is copied. Batch norm in training mode uses the statistics of the batch at hand, in
-training as in evaluation, as the paper's networks do; its running statistics are dropped.
+The module is copied, and no call changes it. Batch norm in training mode uses the statistics of
+the batch at hand, in training as in evaluation, as in the paper's networks. Its running
+statistics are dropped.
 """
 
 import copy
@@ -23,19 +23,23 @@ from torch.nn.parameter import is_lazy
 from reptile_core import native
 from reptile_core.networks import Network
 
-EVALUATIONS = 20  # to find noise: that of one call in two is missed once in 500,000 times
+EVALUATIONS = 20  # to find noise: noise in one call of two is missed once in 500,000 times
 CLOSE = 1e-3  # relative; far above round-off in float32, far below what another function gives
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class OwnNetwork(Network):
-    """A module as a network. phi starts at the module's own parameters, whatever the seed of a run.
+    """A module as a network.
 
-    outputs: numbers per input, the n_way of its tasks. identity: a digest of the module's text,
-    parameters and buffers, which stands for it in a run's key; it does not see the code of a
-    forward method, for which `name` can be changed. numbers: what its layers give for one input, to
-    estimate memory. together: whether lanes go through one vmap. channels_last: whether it takes
-    images whose channels are last in memory, which a CPU convolves a third faster.
+    phi starts at the module's own parameters, whatever the seed of a run.
+
+    outputs: numbers per input, the n_way of its tasks.
+    identity: digest of the module's text, parameters and buffers, which stands for it in a run's
+        key. It does not see the code of a forward method; change `name` where that changes.
+    numbers: how many numbers its layers give for one input, to estimate memory.
+    together: whether lanes go through one vmap.
+    channels_last: whether it takes images whose channels are last in memory, which a CPU convolves
+        a third faster.
     """
 
     module: nn.Module
@@ -62,21 +66,20 @@ class OwnNetwork(Network):
         self.check(x)
         assert self.takes is not None
         inner = x.ndim - 1 - len(self.takes)
+        of_lane = x.shape[inner:]
         lanes = torch.broadcast_shapes(phi.shape[:-1], x.shape[:inner])
         count = lanes.numel()
         points = phi.expand(*lanes, -1).reshape(count, -1) if phi.ndim > 1 else None
-        inputs = (
-            x.expand(*lanes, *x.shape[inner:]).reshape(count, *x.shape[inner:]) if inner else None
-        )
+        inputs = x.expand(*lanes, *of_lane).reshape(count, *of_lane) if inner else None
         if count == 1:
-            one = self._alone(phi.reshape(-1), x.reshape(x.shape[inner:]))
+            one = self._alone(phi.reshape(-1), x.reshape(of_lane))
             return one.reshape(*lanes, *one.shape)
         dims = (None if points is None else 0, None if inputs is None else 0)
         given = (phi if points is None else points, x if inputs is None else inputs)
-        of_lanes = (
-            vmap(self._one, dims) if self.together else partial(self._one_by_one, dims, count)
-        )
-        found = of_lanes(*given)
+        if self.together:
+            found = vmap(self._one, dims)(*given)
+        else:
+            found = self._one_by_one(dims, count, *given)
         return found.reshape(*lanes, *found.shape[1:])
 
     def initialize(self, seed: int, *, dtype: torch.dtype = torch.float32) -> Float[Tensor, " P"]:
@@ -115,8 +118,10 @@ class OwnNetwork(Network):
         return torch.stack(found)
 
     def _on(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        """Return the copy for a device, a dtype and a thread, as a call exchanges the copy's
-        parameters."""
+        """Return the copy of the module for a device, a dtype and the current thread.
+
+        A thread needs its own copy, as a call exchanges the copy's parameters.
+        """
         key = device, dtype, get_ident()
         if key not in self._copies:
             self._copies[key] = copy.deepcopy(self.module).to(device, dtype)
@@ -124,8 +129,10 @@ class OwnNetwork(Network):
 
 
 def of_module(module: nn.Module, takes: tuple[int, ...], name: str | None = None) -> OwnNetwork:
-    """Return a module as a network; see `Network.of`. ValueError or TypeError where it is no
-    function of (phi, x)."""
+    """Return a module as a network; see `Network.of`.
+
+    Raises ValueError or TypeError where it is not a function of (phi, x).
+    """
     if not isinstance(module, nn.Module):
         raise TypeError(f"module: expected a torch.nn.Module, found {type(module).__name__}")
     takes = tuple(takes)
@@ -149,7 +156,7 @@ def of_module(module: nn.Module, takes: tuple[int, ...], name: str | None = None
     network = OwnNetwork(
         name=name or type(module).__name__,
         shapes=shapes,
-        # Which goes to worker processes, as a closure does not.
+        # A partial can be sent to worker processes, a closure cannot.
         function=partial(functional_call, module),
         takes=takes,
         module=module,
@@ -175,7 +182,7 @@ def _without_running_statistics(module: nn.Module) -> nn.Module:
 
 
 def _outputs(module: nn.Module, x: Tensor) -> tuple[int, int]:
-    """Return how many numbers a module gives for an input, and how many all its layers do."""
+    """Return how many numbers a module gives for one input, and how many all its layers give."""
     numbers = 0
 
     def add(_: nn.Module, __: Any, result: Any) -> None:
@@ -237,8 +244,10 @@ def _check_state(module: nn.Module, kept: dict[str, Tensor]) -> None:
 
 
 def _check_parameters(network: OwnNetwork, x: Tensor) -> None:
-    """Refuse a module that reaches its parameters past its attributes: it would not see phi, or not
-    all of it."""
+    """Raise ValueError where a module reaches its parameters other than by its attributes.
+
+    Such a module would not see phi, or not all of it.
+    """
     parameters = network.unflatten(_flat(network.module))
     values = {key: value.detach().requires_grad_() for key, value in parameters.items()}
     total = functional_call(network.module, values, (x,)).sum()
@@ -276,8 +285,10 @@ def _goes_together(network: OwnNetwork, x: Tensor) -> bool:
 
 
 def _goes_with_channels_last(network: OwnNetwork, x: Tensor) -> bool:
-    """Return whether images may have their channels last in memory: a module that takes views of
-    them may not."""
+    """Return whether images may have their channels last in memory.
+
+    A module that takes views of its images may not support that.
+    """
     if x.ndim != 4 or not any(isinstance(layer, nn.Conv2d) for layer in network.module.modules()):
         return False
     phi = _flat(network.module)
@@ -287,8 +298,10 @@ def _goes_with_channels_last(network: OwnNetwork, x: Tensor) -> bool:
 
 
 def _attempt(call: Callable[[], Tensor]) -> Tensor | None:
-    """Return the result, or None where torch cannot do it: vmap and functional_call raise errors of
-    many kinds."""
+    """Return the result of a call, or None where torch cannot compute it.
+
+    vmap and functional_call raise errors of many kinds.
+    """
     try:
         return call()
     except Exception:

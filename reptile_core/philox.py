@@ -1,10 +1,9 @@
-"""Counter-based random numbers: Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as
-easy as 1, 2, 3").
+"""Counter-based random numbers: Philox-4x32-10.
 
-A number is a pure function of its address (seed, purpose, iteration, task, index). Nothing is
-carried from one draw to the next, so any device, any number of workers and any resumed run meets
-the same tasks, in whatever order it asks. Written with integer tensor operations only, which are
-exact on every device.
+The reference is Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3". A number is a
+pure function of its address (seed, purpose, iteration, task, index). Nothing is carried from one
+draw to the next. So any device, any number of workers and any resumed run get the same tasks, in
+whatever order they ask. Only integer tensor operations are used, which are exact on every device.
 """
 
 from enum import IntEnum
@@ -20,7 +19,7 @@ MASK = 0xFFFFFFFF
 
 
 class Purpose(IntEnum):
-    """What a stream of numbers is for: streams of different purpose never share a number."""
+    """The purpose of a stream of numbers; streams of different purposes never share a number."""
 
     TRAINING = 0
     EVALUATION = 1
@@ -30,8 +29,10 @@ class Purpose(IntEnum):
 
 
 def _multiply(a: int, b: Int[Tensor, "*n"]) -> tuple[Int[Tensor, "*n"], Int[Tensor, "*n"]]:
-    """Return the high and low 32 bits of a·b, in 16-bit halves: the full product could overflow a
-    signed 64-bit integer."""
+    """Return the high and low 32 bits of a·b.
+
+    It multiplies 16-bit halves, as the full product could overflow a signed 64-bit integer.
+    """
     low, high = a * (b & 0xFFFF), a * (b >> 16)
     return (high + (low >> 16)) >> 16, (low + ((high & 0xFFFF) << 16)) & MASK
 
@@ -39,8 +40,11 @@ def _multiply(a: int, b: Int[Tensor, "*n"]) -> tuple[Int[Tensor, "*n"], Int[Tens
 def philox(
     key: tuple[int | Tensor, int | Tensor], counter: Int[Tensor, "*n 4"]
 ) -> Int[Tensor, "*n 4"]:
-    """Encrypt 128-bit counters (four words in [0, 2^32)), all under a 64-bit key or each its own,
-    into random bits."""
+    """Encrypt 128-bit counters into random bits.
+
+    key: 64 bits in two words, one key for all counters or one for each.
+    counter: four words in [0, 2^32) each.
+    """
     c0, c1, c2, c3 = counter.unbind(-1)
     k0, k1 = key
     for _ in range(ROUNDS):
@@ -59,8 +63,11 @@ def bits(
     iteration: Int[Tensor, "*n"] | int = 0,
     task: Int[Tensor, "*n"] | int = 0,
 ) -> Int[Tensor, "*n count"]:
-    """Return `count` random integers in [0, 2^32) at addresses (iteration, task), both in [0,
-    2^32), of a seed or of many."""
+    """Return `count` random integers in [0, 2^32) at each address (iteration, task).
+
+    seed: one for all addresses, or one for each.
+    iteration, task: in [0, 2^32).
+    """
     address = torch.as_tensor(iteration), torch.as_tensor(task)
     if isinstance(seed, Tensor):
         iterations, tasks, seeds = torch.broadcast_tensors(*address, seed)
@@ -82,24 +89,27 @@ def uniform(
     iteration: Int[Tensor, "*n"] | int = 0,
     task: Int[Tensor, "*n"] | int = 0,
 ) -> Float[Tensor, "*n count"]:
-    """Return `count` float64 numbers in the open interval (0, 1) at each address: bin centres of
-    width 2^-32."""
+    """Return `count` float64 numbers in the open interval (0, 1) at each address.
+
+    They are the centres of bins of width 2^-32.
+    """
     return (bits(seed, purpose, count, iteration=iteration, task=task).double() + 0.5) * 2.0**-32
 
 
 def permutations(keys: Int[Tensor, "*n m"]) -> Int[Tensor, "*n m"]:
-    """Return a uniformly random order of 0 … m-1 for each row of random bits (a tie, one in 2^32,
-    keeps index order)."""
+    """Return a uniformly random order of 0 … m-1 for each row of random bits.
+
+    A tie, one in 2^32, keeps the order of the indices.
+    """
     return torch.sort(keys, dim=-1, stable=True).indices
 
 
 def distinct(keys: Int[Tensor, "*n m"], population: int) -> Int[Tensor, "*n m"]:
-    """Return m distinct integers of [0, population) for each row of random bits, every ordered
-    choice equally likely.
+    """Return m distinct integers of [0, population) for each row of random bits.
 
-    Draw r_i from [0, population - i), then step over what was taken before: with the earlier picks
-    in rising order, each pick at or below the value moves it up by one. O(m²) and independent of
-    the population.
+    Every ordered choice is equally likely. It draws r_i from [0, population - i), then steps over
+    the earlier picks. With these in rising order, each pick at or below the value moves it up by
+    one. The cost is O(m²), independent of the population.
     """
     if not 0 <= keys.shape[-1] <= population:
         raise ValueError(

@@ -1,5 +1,4 @@
-"""The loss of a minibatch at one phi, by hand, as a function that autograd may differentiate again
-and again.
+"""The loss of a minibatch at one phi, by hand, for autograd to differentiate again and again.
 
 Autograd would walk through a long graph. Here each derivative along directions, up to the third, is
 one node, which `gradients` computes from the point alone. Beyond the third, torch.func goes on with
@@ -23,11 +22,11 @@ Vector = Float[Tensor, "*one P"]
 
 
 class Point:
-    """A loss at phi on the minibatch (x, y): its value, its gradient, and products with its higher
-    derivatives.
+    """A loss at phi on the minibatch (x, y): value, gradient, and products with higher derivatives.
 
-    loss: the same as a function of phi in tensor code. Buffers that another point has taken since
-    are filled again.
+    loss: the same loss as a function of phi, in tensor code.
+
+    Where another point has since taken the buffers, they are filled again.
     """
 
     def __init__(
@@ -43,12 +42,14 @@ class Point:
         self.value = by_hand.value()
 
     def product(self, v: Vector) -> Vector:
-        """Take L''(phi) v."""
+        """Return L''(phi) v."""
         return self._coefficients(v, 1)[0]
 
     def third(self, u: Vector, v: Vector) -> Vector:
-        """Take L'''(phi)[u, v]: where the two differ, by (u + v)^2 - (u - v)^2 = 4 u v, each made
-        of length 1 first."""
+        """Return L'''(phi)[u, v].
+
+        Where u and v differ, both are scaled to length 1 and (u + v)^2 - (u - v)^2 = 4 u v is used.
+        """
         if torch.equal(u, v):
             return 2 * self._coefficients(v, 2)[1]
         lengths = u.norm() * v.norm()
@@ -69,7 +70,7 @@ class Point:
 
 
 def take(held: list[GradientByHand], make: Callable[[], GradientByHand]) -> GradientByHand:
-    """Take buffers that no point needs, or new ones, or from HELD on those taken first."""
+    """Return buffers that no point needs, or new ones, or those taken first once there are HELD."""
     free = next((one for one in held if one.holder is None or one.holder() is None), None)
     if free is None:
         free = held[0] if len(held) == HELD else make()
@@ -148,5 +149,5 @@ class Third(Function):
 
 
 def along(f: Callable[[Tensor], Tensor], direction: Tensor) -> Callable[[Tensor], Tensor]:
-    """Take the derivative of f in this direction, as a function."""
+    """Return the derivative of f in this direction, as a function."""
     return lambda x: jvp(f, (x,), (direction,))[1]

@@ -9,7 +9,9 @@ def same_size(size: int, stride: int) -> int:
 
 
 def same_padding(size: int, stride: int, window: int = KERNEL) -> tuple[int, int]:
-    """Return the zeros that "same" puts before and after: the odd one goes after, hence (0, 1) on
-    even sizes at stride 2."""
+    """Return the zeros that "same" pads before and after.
+
+    The odd one goes after, hence (0, 1) on even sizes at stride 2.
+    """
     total = max((same_size(size, stride) - 1) * stride + window - size, 0)
     return total // 2, total - total // 2

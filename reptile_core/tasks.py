@@ -1,9 +1,8 @@
-"""The task stream: which images make up each minibatch of each task, as a pure function of (seed,
-iteration, task).
+"""The task stream: which images are in each minibatch of each task.
 
-A task is n_way classes with some shots of each, cut into k minibatches as in the authors' code.
-What comes out are indices, drawn for many tasks at once; the images they point at may be on any
-device.
+It is a pure function of (seed, iteration, task). A task is n_way classes with some shots of each,
+cut into k minibatches as in the authors' code. The results are indices, drawn for many tasks at
+once. The images that they point at may be on any device.
 """
 
 from collections.abc import Iterator
@@ -29,10 +28,11 @@ class Sampling:
 
     shots: examples per class that the inner loop learns from.
     batch, steps: size and number k of its minibatches.
-    replacement: draw each minibatch afresh from the shots, without repeats inside it; else cycle
-        through reshuffled epochs, where a partial minibatch carries over into the next epoch.
-    tail_shots: examples per class set aside for the last minibatch (FOMAML's separate tail); 0 for
-        none.
+    replacement: True draws each minibatch from all the shots, without repeats inside it.
+        False cycles through reshuffled epochs, where a partial minibatch carries over into
+        the next epoch.
+    tail_shots: examples per class set aside for the last minibatch (FOMAML's separate tail);
+        0 for none.
     """
 
     n_way: int
@@ -64,7 +64,7 @@ class Sampling:
 
     @property
     def pool(self) -> int:
-        """Examples that the minibatches before the tail are drawn from."""
+        """The number of examples that the minibatches before the tail are drawn from."""
         return self.n_way * (self.shots - self.tail_shots)
 
 
@@ -84,8 +84,12 @@ class Examples:
 
 @dataclass(frozen=True)
 class Tasks:
-    """Tasks as indices: k minibatches to learn from, the support they are drawn from, and the test
-    examples."""
+    """Tasks as indices.
+
+    minibatches: the k minibatches to learn from.
+    support: the examples that these are drawn from.
+    test: the test examples.
+    """
 
     minibatches: tuple[Examples, ...]
     support: Examples
@@ -99,8 +103,7 @@ class Tasks:
 
 @dataclass(frozen=True)
 class ImagePool:
-    """Images by class, on the device that trains, and the numbers that go into the network: byte /
-    white.
+    """Images by class on the training device; the network gets byte / white.
 
     images: bytes, or numbers of any floating-point type; a NumPy array becomes a tensor.
     white: the byte that goes in as 1.0: 1 for drawings of ink and paper, 255 for photographs.
@@ -140,8 +143,10 @@ class ImagePool:
         return self.images.shape[1]
 
     def minibatch(self, examples: Examples) -> Minibatch:
-        """Gather images: index (*tasks, batch) -> x (*tasks, batch, *shape) in `dtype`, in
-        [0, 1]."""
+        """Return the images and labels of examples.
+
+        The index (*tasks, batch) becomes x (*tasks, batch, *shape) in `dtype`, in [0, 1].
+        """
         device = self.images.device
         x = self.images.flatten(0, 1)[examples.index.to(device)].to(self.dtype).div_(self.white)
         return Minibatch(x, examples.label.to(device))
@@ -156,8 +161,10 @@ class ImagePool:
         task: Int[Tensor, "*tasks"] | int,
         test_shots: int = 0,
     ) -> "Tasks":
-        """Draw `sample_tasks` from these classes and drawings; ValueError where they do not
-        suffice."""
+        """Draw `sample_tasks` from these classes and drawings.
+
+        Raises ValueError where they do not suffice.
+        """
         self.check(sampling, test_shots)
         return sample_tasks(
             sampling,
@@ -171,7 +178,7 @@ class ImagePool:
         )
 
     def check(self, sampling: Sampling, test_shots: int = 0) -> None:
-        """Check that there is enough here for such tasks; ValueError if not."""
+        """Raise ValueError where there are too few classes or drawings for such tasks."""
         if sampling.n_way > self.classes:
             raise ValueError(
                 f"n_way: expected at most the {self.classes} classes there are, found "
@@ -208,12 +215,11 @@ def sample_tasks(
     task: Int[Tensor, "*tasks"] | int,
     test_shots: int = 0,
 ) -> Tasks:
-    """Return the tasks at the addresses (iteration, task): the same whatever else is asked for, in
-    whatever order or place.
+    """Return the tasks at the addresses (iteration, task).
 
-    Every number a task needs comes from one stretch of the counter-based stream: n_way keys for its
-    classes, one per class and drawing for its examples, one per example and epoch (or minibatch)
-    for their order.
+    A task is the same whatever else is asked for, in whatever order or place. Every number that it
+    needs comes from one stretch of the counter-based stream: n_way keys for its classes, one per
+    class and drawing for its examples, one per example and epoch (or minibatch) for their order.
     """
     n, pool = sampling.n_way, sampling.pool
     body_steps = sampling.steps - bool(sampling.tail_shots)
@@ -254,10 +260,10 @@ def training_stream(
     meta_batch: int,
     device: torch.device | str = "cpu",
 ) -> Iterator[Tasks]:
-    """Yield for each iteration its meta-batch of tasks, shaped (meta_batch, …), or (meta_batch,
-    lanes, …) of many seeds.
+    """Yield the meta-batch of tasks of each iteration.
 
-    Drawn in blocks, and on the device where they are wanted, which changes no bit.
+    Its shape is (meta_batch, …), or (meta_batch, lanes, …) for many seeds. Tasks are drawn in
+    blocks, on the device where they are needed, which changes no bit.
     """
     lanes = [1] * seed.ndim if isinstance(seed, Tensor) else []
     task = torch.arange(meta_batch, device=device).view(-1, *lanes)

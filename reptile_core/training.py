@@ -1,8 +1,7 @@
-"""Meta-training: sample a task, run k steps of SGD on it, move the initialization towards the
-result; repeat.
+"""Meta-training: sample a task, run k steps of SGD on it, move phi towards the result, repeat.
 
-A run is described whole by a `Run` and is a pure function of it and of the data: its state can be
-written down after any iteration and taken up again, and every bit after that is the same.
+A `Run` describes a run completely: the outcome is a pure function of it and of the data. The state
+can be saved after any iteration and the run resumed from it. Every bit after that is the same.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +21,14 @@ from reptile_core.networks import Network, check_shape, mini_imagenet, omniglot
 from reptile_core.own_network import OwnNetwork
 from reptile_core.tasks import Examples, ImagePool, Sampling, training_stream
 
-# By the name that a Run has for it. CIFAR-FS, which is not in the paper, has Mini-ImageNet's
-# network at its own size and with as many filters as Omniglot's.
+# By name in a Run. CIFAR-FS is not in the paper: it has Mini-ImageNet's network at its own size and
+# with as many filters as Omniglot's.
 NETWORKS: dict[str, Callable[..., Network]] = {
     "omniglot": omniglot,
     "mini_imagenet": mini_imagenet,
     "cifar_fs": partial(mini_imagenet, size=32, filters=64),
 }
-# What each of them takes.
+# The shape of one input of each.
 IMAGES = {"omniglot": (28, 28), "mini_imagenet": (84, 84, 3), "cifar_fs": (32, 32, 3)}
 
 # torch's optimizers that need no more than the gradient of a vector.
@@ -51,10 +50,10 @@ OUTER_OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
 
 @dataclass(frozen=True)
 class Inner:
-    """The inner optimizer. `moments` says what becomes of Adam's second moments from task to task.
+    """The inner optimizer.
 
-    "kept": carried from each task into the next, as the authors do; "reset": every task starts
-    afresh.
+    moments: what happens to Adam's second moments from task to task. "kept" carries them from each
+        task into the next, as the authors do. "reset" starts every task with fresh ones.
     """
 
     optimizer: Literal["sgd", "adam"]
@@ -74,9 +73,11 @@ class Inner:
 
 @dataclass(frozen=True)
 class Outer:
-    """The outer step: phi <- phi - eps · direction with eps annealed linearly from `step` to
-    `final` ("plain"), or the direction handed to one of torch's optimizers ("adam", "rmsprop", …)
-    as a gradient, with eps as learning rate."""
+    """The outer step, with eps annealed linearly from `step` to `final`.
+
+    optimizer: "plain" is phi <- phi - eps · direction. The name of one of torch's optimizers
+        ("adam", "rmsprop", …) hands it the direction as a gradient, with eps as learning rate.
+    """
 
     step: float
     final: float = 0.0
@@ -93,10 +94,11 @@ class Outer:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that decides the outcome of one meta-training run, but for the data. How it is
-    evaluated does not.
+    """Everything that decides the outcome of one meta-training run, except the data.
 
-    network: one of NETWORKS by name, or a module of one's own as `Network.of` makes it.
+    How the run is evaluated does not decide it.
+
+    network: name of one of NETWORKS, or your own module as `Network.of` makes it.
     weights: w_1 … w_k of the direction sum w_i (phi_i - phi_{i+1}), or "maml".
     """
 
@@ -130,14 +132,14 @@ class Run:
                 f"weights: expected one per inner step ({self.sampling.steps}), found "
                 f"{len(self.weights)}"
             )
-        build_network(self)  # which names the activation if there is no such one
+        build_network(self)  # raises ValueError for an unknown activation
 
     @property
     def torch_dtype(self) -> torch.dtype:
         return torch.float64 if self.dtype == "float64" else torch.float32
 
     def record(self) -> dict[str, Any]:
-        """Return all of it as JSON has it, a network of one's own by its identity."""
+        """Return all fields as JSON can hold them, with your own network given by its identity."""
         parts = {part.name: getattr(self, part.name) for part in fields(self)}
         if isinstance(self.network, OwnNetwork):
             parts["network"] = self.network.identity
@@ -146,7 +148,7 @@ class Run:
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Where a run stands: all that the rest of it depends on."""
+    """The state of a run: everything that the rest of the run depends on."""
 
     iteration: int
     phi: Tensor
@@ -161,7 +163,10 @@ def build_network(run: Run) -> Network:
 
 
 def network_for(run: Run, pool: ImagePool) -> Network:
-    """Return the network of a run; ValueError where it does not take the images of a pool."""
+    """Return the network of a run.
+
+    Raises ValueError where it does not take the images of the pool.
+    """
     network = build_network(run)
     if network.takes is not None:
         check_shape(network.takes, tuple(pool.images.shape[2:]), network.name)
@@ -176,7 +181,7 @@ def start(run: Run, device: torch.device | str = "cpu") -> TrainingState:
 
 
 def train(run: Run, pool: ImagePool, state: TrainingState) -> Iterator[TrainingState]:
-    """Go on from `state` to the end of the run, yielding the state after every iteration."""
+    """Train from `state` to the end of the run, yielding the state after every iteration."""
     pool.check(run.sampling)
     loss = CrossEntropy(network_for(run, pool), reduction=run.inner.reduction)
     outer = OuterStep(run, state)
@@ -202,11 +207,13 @@ def meta_direction(
     inner: State | None,
     weights: Sequence[float | Tensor] | Literal["maml"],
 ) -> tuple[Phi, State | None]:
-    """Return the direction averaged over a meta-batch, task after task, and Adam's moments for the
-    next one.
+    """Return the direction averaged over a meta-batch, and Adam's moments for the next one.
 
-    minibatches: of each step, those of all tasks, indices (meta_batch, *lanes, batch). phi may have
-    lanes, and weights one number for each.
+    The tasks are run one after another.
+
+    minibatches: for each step, those of all tasks, as indices (meta_batch, *lanes, batch).
+    phi: may have lanes.
+    weights: may have one number for each lane.
     """
     optimizer = run.inner.build()
     mean = torch.zeros_like(phi)
@@ -234,10 +241,13 @@ def evaluate(
 ) -> dict[str, Float[Tensor, " tasks"]]:
     """Return the accuracy in [0, 1] of a state on each of these evaluation tasks of the run's seed.
 
-    pool: images of the test classes. sampling: how a task is cut; n_way as in training, else
-    ValueError. queries: test examples a class. look: which stream of tasks; those of different
-    looks are independent. With one query a class, as the authors have it, the accuracy with
-    transduction is there too, as "accuracy_transductive".
+    pool: images of the test classes.
+    sampling: how a task is cut; n_way must be as in training.
+    queries: test examples per class.
+    look: which stream of tasks; tasks of different looks are independent.
+
+    With one query per class, as in the authors' evaluation, the result also has the accuracy with
+    transduction, as "accuracy_transductive". Raises ValueError where n_way differs from training.
     """
     if sampling.n_way != run.sampling.n_way:
         raise ValueError(
@@ -270,8 +280,7 @@ def evaluate(
 
 
 class OuterStep:
-    """phi - eps · direction, or a step of one of torch's optimizers with the direction as
-    gradient."""
+    """A step phi - eps · direction, or one of torch's optimizers with the direction as gradient."""
 
     def __init__(self, run: Run, state: TrainingState) -> None:
         self.run = run
@@ -295,8 +304,7 @@ class OuterStep:
         return self.parameter.detach().clone()
 
     def state(self) -> dict[str, Tensor] | None:
-        """Return tensors of the optimizer, copied: they must not change under a state that was
-        yielded."""
+        """Return copies of the optimizer's tensors, as a state that was yielded must not change."""
         if self.optimizer is None:
             return None
         state = self.optimizer.state[self.parameter]
