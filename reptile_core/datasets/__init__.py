@@ -1,5 +1,7 @@
-"""The images that tasks are made of, by name: Omniglot, or a stand-in that always says so; colour
-photographs."""
+"""The images that tasks are made of, by name: Omniglot or a stand-in, and colour photographs.
+
+Where the stand-in is used, that is always announced.
+"""
 
 import sys
 from collections.abc import Callable
@@ -75,15 +77,22 @@ def load(
     fetch: bool = True,
     quiet: bool = False,
 ) -> Characters | ColourImages:
-    """Return images by name: of characters "omniglot", "glyphs", or "auto" for Omniglot if it can
-    be had, else the glyphs; of photographs "cifar_fs" or "mini_imagenet".
+    """Return images by name.
 
-    All but the glyphs are looked for in `data`, `$REPTILE_DATA`, `cache` (by default the user's)
-    and, Omniglot alone, on the network, if `fetch` allows it; see `load` of each. That glyphs took
-    Omniglot's place is announced on stderr whatever `quiet` says, which hides only progress. Raises
-    DataError for an unknown name; for `data` or `$REPTILE_DATA` named but not there; for `data`
-    without what is named, or with "glyphs"; for data that are not what they should be; where what
-    is named is not to be had.
+    name: for characters "omniglot", "glyphs", or "auto" for Omniglot if it can be found and else
+        the glyphs; for photographs "cifar_fs" or "mini_imagenet".
+    data: directory to look in first, then `$REPTILE_DATA`, then the cache. Not for the glyphs,
+        which are generated.
+    cache: directory of the cache, by default the user's.
+    fetch: whether Omniglot, and only Omniglot, may also be fetched from the network.
+    quiet: hide progress. The notice on stderr that glyphs took Omniglot's place is always shown.
+
+    See `load` of each module. Raises DataError
+    - for an unknown name;
+    - where `data` or `$REPTILE_DATA` names a directory that does not exist;
+    - where `data` does not hold what is named, or is given with "glyphs";
+    - where data are not what they should be;
+    - where what is named cannot be found.
     """
     if name not in NAMES:
         raise DataError(f"name: expected one of {', '.join(NAMES)}, found {name!r}")

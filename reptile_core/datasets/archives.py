@@ -1,4 +1,4 @@
-"""The pictures in a zip or a folder, read in memory and bounded, however it was packed.
+"""The pictures in a zip or a folder, read in memory within bounds, however they were packed.
 
 Nothing is ever unpacked to disk. What no honest zip of small pictures holds is refused by the zip's
 directory alone, before a byte is decompressed.
@@ -22,16 +22,20 @@ MAX_RATIO = 16  # of compression: pictures are compressed already
 
 @dataclass(frozen=True)
 class FileKind:
-    """Which files count, and how large one of them and a zip of them may be: ten times the
-    published, no harm."""
+    """A kind of file: its suffix, and how large one such file and a zip of them may be.
+
+    The limits are ten times the published sizes, and small enough to do no harm.
+    """
 
     suffix: str
     file_bytes: int
     zip_bytes: int
 
     def __contains__(self, path: str) -> bool:
-        """Return whether a name is that of a picture: macOS adds `__MACOSX/` and `._NAME.png`,
-        which are no pictures."""
+        """Return whether a path is that of a picture.
+
+        macOS adds `__MACOSX/` and `._NAME.png`, which are not pictures.
+        """
         folder, _, name = path.rpartition("/")
         return (
             name.endswith(self.suffix)
@@ -63,7 +67,7 @@ def _check_member(info: zipfile.ZipInfo, kind: FileKind, where: object) -> None:
         return  # never read
     if info.flag_bits & 1:
         raise DataError(f"{where}: expected plain members, found {name!r} encrypted")
-    # Others may take gigabytes.
+    # Other methods may take gigabytes.
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(
             f"{where}: expected members deflated or stored, found {name!r} of another method"
@@ -77,7 +81,10 @@ def _check_member(info: zipfile.ZipInfo, kind: FileKind, where: object) -> None:
 
 
 def _check_count(count: int, limit: int, where: object) -> None:
-    """Bound the total too: each member that is read has at most `file_bytes`."""
+    """Raise DataError where `count` is above `limit`.
+
+    This bounds the total too, as each member that is read has at most `file_bytes`.
+    """
     if count > limit:
         raise DataError(
             f"{where}: expected at most {limit} files and folders, found {count} or more"
@@ -85,7 +92,7 @@ def _check_count(count: int, limit: int, where: object) -> None:
 
 
 def files(folder: Path, *, limit: int) -> Iterator[os.DirEntry[str]]:
-    """Yield every regular file below a folder, in no order; links to folders are not followed."""
+    """Yield every regular file below a folder, in no order, without following links to folders."""
 
     def walk(path: str) -> Iterator[os.DirEntry[str]]:
         with os.scandir(path) as entries:
@@ -101,8 +108,10 @@ def files(folder: Path, *, limit: int) -> Iterator[os.DirEntry[str]]:
 
 
 def read_file(path: Path | str, limit: int) -> bytes:
-    """Read the file's bytes, at most `limit` + 1 of them: one more shows that there are too
-    many."""
+    """Return the first bytes of a file, at most `limit` + 1 of them.
+
+    One more than the limit shows that there are too many.
+    """
     with open(path, "rb") as file:
         return file.read(limit + 1)
 
@@ -114,11 +123,11 @@ def _read_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, limit: int) ->
 
 @contextmanager
 def members(source: Archive, kind: FileKind, *, limit: int, where: object) -> Iterator[Members]:
-    """Yield the pictures of a zip, or of a folder whose name begins their paths: at most `limit`
-    files are looked at.
+    """Yield the pictures of a zip or a folder, each with a function that reads it.
 
-    A reader returns at most `kind.file_bytes` + 1 bytes. Raises DataError for what `_check_member`
-    refuses; a damaged zip may also lead zipfile to exceptions of its own.
+    In a folder, paths begin with the folder's name. At most `limit` files are looked at. A reader
+    returns at most `kind.file_bytes` + 1 bytes. Raises DataError for what `_check_member` refuses.
+    A damaged zip may also make zipfile raise exceptions of its own.
     """
     if isinstance(source, Path) and source.is_dir():
         paths = {entry.path: Path(entry.path) for entry in files(source, limit=limit)}

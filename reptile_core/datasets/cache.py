@@ -1,8 +1,7 @@
-"""The cache of decoded images: whole files, verified by content whenever they are read, and records
-of their sources.
+"""The cache of decoded images: whole files, and records of their sources.
 
-A source that is as it was when it was verified, by the path, size and time of change of every file,
-is not read again.
+Files are verified by content whenever they are read. A source is not read again where every file
+has the path, size and time of change that it had when it was verified.
 """
 
 import hashlib
@@ -19,7 +18,7 @@ from reptile_core.files import write_atomically
 
 
 def cache_directory(cache: Path | None) -> Path:
-    """Return where decoded images are kept: by default a directory of the user's."""
+    """Return the directory of decoded images: by default one in the user's cache."""
     if cache is None:
         import pooch  # here, because it takes longer to import than a cache takes to read
 
@@ -28,10 +27,10 @@ def cache_directory(cache: Path | None) -> Path:
 
 
 def cache_file(path: Path, content: bytes | memoryview) -> None:
-    """Put a file into the cache whole or not at all, also where others do the same; warn if that
-    cannot be.
+    """Put a file into the cache whole or not at all, also where others do the same.
 
-    The data are at hand without the cache, so a read-only or full disk must not stop the caller.
+    Warns where it cannot be written. The data are available without the cache, so a read-only or
+    full disk must not stop the caller.
     """
     try:
         write_atomically(path, content)
@@ -44,9 +43,9 @@ def cache_file(path: Path, content: bytes | memoryview) -> None:
 def checked(
     path: Path, read: Callable[[], np.ndarray], identity: Callable[[np.ndarray], str], content: str
 ) -> np.ndarray | None:
-    """Return what `read` reads from a file of the cache, if its identity is this content.
+    """Return what `read` reads from a file of the cache, if its identity is `content`.
 
-    None where there is no file, and, with a warning, where it holds something else.
+    Returns None where there is no file. Warns and returns None where it holds something else.
     """
     try:
         images = read()
@@ -62,13 +61,15 @@ def checked(
 
 
 def write_record(path: Path, record: dict[str, Any]) -> None:
-    """Keep a record."""
+    """Write a record to the cache."""
     cache_file(path, json.dumps(record).encode())
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return a record; empty where there is none, which is no fault: the sources are then read
-    again."""
+    """Return a record, empty where there is none.
+
+    A missing record is not a fault: the sources are then read again.
+    """
     try:
         record = json.loads(path.read_bytes())
     except (OSError, ValueError):
@@ -77,8 +78,12 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(asked: Sequence[object], paths: Iterable[str]) -> str:
-    """Return the SHA-256 (hex) of what was asked for and of every file's path, size and time of
-    change: no content is read. OSError for a file that is not there."""
+    """Return the SHA-256 (hex) of a request and of every file's path, size and time of change.
+
+    asked: what was requested.
+
+    No content is read. Raises OSError for a file that does not exist.
+    """
     states = ((path, os.stat(path)) for path in sorted(paths))
     lines = [f"{path!r} {state.st_size} {state.st_mtime_ns}" for path, state in states]
     return hashlib.sha256("\n".join([*map(repr, asked), *lines]).encode()).hexdigest()

@@ -1,10 +1,10 @@
-"""CIFAR-FS (Bertinetto, Henriques, Torr, Vedaldi 2019): CIFAR-100 for few-shot learning, found,
-verified and cached.
+"""CIFAR-FS: CIFAR-100 for few-shot learning, found, verified and cached.
 
-100 classes of 600 colour images of 32×32 pixels; 64 classes train, 16 validate, 20 test. Two
-layouts are read: one zip with a lossless WebP sheet for each class, and the authors' folders of PNG
-files with lists of classes. Both give the same bits, or else an error: nothing is believed but the
-pixels. This is not data of the Reptile paper, whose colour images are Mini-ImageNet.
+The reference is Bertinetto, Henriques, Torr and Vedaldi 2019. The set has 100 classes of 600 colour
+images of 32×32 pixels: 64 classes train, 16 validate, 20 test. Two layouts are read: one zip with a
+lossless WebP sheet for each class, and the authors' folders of PNG files with lists of classes.
+Both give the same bits, or else an error: only the pixels are trusted. This is not data of the
+Reptile paper, whose colour images are Mini-ImageNet.
 """
 
 import io
@@ -51,7 +51,7 @@ WANTED = (
 
 @dataclass(frozen=True)
 class Edition:
-    """What is to be found, and what comes of it."""
+    """An edition of the data: what to look for, and what it must decode to."""
 
     counts: tuple[int, ...]  # classes of each split
     rows: int  # of images on a class's sheet
@@ -69,8 +69,10 @@ class Edition:
 
     @property
     def limit(self) -> int:
-        """At most so many files and folders are looked at in one place: macOS doubles the published
-        number by hidden files."""
+        """The most files and folders to look at in one place.
+
+        macOS doubles the published number by hidden files.
+        """
         return 4 * sum(self.counts) * self.images + 1000
 
 
@@ -100,7 +102,7 @@ def _pixels(
 
 
 def _sheet(read: Callable[[], bytes], edition: Edition, where: object) -> Images:
-    """Return a class from its sheet: images row by row."""
+    """Return the images of a class from its sheet, row by row."""
     with faults(where):
         sheet = _pixels(
             read(), "WEBP", edition.columns * SIZE, edition.rows * SIZE, SHEETS.file_bytes, where
@@ -110,7 +112,7 @@ def _sheet(read: Callable[[], bytes], edition: Edition, where: object) -> Images
 
 
 def _folder(folder: Path, edition: Edition) -> Images:
-    """Return a class from its folder of PNG files, whatever they are called."""
+    """Return the images of a class from its folder of PNG files, whatever their names."""
     with faults(folder):
         paths = [entry.path for entry in files(folder, limit=edition.limit) if entry.path in PNGS]
         if len(paths) != edition.images:
@@ -165,7 +167,7 @@ def _images_beside(lists: Path) -> Path:
 
 
 def _read(source: Path, edition: Edition, quiet: bool) -> Decoded:
-    """Read the whole set from the zip or the folder of lists, verified."""
+    """Read and verify the whole set, from the zip or the folder of lists."""
     with faults(source), _classes(source, edition) as found:
         classes, counts = arranged(found, source)
         if counts != edition.counts:
@@ -189,8 +191,10 @@ def _numbers(counts: tuple[int, ...]) -> str:
 
 
 def _locate(directory: Path) -> Path | None:
-    """Find the zip, or else the folder of lists, in a directory; under its own name or that of the
-    authors' archive."""
+    """Return the zip in a directory, or else the folder of lists, or else None.
+
+    It may be in a folder under its own name or under that of the authors' archive.
+    """
     for below in (NAME, "cifar100", ""):
         for source in (directory / below / f"{NAME}.zip", directory / below / LISTS):
             if source.exists():
@@ -215,14 +219,18 @@ def load(
     quiet: bool = False,
     edition: Edition = PUBLISHED,
 ) -> ColourImages:
-    """Load CIFAR-FS from `data`, else from `$REPTILE_DATA`, else from the user's cache; it is never
-    downloaded.
+    """Load CIFAR-FS from `data`, else from `$REPTILE_DATA`, else from the user's cache.
 
-    `data` or `$REPTILE_DATA` is a directory that holds, or whose `cifar_fs/` holds, the zip or the
-    folders. `cache` is a directory of this function's own, by default one of the user's. `quiet`
-    hides progress bars. Classes are in order of their names, a class's images in order of their
-    digests. Raises DataError for a fault of what was found or named, and its kind Unavailable where
-    nothing was. Warns of a cache that is damaged or cannot be written, and does without.
+    It is never downloaded.
+
+    data: directory that holds the zip or the folders, or whose `cifar_fs/` holds them. The same is
+        expected of `$REPTILE_DATA`.
+    cache: directory of this function's own, by default one of the user's.
+    quiet: hide progress bars.
+
+    Classes are in order of their names, a class's images in order of their digests. Raises
+    DataError for a fault of what was found or named, and its kind Unavailable where nothing was.
+    Warns of a cache that is damaged or cannot be written, and goes on without it.
     """
     cache, directory = cache_directory(cache), named_directory(data)
     with faults(directory):
@@ -243,7 +251,10 @@ def load(
 
 
 def _kept(cache: Path, edition: Edition) -> ColourImages:
-    """Return what an earlier start left in the cache."""
+    """Return the images that an earlier start left in the cache.
+
+    Raises Unavailable where there are none.
+    """
     images = mapped(
         cache, NAME, (sum(edition.counts), *edition.shape), edition.counts, edition.content
     )

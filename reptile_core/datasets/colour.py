@@ -1,10 +1,9 @@
-"""What the sets of colour photographs share: an order that every layout gives, and decoded pixels
-as a mapped file.
+"""Shared parts of the sets of colour photographs: the order of images, and pixels in a mapped file.
 
-A class's images are in order of their own digests. File names differ between the layouts that a set
-is handed around in; so the same pictures give the same bits whatever they are called. Pixels are
-kept as bare bytes, nothing else: there is no format to parse, and processes that map the file share
-its memory.
+A class's images are in order of their own digests. File names differ between the layouts in which
+a set is distributed. So the same pictures give the same bits whatever their names. Pixels are
+kept as bare bytes, nothing else: there is no format to parse, and processes that map the file
+share its memory.
 """
 
 import hashlib
@@ -38,7 +37,7 @@ class Class:
 
 @dataclass(frozen=True)
 class Decoded:
-    """All classes of a set: those of meta-training first, then of validation, then of testing."""
+    """All classes of a set: first those of meta-training, then of validation, then of testing."""
 
     pixels: UInt8[np.ndarray, "classes images height width 3"]
     counts: tuple[int, ...]  # classes of each split
@@ -52,8 +51,10 @@ class Decoded:
 
 
 def arranged(classes: Iterable[Class], where: object) -> tuple[list[Class], tuple[int, ...]]:
-    """Return classes in order of split and name, and how many each split has; DataError if one is
-    there twice."""
+    """Return classes in order of split and name, and how many each split has.
+
+    Raises DataError where a class is there twice.
+    """
     ordered = sorted(classes, key=lambda c: (SPLITS.index(c.split), c.name))
     (name, times), *_ = Counter(c.name for c in ordered).most_common(1) or [("", 0)]
     if times > 1:
@@ -81,8 +82,7 @@ def in_order(images: Images) -> Images:
 def identity(
     pixels: UInt8[np.ndarray, "classes images height width 3"], counts: tuple[int, ...]
 ) -> str:
-    """Return the SHA-256 (hex) of the shape, the number of classes in each split, and the bytes in
-    C order."""
+    """Return the SHA-256 (hex) of the shape, the classes per split, and the bytes in C order."""
     hasher = hashlib.sha256(json.dumps([pixels.shape, counts]).encode())
     hasher.update(pixels.data)
     return hasher.hexdigest()
@@ -92,7 +92,7 @@ def identity(
 
 
 def remember(folder: Path, name: str, found: Decoded, key: str) -> None:
-    """Keep pixels, and that the sources with this fingerprint decode to them."""
+    """Put pixels into the cache, and a record that sources with this fingerprint decode to them."""
     cache.cache_file(_pixels(folder, name, found.content), found.pixels.data)
     cache.write_record(
         _record(folder, name, key),
@@ -101,15 +101,14 @@ def remember(folder: Path, name: str, found: Decoded, key: str) -> None:
 
 
 def recall(folder: Path, name: str, key: str) -> Decoded | None:
-    """Return what sources with this fingerprint decode to, if that is known and the cache has it
-    whole."""
+    """Return what sources with this fingerprint decode to, if that is known.
+
+    None where it is not known, or the cache does not have it whole.
+    """
     record = cache.read_record(_record(folder, name, key))
     try:
-        shape, counts, content = (
-            tuple(record["shape"]),
-            tuple(record["counts"]),
-            str(record["content"]),
-        )
+        shape, counts = tuple(record["shape"]), tuple(record["counts"])
+        content = str(record["content"])
     except (TypeError, KeyError):
         return None  # not a fault: the sources are read again
     return mapped(folder, name, shape, counts, content)
@@ -118,7 +117,7 @@ def recall(folder: Path, name: str, key: str) -> Decoded | None:
 def mapped(
     folder: Path, name: str, shape: tuple[int, ...], counts: tuple[int, ...], content: str
 ) -> Decoded | None:
-    """Return the pixels with this content, if the cache has them whole."""
+    """Return the pixels with this content, or None where the cache does not have them whole."""
     path = _pixels(folder, name, content)
 
     def read() -> np.ndarray:

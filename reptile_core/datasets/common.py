@@ -1,4 +1,4 @@
-"""What every data set shares: the form it is handed on in, the one error, and how it is found."""
+"""Shared parts of all data sets: their types, their errors, and how they are found."""
 
 import hashlib
 import os
@@ -16,7 +16,7 @@ class DataError(ValueError):
 
 
 class Unavailable(DataError):
-    """The data are nowhere to be had; nothing is wrong with any that were found or named."""
+    """Data that cannot be found anywhere; nothing is wrong with any that were found or named."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,10 @@ class Characters:
 
 @dataclass(frozen=True)
 class ColourImages:
-    """Colour photographs whose classes its authors divided between meta-training, validation and
-    testing."""
+    """Colour photographs in classes for meta-training, validation and testing.
+
+    The set's authors divided the classes in this way.
+    """
 
     name: str  # "cifar_fs" or "mini_imagenet"
     # 0 … 255, read-only; may be a file that is mapped.
@@ -56,8 +58,10 @@ class ColourImages:
 
 @contextmanager
 def faults(where: object) -> Iterator[None]:
-    """Hand on every failure as a DataError: hostile bytes make zipfile and PIL raise a dozen
-    kinds."""
+    """Raise every failure as a DataError.
+
+    Hostile bytes make zipfile and PIL raise a dozen kinds of exceptions.
+    """
     try:
         yield
     except DataError:
@@ -68,8 +72,10 @@ def faults(where: object) -> Iterator[None]:
 
 
 def named_directory(data: Path | None) -> Path | None:
-    """Return the directory that the caller or else $REPTILE_DATA names, which must exist; None if
-    neither does."""
+    """Return the directory that the caller or else $REPTILE_DATA names; None if neither does.
+
+    Raises DataError where it does not exist.
+    """
     name, value = "data", data
     if data is None:
         name, variable = "$REPTILE_DATA", os.environ.get("REPTILE_DATA")

@@ -1,7 +1,7 @@
 """Files fetched from upstream into memory: nothing is kept before it is verified.
 
-That there is no network is noticed in seconds. The time limits of an HTTP client do not give that:
-they start again for the name's look-up and for each of the host's addresses.
+A missing network is noticed in seconds. The time limits of an HTTP client do not give that, as they
+start again for the name's look-up and for each of the host's addresses.
 """
 
 import io
@@ -28,19 +28,22 @@ class _Bounded(io.BytesIO):
 
 
 def _ask(url: str, answer: queue.Queue[OSError | None]) -> None:
-    # Here as below, because they are slow to import and a start from the cache needs neither.
+    # Imported here, like pooch below, as both are slow to import and a start from the cache needs
+    # neither.
     import requests
 
     try:
         requests.head(url, timeout=CONNECT_S, allow_redirects=True).raise_for_status()
         answer.put(None)
-    except OSError as error:  # of which requests' own errors are a kind
+    except OSError as error:  # requests' own errors are of this kind
         answer.put(error)
 
 
 def download(url: str, *, limit: int, quiet: bool) -> IO[bytes]:
-    """Download the file at `url`, at most `limit` bytes of it; Unavailable if it is not to be
-    had."""
+    """Download the file at `url` into memory, at most `limit` bytes of it.
+
+    Raises Unavailable where it cannot be downloaded.
+    """
     import pooch
 
     answer: queue.Queue[OSError | None] = queue.Queue()
@@ -56,7 +59,7 @@ def download(url: str, *, limit: int, quiet: bool) -> IO[bytes]:
     except queue.Empty:
         raise Unavailable(f"{url}: no answer within {ANSWER_S:g} seconds") from None
     except OSError as error:
-        # Without urllib3's wrapping.
+        # The reason itself, without urllib3's wrapping.
         reason = getattr(error.args[0] if error.args else None, "reason", error)
         raise Unavailable(
             f"{url}: cannot be downloaded: {' '.join(str(reason).split())}"

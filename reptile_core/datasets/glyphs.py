@@ -1,13 +1,12 @@
-"""Made-up handwriting: a stand-in for Omniglot where it cannot be had, generated from a seed and no
-data.
+"""Made-up handwriting: a stand-in for Omniglot, generated from a seed and no data.
 
-A character is two to four random strokes, each a cubic Bézier curve; most begin on the stroke
+A character is two to four random strokes, each a cubic Bézier curve. Most begin on the stroke
 before, as in handwriting. A drawing is the same strokes in another hand: every control point
-wanders, and the whole is turned, sheared, scaled and shifted, so much that telling five characters
-apart by pixels is about as hard as on Omniglot (`Hand`). It shows that the machinery runs, and says
-nothing about Omniglot.
+wanders, and the whole is turned, sheared, scaled and shifted. This goes so far that telling five
+characters apart by pixels is about as hard as on Omniglot (`Hand`). The stand-in shows that the
+machinery runs, and says nothing about Omniglot.
 
-Character c is a pure function of (seed, c) and its drawing d of (seed, c, d): asking for more
+Character c is a pure function of (seed, c), and its drawing d of (seed, c, d). So asking for more
 changes none of the earlier ones.
 """
 
@@ -29,7 +28,7 @@ BATCH = 50  # characters rendered at once: bounds the memory, changes no result
 # What a stream of random numbers is for; a character's streams never overlap.
 SHAPE, HAND = range(2)
 _T = np.linspace(0, 1, SAMPLES)[:, None]
-# Bernstein's.
+# Bernstein's polynomials at these points.
 BEZIER = np.hstack([(1 - _T) ** 3, 3 * _T * (1 - _T) ** 2, 3 * _T**2 * (1 - _T), _T**3])
 
 Strokes = Float[np.ndarray, "strokes 4 2"]  # control points (x, y)
@@ -40,13 +39,12 @@ Drawings = UInt8[np.ndarray, "drawings size size"]
 
 @dataclass(frozen=True)
 class Hand:
-    """How much one drawing differs from another: standard deviations, in half-widths of the paper
-    unless said.
+    """How much drawings differ: standard deviations, in half-widths of the paper unless noted.
 
-    Tuned to Omniglot's mean accuracy of the nearest class mean in pixel space, 5-way over 4,000
-    episodes (standard error under 0.005): Omniglot 0.38 (1-shot) and 0.66 (5-shot), the glyphs 0.37
-    and 0.67; its share of ink is 8.1 % (0.1 to 21.8 % by drawing), the glyphs' 8.5 % (1.9 to 17.9
-    %).
+    The values are tuned to Omniglot's mean accuracy of the nearest class mean in pixel space, 5-way
+    over 4,000 episodes (standard error under 0.005). Omniglot has 0.38 (1-shot) and 0.66 (5-shot),
+    the glyphs have 0.37 and 0.67. Omniglot's share of ink is 8.1 % (0.1 to 21.8 % by drawing), the
+    glyphs' is 8.5 % (1.9 to 17.9 %).
     """
 
     wander: float = 0.12  # of each control point
@@ -59,8 +57,10 @@ class Hand:
 
 
 def _stream(seed: int, character: int, purpose: int) -> np.random.Generator:
-    """Return the random numbers at one address: the key says whose they are, the counter's top word
-    what for."""
+    """Return the random numbers at one address.
+
+    The key holds the seed and the character, the counter's top word the purpose.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, character], counter=[0, 0, 0, purpose]))
 
 
@@ -68,7 +68,7 @@ def _strokes(rng: np.random.Generator, extent: float) -> Strokes:
     """Return one character, centred on 0, its curves within [-extent, extent].
 
     Strokes run between the points of a coarse grid, so that level, upright and parallel ones are
-    common; the middle control points bend them to a line, an arc, a wave or a hook.
+    common. The middle control points bend them to a line, an arc, a wave or a hook.
     """
     strokes: list[np.ndarray] = []
     for _ in range(int(2 + (MAX_STROKES - 1) * rng.random())):
@@ -87,8 +87,10 @@ def _strokes(rng: np.random.Generator, extent: float) -> Strokes:
 
 
 def _drawings(rng: np.random.Generator, strokes: Strokes, drawings: int, hand: Hand) -> Points:
-    """Return the character in several hands; each takes its row of random numbers, so more change
-    none before."""
+    """Return the character in several hands.
+
+    Each drawing takes its own row of random numbers, so that more drawings change none before.
+    """
     noise = rng.standard_normal((drawings, 6 + strokes.size))
     turn, shear = hand.turn * noise[:, 0], hand.shear * noise[:, 1]
     scale, shift = np.exp(hand.stretch * noise[:, None, 2:4]), hand.shift * noise[:, None, 4:6]
@@ -96,15 +98,17 @@ def _drawings(rng: np.random.Generator, strokes: Strokes, drawings: int, hand: H
     x, y = np.moveaxis((BEZIER @ wandered).reshape(drawings, -1, 2) * scale, -1, 0)
     x, cos, sin = x + shear[:, None] * y, np.cos(turn)[:, None], np.sin(turn)[:, None]
     points = np.stack([cos * x - sin * y, sin * x + cos * y], -1) + shift
-    # Repeated: one shape for all.
+    # Points are repeated, so that all characters have one shape.
     return points[:, np.arange(MAX_STROKES * SAMPLES) % points.shape[1]]
 
 
 def _render(points: Points, size: int, pen: float) -> Drawings:
-    """Return drawings with ink on the pixel under each point and on those whose centre the pen
-    covers; none beyond the edge."""
+    """Return drawings of the pen's path, with no ink beyond the edge.
+
+    Ink is on the pixel under each point, and on those whose centre the pen covers.
+    """
     images = np.ones((len(points), size, size), np.uint8)
-    # So none is left empty.
+    # Moved to within the edge, so that no drawing is left empty.
     places = np.clip((points + 1) * (size / 2), 0, size - 1e-3).astype(np.float32)
     under = places.astype(np.int16)
     offset, radius = places - under - 0.5, pen * size / 2
@@ -138,10 +142,13 @@ def generate(
     size: int = 28,
     hand: Hand | None = None,
 ) -> UInt8[np.ndarray, "characters drawings size size"]:
-    """Return binary images (0 = ink, 1 = paper) of made-up characters, about half a second for the
-    default of 16,000.
+    """Return binary images (0 = ink, 1 = paper) of made-up characters.
 
-    `seed` is in [0, 2^64); `size` is in pixels, from 14 (in fewer, strokes run together) to 256.
+    The default of 16,000 takes about half a second.
+
+    seed: in [0, 2^64).
+    size: in pixels, from 14 (in fewer, strokes run together) to 256.
+
     Raises ValueError for anything else.
     """
     characters = _integer("characters", characters, 1, 2**20)
@@ -158,7 +165,6 @@ def generate(
             stream = _stream(seed, character, HAND)
             points_of_each.append(_drawings(stream, its_strokes, drawings, hand))
         points = np.concatenate(points_of_each)
-        images[start : batch.stop] = _render(points, size, hand.pen).reshape(
-            -1, drawings, size, size
-        )
+        rendered = _render(points, size, hand.pen)
+        images[start : batch.stop] = rendered.reshape(-1, drawings, size, size)
     return images

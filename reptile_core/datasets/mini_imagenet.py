@@ -1,15 +1,15 @@
-"""Mini-ImageNet (Vinyals et al. 2016, in the split of Ravi and Larochelle 2017): read from a copy
-of the user's.
+"""Mini-ImageNet, read from the user's own copy.
 
-64 classes train, 16 validate, 20 test, each of 600 colour images, made 84×84. ImageNet is for each
-user to ask for, so this is never downloaded; and as the copies that go around differ in size and
-compression, no digest of their pixels is the published one: names of classes and numbers of images
-are what tells the set from another. Three layouts are read:
+The set is that of Vinyals et al. 2016, in the split of Ravi and Larochelle 2017: 64 classes train,
+16 validate, 20 test, each of 600 colour images, made 84×84. Each user has to ask for ImageNet, so
+this is never downloaded. The copies in circulation differ in size and compression, so there is no
+published digest of their pixels. Instead the names of classes and numbers of images tell the set
+from another. Three layouts are read:
 
 - folders: `train/`, `val/` and `test/`, in each a folder of images for every class, as the authors
   of Reptile have it;
-- tables: `train.csv`, `val.csv` and `test.csv`, each "filename,label" under a header, next to
-  `images/`;
+- tables: `train.csv`, `val.csv` and `test.csv` next to `images/`, each "filename,label" under a
+  header line;
 - lists: `train.txt`, `val.txt` and `test.txt` next to folders of classes, as of ImageNet. A line
   names a class (all its images) or one image as "class/file", which is how the authors' own lists
   (`metadata/imagenet_*.txt`) are written.
@@ -69,7 +69,7 @@ Listing = dict[str, list[str]]
 
 
 def _images(folder: str) -> list[str]:
-    """Return the image files of a class, whatever they are called."""
+    """Return the paths of a class's images, whatever their names."""
     names = [name for name in os.listdir(folder) if name.lower().endswith(SUFFIXES)]
     return [f"{folder}/{name}" for name in names if not name.startswith(".")]
 
@@ -134,7 +134,7 @@ def _inside(name: str, where: Path) -> str:
 
 
 def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
-    """Return the images of each class by (split, class), equally many of every one."""
+    """Return the paths of each class's images by (split, class), equally many of every class."""
     found: dict[tuple[str, str], list[str]] = {}
     for split in SPLITS:
         listing = LAYOUTS[suffix](root / f"{split}{suffix}")
@@ -161,15 +161,14 @@ def _listings(root: Path, suffix: str) -> dict[tuple[str, str], list[str]]:
 
 
 def _decode(path: str, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
-    """Decode one image as the authors made it: resized first, whatever its shape, and then made
-    RGB."""
+    """Decode one image as the authors made it: resized first, whatever its shape, then made RGB."""
     from PIL import Image  # here, because a start from the cache decodes nothing
 
     with faults(path):
         content = read_file(path, MAX_FILE_BYTES)
         if len(content) > MAX_FILE_BYTES:
             raise DataError(f"{path}: expected at most {MAX_FILE_BYTES} bytes, found more")
-        # Whatever their names say.
+        # By content, whatever their names say.
         with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
             if image.width * image.height > MAX_PIXELS:  # before one of them is decoded
                 raise DataError(
@@ -177,8 +176,7 @@ def _decode(path: str, resampling: Resampling) -> UInt8[np.ndarray, "84 84 3"]:
                     f"{image.width}×{image.height}"
                 )
             depth = _eight_bits(image)
-            # A palette has no colours between two of its own, so that Pillow would take the nearest
-            # one.
+            # A palette has no colours between two of its own. Pillow would take the nearest one.
             if resampling != "nearest" and depth.mode in ("P", "1"):
                 depth = depth.convert("RGB")
             resized = depth.resize((SIZE, SIZE), Image.Resampling[resampling.upper()])
@@ -203,8 +201,10 @@ def _read(paths: list[str], resampling: Resampling) -> Images:
 
 
 def _locate(directory: Path) -> tuple[Path, str] | None:
-    """Find the folder that holds a layout and the layout's suffix; DataError where there is only a
-    part of one."""
+    """Return the folder that holds a layout and the layout's suffix, or None.
+
+    Raises DataError where there is only a part of a layout.
+    """
     part = ""
     for below in PLACES:
         for suffix in LAYOUTS:
@@ -230,16 +230,19 @@ def load(
     quiet: bool = False,
     resampling: Resampling = "nearest",
 ) -> ColourImages:
-    """Load Mini-ImageNet from `data`, else from `$REPTILE_DATA`: a directory that holds a layout,
-    or whose `mini_imagenet/` does.
+    """Load Mini-ImageNet from `data`, else from `$REPTILE_DATA`.
 
-    `resampling` is how images of another size come to 84×84: "nearest", PIL's default when the
-    authors ran their code, or "bicubic", its default now. `cache` is a directory of this function's
-    own, by default one of the user's; decoded images are kept there until a file changes. `quiet`
-    hides the progress bar. Classes are in order of their names, a class's images in order of their
-    digests. `real` says that these are the published classes, with as many images. Raises DataError
-    for a fault of what was found or named, and its kind Unavailable where nothing was. Warns of a
-    cache that is damaged or cannot be written, and does without.
+    data: directory that holds a layout, or whose `mini_imagenet/` does; `$REPTILE_DATA` too.
+    cache: directory of this function's own, by default one of the user's. Decoded images are kept
+        there until a file changes.
+    quiet: hide the progress bar.
+    resampling: how images of another size are made 84×84. "nearest" was PIL's default when the
+        authors ran their code, "bicubic" is its default now.
+
+    Classes are in order of their names, a class's images in order of their digests. `real` says
+    that these are the published classes, with as many images. Raises DataError for a fault of what
+    was found or named, and its kind Unavailable where nothing was. Warns of a cache that is damaged
+    or cannot be written, and goes on without it.
     """
     if resampling not in get_args(Resampling):
         raise DataError(

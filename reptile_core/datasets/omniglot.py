@@ -1,10 +1,9 @@
-"""Omniglot (Lake, Salakhutdinov, Tenenbaum 2015): found, verified against what was published, made
-28×28.
+"""Omniglot (Lake, Salakhutdinov, Tenenbaum 2015): found, verified, made 28×28.
 
-The data may come from anywhere (a colleague's zips, unpacked folders, a network), so nothing is
-believed but the content: the right drawings under the right names, byte for byte. Each is resized
-as the authors of Reptile did, by PIL's nearest neighbour. The result is kept in a cache, itself
-verified on every start.
+The data may come from anywhere (a colleague's zips, unpacked folders, a network). So only the
+content is trusted, against what was published: the right drawings under the right names, byte for
+byte. Each drawing is resized as the authors of Reptile did, by PIL's nearest neighbour. The result
+is kept in a cache, itself verified on every start.
 """
 
 import hashlib
@@ -50,7 +49,7 @@ Images = UInt8[np.ndarray, "characters drawings height width"]
 
 @dataclass(frozen=True)
 class Part:
-    """One of the published sets; its characters are numbered on from the part before it."""
+    """One of the published sets; its characters are numbered on from those of the part before."""
 
     name: str
     characters: int
@@ -58,14 +57,16 @@ class Part:
 
     @property
     def limit(self) -> int:
-        """At most so many files and folders are looked at: macOS doubles the published 1.05 per
-        drawing by hidden files."""
+        """The most files and folders to look at.
+
+        macOS doubles the published 1.05 per drawing by hidden files.
+        """
         return 4 * self.characters * DRAWINGS + 1000
 
 
 @dataclass(frozen=True)
 class Edition:
-    """What is to be found, and what comes of it."""
+    """An edition of the data: what to look for, and what it must decode to."""
 
     parts: tuple[Part, ...]
     decoded: str  # SHA-256 of the 28×28 images, see `Characters.content`
@@ -103,8 +104,10 @@ def _some(names: list[str]) -> str:
 
 
 def _in_order(names: list[str], part: Part, first: int, where: object) -> list[str]:
-    """Return the paths in order of character and drawing. DataError names what is missing or too
-    many."""
+    """Return the paths in order of character and drawing.
+
+    Raises DataError, which names what is missing or too many.
+    """
     pattern = re.compile(
         rf"{re.escape(part.name)}/[^/]+/character[0-9]+/([0-9]{{4}}_[0-9]{{2}})\.png"
     )
@@ -165,7 +168,7 @@ def _read_part(source: Archive, part: Part, first: int, advance: Callable[[], ob
 
 
 def _read(sources: Mapping[str, Archive], edition: Edition, quiet: bool) -> Images:
-    """Read the whole set from its sources by part, verified."""
+    """Read and verify the whole set from its sources, given by part."""
     total = edition.shape[0] * DRAWINGS
     firsts = accumulate((part.characters for part in edition.parts[:-1]), initial=1)
     with tqdm(
@@ -185,7 +188,10 @@ def _read(sources: Mapping[str, Archive], edition: Edition, quiet: bool) -> Imag
 
 
 def _locate(directory: Path, edition: Edition) -> dict[str, Path]:
-    """Find each part's zip or folder below a directory; empty where it holds no part at all."""
+    """Return each part's zip or folder below a directory; empty where it holds no part at all.
+
+    Raises DataError where it holds only some of the parts.
+    """
     found: dict[str, Path] = {}
     for part, below in product(edition.parts, ("omniglot", "omniglot/python", "", "python")):
         zipped, folder = directory / below / f"{part.name}.zip", directory / below / part.name
@@ -203,8 +209,10 @@ def _locate(directory: Path, edition: Edition) -> dict[str, Path]:
 
 
 def _named(data: Path | None, edition: Edition) -> dict[str, Path]:
-    """Return the sources that the caller or else the environment names, which must exist; empty if
-    neither does."""
+    """Return the sources that the caller or else the environment names; empty if neither does.
+
+    Raises DataError where they do not exist.
+    """
     directory = named_directory(data)
     if directory is None:
         return {}
@@ -220,7 +228,7 @@ def _named(data: Path | None, edition: Edition) -> dict[str, Path]:
 
 
 def _cached(path: Path, edition: Edition) -> Images | None:
-    """Return the decoded images, if the cache has them whole."""
+    """Return the decoded images, or None where the cache does not have them whole."""
     count = int(np.prod(edition.shape))
 
     def read() -> Images:
@@ -248,8 +256,10 @@ def _paths(sources: Mapping[str, Path], edition: Edition) -> Iterator[str]:
 
 
 def _record(cache: Path, sources: Mapping[str, Path]) -> Path:
-    """Return the file that says which state of these sources was verified: one per place, so none
-    collide."""
+    """Return the file that says which state of these sources was verified.
+
+    There is one per place, so that none collide.
+    """
     places = json.dumps([str(path.resolve()) for path in sources.values()])
     return cache / f"verified-{hashlib.sha256(places.encode()).hexdigest()[:16]}.json"
 
@@ -265,15 +275,17 @@ def load(
     quiet: bool = False,
     edition: Edition = PUBLISHED,
 ) -> Characters:
-    """Load Omniglot from `data`, else from `$REPTILE_DATA`, else from the user's cache, else from
-    the network.
+    """Load Omniglot from `data`, `$REPTILE_DATA`, the user's cache or the network, in this order.
 
-    `data` or `$REPTILE_DATA` is a directory that holds, or whose `omniglot/` holds, each part as a
-    zip or folder. `cache` is a directory of this function's own, by default one of the user's.
-    `fetch` allows the network. `quiet` hides progress bars. The images are in order of the
-    published numbers. Raises DataError for a fault of what was found or named, and its kind
-    Unavailable where nothing was. Warns of a cache that is damaged or cannot be written, and does
-    without.
+    data: directory that holds, or whose `omniglot/` holds, each part as a zip or folder. The same
+        is expected of `$REPTILE_DATA`.
+    cache: directory of this function's own, by default one of the user's.
+    fetch: whether the network may be used.
+    quiet: hide progress bars.
+
+    The images are in order of the published numbers. Raises DataError for a fault of what was found
+    or named, and its kind Unavailable where nothing was. Warns of a cache that is damaged or cannot
+    be written, and goes on without it.
     """
     cache = cache_directory(cache)
     decoded = cache / f"omniglot-{SIZE}-{edition.decoded[:12]}.npy"
@@ -292,8 +304,10 @@ def load(
 def _from_named(
     named: Mapping[str, Path], cache: Path, decoded: Path, edition: Edition, quiet: bool
 ) -> tuple[Images, str]:
-    """Read the sources that were named: verified in full, unless just this state of it was
-    before."""
+    """Read the sources that were named.
+
+    They are verified in full, unless just this state of them was verified before.
+    """
     source = " and ".join(map(str, named.values()))
     with faults(source):
         record, key = _record(cache, named), fingerprint((edition,), _paths(named, edition))
@@ -311,7 +325,10 @@ def _from_named(
 def _from_zips(
     cache: Path, decoded: Path, edition: Edition, *, fetch: bool, quiet: bool
 ) -> tuple[Images, str]:
-    """Read zips that were downloaded before, or else now; these are kept once they are verified."""
+    """Read the zips that were downloaded before, or else download them.
+
+    What is downloaded now is kept once it is verified.
+    """
     kept = {part.name: cache / f"{part.name}.zip" for part in edition.parts}
     if all(path.is_file() for path in kept.values()):
         try:

@@ -1,5 +1,8 @@
-"""Which classes train and which test: characters by seed or as the authors did, with rotations as
-new classes; photographs as published."""
+"""The split of classes into those for training and those for testing.
+
+Characters are split by seed or as the authors did, with rotations as new classes. Photographs are
+split as published.
+"""
 
 import random
 import warnings
@@ -21,8 +24,8 @@ ROTATIONS = 4  # by 0, 90, 180 and 270 degrees
 
 SplitKind = Literal["seed", "authors"]
 SPLIT_KINDS: tuple[SplitKind, ...] = ("seed", "authors")
-# Omniglot's alphabets in the order of their names, which is how the authors' code goes through
-# them: each one's first character by its published number, and how many it has.
+# Omniglot's alphabets in the order of their names, as the authors' code reads them. Each has the
+# published number of its first character, and how many characters it has.
 ALPHABETS = (
     (709, 20), (965, 20), (296, 29), (1, 26), (27, 41), (68, 40), (985, 26), (1011, 26), (1037, 26),
     (1063, 26), (108, 24), (132, 46), (178, 14), (192, 26), (770, 34), (218, 33), (251, 22),
@@ -37,8 +40,10 @@ AUTHORS_SEED = 0  # their code's default, which none of their published commands
 
 @dataclass(frozen=True)
 class Split:
-    """Disjoint sets of classes; of characters, `train` holds every one four times, turned by right
-    angles."""
+    """Disjoint sets of classes.
+
+    Of characters, `train` holds every one four times, turned by right angles.
+    """
 
     train: UInt8[Tensor, "train_classes drawings *shape"]
     test: UInt8[Tensor, "classes drawings *shape"]
@@ -51,10 +56,14 @@ def split_characters(
     seed: int,
     kind: SplitKind = "seed",
 ) -> Split:
-    """Split by a permutation that is a pure function of the seed, or by the one of the authors'
-    code, whatever the seed. Class r n_train + c is character c turned r times. ValueError where
-    "authors" is asked of other characters than Omniglot's 1,623, in order of their published
-    numbers."""
+    """Split characters by a permutation, and add rotations to those of training.
+
+    kind: "seed" takes a permutation that is a pure function of the seed, "authors" the one of the
+        authors' code, whatever the seed.
+
+    Class r n_train + c is character c turned r times. Raises ValueError where "authors" is asked of
+    other characters than Omniglot's 1,623, in order of their published numbers.
+    """
     characters = images.shape[0]
     order = authors_order(characters) if kind == "authors" else _order_by_seed(characters, seed)
     n_train = round(characters * TRAIN_SHARE)
@@ -64,9 +73,11 @@ def split_characters(
 
 
 def authors_order(characters: int) -> Sequence[int]:
-    """Return Omniglot's characters, counted from 0, as the authors' code has them: by alphabet,
-    then shuffled by Python's own generator. It trains on the first 1,200 and tests on the
-    others."""
+    """Return Omniglot's characters, counted from 0, in the order of the authors' code.
+
+    That is by alphabet, then shuffled by Python's own generator. Their code trains on the first
+    1,200 and tests on the others.
+    """
     order: list[int] = []
     for first, count in ALPHABETS:
         order += range(first - 1, first - 1 + count)
@@ -84,8 +95,10 @@ def _order_by_seed(characters: int, seed: int) -> Sequence[int]:
 
 
 def split_images(images: ColourImages) -> Split:
-    """Return the published division: the classes of validation are in neither part. Not a copy, and
-    not to be written to."""
+    """Return the published division; the classes of validation are in neither part.
+
+    The tensors are not copies, and must not be written to.
+    """
     with warnings.catch_warnings():
         # torch has no tensors that are read-only, and a copy for every process would take a
         # gigabyte.
