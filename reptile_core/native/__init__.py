@@ -1,9 +1,10 @@
-"""What a convolutional block does, in C, where a C compiler is at hand; never needed.
+"""The work of a convolutional block in C, used where a C compiler is available; never needed.
 
-The sources in this folder are compiled once for this processor and type of number, in some seconds,
-and kept in the user's cache under their digest. They compute what the tensor code in `convolutions`
-and `layers` computes, to round-off: convolutions without writing out patches, and normalization in
-few passes over memory; and what `gradients` needs besides. REPTILE_NATIVE=0 does without them.
+The sources in this folder are compiled once for this processor and type of number, which takes some
+seconds. The library is kept in the user's cache under their digest. The loops compute what the
+tensor code in `convolutions` and `layers` computes, to round-off: convolutions without writing out
+patches, and normalization in few passes over memory. They also compute what else `gradients` needs.
+REPTILE_NATIVE=0 switches them off.
 """
 
 import ctypes
@@ -29,7 +30,7 @@ SOURCES = sorted(Path(__file__).parent.glob("*.[ch]"))
 FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC", "-lm")
 SQUARE = 16  # convolutions take channels in multiples of this
 TAPS = 9  # as in shape.h
-# Of numbers, and what asks for them: see real.h.
+# Types of number, and the compiler's flags for each: see real.h.
 TYPES = {torch.float32: (), torch.float64: ("-DDOUBLE",)}
 
 ACTIVATIONS = {"relu": 0, "softplus": 1, "tanh": 2}  # as in activation.h
@@ -54,7 +55,7 @@ Argument = Tensor | Sequence[Tensor] | Shape | int | float | None
 
 @lru_cache
 def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
-    """Return the loops compiled for this type of number, or None where they cannot be had."""
+    """Return the loops compiled for this type of number, or None where they are not available."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if os.environ.get("REPTILE_NATIVE") == "0" or compiler is None or os.name != "posix":
         return None
@@ -101,9 +102,9 @@ def supports_channels(*channels: int) -> bool:
 def prepare(name: str, *arguments: Argument) -> NativeCall:
     """Prepare a call of a loop with these arguments, to be made as often as wanted.
 
-    Tensors go as pointers to their numbers, and the first one says of which type these are;
-    sequences of tensors go as lists of pointers, and None as one to nothing. ValueError for a
-    tensor whose numbers do not lie one after the other.
+    Tensors are passed as pointers to their numbers, and the first one decides the type of number.
+    Sequences of tensors are passed as lists of pointers, and None as a null pointer. Raises
+    ValueError for a tensor that is not contiguous.
     """
     tensors = list(chain.from_iterable(map(_tensors, arguments)))
     for a in tensors:
@@ -131,8 +132,10 @@ def meetings(shape: Shape) -> Tensor:
 
 
 def packing(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Allocate room for the images and outputs that `correlate` packs, and for the pairs of them
-    that meet."""
+    """Allocate room for what `correlate` packs, and for the pairs of it that meet.
+
+    It packs images and outputs.
+    """
     inside, outside = shape.height * shape.width, shape.out_height * shape.out_width
     packed = torch.zeros(shape.n * (inside * shape.channels + outside * shape.filters), dtype=dtype)
     return packed, torch.zeros(2 * TAPS * outside, dtype=torch.long)
@@ -141,8 +144,11 @@ def packing(shape: Shape, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def normalize_relu(
     x: Tensor, scale: Tensor, shift: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (out, normalized, rstd) for x (*lanes, rows, channels) and scale, shift (*lanes, 1,
-    channels)."""
+    """Return (out, normalized, rstd) of batch norm with a ReLU.
+
+    x: (*lanes, rows, channels).
+    scale, shift: (*lanes, 1, channels).
+    """
     out, normalized, rstd = torch.empty_like(x), torch.empty_like(x), torch.empty_like(scale)
     call("normalize_relu", x, scale, shift, normalized, rstd, out, _scratch(x), eps, *_extent(x))
     return out, normalized, rstd
@@ -151,7 +157,7 @@ def normalize_relu(
 def normalize_relu_backward(
     g: Tensor, out: Tensor, normalized: Tensor, rstd: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gradients in x, scale and shift."""
+    """Return the gradients in x, scale and shift."""
     g_x, g_scale, g_shift = torch.empty_like(g), torch.empty_like(scale), torch.empty_like(scale)
     arrays = (g, out, normalized, rstd, scale, g_x, g_scale, g_shift, _scratch(g))
     call("normalize_relu_backward", *arrays, *_extent(g))
@@ -216,8 +222,10 @@ def _scratch(x: Tensor) -> Tensor:
 
 
 def _abilities() -> str:
-    """Return what this processor can do, where the system tells: code made for one may not run on
-    another."""
+    """Return what this processor can do, where the system says so.
+
+    Code made for one processor may not run on another.
+    """
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,5 +1,4 @@
-"""The compiled loops as functions that autograd may differentiate again and again, for the layers
-to ask."""
+"""The compiled loops as functions for the layers, which autograd can differentiate repeatedly."""
 
 from math import prod
 from typing import Any
@@ -22,7 +21,10 @@ def extent_of(x: Tensor, stride: int, filters: int = 0) -> native.Shape:
 
 
 class Convolution(Function):
-    """x * w in C. x and w have the same lanes; both contiguous, as are the results."""
+    """x * w in C.
+
+    x and w have the same lanes. Both are contiguous, as are the results.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int) -> Tensor:
@@ -56,16 +58,8 @@ class TransposedConvolution(Function):
         ctx.stride = stride
         x = g.new_empty(*g.shape[:-3], height, width, weight.shape[-2] // KERNEL**2)
         extent = extent_of(x, stride, weight.shape[-1])
-        native.call(
-            "convolve_transposed",
-            g,
-            weight,
-            x,
-            torch.empty_like(weight),
-            native.meetings(extent),
-            extent,
-            0,
-        )
+        scratch = torch.empty_like(weight), native.meetings(extent)
+        native.call("convolve_transposed", g, weight, x, *scratch, extent, 0)
         return x
 
     @staticmethod
@@ -117,13 +111,13 @@ class NormalizeReLU(Function):
 
 
 class NormalizeReLUGradient(Function):
-    """The gradients of NormalizeReLU in x, scale and shift, in C, as a function of its cotangent g,
-    x and scale.
+    """The gradients of NormalizeReLU in x, scale and shift, in C.
 
-    Its own derivative is tensor code. With u = g where the output is above 0, J as in `project` and
-    N samples, these gradients are scale J u, sum(u x̂) and sum(u); what follows differentiates
-    their products with (c, c_scale, c_shift): J through x̂ and through rstd, while where the output
-    is above 0 does not change.
+    They are a function of its cotangent g, x and scale, whose own derivative is tensor code. Let u
+    be g where the output is above 0 and 0 elsewhere, J as in `project`, and N the number of
+    samples. The gradients are then scale J u, sum(u x̂) and sum(u). `backward` differentiates their
+    products with (c, c_scale, c_shift), where J depends on x through x̂ and through rstd. The set
+    of outputs above 0 does not change.
     """
 
     @staticmethod
@@ -149,14 +143,8 @@ class NormalizeReLUGradient(Function):
         along_c, along_u = ((part * normalized).mean(-2, keepdim=True) for part in (c, u))
         from_normalized = (c_scale - factor * along_c) * u - factor * along_u * c
         from_rstd = normalized * (factor * from_scale / -x.shape[-2])
-        return (
-            from_g,
-            project(from_normalized, normalized, rstd) + from_rstd,
-            from_scale,
-            None,
-            None,
-            None,
-        )
+        from_x = project(from_normalized, normalized, rstd) + from_rstd
+        return from_g, from_x, from_scale, None, None, None
 
 
 class ProductReLU(Function):
@@ -172,7 +160,7 @@ class ProductReLU(Function):
     def backward(ctx: Any, *cotangent: Tensor) -> tuple:
         (x, weight, out), (g,) = ctx.saved_tensors, cotangent
         in_x, in_weight = ctx.needs_input_grad
-        # Linear in the cotangent, and where the output is above 0 does not change.
+        # Linear in the cotangent. The set of outputs above 0 does not change.
         if in_x or torch.is_grad_enabled():
             g = where_above(out, g)
             return g @ weight.mT if in_x else None, x.mT @ g if in_weight else None
@@ -180,6 +168,8 @@ class ProductReLU(Function):
 
 
 def where_above(out: Tensor, g: Tensor) -> Tensor:
-    """Return g where out > 0, else 0: linear in g, a constant in out. (Ten times as fast as
-    torch.where on a CPU.)"""
+    """Return g where out > 0, else 0: linear in g, a constant in out.
+
+    On a CPU it is ten times as fast as torch.where.
+    """
     return torch.ops.aten.threshold_backward(g, out.detach(), 0)
