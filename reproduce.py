@@ -1,11 +1,14 @@
-"""Reproduce the experiments of "On First-Order Meta-Learning Algorithms" (Nichol, Achiam, Schulman
-2018).
+"""Script that reproduces the experiments of the Reptile paper.
 
-python reproduce.py                           all experiments, quick profile, Omniglot if it can be
-had python reproduce.py theory                    the theorems alone python reproduce.py ablation
---profile paper  the learning curves of figure 3 at the paper's own scale python reproduce.py --list
-what there is, what it shows and how long it takes python reproduce.py --from manifest.json
-rerun a manifest and compare its tables bit by bit; --only RUN: one run
+The paper: "On First-Order Meta-Learning Algorithms" (Nichol, Achiam, Schulman 2018).
+
+    python reproduce.py                           all experiments, quick profile
+    python reproduce.py theory                    the theorems alone
+    python reproduce.py ablation --profile paper  figure 3's learning curves at the paper's scale
+    python reproduce.py --list                    what there is, what it shows, how long it takes
+    python reproduce.py --from manifest.json      rerun a manifest, compare its tables bit by bit
+
+Images are Omniglot's if they can be had. With --from, --only RUN reruns one training run.
 """
 
 import signal
@@ -56,12 +59,12 @@ def claims() -> dict[str, tuple[Claim, ...]]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Do what the arguments say; return the exit code."""
+    """Do what the arguments say and return the exit code."""
     return guarded(reproduce, sys.argv[1:] if arguments is None else arguments)
 
 
 def reproduce(arguments: Sequence[str]) -> int:
-    """Parse the arguments and do what they say, with the user's plugins; return the exit code."""
+    """Parse the arguments, load the user's plugins, do what is asked and return the exit code."""
     if arguments and arguments[0] in COMMANDS:
         return int(import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
     options = parse(arguments)
@@ -70,7 +73,10 @@ def reproduce(arguments: Sequence[str]) -> int:
 
 
 def do(options: argparse.Namespace) -> int:
-    """Plan, run, and compare with the manifest that is rerun, if one is; return the exit code."""
+    """Plan and run, and return the exit code.
+
+    With --from, also compare the tables with those of the manifest.
+    """
     if options.list:
         print(listing())
         return 0
@@ -109,8 +115,13 @@ def do(options: argparse.Namespace) -> int:
 
 @dataclass
 class Done:
-    """What was done so far, by experiment: seconds, processor seconds of the workers where they are
-    known, checksums of the tables. And the content of other data than the script's own, by name."""
+    """Record of what has been done so far, by experiment.
+
+    wall_seconds: seconds of each experiment.
+    worker_seconds: processor seconds of the workers, where they are known.
+    tables: checksums of the tables, by file name.
+    other_data: content of data other than the script's own, by name of the data.
+    """
 
     wall_seconds: dict[str, float] = field(default_factory=dict)
     worker_seconds: dict[str, float] = field(default_factory=dict)
@@ -118,15 +129,18 @@ class Done:
     other_data: dict[str, str] = field(default_factory=dict)
 
     def add_time(self, name: str, wall: float, workers: float) -> None:
-        """Add seconds to an experiment's; `workers` is nan or 0 where nobody counts."""
+        """Add to the seconds of an experiment; `workers` is nan or 0 where they are not counted."""
         self.wall_seconds[name] = round(self.wall_seconds.get(name, 0.0) + wall, 2)
         if workers > 0:
             self.worker_seconds[name] = round(self.worker_seconds.get(name, 0.0) + workers, 2)
 
 
 def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
-    """Write the manifest, run the experiments and print what each found, complete the manifest,
-    write the report. Return the verdicts on the claims of what was run, and the manifest."""
+    """Run the experiments of a plan; return the verdicts on their claims, and the manifest.
+
+    Writes the manifest, runs each experiment and prints what it found, completes the manifest and
+    writes the report.
+    """
     path, context = plan.out / "manifest.json", plan.context
     record = begin_manifest(plan, folder.manifest_there(plan.out))
     manifest.write(record, path)
@@ -155,8 +169,10 @@ def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
 
 
 def run_one(experiment: Experiment, plan: Plan, done: Done, drawing: Drawing) -> None:
-    """Run an experiment, write what it found, judge its claims, and print and note all that; its
-    figures are left to `drawing`."""
+    """Run an experiment, write its results, judge its claims, and print and note all of it.
+
+    Its figures are left to `drawing`.
+    """
     workers, context = plan.context.workers, plan.context_of(experiment)
     began, worked = time.perf_counter(), workers.processor_seconds()
     result = experiment.result(context)
@@ -177,8 +193,11 @@ def run_one(experiment: Experiment, plan: Plan, done: Done, drawing: Drawing) ->
 def write(
     experiment: Experiment, result: Result, plan: Plan, asked: Asked, seconds: float
 ) -> list[Path]:
-    """Write an experiment's tables, that of its runs included, and, with data, profile and seconds,
-    its evidence; return the files."""
+    """Write an experiment's tables and evidence, and return the files.
+
+    The tables include that of its runs. The evidence is written only where there are claims, with
+    data, profile and seconds.
+    """
     runs = redo.tabulate(asked.runs, asked.evaluations)
     tables = redo.with_devices(result.tables, asked.runs)
     if len(runs):
@@ -198,8 +217,10 @@ def write(
 
 
 def add_seeds(plan: Plan, done: Done, drawing: Drawing) -> Plan:
-    """Rerun experiments with more seeds until every claim of theirs that can be decided here is.
-    Return the plan with the numbers of seeds at the end."""
+    """Rerun experiments with more seeds until all claims that can be decided here are.
+
+    Return the plan with the final numbers of seeds.
+    """
     while more := budget.more_seeds(plan.verdicts(folder.judge_all(plan.out, claims())), claims()):
         lines = [f"{name}: {count} seeds, to decide more" for name, count in more.items()]
         print("\n" + "\n".join(lines))

@@ -1,4 +1,4 @@
-"""A manifest that is rerun: are the tables the same, bit for bit?"""
+"""Comparison of a rerun with its manifest: are the tables the same, bit for bit?"""
 
 from typing import Any
 
@@ -7,8 +7,11 @@ from analysis.results import checksums, manifest
 
 
 def compare(plan: Plan, record: dict[str, Any]) -> list[str]:
-    """Print and return lines that name the tables, and the other data, which are not those of the
-    manifest that the plan reruns. record: the manifest of the rerun, complete."""
+    """Print and return lines that name the tables and other data that differ from the manifest's.
+
+    plan: one that reruns a manifest; ValueError otherwise.
+    record: the manifest of the rerun, complete.
+    """
     if plan.again is None or plan.again_from is None:
         raise ValueError("plan: expected one that reruns a manifest, found none to rerun")
     then = plan.again.get("tables", {})

@@ -1,10 +1,10 @@
-"""How many seeds, and of which experiments, decide most claims in a given time.
+"""Choice of experiments and numbers of seeds that decide most claims in a given time.
 
-Means and spreads are those of an earlier run's ledger, of other seeds, and costs those that it
-measured. From nothing, the step (an experiment's next number of seeds) with the largest gain in the
-expected number of decided claims per second is taken, until the time is spent. Runs that
-experiments share are paid once. Then everything is run, and judged once, on seeds of another epoch
-than the pilot's.
+Means and spreads come from the ledger of an earlier run (the pilot), which had other seeds. Costs
+are those that it measured. The choice is greedy. A step is the next number of seeds of an
+experiment. Each time, the step with the largest gain in the expected number of decided claims per
+second is taken, until the time is spent. Runs that experiments share are paid once. Then everything
+is run and judged once, on seeds of another epoch than the pilot's.
 
     python -m analysis.budget results/quick    make the pilot from output folders
 """
@@ -58,8 +58,12 @@ MAX_AT_ONCE = 20  # seeds that are added in one round of --until-decided
 
 @dataclass(frozen=True)
 class Cost:
-    """What an experiment takes on one core: fixed seconds, seconds a seed of its own, and seconds a
-    seed of each of the runs that it shares with others, by their names."""
+    """Seconds that an experiment takes on one core.
+
+    fixed: seconds whatever the number of seeds.
+    seed: seconds per seed of its own work.
+    runs: seconds per seed of each run that it shares with other experiments, by the run's name.
+    """
 
     fixed: float
     seed: float
@@ -69,9 +73,14 @@ class Cost:
 def choose(
     names: Sequence[str], seconds: float, *, workers: int, pilot: Path = PILOT
 ) -> dict[str, int]:
-    """Return the number of seeds of each experiment worth running, of those named; 1 of experiments
-    whose claims are theorems, which more seeds do not decide. UsageError where the time does not
-    suffice for anything."""
+    """Return the number of seeds for each of the named experiments that is worth running.
+
+    It is 1 where all claims of an experiment are theorems, which more seeds do not decide.
+
+    seconds: the budget in wall-clock time, during which all workers are busy.
+    pilot: the folder of the pilot's ledger and costs.
+    Raises UsageError where the time suffices for no experiment.
+    """
     verdicts, costs = ledger.read(pilot), read_costs(pilot / "costs.csv")
     by_experiment = _claims_of(verdicts, costs)
     chosen: dict[str, int] = {}
@@ -91,8 +100,10 @@ def choose(
 def more_seeds(
     verdicts: Iterable[Verdict], claims: Mapping[str, Sequence[Claim]]
 ) -> dict[str, int]:
-    """Return how many seeds each experiment needs in all for what is still undecided and can be
-    decided; empty if there is nothing left to do."""
+    """Return how many seeds in all each experiment needs to decide its undecided claims.
+
+    Claims that cannot be decided do not count. Empty if there is nothing left to do.
+    """
     owner: dict[str, str] = {}
     for name, group in claims.items():
         owner.update({claim.id: name for claim in group})
@@ -109,8 +120,10 @@ def more_seeds(
 
 
 def power(verdict: Verdict, seeds: int) -> float:
-    """Return the probability that so many fresh seeds decide a claim, were mean and spread of its
-    cases as in a verdict."""
+    """Return the probability that `seeds` fresh seeds decide a claim.
+
+    The mean and spread of each case are assumed to be those of the verdict.
+    """
     if seeds < LEAST_SEEDS or not verdict.cases:
         return 0.0
     depths = [_depth(_mean(case), verdict.claim.band) for case in verdict.cases]
@@ -120,9 +133,11 @@ def power(verdict: Verdict, seeds: int) -> float:
 
 
 def measure_costs(folder: Path) -> pd.DataFrame:
-    """Return what each experiment of a finished run took, as `read_costs` reads it. A shared run is
-    paid by the first that asked for it; what else an experiment took is its own, an equal share for
-    each seed."""
+    """Return what each experiment of a finished run took, as a table that `read_costs` reads.
+
+    A shared run is paid by the first experiment that asked for it. The rest of an experiment's
+    time is its own, an equal share for each seed.
+    """
     record = manifest.read(folder / "manifest.json")
     runs = _seconds_of_runs(folder / "runs")
     paid: set[str] = set()
@@ -140,7 +155,7 @@ def measure_costs(folder: Path) -> pd.DataFrame:
 
 
 def _seconds_of_runs(folder: Path) -> dict[str, float]:
-    """Return training seconds of one seed of each of figure 3's runs in a folder, by variant."""
+    """Return the mean training seconds of each of figure 3's runs in a folder, by variant."""
     known = {variant.name: variant.weights for variant in figure_3()}
     found: dict[str, list[float]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -156,8 +171,10 @@ def _seconds_of_runs(folder: Path) -> dict[str, float]:
 
 
 def read_costs(path: Path) -> dict[str, Cost]:
-    """Read costs: a table with the columns experiment, what ("fixed", "seed", or the name of a
-    shared run) and seconds."""
+    """Read the costs of experiments from a table.
+
+    Its columns are experiment, what ("fixed", "seed" or the name of a shared run) and seconds.
+    """
     table = pd.read_csv(path)
     costs = {}
     for name, part in table.groupby("experiment", sort=False):
@@ -184,8 +201,11 @@ def _best_step(
     verdicts: Mapping[str, Sequence[Verdict]],
     left: float,
 ) -> tuple[str, int, float] | None:
-    """Return the experiment, its number of seeds and the price of the step that decides most per
-    second; None where no step is worth taking or can be paid."""
+    """Return the experiment, its number of seeds and the price of the most profitable step.
+
+    That is the step that decides most claims per second. None where no step is worth taking or
+    can be paid.
+    """
     best: tuple[float, tuple[str, int, float]] | None = None
     for name in names:
         has = chosen.get(name, 0)
@@ -202,16 +222,20 @@ def _best_step(
 
 
 def _gain(verdict: Verdict, has: int, count: int) -> float:
-    """Return what more seeds add to the expected number of decided claims. A theorem is decided as
-    soon as it is run."""
+    """Return what more seeds add to the expected number of decided claims.
+
+    A theorem is decided as soon as it is run.
+    """
     if verdict.claim.kind == "theorem":
         return float(not has)
     return power(verdict, count) - power(verdict, has)
 
 
 def _price(chosen: Mapping[str, int], name: str, count: int, costs: Mapping[str, Cost]) -> float:
-    """Return seconds of one core for a step, less what other experiments have paid of the runs that
-    they share."""
+    """Return the price of a step in seconds of one core.
+
+    What experiments have already paid for shared runs is subtracted.
+    """
     cost, has = costs[name], chosen.get(name, 0)
     price = (cost.fixed if not has else 0.0) + cost.seed * (count - has)
     for run, seconds in cost.runs.items():
@@ -221,8 +245,10 @@ def _price(chosen: Mapping[str, int], name: str, count: int, costs: Mapping[str,
 
 
 def _power_of_control(verdict: Verdict, seeds: int) -> float:
-    """Return the probability that every control fails, as it must: 1 where they did in the pilot, 0
-    where there are none."""
+    """Return the probability that every control fails, as it must.
+
+    It is 1 where all failed in the pilot, and 0 where there are none.
+    """
     if verdict.control == "failed":
         return 1.0
     depths = [_depth_of_control(verdict, control) for control in verdict.controls] or [0.0]
@@ -230,8 +256,11 @@ def _power_of_control(verdict: Verdict, seeds: int) -> float:
 
 
 def _depth_of_control(verdict: Verdict, control: Case) -> float:
-    """Return how clearly a control fails, in standard deviations over seeds. A pilot holds no
-    paired differences, so a foil's is taken as one of independent values."""
+    """Return how clearly a control fails, in standard deviations over seeds.
+
+    A pilot holds no paired differences. So the two values of a foil's difference are taken as
+    independent.
+    """
     claim = verdict.claim
     if claim.control.band is not None:
         return _depth(_mean(control), claim.control.band)
@@ -250,21 +279,28 @@ def _depth_of_control(verdict: Verdict, control: Case) -> float:
 
 
 def _mean(case: Case) -> Mean:
-    """Return a case's mean, whose standard deviation counts as no smaller than the error over
-    tasks; 0 where neither is known."""
+    """Return the mean of a case over seeds, with its standard deviation.
+
+    The standard deviation counts as no smaller than the error over tasks. It is 0 where neither is
+    known.
+    """
     known = [value for value in (case.sd, case.task_error) if isfinite(value)]
     return Mean(len(case.seeds), case.mean, max(known, default=0.0))
 
 
 def _depth(mean: Mean, band: Band) -> float:
-    """Return how far a mean is inside a band, in standard deviations over seeds; 0 where these are
-    not known."""
+    """Return how far a mean is inside a band, in standard deviations over seeds.
+
+    It is 0 where these are not known.
+    """
     return mean.depth(band) if mean.deviation > 0 else 0.0
 
 
 def measure_effects(folder: Path) -> list[Verdict]:
-    """Return the verdicts of a finished run on the claims of its experiments, whatever the epoch of
-    its seeds: a pilot judges nothing, so seeds that shaped a criterion count in it."""
+    """Return the verdicts of a finished run on the claims of its experiments, whatever its epoch.
+
+    A pilot judges nothing, so seeds that shaped a criterion count in it.
+    """
     from analysis.experiments.registry import EXPERIMENTS
 
     names = manifest.read(folder / "manifest.json")["experiments"]
@@ -275,7 +311,7 @@ def measure_effects(folder: Path) -> list[Verdict]:
 
 
 def main() -> None:
-    """Make the pilot from output folders, each with experiments of its own."""
+    """Make the pilot from output folders, each of which holds experiments of its own."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""The command line: what may be asked for."""
+"""Command line of the program: its options and their help."""
 
 import argparse
 import re
@@ -72,7 +72,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Return the options as they were given; None where one was not."""
+    """Return the options as given; those that were not given are None."""
     parser = _Parser(
         prog=program.name(),
         usage=f"{program.command()} [EXPERIMENT ...] [options]",
@@ -246,7 +246,7 @@ def _add_output(output: Group) -> None:
 
 
 def listing() -> str:
-    """Return what there is, what it shows and how long it takes."""
+    """Return the experiments, what each shows and how long it takes."""
     lines = []
     for name, experiment in EXPERIMENTS.items():
         takes = [f"{duration} ({profile})" for profile, duration in experiment.takes.items()]
@@ -286,8 +286,10 @@ def add_own(group: Group) -> None:
 
 
 def seconds(text: str) -> float:
-    """Return a duration such as 90s, 30m, 2h or 1d in seconds. ArgumentTypeError where it is
-    none."""
+    """Return the seconds of a duration such as 90s, 30m, 2h or 1d.
+
+    Raises argparse.ArgumentTypeError where the text is no such duration.
+    """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text)
     if found is None or not float(found[1]):
         raise argparse.ArgumentTypeError(

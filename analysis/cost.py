@@ -1,19 +1,18 @@
-"""What a sweep of runs costs, and how long it will take: a model of three numbers that are counted,
-not guessed.
+"""Cost of a sweep of runs and the time it will take, from three numbers that are counted.
 
     python -m analysis.cost [ablation | few_shot] [--profile P] [--seeds N] [--rate GFLOPS]
 
-A meta-iteration and an evaluation are traced without data: the flops of their matrix products, the
-bytes that their operations read and write, and how many operations follow one another (launches, on
-a GPU). A run costs the iterations to which it is trained times the one, and its evaluations, which
-are work of their own, as many tasks times the other. How long that takes:
+A meta-iteration and an evaluation are traced without data. This counts the flops of their matrix
+products, the bytes that their operations read and write, and how many operations follow one another
+(launches, on a GPU). Nothing is guessed. A run costs one traced meta-iteration for each iteration
+that it is trained. Its evaluations are work of their own: they cost the traced evaluation for as
+many tasks. How long that takes:
 
-- on cores, one run each at a time, the longest first: flops / rate. The rate of one core, with all
-  of them at work, is measured now. What a core computes fits its caches, so that bytes do not
-  count.
-- on a GPU, runs alike side by side, as lanes: flops / F + bytes / W, or, where there are too few to
-  fill it, launches times the time of one. F and W are those of a data sheet, and none of the three
-  is measured.
+- On cores, each does one run at a time, the longest first: flops / rate. The rate of one core, with
+  all of them at work, is measured now. What a core computes fits its caches, so bytes do not count.
+- On a GPU, runs of the same shape go side by side, as lanes: flops / F + bytes / W. Where there are
+  too few lanes to fill it: launches times the time of one. F and W are those of a data sheet, and
+  none of the three is measured.
 """
 
 import argparse
@@ -48,8 +47,12 @@ FREE = ("aten::_unsafe_view", "aten::detach", "aten::new_empty", "aten::empty_li
 
 @dataclass(frozen=True)
 class Work:
-    """flops of matrix products; bytes that operations read and write; launches: operations one
-    after the other."""
+    """Amount of work.
+
+    flops: those of matrix products.
+    bytes: those that operations read and write.
+    launches: operations that follow one another.
+    """
 
     flops: float = 0
     bytes: float = 0
@@ -74,8 +77,12 @@ class PartOfRun:
 
 @dataclass(frozen=True)
 class GPU:
-    """products: float32 flops a second; memory: bytes a second; launch: seconds from one operation
-    to the next."""
+    """A kind of GPU and its speeds.
+
+    products: float32 flops a second.
+    memory: bytes a second.
+    launch: seconds from one operation to the next.
+    """
 
     name: str
     products: float
@@ -83,9 +90,12 @@ class GPU:
     launch: float
 
     def seconds(self, items: Sequence[Work], count: int) -> float:
-        """Return the seconds of all items on `count` of these. Those that are alike in their
-        operations are lanes of one group: until the last of it is launched, and all of it computed.
-        A group is on one GPU, and one after the other."""
+        """Return the seconds that all items take on `count` of these GPUs.
+
+        Items with the same number of launches are lanes of one group. A group takes until its last
+        operation is launched and all of it is computed. Each group runs on one GPU. The groups of a
+        GPU run one after the other.
+        """
         groups: dict[float, list[Work]] = {}
         for item in items:
             groups.setdefault(item.launches, []).append(item)
@@ -115,8 +125,11 @@ def _iteration(run: Run) -> Work:
 
 
 def evaluation(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Work:
-    """Return the work of an evaluation on `tasks` tasks side by side, with so many test examples a
-    class. What each step of the inner loop adds is counted once."""
+    """Return the work of an evaluation on `tasks` tasks side by side.
+
+    queries: test examples a class.
+    Two lengths of the inner loop are traced. Each further step adds their difference.
+    """
     n_way = run.sampling.n_way  # all of training that has a part in it, but for the inner optimizer
     sampling_there = Sampling(n_way, 1, n_way, 1)
     trained = replace(
@@ -139,26 +152,27 @@ def _evaluation(run: Run, sampling: Sampling, tasks: int, queries: int) -> Work:
 
 
 def whole(item: PartOfRun) -> Work:
-    """Return the work of a run from its start to where it is trained to."""
+    """Return the work of a run from its start to the iteration to which it is trained."""
     return item.until * iteration(item.run)
 
 
 def look(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Work:
-    """Return the work of an evaluation on so many tasks, LANES of them side by side."""
+    """Return the work of an evaluation on `tasks` tasks, LANES of them side by side."""
     return tasks / LANES * evaluation(run, sampling, LANES, queries)
 
 
 def traced(call: Callable[[], Any]) -> Work:
-    """Return the work that `call` does on the meta device: torch goes through its operations on
-    shapes alone."""
+    """Return the work that `call` does on the meta device, where torch computes shapes alone."""
     with _Tracing() as tracing:
         call()
     return tracing.work
 
 
 def makespan(seconds: Iterable[float], workers: int) -> float:
-    """Return seconds until all is done, each piece whole by one of the workers, the longest
-    first."""
+    """Return the seconds until all pieces are done.
+
+    Each piece is done whole by one of the workers, the longest first.
+    """
     busy = [0.0] * workers
     for piece in sorted(seconds, reverse=True):
         heapq.heappush(busy, heapq.heappop(busy) + piece)
@@ -166,8 +180,10 @@ def makespan(seconds: Iterable[float], workers: int) -> float:
 
 
 def measured_rate(run: Run, seconds: float) -> float:
-    """Measure the flops a second of this run's meta-iterations on one core of this machine, with
-    all cores at work."""
+    """Return the measured flops a second of this run's meta-iterations on one core.
+
+    All cores of this machine work during the measurement.
+    """
     cores = available_cores()
     with local_executor(cores) as executor:
         done = [executor.submit(iterations_in, run, seconds) for _ in range(cores)]
@@ -188,8 +204,11 @@ def iterations_in(run: Run, seconds: float) -> float:
 def ablation_runs(
     profile: str, seeds: int | None, scale: Scale | None = None
 ) -> tuple[list[PartOfRun], list[Work]]:
-    """Return the runs of figure 3, at the profile's scale or another, and an evaluation of each at
-    every look and at the start."""
+    """Return the runs of figure 3, and the work of each of their evaluations.
+
+    Each run is evaluated at the start and at every look.
+    scale: the scale to use instead of the profile's.
+    """
     scale, trainings, evaluations = scale or ablation.SCALES[profile], [], 0
     for variant in ablation.variants(profile):
         late = ablation.LATE_LOOKS.get(profile, ()) if variant.name in ablation.LATE else ()
@@ -203,7 +222,7 @@ def ablation_runs(
 
 
 def few_shot_runs(profile: str, seeds: int | None) -> tuple[list[PartOfRun], list[Work]]:
-    """Return the runs of section 6.1's tables, and the evaluations of their cells."""
+    """Return the runs of section 6.1's tables, and the work of the evaluation of each cell."""
     trainings, others = [], []
     for benchmark in benchmarks.BENCHMARKS:
         scale = benchmarks.SCALES[profile].get(benchmark.name)
@@ -223,7 +242,7 @@ SWEEPS = {"ablation": ablation_runs, "few_shot": few_shot_runs}
 
 
 def table(items: Sequence[Work], rate: float, gpu: GPU = H100) -> list[str]:
-    """Return lines of a table in Markdown: where, and how long it takes there."""
+    """Return the lines of a Markdown table of how long the work takes on several machines."""
     on_one_core = [item.flops / rate for item in items]
     rows = [(f"{cores} such cores", makespan(on_one_core, cores)) for cores in CORES]
     for count in GPUS:
@@ -273,8 +292,10 @@ def main() -> None:
 
 
 def _as_to_cost(run: Run) -> Run:
-    """Return a run that costs the same, and is the same for all such: sizes of steps, lengths and
-    seeds are 1 or 0."""
+    """Return a run of the same cost that is equal for all runs of that cost.
+
+    Step sizes, lengths and seeds are set to 1 or 0.
+    """
     if not isinstance(run.weights, str):
         run = replace(run, weights=tuple(float(weight != 0) for weight in run.weights))
     inner, outer = replace(run.inner, learning_rate=1.0), Outer(1.0, optimizer=run.outer.optimizer)
@@ -293,8 +314,10 @@ def _pool(run: Run, device: str) -> ImagePool:
 
 
 class _Tracing(TorchDispatchMode):
-    """Counts operations on the meta device; sampling, which is on the CPU on every machine, is not
-    among them."""
+    """Counter of the operations on the meta device.
+
+    Sampling is not counted, since it runs on the CPU on every machine.
+    """
 
     def __init__(self) -> None:
         super().__init__()

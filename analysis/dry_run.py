@@ -1,9 +1,7 @@
-"""What a command would do: its training runs and evaluations, which of them are there already, and
-hours for the rest.
+"""Preview of a command: its training runs and evaluations, which are done, and hours for the rest.
 
-Experiments are asked what they want with accuracies that are made up, and nothing is trained or
-written. What the rest costs is counted as in `cost`, at the rate that one core of this machine has
-now.
+Each experiment is given made-up accuracies to find out what it asks for. Nothing is trained or
+written. The rest is costed as in `cost`, at the rate that one core of this machine has now.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +26,7 @@ MADE_UP = 0.5  # accuracy of all tasks
 
 
 class _OwnWork(Exception):
-    """An experiment has come to work of its own, which needs what is trained."""
+    """Signal that an experiment has come to work of its own, which needs trained parameters."""
 
 
 class _NoWorkers(Workers):
@@ -55,9 +53,13 @@ class _Asking(Context):
 
 @dataclass(frozen=True)
 class Left:
-    """What an experiment has left to do. runs, evaluations: how many it wants, and how many of
-    these are there; the latter counts pieces of tasks. work: each with the flops it takes. own:
-    whether it does work besides, not counted.
+    """Work that an experiment has left to do.
+
+    runs, evaluations: how many it wants, and how many of these are there. Chunks of tasks count as
+        evaluations.
+    iterations: meta-iterations left to train.
+    work: each run to train or evaluate, with the flops that it takes.
+    own: whether it also does work of its own, which is not counted.
     """
 
     experiment: Experiment
@@ -69,8 +71,11 @@ class Left:
 
 
 def left(experiment: Experiment, context: Context, known: dict[str, int]) -> Left:
-    """Return what an experiment has left to do. known: of runs and evaluations that experiments
-    before it do, the end by key; its own are added."""
+    """Return what an experiment has left to do, and add its runs and evaluations to `known`.
+
+    known: the end of each run and evaluation of earlier experiments, by key. These are not counted
+        again.
+    """
     values = {one.name: getattr(context, one.name) for one in fields(Context)}
     asking = _Asking(**values | {"workers": _NoWorkers(context.workers.count, quiet=True)})
     try:
@@ -103,10 +108,9 @@ def left(experiment: Experiment, context: Context, known: dict[str, int]) -> Lef
 
 
 def describe(plans: Iterable[Plan], rate_of: Callable[[Run], float] | None = None) -> list[str]:
-    """Return lines that say what the plans would do, what of it is there, and how long the rest
-    takes.
+    """Return lines that say what the plans would do, what is done and how long the rest takes.
 
-    rate_of: flops a second of one core at a run's iterations; None measures it, in some seconds.
+    rate_of: flops a second of one core at a run's iterations. None measures it, in a few seconds.
     """
     measure = rate_of or (lambda run: cost.measured_rate(run, RATE_SECONDS))
     lines: list[str] = []

@@ -1,4 +1,4 @@
-"""How a process of the script ends: one line for whatever went wrong, and an exit code."""
+"""How a process of the script ends: an exit code, and one line for whatever went wrong."""
 
 import os
 import shlex
@@ -25,7 +25,7 @@ USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130  # as shells and argparse have the
 
 
 class UsageError(ValueError):
-    """Something that the user can put right, reported in one line before any work."""
+    """A mistake that the user can put right, reported in one line before any work."""
 
 
 def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
@@ -34,8 +34,10 @@ def _warning_line(message: Warning | str, *_: object, **__: object) -> str:
 
 
 def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> int:
-    """Run main(arguments) and return its exit code. Any failure is reported in one line, with a
-    traceback by --debug alone."""
+    """Run main(arguments) and return its exit code.
+
+    Reports any failure in one line, with a traceback only where --debug is given.
+    """
     warnings.formatwarning = _warning_line
     debug = "--debug" in arguments
     try:
@@ -59,7 +61,7 @@ def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
 
 
 def _described(error: Exception) -> tuple[int, str]:
-    """Return the exit code and the line of an error."""
+    """Return the exit code and the message of an error."""
     goes_on = "what is done is kept; the same command goes on"
     match error:
         case UsageError() | ManifestError() | InUse():
@@ -85,10 +87,9 @@ def _described(error: Exception) -> tuple[int, str]:
 
 @contextmanager
 def _printable() -> Iterator[None]:
-    """Replace characters that stdout cannot encode (cp1252, ascii), so that no work is lost for a
-    word.
+    """Replace characters that stdout cannot encode (cp1252, ascii).
 
-    stderr escapes them by itself.
+    Otherwise one such character would end a run and lose its work. stderr escapes them by itself.
     """
     stream = sys.stdout
     if not isinstance(stream, TextIOWrapper):
@@ -105,11 +106,10 @@ def _printable() -> Iterator[None]:
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Turn a request to end (kill, a batch system's limit) into an interrupt like Ctrl-C, which
-    raises as usual.
+    """Turn a request to end (kill, a batch system's limit) into an interrupt like Ctrl-C.
 
-    Python lets the main thread alone handle signals: in another, such as a web server's, they stay
-    as they are.
+    It raises KeyboardInterrupt as usual. Python lets only the main thread handle signals. In
+    another thread, such as a web server's, they stay as they are.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,5 +1,4 @@
-"""One training run of a manifest, done again and compared: `python reproduce.py --from MANIFEST
---only RUN`."""
+"""Rerun of one training run of a manifest: `reproduce.py --from MANIFEST --only RUN`."""
 
 import argparse
 from pathlib import Path
@@ -27,9 +26,11 @@ REFUSED = (
 
 
 def do_again(options: argparse.Namespace) -> int:
-    """Do the run that --only names, print how it compares, and return the exit code: 0 for the same
-    bits or, on another kind of machine, the same accuracy to a tolerance; 1 otherwise. UsageError
-    or ManifestError before any work."""
+    """Redo the run that --only names, print how it compares, and return the exit code.
+
+    The code is 0 for the same bits or, on another kind of machine, the same accuracy to a
+    tolerance. It is 1 otherwise. Raises UsageError or ManifestError before any work.
+    """
     rows = find_rows(options)
     out = (
         options.out
@@ -61,8 +62,10 @@ def do_again(options: argparse.Namespace) -> int:
 
 
 def find_rows(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Return the rows of the tables next to the manifest that --only names; UsageError where there
-    are none."""
+    """Return the rows of the run that --only names, from the tables next to the manifest.
+
+    Raises UsageError where there are none.
+    """
     if options.again is None:
         raise UsageError("--only: expected --from MANIFEST with it, found none")
     for name in REFUSED:

@@ -1,4 +1,4 @@
-"""What is to be run: everything that the options decide, and the manifest that says so."""
+"""Plan of what to run: everything that the options decide, and the manifest that records it."""
 
 import sys
 from collections.abc import Sequence
@@ -17,14 +17,14 @@ NO_IMAGES = "no images"  # the name of the source where no experiment needs any
 
 @dataclass(frozen=True)
 class Plan:
-    """What the user asked for, checked: which experiments, where results go, the data and what each
-    is given.
+    """Checked request of the user: the experiments, where results go, the data, and all settings.
 
-    data: the images that tasks are made of; None where no experiment needs any. options: those of
-    OPTIONS that the user gave, by name. seeds: of some experiments, where a budget says how many.
-    until_decided: whether seeds are added after the first look. again, again_from: the manifest
-    that is rerun and its folder, if one is; differences: lines that say where the code, the
-    libraries or the machine are not those of the manifest.
+    data: the images that tasks are made of; None where no experiment needs any.
+    options: those of OPTIONS that the user gave, by name.
+    seeds: the number of seeds of some experiments, where a budget sets it.
+    until_decided: whether seeds are added after the first look.
+    again, again_from: the manifest that is rerun, if one is, and its folder.
+    differences: lines that say where the code, libraries or machine differ from the manifest's.
     """
 
     experiments: tuple[Experiment, ...]
@@ -39,22 +39,26 @@ class Plan:
     differences: Sequence[str] = ()
 
     def context_of(self, experiment: Experiment) -> Context:
-        """Return the context of an experiment, which has asked for nothing yet, with the options
-        that it takes, and its number of seeds where it has one of its own."""
+        """Return the context of an experiment, which has asked for nothing yet.
+
+        It holds the options that the experiment takes. Its number of seeds is the experiment's own
+        where there is one.
+        """
         seeds = self.seeds.get(experiment.name, self.context.seeds)
         return replace(
             self.context, options=experiment.taken(self.options), seeds=seeds, asked=Asked()
         )
 
     def verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
-        """Return those on the claims of the plan's experiments."""
+        """Return the verdicts on the claims of the plan's experiments."""
         mine = {claim.id for claim in claims_of(self.experiments)}
         return [verdict for verdict in verdicts if verdict.claim.id in mine]
 
     def data_line(self, experiment: Experiment, others: Sequence[str] = ()) -> str:
         """Return the line under every figure: which data, and at what scale.
 
-        An experiment may have data of its own, and a result others, as in `Result.data`.
+        An experiment may name data of its own.
+        others: names of a result's data where they are not its experiment's, as in `Result.data`.
         """
         own = experiment.data or self._images_in_words()
         loaded = self.data.name if self.data else None
@@ -82,8 +86,10 @@ class Plan:
 
 
 def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return the manifest of a plan before work. before: that of its folder, as an earlier command
-    left it."""
+    """Return the manifest of a plan before work.
+
+    before: the manifest that an earlier command left in the plan's folder, if any.
+    """
     context = plan.context
     settings = {one.name: one.settings_in(plan.context_of(one)) for one in plan.experiments}
     variants = [own_variants.as_text(variant) for variant in plan.options.get("variants", ())]

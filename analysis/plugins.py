@@ -1,8 +1,7 @@
-"""Plugins: files of the user's own with experiments and claims, run, judged and reported like those
-that come along.
+"""Plugins: the user's own experiments and claims, run, judged and reported like the built-in ones.
 
-A plugin is a Python file with `EXPERIMENT`, or `EXPERIMENTS`, a sequence of them. Its `draw(tables,
-settings)`, if it has one, returns the figures by name, as the modules in figures/ do.
+A plugin is a Python file with `EXPERIMENT`, or with `EXPERIMENTS`, a sequence of them. It may have
+a `draw(tables, settings)` that returns the figures by name, as the modules in figures/ do.
 """
 
 import sys
@@ -19,8 +18,10 @@ from analysis.experiments.shared.experiment import Experiment, claims_of
 
 @contextmanager
 def loaded(paths: Sequence[Path]) -> Iterator[None]:
-    """Register the experiments of these files for as long as the context lasts. UsageError names
-    what is wrong."""
+    """Register the experiments of these files while the context lasts.
+
+    Raises UsageError, which names what is wrong.
+    """
     added: list[str] = []
     try:
         for path in paths:
@@ -57,8 +58,10 @@ def _experiments(path: Path) -> list[tuple[Experiment, registry.Draw | None]]:
 
 
 def _imported(path: Path) -> ModuleType:
-    """Return the file as a module of its own name, so that worker processes, which get our path,
-    can import it too."""
+    """Return the file, imported as a module under its own name.
+
+    Worker processes, which get our path, can then import it too.
+    """
     if not path.is_file() or not path.stem.isidentifier():
         raise UsageError(
             f"--plugin: expected a Python file whose name is an identifier, found {str(path)!r}"

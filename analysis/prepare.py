@@ -31,8 +31,10 @@ LIMITS = {
 
 
 def plans(options: argparse.Namespace) -> list[Plan]:
-    """Return what is to be done: one plan, or with --from one for each command that the manifest
-    tells of. UsageError or ManifestError, one line each, before any work."""
+    """Return the plans to carry out: one, or with --from one for each command of the manifest.
+
+    Raises UsageError or ManifestError, one line each, before any work.
+    """
     if options.again is None:
         return [prepare(options)]
     whole = manifest.read(options.again)
@@ -49,9 +51,11 @@ def plans(options: argparse.Namespace) -> list[Plan]:
 
 
 def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) -> Plan:
-    """Check everything that can be checked before work starts, and return the plan. UsageError or
-    ManifestError, one line each. again: the record of a manifest's command that is to be done
-    again."""
+    """Check everything that can be checked before work starts, and return the plan.
+
+    again: the record of a manifest's command to rerun.
+    Raises UsageError or ManifestError, one line each.
+    """
     asked = _asked(options, again)
     _check(options, asked)
     names = _chosen(asked, everything=options.budget is not None)
@@ -87,15 +91,20 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
 
 
 def _default_folder(asked: dict[str, Any]) -> Path:
-    """Return where results go: with variants of the user's own to a folder of theirs, as they
-    change the tables."""
+    """Return the folder where results go by default.
+
+    The user's own variants get a folder of their own, as they change the tables.
+    """
     own = [variant.name for variant in asked["variants"]]
     return Path("results") / "-".join([asked["profile"], *own])
 
 
 def _chosen(asked: dict[str, Any], *, everything: bool) -> list[str]:
-    """Return the names of the experiments to run: those asked for, or else those of the profile, or
-    all that a budget may choose from."""
+    """Return the names of the experiments to run.
+
+    These are those asked for. By default they are those of the profile, or all where `everything`,
+    since a budget may choose from all.
+    """
     profile = asked["profile"]
     by_default = [
         name for name, one in EXPERIMENTS.items() if everything or profile in one.profiles
@@ -106,8 +115,10 @@ def _chosen(asked: dict[str, Any], *, everything: bool) -> list[str]:
 def _images(
     options: argparse.Namespace, asked: dict[str, Any], experiments: Sequence[Experiment]
 ) -> datasets.Characters | None:
-    """Load the images that tasks are made of; None where no experiment needs any. UsageError if
-    they are not there."""
+    """Load the images that tasks are made of; None where no experiment needs any.
+
+    Raises UsageError if they are not there.
+    """
     needing = [experiment for experiment in experiments if experiment.data is None]
     if not needing and (options.again is None or asked["dataset"] is None):
         return None
@@ -124,16 +135,20 @@ def _images(
 
 
 def _source(data: datasets.Characters | None, directory: Path | None, split: SplitKind) -> Source:
-    """Return how workers find the images. Where there are none, nothing can be found by it but
-    other data."""
+    """Return how workers find the images.
+
+    Where there are none, the source finds nothing but other data.
+    """
     if data is None:
         return Source(NO_IMAGES, directory, content="")
     return Source(data.name, directory, data.content, data.real, split)
 
 
 def _workers(options: argparse.Namespace, out: Path, *, cuda: bool) -> Workers:
-    """Return processes of this machine, or the workers of a cluster; UsageError if that is not
-    there or not as it must be."""
+    """Return processes of this machine, or the workers of a cluster.
+
+    Raises UsageError where the cluster cannot be reached or used.
+    """
     if options.scheduler is None:
         return Workers(options.workers or (1 if cuda else available_cores()), quiet=options.quiet)
     if options.workers is not None:
@@ -153,8 +168,10 @@ def _workers(options: argparse.Namespace, out: Path, *, cuda: bool) -> Workers:
 
 
 def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what decides the numbers: from the manifest, or else from the options and their
-    defaults."""
+    """Return the settings that decide the numbers.
+
+    They come from the manifest to rerun, or else from the options and their defaults.
+    """
     given = {
         "profile": options.profile,
         "experiments": options.experiments or None,
@@ -254,11 +271,11 @@ def _check_taken(
 
 
 def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
-    """Return the plan with what it is compared to, and with every difference from it.
+    """Return the plan with the manifest that it is compared with, and every difference from it.
 
-    UsageError where it would not be the same work: other data, or other settings by the very same
-    code. Where the code is another, so may the settings of its experiments be, which is said and
-    not refused.
+    Raises UsageError where the work would not be the same: other data, or other settings under the
+    very same code. Where the code differs, the settings of its experiments may differ too. That is
+    reported and not refused.
     """
     now = begin_manifest(plan)
     work = list(manifest.differences(manifest.work(again), manifest.work(now)))

@@ -1,5 +1,4 @@
-"""What the user calls this program: the script of a checkout, or the command that an installation
-has."""
+"""Name of the program as the user calls it: a checkout's script, or an installation's command."""
 
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ def name() -> str:
 
 
 def command() -> str:
-    """Return what a command line of the program begins with."""
+    """Return the words that begin a command line of the program."""
     return INSTALLED if name() == INSTALLED else f"python {SCRIPT}"
 
 
