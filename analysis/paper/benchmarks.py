@@ -1,11 +1,10 @@
-"""Section 6.1's benchmarks: the authors' settings for each, the methods compared with Reptile, and
-what was published.
+"""Benchmarks of section 6.1: the authors' settings, the compared methods and published results.
 
 The paper takes the numbers of MAML and FOMAML from Finn et al. (2017). Here both run on Reptile's
 networks and settings, and their last minibatch is a separate tail of the task's examples. Their
-outer step is Adam's, 0.001 as in Finn et al., also annealed to 0, so that they differ in the second
-derivatives alone. (FOMAML's was Reptile's, plain and 1, until a first look at CIFAR-FS, where it
-learned more slowly than Reptile; a larger tail, it turned out, helps.)
+outer step is Adam's, 0.001 as in Finn et al., also annealed to 0. So the two differ in the second
+derivatives alone. (FOMAML's outer step was Reptile's, plain and 1, until a first look at CIFAR-FS.
+There it learned more slowly than Reptile; a larger tail, it turned out, helps.)
 """
 
 from collections.abc import Mapping
@@ -24,8 +23,10 @@ TASKS = 10_000
 
 @dataclass(frozen=True)
 class Benchmark:
-    """A data set and a number of classes, with the authors' settings for it. shots: the cells'
-    numbers of shots, each with the minibatch of its evaluation."""
+    """A data set and a number of classes, with the authors' settings for them.
+
+    shots: the numbers of shots of the cells, each with the minibatch size of its evaluation.
+    """
 
     name: str
     data: Literal["omniglot", "mini_imagenet", "cifar_fs"]  # which is the network's name too
@@ -40,8 +41,10 @@ class Benchmark:
 
 @dataclass(frozen=True)
 class Method:
-    """How phi is trained. A tail is a last minibatch of examples that the steps before it have not
-    seen."""
+    """A way to train phi.
+
+    tail: whether the last minibatch is a tail: examples that the steps before it have not seen.
+    """
 
     name: str
     outer: Outer
@@ -56,7 +59,10 @@ class Method:
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of a benchmark a profile runs. tasks: evaluation tasks of a cell."""
+    """How much of a benchmark a profile runs.
+
+    tasks: evaluation tasks of each cell.
+    """
 
     iterations: int
     tasks: int
@@ -137,8 +143,11 @@ def published(*benchmarks: str) -> str:
 def configure(
     benchmark: Benchmark, method: Method, scale: Scale, seed: int, *, tail_shots: int | None = None
 ) -> Run:
-    """Return the training run of all cells of a benchmark. tail_shots: examples a class in the last
-    minibatch of methods with a tail; None for as many as any minibatch has."""
+    """Return the training run that all cells of a benchmark share.
+
+    tail_shots: examples a class in the last minibatch of methods with a tail. None for as many as
+        in any other minibatch.
+    """
     tail = tail_shots or benchmark.batch // benchmark.n_way
     return Run(
         network=benchmark.data,
@@ -159,7 +168,7 @@ def configure(
 
 
 def evaluated(benchmark: Benchmark, shots: int) -> Sampling:
-    """Return how a cell's evaluation tasks are cut."""
+    """Return how the evaluation tasks of a cell are sampled."""
     return Sampling(
         n_way=benchmark.n_way, shots=shots, batch=benchmark.shots[shots], steps=EVALUATION_STEPS
     )

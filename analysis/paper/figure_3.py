@@ -1,8 +1,8 @@
-"""Figure 3 (section 6.2): its settings, and the run of each of its curves.
+"""Settings of figure 3 (section 6.2), and the run of each of its curves.
 
-Omniglot 5-way 5-shot, plain SGD in both loops, k disjoint minibatches of 25, learning rate 0.003 on
-the summed loss, outer step 0.25 annealed linearly to 0 over 40,000 iterations (an average divides
-by k), evaluation after 5 steps of batch 25.
+Omniglot 5-way 5-shot with plain SGD in both loops, on k disjoint minibatches of 25. The learning
+rate is 0.003 on the summed loss. The outer step is annealed linearly from 0.25 to 0 over 40,000
+iterations (an average divides by k). Evaluation follows 5 steps of batch 25.
 """
 
 from typing import Any
@@ -37,11 +37,11 @@ SETTINGS: dict[str, Any] = {
 
 
 def configure(variant: Variant, seed: int, *, iterations: int = ITERATIONS) -> Run:
-    """Return the run of one curve: train shots are 5 k, so that the k minibatches of 25 are
-    disjoint.
+    """Return the run of one curve.
 
-    iterations: the length of the schedule; its prefix is trained by a job that goes `until` an
-    earlier one.
+    Train shots are 5 k, so that the k minibatches of 25 are disjoint.
+
+    iterations: the length of the schedule. To train only a prefix of it, give the job an `until`.
     """
     return Run(
         network="omniglot",

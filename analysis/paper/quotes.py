@@ -1,6 +1,6 @@
-"""What the authors' post on Reptile says of each claim, word for word, with its symbols as LaTeX.
+"""Quotes of the authors' post on Reptile for each claim, word for word, with symbols as LaTeX.
 
-Of the paper itself the claims report contents and equations by section, and quote nothing. `beyond`
+The paper itself is never quoted. The claims report its contents and equations by section. `beyond`
 marks what neither says.
 """
 

@@ -1,2 +1,1 @@
-"""Training runs as files: what decides a run, how it is kept, advanced and evaluated, and the
-workers that do it."""
+"""Training runs as files: their keys, how they are kept, trained and evaluated, and the workers."""

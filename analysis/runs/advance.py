@@ -1,4 +1,4 @@
-"""Advance runs from where their files stand to their ends, alone or as lanes of one device."""
+"""Training of runs from where their files stand to their ends, alone or as lanes of one device."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +22,7 @@ SAVE_SECONDS = 30.0
 
 
 class RunInProgress:
-    """A run on its way: its state, what is kept of it, and its file."""
+    """A run in progress: its state, what is kept of it, and its file."""
 
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress = job, progress
@@ -43,7 +43,7 @@ class RunInProgress:
         progress(job.training_steps if self.done else self.reported * self.steps)
 
     def _starts(self, begin: TrainingState, iteration: int) -> list[TrainingState]:
-        """Return the states from which one can go on to an iteration."""
+        """Return the states from which training can reach an iteration."""
         kept = list(self.stored.snapshots.values())
         if not self.stored.diverged:
             kept.append(self.stored.state)
@@ -53,9 +53,11 @@ class RunInProgress:
         self.began = self.saved = time.perf_counter()
 
     def follow(self, iteration: int, get_state: Callable[[], TrainingState]) -> None:
-        """Record one iteration. get_state() returns the state, and is called only when it is
-        needed: on a CPU always, since there it costs nothing to see at once that phi is no longer
-        finite."""
+        """Record one iteration.
+
+        get_state: returns the state. It is called only when needed. On a CPU that is always: there
+            it costs nothing to see at once that phi is no longer finite.
+        """
         if self.done:
             return
         due = iteration in self.job.wanted
@@ -73,7 +75,7 @@ class RunInProgress:
             self.reported = iteration
 
     def _record(self, finite: bool, due: bool) -> None:
-        """Write down the state: as the furthest if it is, and as a snapshot where one is due."""
+        """Save the state: as the furthest if it is, and as a snapshot where one is due."""
         state, stored = self.state, self.stored
         if due and finite:
             stored.snapshots[state.iteration] = _copy(state)
@@ -91,7 +93,7 @@ class RunInProgress:
         return self.seconds + time.perf_counter() - self.began
 
     def _seconds_to(self, iteration: int) -> float:
-        """Return what training took to there, as a share of what it took to the furthest."""
+        """Return the seconds of training up to an iteration, as a share of the furthest state's."""
         return self.stored.seconds * iteration / max(self.stored.state.iteration, 1)
 
     def outcome(self) -> Outcome:
@@ -114,12 +116,11 @@ def execute(job: Job, progress: Progress = silent) -> Outcome:
 
 
 def execute_together(jobs: Sequence[Job], progress: Progress = silent) -> list[Outcome]:
-    """Do the same for several runs at once, one lane each but for a single run on a CPU; see
-    `lanes.shared`.
+    """Bring several runs to their ends at once, and return how each ended.
 
-    Those at the same iteration go on together. A lane that has diverged or ended is carried along,
-    for nothing. Where the device's memory does not suffice, each half goes on from its files by
-    itself.
+    Each run is a lane (see `lanes.shared`), except for a single run on a CPU. Runs at the same
+    iteration go on together. A lane that has diverged or ended is carried along, for nothing. Where
+    the device's memory does not suffice, each half of the runs goes on from its files by itself.
     """
     use_precision(jobs[0])
     try:
@@ -143,8 +144,10 @@ def _execute(jobs: Sequence[Job], progress: Progress) -> list[Outcome]:
 
 
 def united(jobs: Sequence[Job]) -> list[Job]:
-    """Return one job for each key, which goes as far and keeps as much as all of that key: a file
-    has one writer."""
+    """Return one job for each key, which goes as far and keeps as much as all jobs of that key.
+
+    A file must have one writer.
+    """
     found: dict[str, Job] = {}
     for job in jobs:
         before = found.setdefault(job.key, job)
@@ -154,9 +157,9 @@ def united(jobs: Sequence[Job]) -> list[Job]:
 
 
 def in_lanes(jobs: Sequence[Job], *, free: int | None = None) -> list[tuple[Job, ...]]:
-    """Return which jobs to execute together: on a CPU each by itself, on a GPU those that are
-    alike, as many as fit.
+    """Return which jobs to execute together, as many as fit the memory.
 
+    On a CPU each job runs by itself. On a GPU jobs that can share lanes run together.
     free: bytes of memory for them; None asks the device.
     """
     groups: dict[object, list[Job]] = {}
@@ -174,12 +177,12 @@ def in_lanes(jobs: Sequence[Job], *, free: int | None = None) -> list[tuple[Job,
 
 
 def use_precision(job: Job) -> None:
-    """Set how this process multiplies float32 matrices on a GPU, and nowhere else."""
+    """Set how this process multiplies float32 matrices on a GPU; nothing else is affected."""
     torch.backends.cuda.matmul.allow_tf32 = job.tf32
 
 
 def _advance(runs: Sequence[RunInProgress]) -> None:
-    """Train from where they are until all are done."""
+    """Train from where the runs are until all are done."""
     configurations, pools = [one.job.run for one in runs], [one.job.pool("train") for one in runs]
     states = [one.state for one in runs]
     for one in runs:
@@ -197,12 +200,15 @@ def _advance(runs: Sequence[RunInProgress]) -> None:
 
 
 def _part(state: TrainingState, index: int | None) -> TrainingState:
-    """Return a lane of a state, or all of it."""
+    """Return one lane of a state, or all of it where `index` is None."""
     return state if index is None else lane(state, index)
 
 
 def _copy(state: TrainingState) -> TrainingState:
-    """Copy it into memory of its own: a file holds no tensor twice, and lanes overwrite theirs."""
+    """Copy a state into memory of its own.
+
+    A file holds no tensor twice, and lanes overwrite their tensors.
+    """
     inner, outer = state.inner, state.outer
     if inner is not None:
         inner = tuple(part.clone() for part in inner)

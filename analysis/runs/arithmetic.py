@@ -1,8 +1,8 @@
-"""What decides the bits of a machine's arithmetic, where code, configuration and data are the same.
+"""Kinds of machine: what decides the bits where code, configuration and data are the same.
 
-That is which vector instructions it has, which of them torch uses, which vendor's path its math
-library takes, and the compiled loops, which are told apart by their content. The name of a
-processor decides nothing.
+These are the vector instructions that the machine has, those that torch uses, the vendor's path
+that its math library takes, and the compiled loops, which are told apart by their content. The name
+of a processor decides nothing.
 """
 
 import hashlib
@@ -28,8 +28,9 @@ NOT_RECORDED = "not recorded"  # the kind of what was computed before kinds were
 def arithmetic(device: str = "cpu") -> dict[str, str | None]:
     """Return what decides the bits on a device ("cpu" or "cuda"), by name.
 
-    loops: SHA-256 (16 hex digits) of the compiled loops; None for none. compiler: as it says
-    itself. gpu: its name; None on a CPU.
+    loops: SHA-256 (16 hex digits) of the compiled loops; None for none.
+    compiler: its name and version, as it records itself in the loops.
+    gpu: its name; None on a CPU.
     """
     library = native.library()
     content = b"" if library is None else Path(library._name).read_bytes()
@@ -48,8 +49,10 @@ def arithmetic(device: str = "cpu") -> dict[str, str | None]:
 
 @cache
 def kind(device: str = "cpu") -> str:
-    """Return a short name for all of it, such as "AVX2-1f3a9c2e": two machines of one kind give the
-    same bits."""
+    """Return a short name of this machine's arithmetic, such as "AVX2-1f3a9c2e".
+
+    Two machines of one kind give the same bits.
+    """
     found = arithmetic(device)
     name = (found["gpu"] or torch.backends.cpu.get_cpu_capability()).replace(" ", "-")
     return f"{name}-{record_digest(found)[:8]}"
@@ -62,8 +65,7 @@ def processor() -> str:
 
 @cache
 def _of_processor(*names: str) -> str:
-    """Return what /proc/cpuinfo says under the first of these names; empty where it says
-    nothing."""
+    """Return the value of the first of these names in /proc/cpuinfo; empty where there is none."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,7 +1,7 @@
 """Workers of a Dask cluster, on one machine or many, behind the same interface as local processes.
 
-Where a run stands is a file, so that a worker goes on where another one stopped. Hence all of them
-must see one folder, run the same code and have one thread each, which each is asked before its
+The state of a run is a file, so that a worker goes on where another one stopped. Hence all workers
+must see one folder, run the same code and have one thread each. Each is checked for that before its
 first piece of work. Needs the package `distributed`.
 """
 
@@ -30,16 +30,19 @@ INTERVAL = 1.0  # seconds between two reports of a worker: the scheduler passes 
 
 
 class Abandoned(Exception):
-    """Raised in a worker by the progress of work that nobody waits for any more: its script was
-    stopped or has died."""
+    """Signal to a worker that nobody waits for its work any more.
+
+    Its script was stopped or has died. The progress function of the work raises it.
+    """
 
 
 @dataclass(frozen=True)
 class Terms:
     """What a worker must find to be of use to a script.
 
-    script: which one. identity: its code and libraries. marker: an empty file in the folder that
-        holds the runs.
+    script: which script, as a unique name.
+    identity: a digest of its code and libraries.
+    marker: an empty file in the folder that holds the runs.
     data: where $REPTILE_DATA points, if anywhere.
     """
 
@@ -50,12 +53,17 @@ class Terms:
 
 
 class ClusterWorkers(Workers):
-    """The workers that a Dask scheduler has, or comes to have. They belong to the user who started
-    them, and stay."""
+    """Workers that a Dask scheduler has, or comes to have.
+
+    They belong to the user who started them, and they stay when the script ends.
+    """
 
     def __init__(self, address: str, shared: Path, *, quiet: bool = False) -> None:
-        """shared: a folder that holds all that is written. ClusterError where no scheduler answers,
-        or a worker is not as it must be."""
+        """Connect to the scheduler at `address` and check its workers.
+
+        shared: a folder that holds all that is written.
+        Raises ClusterError where no scheduler answers, or a worker does not meet the terms.
+        """
         shared.mkdir(parents=True, exist_ok=True)
         script = uuid4().hex
         data = os.environ.get("REPTILE_DATA")
@@ -85,8 +93,10 @@ class ClusterWorkers(Workers):
         self._leave()
 
     def map(self, *arguments: Any, **options: Any) -> list[Any]:
-        """Do as local processes do; ClusterError where worker after worker died at one item, or the
-        scheduler did."""
+        """Do as local processes do.
+
+        Raises ClusterError where worker after worker died at one item, or the scheduler did.
+        """
         try:
             return super().map(*arguments, **options)
         except KilledWorker as error:
@@ -123,8 +133,10 @@ class ClusterWorkers(Workers):
 
 @lru_cache
 def check(terms: Terms) -> None:
-    """Take over the script's settings, in a worker, once a script; ClusterError if this worker
-    cannot serve it."""
+    """Take over the script's settings in a worker, once for each script.
+
+    Raises ClusterError where this worker cannot serve it.
+    """
     worker = get_worker()
     if worker.state.nthreads != 1:
         raise ClusterError(
@@ -155,7 +167,10 @@ def _in_worker(terms: Terms, function: Callable[[Item, Progress], Result], item:
 
 
 class _Report:
-    """Progress of the task that this thread of a worker is at, sent on once in a while."""
+    """Progress of the task that this thread of a worker works on.
+
+    Reports are sent INTERVAL seconds apart or more, as the scheduler passes them on one by one.
+    """
 
     def __init__(self, script: str) -> None:
         self.script, self.worker = script, get_worker()
@@ -197,8 +212,10 @@ def _connect(address: str) -> Client:
 
 @lru_cache
 def _identity() -> str:
-    """Return a digest of the code and libraries that decide the bits of a result. It is kept, as a
-    process keeps the code that it has loaded."""
+    """Return the code and libraries that decide the bits of a result, with a digest of the code.
+
+    It is cached, as a process keeps the code that it has loaded.
+    """
     code = sources_digest(Path(__file__).parents[2], "analysis", "reptile_core")
     loops = "compiled loops" if native.library() is not None else "no compiled loops"
     return f"torch {torch.__version__}, {loops}, code {code[:12]}"

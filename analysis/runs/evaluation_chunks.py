@@ -1,8 +1,7 @@
-"""Evaluations of a run at some iteration, in chunks of tasks that are files: each is done once and
-kept.
+"""Evaluations of runs, in chunks of tasks: each chunk is computed once and kept as a file.
 
-As with runs, a file is keyed by all that decides its content; how tasks are cut into chunks changes
-no task's number.
+As with runs, a file is keyed by everything that decides its content. How tasks are cut into chunks
+changes no task's number.
 """
 
 from collections.abc import Sequence
@@ -29,8 +28,13 @@ Accuracies = dict[str, Float[np.ndarray, " tasks"]]  # of each task, by quantity
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is measured of a run: how tasks are cut, how many, with how many test examples a class,
-    and of which stream, `look`; tasks of different looks are independent."""
+    """What is measured of a run.
+
+    sampling: how tasks are sampled.
+    tasks: how many of them.
+    queries: test examples a class.
+    look: the stream that tasks come from. Tasks of different looks are independent.
+    """
 
     sampling: Sampling
     tasks: int
@@ -45,7 +49,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class EvaluationChunk:
-    """Some of the tasks of an evaluation of a job at an iteration that it has come to."""
+    """Some of the tasks of an evaluation, of a job at an iteration that it has reached."""
 
     job: Job
     iteration: int
@@ -54,8 +58,10 @@ class EvaluationChunk:
 
     @property
     def key(self) -> str:
-        """Digest of everything that decides the outcome. At iteration 0 nothing that only training
-        asks for does."""
+        """Digest of everything that decides the outcome.
+
+        At iteration 0, settings that only training uses do not count.
+        """
         record = asdict(self.evaluation) | {"tasks": [self.tasks.start, self.tasks.stop]}
         job = self.job
         if not self.iteration:
@@ -68,7 +74,7 @@ class EvaluationChunk:
 
     @property
     def steps(self) -> int:
-        """Inner steps, and what classification costs in steps, about: progress counts them."""
+        """Inner steps, and about what classification costs in steps: the unit of progress."""
         sampling = self.evaluation.sampling
         queries = self.evaluation.queries * sampling.n_way
         forward = queries * (1 + sampling.n_way * sampling.shots) / (3 * sampling.batch)
@@ -93,8 +99,10 @@ def joined(parts: Sequence[Accuracies]) -> Accuracies:
 
 
 def evaluate_chunk(chunk: EvaluationChunk, progress: Progress) -> Accuracies:
-    """Return the accuracy of each task: read if it is known, unless the job is to be done
-    afresh."""
+    """Return the accuracy of each task, by quantity.
+
+    It is read from the chunk's file where that exists, unless the job is marked fresh.
+    """
     if chunk.path.exists() and not chunk.job.fresh:
         found, record = load_checkpoint(chunk.path)
         if record.get("key") != chunk.key:

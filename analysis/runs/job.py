@@ -1,8 +1,8 @@
-"""A training run to be done: its configuration, its data, where its file is, and how far it is to
-go.
+"""Job: a training run to be done, with its configuration, data, file and how far it goes.
 
-What decides a run's bits is its `key`. How far it goes, what is kept on the way and how it is
-evaluated are not part of it: a run that is asked for more goes on from where its file stands.
+A run's `key` is made of all that decides its bits. How far it goes, what is kept on the way and how
+it is evaluated are not part of the key. So a run that is asked for more goes on from where its file
+stands.
 """
 
 import hashlib
@@ -37,8 +37,13 @@ KEY_PARTS_IN_WORDS = {
 
 @dataclass(frozen=True)
 class Source:
-    """How a worker finds the data again, by `datasets.load`, the content it must then find, and how
-    characters are split. real: False for what only stands in for the data of that name."""
+    """Where a worker finds the data, and how they are split.
+
+    name, directory: as `datasets.load` takes them.
+    content: the digest of the data that it must then find.
+    real: False for data that only stand in for the real ones of that name.
+    split: how characters are split.
+    """
 
     name: str
     directory: Path | None
@@ -48,17 +53,18 @@ class Source:
 
     @property
     def identity(self) -> str:
-        """A digest of what is trained and tested on."""
+        """Digest of what is trained and tested on."""
         return self.content + f", split: {self.split}" * (self.split != "seed")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run, the data it is on, where its file is and what it is called in tables.
+    """One run, its data, the folder of its file, and its name in tables.
 
-    until: the iteration to which it is to go, a prefix of its schedule; None for all of it. keep:
-    further iterations at which phi is kept. trained_on: one of DEVICES, for a run that was trained
-    on another device than this one, and is only read here; None for this device's.
+    until: the iteration at which it ends, a prefix of its schedule; None for all of it.
+    keep: further iterations at which phi is kept.
+    trained_on: one of DEVICES where the run was trained on another device than this one, and is
+        only read here; None for this device.
     """
 
     run: Run
@@ -82,19 +88,18 @@ class Job:
 
     @property
     def end(self) -> int:
-        """The iteration to which it is to go."""
+        """The iteration at which the job ends."""
         return self.run.iterations if self.until is None else self.until
 
     @property
     def wanted(self) -> tuple[int, ...]:
-        """The iterations at which phi is to be had, in order; the last is the end."""
+        """The iterations at which phi must be kept, in order; the last is the end."""
         before_the_end = {iteration for iteration in self.keep if 0 < iteration < self.end}
         return tuple(sorted(before_the_end | {self.end}))
 
     @property
     def decisive(self) -> dict[str, Any]:
-        """Everything that decides the bits: configuration, data, device type, how sums are
-        rounded."""
+        """Everything that decides the bits: configuration, data, device type, rounding of sums."""
         return {
             "run": self.run.record(),
             "data": self.source.identity,
@@ -114,12 +119,14 @@ class Job:
 
     @property
     def training_steps(self) -> int:
-        """Inner steps up to the end: the unit of progress, and what it costs."""
+        """Inner steps up to the end: the unit of progress and of cost."""
         return self.end * self.run.meta_batch * self.run.sampling.steps
 
     def pool(self, part: Literal["train", "test"], dtype: torch.dtype | None = None) -> ImagePool:
-        """Return the images of the classes that the run trains or is tested on; `dtype` for another
-        than the run's."""
+        """Return the images of the classes that the run trains on or is tested on.
+
+        dtype: None for the run's own.
+        """
         split = split_of(self.source, self.run.seed)
         return ImagePool(
             getattr(split, part).to(self.device), dtype or self.run.torch_dtype, split.white
@@ -127,13 +134,16 @@ class Job:
 
 
 def record_digest(record: Any) -> str:
-    """Return a short digest (20 hex digits) of what JSON can hold."""
+    """Return a short digest (20 hex digits) of a record that JSON can hold."""
     return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()[:20]
 
 
 def find(name: str, directory: Path | None, *, quiet: bool) -> Source:
-    """Return the source of the data with this name, from `directory` or wherever `datasets.load`
-    looks; DataError, with the reason, where they are not to be had."""
+    """Return the source of the data with this name.
+
+    They are found in `directory` or where `datasets.load` looks. Raises DataError, with the reason,
+    where they cannot be had.
+    """
     try:
         images = datasets.load(name, data=directory, quiet=quiet)  # type: ignore[call-overload]
     except datasets.DataError:
@@ -156,8 +166,10 @@ def _images(source: Source) -> datasets.Characters | datasets.ColourImages:
 
 @lru_cache(maxsize=1)
 def split_of(source: Source, seed: int) -> Split:
-    """Return the split of a source's characters by seed, or of its photographs as published, kept
-    for the next run that asks for it in this process."""
+    """Return the split of a source's characters by seed, or of its photographs as published.
+
+    It is cached for the next run of this process that asks for it.
+    """
     images = _images(source)
     if isinstance(images, datasets.ColourImages):
         return split_images(images)

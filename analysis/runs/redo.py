@@ -1,9 +1,8 @@
-"""Runs as a table that is enough to do any one of them again, and to see whether the same bits come
-out.
+"""Tables of runs that hold enough to redo any one of them and to check that the bits are the same.
 
 A row holds a run's configuration and evaluations, its key, and checksums of the parameters at its
-end and of the accuracies of all test tasks. `restore` makes a job of a row; its key shows that it
-is the same run.
+end and of the accuracies of all test tasks. `restore` makes a job of a row. The job's key shows
+that it is the same run.
 """
 
 import hashlib
@@ -40,17 +39,20 @@ Measured = tuple[int, Evaluation]  # an iteration of a run, and how it is evalua
 
 
 class OtherRun(ValueError):
-    """A row that today's code, data or options make another run of; the message, one line, says in
-    what."""
+    """A row that today's code, data or options turn into another run.
+
+    The message, one line, says in what they differ.
+    """
 
 
 def tabulate(
     asked: Mapping[Job, Outcome], measured: Mapping[tuple[Job, int, Evaluation], Accuracies]
 ) -> pd.DataFrame:
-    """Return a row for each run, as far as it was asked for, with COLUMNS.
+    """Return a table with a row for each run, as far as it was asked for, with COLUMNS.
 
-    accuracy: the mean over test tasks at the last evaluation, in [0, 1]. seconds: of training
-    alone. arithmetic: the kinds of machine on which it was trained.
+    accuracy: the mean over test tasks at the last evaluation, in [0, 1].
+    seconds: of training alone.
+    arithmetic: the kinds of machine on which it was trained.
     """
     furthest: dict[tuple[str, str], tuple[Job, Outcome]] = {}
     for job, outcome in asked.items():
@@ -67,8 +69,10 @@ def tabulate(
 def with_devices(
     tables: Mapping[str, pd.DataFrame], asked: Iterable[Job]
 ) -> dict[str, pd.DataFrame]:
-    """Return the tables with a column `device` where they have seeds and the runs were trained on
-    several devices."""
+    """Return the tables, with a column `device` added where runs were trained on several devices.
+
+    Only tables with seeds get the column.
+    """
     devices: dict[int, set[str]] = {}
     for job in asked:
         devices.setdefault(job.run.seed, set()).add(job.decisive["device"])
@@ -104,8 +108,10 @@ def _row(job: Job, outcome: Outcome, found: Mapping[Measured, Accuracies]) -> di
 
 
 def summary(found: Mapping[Measured, Accuracies]) -> dict[str, Any]:
-    """Return the checksum of the accuracies of all tasks, and mean and standard error of the last
-    evaluation's."""
+    """Return a checksum of the accuracies of all tasks, and what the last evaluation gave.
+
+    That is its mean accuracy and standard error.
+    """
     evaluations = sorted(found, key=_order)
     if not evaluations:
         return {"accuracies_sha256": None, "accuracy": nan, "standard_error": nan}
@@ -125,9 +131,13 @@ def summary(found: Mapping[Measured, Accuracies]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Restored:
-    """A run of a table: the job that does it again, its evaluations, what came out then, and
-    whether the job's key is still the same, which it is but for another device or other
-    arithmetic."""
+    """A run of a table, to be redone.
+
+    job: trains it once more. Its key is that of the row, except on another device or with other
+        arithmetic (`same_key`).
+    evaluations: those of the table.
+    then: the row of the table, with what came out then.
+    """
 
     job: Job
     evaluations: tuple[Measured, ...]
@@ -139,10 +149,12 @@ class Restored:
 
 
 def restore(row: Mapping[str, Any], source: Source, folder: Path, device: str) -> Restored:
-    """Return the run of a row, to be trained afresh in a folder. device: "cpu" or "cuda".
+    """Return the run of a row, to be trained again in a folder.
 
-    source: the data that the row names, as found here. OtherRun where these, the configuration as
-    today's code has it or the version of the numerics are not those of the row.
+    source: the data that the row names, as found here.
+    device: "cpu" or "cuda".
+    Raises OtherRun where the data, the configuration in today's code or the numerics version are
+    not those of the row.
     """
     decisive = json.loads(row["configuration"])
     evaluations = tuple((n, _evaluation(record)) for n, record in json.loads(row["evaluations"]))
@@ -181,8 +193,10 @@ def restore(row: Mapping[str, Any], source: Source, folder: Path, device: str) -
 def compare(
     run: Restored, outcome: Outcome, found: Mapping[Measured, Accuracies]
 ) -> tuple[list[str], bool]:
-    """Return lines that say how a run that was done again differs from then, and whether it is the
-    same: bit for bit on the same kind of machine, to TOLERANCE on another."""
+    """Return lines that say how a redone run differs from the table's, and whether it is the same.
+
+    It must be the same bit for bit on the same kind of machine, and to TOLERANCE on another.
+    """
     then, now = run.then, summary(found)
     parameters = outcome.phi.get(outcome.iteration) == then["parameters_sha256"]
     pairs = [("parameters", parameters)]

@@ -1,8 +1,7 @@
-"""Training runs as files: the furthest state of each, and its states at the iterations that were
-asked for.
+"""Files of training runs: the furthest state of each, and its states at requested iterations.
 
-A file is whole or absent, and named by the run's key. Once the key held an evaluation too: such
-files are found by what is in them.
+A file is whole or absent, and named by the run's key. In earlier versions the key included an
+evaluation. Such files are found by their content.
 """
 
 import hashlib
@@ -33,9 +32,14 @@ DIVERGED = "diverged at iteration "
 
 @dataclass(frozen=True)
 class Stored:
-    """What a run's file holds: the furthest state, states by iteration, seconds of training up to
-    the furthest, "finished", "running" or "diverged at iteration N", and on which kinds of
-    arithmetic it was trained."""
+    """Content of a run's file.
+
+    state: the furthest state.
+    snapshots: earlier states, by iteration.
+    seconds: of training up to the furthest state.
+    status: "finished", "running" or "diverged at iteration N".
+    kinds: the kinds of arithmetic on which it was trained.
+    """
 
     state: TrainingState
     snapshots: dict[int, TrainingState]
@@ -48,27 +52,30 @@ class Stored:
         return self.status.startswith(DIVERGED)
 
     def at(self, iteration: int) -> TrainingState | None:
-        """Return the state at an iteration where it was kept, or where the furthest is; None
-        elsewhere."""
+        """Return the state at an iteration, if it was kept or is the furthest; None otherwise."""
         if iteration == self.state.iteration and not self.diverged:
             return self.state
         return self.snapshots.get(iteration)
 
     def missing(self, job: Job) -> list[int]:
-        """Return the iterations that the job wants and that are not here, in order; none from a
-        divergence on."""
+        """Return the iterations that the job wants and that are not here, in order.
+
+        From a divergence on, none is missing.
+        """
         limit = self.state.iteration if self.diverged else job.end + 1
         return [n for n in job.wanted if 0 < n < limit and self.at(n) is None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: "finished" where it came to its end, or "diverged at iteration N", where phi
-    is first seen not to be finite; how many seconds training takes to there; at which iteration.
-    What was kept before it is there.
+    """How a job ended.
 
-    phi: SHA-256 (hex) of phi, by iteration, where it was asked for and at the end. kinds: of
-    arithmetic, on which it was trained.
+    status: "finished", or "diverged at iteration N", where phi was first seen not to be finite.
+        What was kept before that iteration is there.
+    seconds: what training takes up to that point.
+    iteration: where it ended.
+    phi: SHA-256 (hex) of phi, by iteration, where it was asked for and at the end.
+    kinds: the kinds of arithmetic on which it was trained.
     """
 
     status: str
@@ -82,8 +89,7 @@ class Outcome:
         return self.status == "finished"
 
     def up_to(self, end: int) -> "Outcome":
-        """Return the outcome of the same run where it is to go to `end`, no further than this
-        one."""
+        """Return the outcome of the same run stopped at `end`, if that is earlier than its end."""
         if end >= self.iteration:
             return self
         return replace(
@@ -92,8 +98,10 @@ class Outcome:
 
 
 def load(job: Job) -> Stored | None:
-    """Return what the job's file holds, None where there is none. CheckpointError where it cannot
-    be used."""
+    """Return what the job's file holds; None where there is no file.
+
+    Raises CheckpointError where it cannot be used.
+    """
     path = _existing(job)
     if path is None:
         return None
@@ -138,9 +146,11 @@ def save(job: Job, stored: Stored) -> None:
 
 
 def or_of_another_device(job: Job) -> Job:
-    """Return the job itself, or the same run as another device has trained it, where the folder
-    holds that whole and not this device's. So CPU and GPU runs can be different seeds of one
-    table."""
+    """Return the job itself, or the same run as trained on another device.
+
+    The other one is returned where the folder holds it complete, and this device's not. So the runs
+    of CPUs and GPUs can be different seeds of one table.
+    """
     devices = [device for device in DEVICES if device != job.decisive["device"]]
     elsewhere = [replace(job, trained_on=device) for device in devices]
     there = [other for other in elsewhere if other.path.exists()]
@@ -155,8 +165,10 @@ def _is_whole(job: Job) -> bool:
 
 
 def state_at(job: Job, iteration: int) -> TrainingState:
-    """Return the state at an iteration that the job has come to and kept, or at its start;
-    CheckpointError where it has not."""
+    """Return the state at an iteration that the job has reached and kept, or at its start.
+
+    Raises CheckpointError where it has not.
+    """
     if iteration == 0:
         return training.start(job.run, job.device)
     stored = load(job)
@@ -174,12 +186,12 @@ def digest_of(phi: Phi) -> str:
 
 
 def is_finite(phi: Phi) -> bool:
-    """Return whether all entries are; the sum, where it is finite, tells in a tenth of the time."""
+    """Return whether all entries are finite; a finite sum shows it in a tenth of the time."""
     return bool(torch.isfinite(phi.sum()) or torch.isfinite(phi).all())
 
 
 def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
-    """Return lines that name the runs that diverged, and at which settings."""
+    """Return lines that name the runs that diverged, and their settings."""
     return [
         (
             f"{job.variant}, seed {job.run.seed}: {outcome.status} (inner "
@@ -192,7 +204,7 @@ def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
 
 
 def _described(job: Job, record: Mapping[str, Any]) -> str:
-    """Return what another run's file holds, and in which of all that is decisive it differs."""
+    """Return which run a file holds, and in which decisive parts it differs from the job's."""
     decisive = json.loads(json.dumps(job.decisive))  # tuples are lists there
     others = []
     for name, words in KEY_PARTS_IN_WORDS.items():
@@ -202,15 +214,16 @@ def _described(job: Job, record: Mapping[str, Any]) -> str:
 
 
 def _existing(job: Job) -> Path | None:
-    """Return the job's file, or one whose key held an evaluation too; None where there is
-    neither."""
+    """Return the job's file, or one whose key included an evaluation; None where neither exists."""
     return job.path if job.path.exists() else _of_before(job.folder).get(job.key)
 
 
 @cache
 def _of_before(folder: Path) -> dict[str, Path]:
-    """Return files whose runs hold an evaluation, by the key that they have without it; of several
-    the furthest."""
+    """Return the files whose runs hold an evaluation, by the key that they have without it.
+
+    Of several files with one key, this is the furthest.
+    """
     found: dict[str, tuple[int, Path]] = {}
     for path in sorted(folder.glob("*.safetensors")):
         try:
@@ -228,7 +241,7 @@ def _of_before(folder: Path) -> dict[str, Path]:
 
 
 def _is_state(job: Job, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> bool:
-    """Return whether this is what `save` writes of this job, in kind and shape."""
+    """Return whether this has the names, shapes and types that `save` writes for this job."""
     start = training.start(job.run)
     inner = {f"inner.{i}": part for i, part in enumerate(job.run.inner.build().start(start.phi))}
     count = record.get("inner", -1)
@@ -247,8 +260,10 @@ def _is_state(job: Job, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
 
 
 def _parts(state: TrainingState, prefix: str = "") -> dict[str, Tensor]:
-    """Return the tensors of a state by their names in a file; "at.N" is the prefix of a snapshot's,
-    and its phi's name."""
+    """Return the tensors of a state by their names in a file.
+
+    prefix: "at.N" for a snapshot, which is also the name of its phi.
+    """
     inside = f"{prefix}." if prefix else ""
     parts = {prefix or "phi": state.phi}
     parts |= {f"{inside}inner.{i}": tensor for i, tensor in enumerate(state.inner or ())}
@@ -258,8 +273,10 @@ def _parts(state: TrainingState, prefix: str = "") -> dict[str, Tensor]:
 def _state(
     tensors: Mapping[str, Tensor], iteration: int, count: int | None, prefix: str = ""
 ) -> TrainingState:
-    """Return the state whose tensors have these names. count: how many the inner optimizer's state
-    has, None for no state."""
+    """Return the state whose tensors have these names.
+
+    count: how many tensors the inner optimizer's state has; None for no state.
+    """
     inside = f"{prefix}." if prefix else ""
     inner = [tensors[name] for i in range(count or 0) if (name := f"{inside}inner.{i}") in tensors]
     mark = f"{inside}outer."

@@ -1,9 +1,8 @@
-"""Workers of one thread each, started once for a whole script, and the progress of what they do: a
-bar on a terminal, lines elsewhere.
+"""Workers of one thread each, started once for a whole script, and the display of their progress.
 
-Work is a function of (item, progress), handed to a `concurrent.futures.Executor`: here one of local
-processes. How many workers there are, where they are and which of them die changes when an item is
-done, never its result.
+Work is a function of (item, progress), handed to a `concurrent.futures.Executor`; here that is one
+of local processes. How many workers there are, where they are and which of them die changes when an
+item is done, never its result. Progress is a bar on a terminal, and lines elsewhere.
 """
 
 import math
@@ -44,8 +43,10 @@ Result = TypeVar("Result")
 
 
 class Progress(Protocol):
-    """A function that takes the units of work done since its last call and, perhaps, a few words on
-    how it goes."""
+    """A function that takes the units of work done since its last call.
+
+    It may also take a few words on how the work goes.
+    """
 
     def __call__(self, done: int, note: str = "", /) -> None: ...
 
@@ -55,16 +56,17 @@ def silent(done: int, note: str = "", /) -> None:
 
 
 class ClusterError(OSError):
-    """A cluster of workers that is not there, or not as it must be: one line that says what to
-    do."""
+    """A cluster of workers that cannot be reached or used.
+
+    The message is one line that says what to do.
+    """
 
 
 class Workers:
-    """Processes of one thread each that start with the first piece of work and end with the `with`
-    block.
+    """Processes of one thread each, from the first piece of work to the end of the `with` block.
 
-    Workers of another kind say where their executor comes from (`_open`), how it ends (`_close`)
-    and what it is given to call (`_call`).
+    Subclasses for workers of another kind define where their executor comes from (`_open`), how it
+    ends (`_close`) and what it is given to call (`_call`).
     """
 
     def __init__(self, count: int, *, quiet: bool = False) -> None:
@@ -89,13 +91,14 @@ class Workers:
         sizes: Sequence[int] | None = None,
         unit: str = " steps",
     ) -> list[Result]:
-        """Return function(item, progress) of every item, in order, and show a progress bar called
-        `name`.
+        """Return function(item, progress) of every item, in order, and show a progress bar.
 
-        sizes: the units each item will report, one by default. The longest go first, so that none
-        is left to run alone at the end. An exception is raised only once the other items have
-        ended: what they did is kept in their files. Items that the death of a worker left undone
-        are done again, which runs do from where their files say.
+        name: the name of the bar.
+        sizes: the units that each item will report, by default one.
+
+        The longest items go first, so that none is left to run alone at the end. An exception is
+        raised only once the other items have ended: what they did is kept in their files. Items
+        that a dead worker left undone are done again. Runs then go on from where their files stand.
         """
         sizes = [1] * len(items) if sizes is None else sizes
         order = sorted(range(len(items)), key=lambda i: -sizes[i])
@@ -116,8 +119,10 @@ class Workers:
         )
 
     def processor_seconds(self) -> float:
-        """Return the processor time of the processes that are at work, in seconds so far; nan where
-        nobody tells."""
+        """Return the processor time of the working processes so far, in seconds.
+
+        It is nan where it is unknown.
+        """
         processes = getattr(self._executor, "_processes", None) or {}
         try:
             return sum(_processor_seconds(number) for number in processes)
@@ -138,7 +143,7 @@ class Workers:
         self._updates.close()
 
     def _call(self, function: Callable[[Item, Progress], Result], item: Item) -> tuple[Any, ...]:
-        """Return what the executor is to call, and with what."""
+        """Return the function that the executor calls, and its arguments."""
         return _in_worker, function, item
 
     def _submit(self, function: Callable[[Item, Progress], Result], item: Item) -> "Future[Result]":
@@ -186,7 +191,7 @@ class Workers:
             bar.close()
 
     def _next_update(self) -> tuple[int, str]:
-        """Return what was reported next, or nothing after a tenth of a second without a report."""
+        """Return the next report, or nothing after a tenth of a second without one."""
         try:
             return self._updates.get(timeout=0.1)
         except queue.Empty:
@@ -194,11 +199,13 @@ class Workers:
 
 
 class Lines:
-    """Progress as plain lines, for a log: one every LINE_SECONDS at most, so that short work has
-    none."""
+    """Progress as plain lines, for a log.
+
+    There is one every LINE_SECONDS at most, so that short work has none.
+    """
 
     def __init__(self, name: str, total: int, done: int = 0) -> None:
-        """done: what was done before the clock starts."""
+        """Start the clock; `done` is what was done before."""
         self.name, self.total, self.before = name, total, done
         self.began = self.last_line = time.monotonic()
 
@@ -218,8 +225,10 @@ class Lines:
 
 
 def local_executor(count: int, updates: Any = None) -> ProcessPoolExecutor:
-    """Return an executor with processes of one thread each. They inherit the environment, which is
-    set here before the first of them starts."""
+    """Return an executor with processes of one thread each.
+
+    They inherit the environment, which is set here before the first of them starts.
+    """
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     return ProcessPoolExecutor(
@@ -228,8 +237,10 @@ def local_executor(count: int, updates: Any = None) -> ProcessPoolExecutor:
 
 
 def available_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Return the number of cores that this process may use: those of its affinity, and no more than
-    its container's share of time."""
+    """Return the number of cores that this process may use.
+
+    That is the number in its affinity, limited by its container's share of processor time.
+    """
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -254,8 +265,10 @@ def _start_worker(updates: Any) -> None:
 
 @contextmanager
 def _interrupts_put_off() -> Iterator[None]:
-    """Keep Ctrl-C from processes that are started here, even while they load libraries. In this
-    process it waits."""
+    """Keep Ctrl-C from processes that are started here, even while they load libraries.
+
+    In this process it is delayed until the block ends.
+    """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
@@ -268,8 +281,10 @@ def _interrupts_put_off() -> Iterator[None]:
 
 @contextmanager
 def _script_left_out() -> Iterator[None]:
-    """Keep processes that are started here from importing `__main__`, which is slow and not
-    needed."""
+    """Keep processes that are started here from importing `__main__`.
+
+    That import is slow and not needed.
+    """
     script: Any = sys.modules["__main__"]
     spec, path = script.__spec__, script.__dict__.pop("__file__", None)
     script.__spec__ = None
@@ -282,8 +297,10 @@ def _script_left_out() -> Iterator[None]:
 
 
 def _end_with_the_script() -> None:
-    """End this worker when its script is gone: a script that is killed outright can end none of its
-    workers."""
+    """End this worker when its script is gone.
+
+    A script that is killed outright can end none of its workers.
+    """
     script = parent_process()
     if script is not None:
         script.join()
@@ -295,7 +312,7 @@ def _in_worker(function: Callable[[Item, Progress], Result], item: Item) -> Resu
 
 
 def _processor_seconds(process: int) -> float:
-    """Return a process's user and system time in seconds, as Linux tells it."""
+    """Return a process's user and system time in seconds, as Linux reports it."""
     user, system = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
