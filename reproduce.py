@@ -15,11 +15,11 @@ import signal
 import sys
 
 if (
-    # Which imports this where it is installed.
+    # An installation's command reptile-verify imports this file.
     (__name__ == "__main__" or sys.argv[0].endswith("reptile-verify"))
     and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 ):
-    # Ctrl-C ends it at once while libraries load, which takes seconds.
+    # Libraries take seconds to load; until then Ctrl-C ends the process at once.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import argparse
@@ -49,7 +49,7 @@ from figures.background import Drawing
 
 # Modules with a main(arguments) of their own.
 COMMANDS = {"report": "figures.report", "demo": "figures.demo", "publish": "figures.publish"}
-# Needed at the end, loaded while others work.
+# Modules that are needed at the end, loaded while workers are busy.
 COME_LAST = ("scipy.special", "figures.drawing", COMMANDS["report"])
 
 

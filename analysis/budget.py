@@ -40,10 +40,10 @@ from reptile_core.checkpoints import load_checkpoint
 from reptile_core.meta_gradients import average, figure_3, last, sum_of
 
 PILOT = Path(__file__).parent / "pilot"  # claims.json and costs.csv of an earlier run
-# Of the seeds that a budget is spent on, unless the user names another. It was fixed before anybody
-# looked at epoch 8; the pilot has epoch 6, and rho is judged on epoch 7 by default.
+# The epoch of the seeds that a budget is spent on, unless the user names another. It was fixed
+# before anybody looked at epoch 8. The pilot has epoch 6, and rho is judged on epoch 7 by default.
 EPOCH = 8
-# Which of figure 3's runs an experiment shares with others.
+# The runs of figure 3 that each experiment shares with others.
 SUM, AVERAGE, JOINT = sum_of(4).name, average(4).name, last(1).name
 SHARED = {
     "ablation": (JOINT, *(make(k).name for k, make in product((2, 4), (sum_of, average, last)))),

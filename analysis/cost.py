@@ -40,8 +40,8 @@ from reptile_core.training import IMAGES, Outer, Run, TrainingState
 
 CORES = 2, 64
 GPUS = 1, 8
-CLASSES, DRAWINGS = 40, 30  # of pools to trace or time with: as many as any task asks for
-# No arithmetic.
+CLASSES, DRAWINGS = 40, 30  # of the pools to trace or time with: enough for any task
+# Operations without arithmetic.
 FREE = ("aten::_unsafe_view", "aten::detach", "aten::new_empty", "aten::empty_like", "aten::empty")
 
 
@@ -108,8 +108,8 @@ class GPU:
         return sum(item.flops / self.products + item.bytes / self.memory for item in items)
 
 
-# An H100 SXM by its data sheet (float32 without tensor cores), and what a launch takes when a graph
-# is replayed.
+# An H100 SXM by its data sheet (float32 without tensor cores). A launch is one of a graph that is
+# replayed.
 H100 = GPU("H100", 67e12, 3.35e12, 2e-6)
 
 
@@ -130,7 +130,8 @@ def evaluation(run: Run, sampling: Sampling, tasks: int, queries: int = 1) -> Wo
     queries: test examples a class.
     Two lengths of the inner loop are traced. Each further step adds their difference.
     """
-    n_way = run.sampling.n_way  # all of training that has a part in it, but for the inner optimizer
+    # An evaluation depends on nothing of training but the classes and the inner optimizer.
+    n_way = run.sampling.n_way
     sampling_there = Sampling(n_way, 1, n_way, 1)
     trained = replace(
         _as_to_cost(run), sampling=sampling_there, weights=(1.0,), outer=Outer(1.0), meta_batch=1
@@ -193,7 +194,7 @@ def measured_rate(run: Run, seconds: float) -> float:
 def iterations_in(run: Run, seconds: float) -> float:
     """Return how many meta-iterations this process does in so many seconds, on blank images."""
     stream = training.train(run, _pool(run, "cpu"), training.start(run))
-    next(stream)  # what is compiled or allocated once
+    next(stream)  # compiles and allocates what is needed once
     began, done = time.perf_counter(), 0
     while (elapsed := time.perf_counter() - began) < seconds:
         next(stream)
@@ -217,7 +218,8 @@ def ablation_runs(
             run = figure_3.configure(variant, seed, iterations=scale.iterations)
             trainings.append(PartOfRun(run, looks[-1]))
             evaluations += 1 + len(looks)
-    one = look(trainings[0].run, figure_3.EVALUATION, scale.tasks, scale.queries)  # the same of all
+    # An evaluation costs the same for all runs.
+    one = look(trainings[0].run, figure_3.EVALUATION, scale.tasks, scale.queries)
     return trainings, [one] * evaluations
 
 

@@ -21,8 +21,8 @@ from analysis.runs.store import Outcome
 from analysis.runs.workers import Workers
 from reptile_core.training import Run
 
-RATE_SECONDS = 2.0  # for which the rate is measured
-MADE_UP = 0.5  # accuracy of all tasks
+RATE_SECONDS = 2.0  # how long the rate is measured
+MADE_UP = 0.5  # the accuracy that all tasks are given
 
 
 class _OwnWork(Exception):

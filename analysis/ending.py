@@ -21,7 +21,7 @@ from analysis.runs.workers import ClusterError
 from reptile_core import datasets
 from reptile_core.checkpoints import CheckpointError
 
-USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130  # as shells and argparse have them
+USAGE_ERROR, FAILURE, INTERRUPTED = 2, 1, 130  # as in shells and argparse
 
 
 class UsageError(ValueError):
@@ -48,15 +48,15 @@ def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
         print(f"\nInterrupted. What is done is kept; to go on: {command}", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output has seen enough
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - else the interpreter complains once more as it ends
+        # Otherwise the interpreter would complain once more as it ends.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return FAILURE
     except Exception as error:
         if debug:
             traceback.print_exc()
         code, line = _described(error)
-        print(
-            f"{program.name()}: error: {' '.join(program.as_called(line).split())}", file=sys.stderr
-        )
+        in_one_line = " ".join(program.as_called(line).split())
+        print(f"{program.name()}: error: {in_one_line}", file=sys.stderr)
         return code
 
 
@@ -69,10 +69,8 @@ def _described(error: Exception) -> tuple[int, str]:
         case datasets.DataError():
             return FAILURE, str(error)
         case CheckpointError() | ResultsError():
-            return (
-                FAILURE,
-                f"{error}. It is left as it is; move it away, and the same command redoes it",
-            )
+            advice = "It is left as it is; move it away, and the same command redoes it"
+            return FAILURE, f"{error}. {advice}"
         case BrokenProcessPool():
             return FAILURE, f"a worker process died (out of memory, or killed); {goes_on}"
         case ClusterError():
@@ -118,8 +116,8 @@ def _terminable() -> Iterator[None]:
     def interrupt(*_: object) -> NoReturn:
         raise KeyboardInterrupt
 
-    # Not those that are ignored, as by nohup, nor handlers of another language, which Python could
-    # not put back
+    # Leave signals that are ignored, as by nohup. Leave handlers of another language too, which
+    # Python could not restore.
     left = signal.SIG_IGN, None
     heeded = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) not in left]
     before = {number: signal.signal(number, interrupt) for number in heeded}

@@ -18,7 +18,7 @@ from analysis.runs.workers import Workers, available_cores
 from reptile_core.datasets import DataError
 
 NAMED_AT_MOST = 5  # runs that an error names
-# Options that decide what is done, which the manifest says.
+# Options that decide what is done: the manifest sets them.
 REFUSED = (
     "profile", "seeds", "epoch", "budget", "until_decided", "cells", "iterations", "tail_shots",
     "variants", "dataset", "split", "device", "scheduler", "json", "strict", "dry_run",
@@ -32,10 +32,8 @@ def do_again(options: argparse.Namespace) -> int:
     tolerance. It is 1 otherwise. Raises UsageError or ManifestError before any work.
     """
     rows = find_rows(options)
-    out = (
-        options.out
-        or Path("results") / f"again-{manifest.digest(manifest.read(options.again))[:8]}"
-    )
+    digest = manifest.digest(manifest.read(options.again))
+    out = options.out or Path("results") / f"again-{digest[:8]}"
     if out.resolve() == options.again.parent.resolve():
         raise UsageError(f"--out: expected another folder than the manifest's, found {out}")
     runs = [restored(row, options, out.absolute() / "runs") for row in rows]
@@ -46,17 +44,8 @@ def do_again(options: argparse.Namespace) -> int:
     ):
         for run in runs:
             lines, this = _done_again(run, workers, fresh=options.fresh)
-            print(
-                "\n".join(
-                    [
-                        (
-                            f"{options.only}: {run.then['iterations']:,} iterations, key "
-                            f"{run.then['key']}"
-                        ),
-                        *lines,
-                    ]
-                )
-            )
+            iterations, key = run.then["iterations"], run.then["key"]
+            print("\n".join([f"{options.only}: {iterations:,} iterations, key {key}", *lines]))
             same &= this
     return 0 if same else FAILURE
 

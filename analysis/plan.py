@@ -92,20 +92,22 @@ def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str
     """
     context = plan.context
     settings = {one.name: one.settings_in(plan.context_of(one)) for one in plan.experiments}
+    options: dict[str, Any] = {
+        "seeds": plan.seeds or context.seeds,
+        "epoch": context.epoch,
+        "cells": plan.options.get("cells", []),
+        "iterations": plan.options.get("iterations"),
+        "tail_shots": plan.options.get("tail_shots"),
+        "device": context.device_name,
+        "split": context.source.split,
+    }
     variants = [own_variants.as_text(variant) for variant in plan.options.get("variants", ())]
+    if variants:
+        options["variants"] = variants
     return manifest.begin(
         command=sys.argv,
         profile=context.profile,
-        options={
-            "seeds": plan.seeds or context.seeds,
-            "epoch": context.epoch,
-            "cells": plan.options.get("cells", []),
-            "iterations": plan.options.get("iterations"),
-            "tail_shots": plan.options.get("tail_shots"),
-            "device": context.device_name,
-            "split": context.source.split,
-        }
-        | ({"variants": variants} if variants else {}),
+        options=options,
         experiments=settings,
         data=plan.data,
         device=context.device,

@@ -23,7 +23,7 @@ from analysis.runs.workers import ClusterError, Workers, available_cores
 from reptile_core import datasets
 from reptile_core.datasets.split import SPLIT_KINDS, SplitKind
 
-# (lowest, highest): far above any use, far below what would fill a memory.
+# (lowest, highest): the highest is far above any use, and far below what would fill memory.
 LIMITS = {
     "seeds": (1, 1_000), "epoch": (0, 10**6), "workers": (1, 1_000), "iterations": (1, 10**8),
     "tail_shots": (1, 1_000),

@@ -29,7 +29,7 @@ class Benchmark:
     """
 
     name: str
-    data: Literal["omniglot", "mini_imagenet", "cifar_fs"]  # which is the network's name too
+    data: Literal["omniglot", "mini_imagenet", "cifar_fs"]  # also the name of the network
     n_way: int
     learning_rate: float
     batch: int
@@ -87,20 +87,20 @@ SCALES: dict[str, dict[str, Scale]] = {
         "cifar-fs": Scale(1, 1, ("reptile",)),
     },
     "quick": {"omniglot-5way": Scale(100, 20), "cifar-fs": Scale(4, 4)},
-    # CIFAR-FS, of which the paper says nothing, is run for a fifth of Mini-ImageNet's iterations:
+    # CIFAR-FS, which is not in the paper, is run for a fifth of Mini-ImageNet's iterations:
     # Reptile and FOMAML take an hour of one core each, MAML eight.
     "paper": {benchmark.name: Scale(benchmark.iterations, TASKS) for benchmark in BENCHMARKS}
     | {"cifar-fs": Scale(20_000, 1_000)},
 }
 SEEDS = {"smoke": 1, "quick": 1, "paper": 5}  # fewer than five judge nothing
-# What --cells may begin.
+# The cells' names; --cells takes prefixes of them.
 CELLS = tuple(
     f"{benchmark.name}-{method.name}" for benchmark, method in product(BENCHMARKS, METHODS)
 )
 
 FINN, NICHOL, BERTINETTO = "Finn et al. 2017", "Nichol et al. 2018", "Bertinetto et al. 2019"
-# Accuracy in %, half of its interval and where both stand, by method, transduction, benchmark and
-# shots: the rows of the paper's two tables, from left to right. CIFAR-FS is not in the paper.
+# Accuracy in %, half of its interval and the source, by method, transduction, benchmark and shots.
+# They are the rows of the paper's two tables, from left to right. CIFAR-FS is not in the paper.
 PUBLISHED: dict[tuple[str, bool, str, int], tuple[float, float, str]] = {
     ("maml", True, "mini-imagenet", 1): (48.70, 1.84, FINN),
     ("maml", True, "mini-imagenet", 5): (63.11, 0.92, FINN),

@@ -14,7 +14,7 @@ from reptile_core.training import Inner, Outer, Run
 N_WAY = SHOTS = 5
 CHANCE = 1 / N_WAY
 BATCH = 25
-# On the sum over a minibatch, as the authors' code minimizes it: 0.075 on the mean.
+# For the loss summed over a minibatch, as in the authors' code; for the mean it would be 0.075.
 LEARNING_RATE = 0.003
 OUTER_STEP = 0.25
 ITERATIONS = 40_000

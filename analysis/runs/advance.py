@@ -15,9 +15,9 @@ from reptile_core import training
 from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
 from reptile_core.training import TrainingState
 
-# Of a device's free memory, for lanes: the estimate of what they take is a rough one.
+# Share of a device's free memory that lanes may take: the estimate of what they take is rough.
 SHARE_OF_MEMORY = 0.5
-# Of training between two files of a run, besides those at the iterations that are kept.
+# Seconds of training after which a run is saved, besides the iterations that are kept.
 SAVE_SECONDS = 30.0
 
 
@@ -27,8 +27,7 @@ class RunInProgress:
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress = job, progress
         begin = training.start(job.run, job.device)
-        # The furthest that is known, which the file goes on to hold while a stretch before it is
-        # trained once more.
+        # The furthest known state. The file keeps it while an earlier stretch is trained again.
         self.stored = (None if job.fresh else load(job)) or Stored(begin, {}, 0.0, "running")
         missing = self.stored.missing(job)
         self.done = not missing
@@ -37,7 +36,7 @@ class RunInProgress:
             self.state = max(self._starts(begin, missing[0]), key=lambda state: state.iteration)
         self.seconds = self._seconds_to(self.state.iteration)
         self.began = self.saved = time.perf_counter()
-        # Of the inner loop in an iteration: progress counts.
+        # Inner steps in an iteration: the unit of progress.
         self.steps = job.run.meta_batch * job.run.sampling.steps
         self.reported = self.state.iteration
         progress(job.training_steps if self.done else self.reported * self.steps)
@@ -68,10 +67,8 @@ class RunInProgress:
             if due or late or not finite:
                 self._record(finite, due)
         if iteration - self.reported >= 10 or self.done:
-            self.progress(
-                (iteration - self.reported) * self.steps,
-                f"{self.job.variant}, seed {self.job.run.seed}",
-            )
+            note = f"{self.job.variant}, seed {self.job.run.seed}"
+            self.progress((iteration - self.reported) * self.steps, note)
             self.reported = iteration
 
     def _record(self, finite: bool, due: bool) -> None:
@@ -104,9 +101,8 @@ class RunInProgress:
             if (state := stored.at(n)) is not None:
                 phi[n] = digest_of(state.phi)
         phi[stored.state.iteration] = digest_of(stored.state.phi)
-        return Outcome(status, stored.seconds, stored.state.iteration, phi, stored.kinds).up_to(
-            self.job.end
-        )
+        outcome = Outcome(status, stored.seconds, stored.state.iteration, phi, stored.kinds)
+        return outcome.up_to(self.job.end)
 
 
 def execute(job: Job, progress: Progress = silent) -> Outcome:
@@ -128,7 +124,7 @@ def execute_together(jobs: Sequence[Job], progress: Progress = silent) -> list[O
     except torch.OutOfMemoryError:
         if len(jobs) == 1:
             raise
-    # Here the exception is gone, and with it the frames that held the device's memory.
+    # Outside the `except` block the exception is gone, and the frames that held device memory too.
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     middle = len(jobs) // 2

@@ -16,12 +16,12 @@ import torch
 from analysis.runs.job import record_digest
 from reptile_core import native
 
-# Flags of /proc/cpuinfo that change which instructions, and so which roundings and orders of sums,
-# are used.
+# Flags of /proc/cpuinfo that change which instructions are used, and with them how sums are ordered
+# and rounded.
 VECTORS = re.compile(r"(avx|fma|f16c|sse4|amx|asimd|sve|neon)\w*")
-# As compilers note themselves in what they make.
+# How compilers record their name and version in their output.
 COMPILER = re.compile(rb"GCC: \([^)]*\) [\d.]+|clang version [\d.]+")
-NOT_RECORDED = "not recorded"  # the kind of what was computed before kinds were
+NOT_RECORDED = "not recorded"  # the kind of results from before kinds were recorded
 
 
 @cache
@@ -35,11 +35,10 @@ def arithmetic(device: str = "cpu") -> dict[str, str | None]:
     library = native.library()
     content = b"" if library is None else Path(library._name).read_bytes()
     compiler = COMPILER.search(content)
+    flags = _of_processor("flags", "features").split()
     return {
         "vendor": _of_processor("vendor_id", "cpu implementer"),
-        "vectors": " ".join(
-            sorted(filter(VECTORS.fullmatch, _of_processor("flags", "features").split()))
-        ),
+        "vectors": " ".join(sorted(filter(VECTORS.fullmatch, flags))),
         "torch": f"{torch.__version__} {torch.backends.cpu.get_cpu_capability()}",
         "loops": hashlib.sha256(content).hexdigest()[:16] if content else None,
         "compiler": compiler[0].decode() if compiler else None,

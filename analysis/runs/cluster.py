@@ -26,7 +26,7 @@ from reptile_core.files import sources_digest
 
 TOPIC = "reptile-progress"
 PATIENCE = 10  # seconds to find a scheduler, and then a worker
-INTERVAL = 1.0  # seconds between two reports of a worker: the scheduler passes them on one by one
+INTERVAL = 1.0  # seconds between reports of a worker: the scheduler passes them on one by one
 
 
 class Abandoned(Exception):
@@ -76,7 +76,7 @@ class ClusterWorkers(Workers):
             submit = partial(self._client.submit, check, self._terms, pure=False)
             asked = [submit(workers=[at]) for at in addresses]
             self._client.gather(asked)
-        # Whatever a worker cannot do shows here: import our code, for one.
+        # Whatever a worker cannot do shows here, such as importing our code.
         except Exception as error:
             self._leave()
             if isinstance(error, ClusterError):
@@ -93,7 +93,7 @@ class ClusterWorkers(Workers):
         self._leave()
 
     def map(self, *arguments: Any, **options: Any) -> list[Any]:
-        """Do as local processes do.
+        """Run the items on the cluster, otherwise as local processes do.
 
         Raises ClusterError where worker after worker died at one item, or the scheduler did.
         """
@@ -120,7 +120,7 @@ class ClusterWorkers(Workers):
         return self._client.get_executor(pure=False)
 
     def _close(self, *, stop: bool) -> None:
-        # What is stopped is cancelled, and abandoned at its next report.
+        # To stop work is to cancel it; a worker abandons it at its next report.
         self._executor.shutdown(wait=not stop)
 
     def _call(self, function: Callable[[Item, Progress], Result], item: Item) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from reptile_core.training import Outer
 CHUNK = 250  # tasks of one piece of work
 LANES = 25  # tasks adapted at once on a GPU: 5 GB for the copies of 20-way support sets
 
-Accuracies = dict[str, Float[np.ndarray, " tasks"]]  # of each task, by quantity
+Accuracies = dict[str, Float[np.ndarray, " tasks"]]  # one per task, by quantity
 
 
 @dataclass(frozen=True)

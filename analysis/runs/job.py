@@ -21,11 +21,11 @@ from reptile_core.training import Run
 
 DEVICES = "cpu", "cuda", "cuda-tf32"  # as users call them: the last multiplies matrices in TF32
 
-# Raised whenever the same configuration would give other bits than before, so that old files are
-# not taken for new.
+# Increased whenever the same configuration would give other bits than before, so that old files
+# are not taken for new ones.
 NUMERICS_VERSION = 5
 
-# What decides a run's outcome, in words.
+# What error messages call a difference in each part of a key.
 KEY_PARTS_IN_WORDS = {
     "run": "another configuration",
     "data": "other data",

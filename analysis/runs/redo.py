@@ -32,7 +32,8 @@ COLUMNS = [
     "configuration", "evaluations",
 ]  # fmt: skip
 ELSEWHERE = ("device", "native")  # parts of a key that tell machines apart, not work
-# Standard errors of a difference, where bits cannot be compared: chance exceeds it once in 16,000.
+# In standard errors of a difference, where bits cannot be compared: chance exceeds it once in
+# 16,000 comparisons.
 TOLERANCE = 4.0
 
 Measured = tuple[int, Evaluation]  # an iteration of a run, and how it is evaluated there
@@ -86,7 +87,7 @@ def with_devices(
 
 
 def _row(job: Job, outcome: Outcome, found: Mapping[Measured, Accuracies]) -> dict[str, Any]:
-    evaluations = sorted(found, key=_order)
+    evaluations = [[iteration, asdict(how)] for iteration, how in sorted(found, key=_order)]
     return {
         "variant": job.variant,
         "seed": job.run.seed,
@@ -101,9 +102,7 @@ def _row(job: Job, outcome: Outcome, found: Mapping[Measured, Accuracies]) -> di
         "seconds": round(outcome.seconds, 2),
         "arithmetic": "; ".join(outcome.kinds),
         "configuration": _text(job.decisive),
-        "evaluations": _text(
-            [[iteration, asdict(evaluation)] for iteration, evaluation in evaluations]
-        ),
+        "evaluations": _text(evaluations),
     }
 
 
@@ -118,9 +117,8 @@ def summary(found: Mapping[Measured, Accuracies]) -> dict[str, Any]:
     digest_of_all = hashlib.sha256()
     for item in evaluations:
         for quantity, values in sorted(found[item].items()):
-            digest_of_all.update(
-                quantity.encode() + np.ascontiguousarray(values, dtype=np.float64).tobytes()
-            )
+            numbers = np.ascontiguousarray(values, dtype=np.float64).tobytes()
+            digest_of_all.update(quantity.encode() + numbers)
     last = estimate(torch.from_numpy(found[evaluations[-1]]["accuracy"]))
     return {
         "accuracies_sha256": digest_of_all.hexdigest(),
@@ -169,16 +167,8 @@ def restore(row: Mapping[str, Any], source: Source, folder: Path, device: str) -
         ) from error
     diverged = row["status"] != "finished"
     until = run.iterations if diverged else end
-    job = Job(
-        run,
-        replace(source, split=row["split"]),
-        folder,
-        row["variant"],
-        device,
-        tf32,
-        until=until,
-        keep=keep,
-    )
+    data = replace(source, split=row["split"])
+    job = Job(run, data, folder, row["variant"], device, tf32, until=until, keep=keep)
     now = json.loads(_text(job.decisive))
     others = []
     for name, words in KEY_PARTS_IN_WORDS.items():

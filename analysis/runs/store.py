@@ -35,7 +35,7 @@ class Stored:
     """Content of a run's file.
 
     state: the furthest state.
-    snapshots: earlier states, by iteration.
+    snapshots: the kept states, by iteration.
     seconds: of training up to the furthest state.
     status: "finished", "running" or "diverged at iteration N".
     kinds: the kinds of arithmetic on which it was trained.
@@ -119,7 +119,7 @@ def load(job: Job) -> Stored | None:
     furthest = _state(tensors, record["iteration"], record["inner"])
     iterations = sorted(int(found[1]) for name in tensors if (found := PHI_AT.fullmatch(name)))
     snapshots = {n: _state(tensors, n, record["inner"], f"at.{n}") for n in iterations if n}
-    # Once phi alone was kept, which is not enough where the optimizers have states of their own.
+    # Earlier versions kept phi alone. That is not enough where the optimizers have states too.
     whole = _parts(furthest).keys()
     complete = {n: state for n, state in snapshots.items() if _parts(state).keys() == whole}
     kinds = tuple(record.get("kinds", (NOT_RECORDED,)))
@@ -192,20 +192,22 @@ def is_finite(phi: Phi) -> bool:
 
 def ended_early(outcomes: Mapping[Job, Outcome]) -> list[str]:
     """Return lines that name the runs that diverged, and their settings."""
-    return [
-        (
-            f"{job.variant}, seed {job.run.seed}: {outcome.status} (inner "
-            f"{job.run.inner.optimizer} at {job.run.inner.learning_rate:g}, outer "
-            f"{job.run.outer.optimizer} at {job.run.outer.step:g})"
+    lines = []
+    for job, outcome in outcomes.items():
+        if outcome.finished:
+            continue
+        inner, outer = job.run.inner, job.run.outer
+        lines.append(
+            f"{job.variant}, seed {job.run.seed}: {outcome.status} "
+            f"(inner {inner.optimizer} at {inner.learning_rate:g}, "
+            f"outer {outer.optimizer} at {outer.step:g})"
         )
-        for job, outcome in outcomes.items()
-        if not outcome.finished
-    ]
+    return lines
 
 
 def _described(job: Job, record: Mapping[str, Any]) -> str:
     """Return which run a file holds, and in which decisive parts it differs from the job's."""
-    decisive = json.loads(json.dumps(job.decisive))  # tuples are lists there
+    decisive = json.loads(json.dumps(job.decisive))  # tuples are lists in a record
     others = []
     for name, words in KEY_PARTS_IN_WORDS.items():
         if record.get(name) != decisive[name]:
@@ -234,7 +236,7 @@ def _of_before(folder: Path) -> dict[str, Path]:
             run = {name: value for name, value in record["run"].items() if name != "evaluation"}
             key = record_digest({name: record[name] for name in KEY_PARTS_IN_WORDS} | {"run": run})
             found[key] = max(found.get(key, (-1, path)), (record["iteration"], path))
-        # No run's file, or a damaged one: it is named to those who ask for it by its own key.
+        # No run's file, or a damaged one. `load` reports it to those who ask for its own key.
         except Exception:
             continue
     return {key: path for key, (_, path) in found.items()}

@@ -23,8 +23,8 @@ from typing import Any, Protocol, TypeVar
 import torch
 from tqdm import tqdm
 
-# Large pages, and freed memory kept: each step takes and frees the same few megabytes, and page
-# faults and misses of the address translation would each cost a sixth of it. (Settings of glibc;
+# Large pages, and freed memory kept. Each step takes and frees the same few megabytes. Page faults
+# and misses of the address translation would each cost a sixth of a step. (Settings of glibc;
 # ignored elsewhere.)
 WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "2000000000",
@@ -34,8 +34,8 @@ WORKER_ENVIRONMENT = {
     "MKL_NUM_THREADS": "1",
 }
 
-LINE_SECONDS = 30.0  # at least, between two lines of progress where there is no terminal
-# At what the death of a worker left undone: as many as a Dask scheduler makes by default.
+LINE_SECONDS = 30.0  # least time between two lines of progress where there is no terminal
+# Attempts at work that a dead worker left undone: as many as a Dask scheduler makes by default.
 ATTEMPTS = 4
 
 Item = TypeVar("Item")
@@ -130,13 +130,13 @@ class Workers:
             return math.nan
 
     def _open(self) -> Executor:
-        # A new one each time: who dies may take a queue's lock along.
+        # A new queue each time: a worker may die holding the lock of the old one.
         self._updates = get_context("spawn").Queue()
         return local_executor(self.count, self._updates)
 
     def _close(self, *, stop: bool) -> None:
         if stop:
-            # They would end their runs first.
+            # Otherwise they would end their runs first.
             for process in list((self._executor._processes or {}).values()):
                 process.terminate()
         self._executor.shutdown(wait=not stop, cancel_futures=True)
@@ -150,7 +150,7 @@ class Workers:
         try:
             with _interrupts_put_off(), _script_left_out():
                 return self._executor.submit(*self._call(function, item))
-        except BrokenProcessPool as error:  # somebody died while we were still handing out
+        except BrokenProcessPool as error:  # a worker died while work was still being submitted
             future: Future[Result] = Future()
             future.set_exception(error)
             return future
@@ -164,7 +164,7 @@ class Workers:
     def _bar(self, name: str, total: int, unit: str, *, done: int) -> Iterator[None]:
         stop = threading.Event()
         on_terminal = sys.stderr.isatty()
-        # It shows what is left, how fast it goes, and the last note.
+        # The bar shows what is left, the speed, and the last note.
         bar = tqdm(total=total, initial=done, desc=name, unit=unit, smoothing=0.05,
                    disable=self.quiet or not on_terminal, dynamic_ncols=True)  # fmt: skip
         lines = None if self.quiet or on_terminal else Lines(name, total, done)
@@ -257,7 +257,7 @@ _updates: Any = None
 def _start_worker(updates: Any) -> None:
     global _updates
     _updates = updates
-    # Ctrl-C reaches the whole group; the script alone decides.
+    # Ctrl-C reaches the whole process group; only the script handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_script, daemon=True).start()
     torch.set_num_threads(1)
