@@ -1,2 +1,1 @@
-"""What the script runs: each module computes tidy tables and evidence, and is drawn by its namesake
-in figures/."""
+"""Experiments: each module computes tidy tables and evidence; its namesake in figures/ draws it."""

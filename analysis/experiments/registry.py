@@ -1,5 +1,7 @@
-"""All experiments, by name, in the order in which the script runs them; `analysis.plugins` adds the
-user's own."""
+"""All experiments by name, in the order in which the script runs them.
+
+`analysis.plugins` adds the user's own.
+"""
 
 from collections.abc import Callable, Mapping
 from importlib import import_module

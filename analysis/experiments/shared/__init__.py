@@ -1,2 +1,1 @@
-"""What experiments share: their context, figure 3's runs, learning curves and points along
-training."""
+"""Shared parts of experiments: context, figure 3's runs, learning curves, points of training."""

@@ -1,8 +1,8 @@
-"""Learning curves over seeds: accuracy of every test task at some iterations of some runs, and
-contrasts of them.
+"""Learning curves over seeds, and contrasts between them.
 
-Within a look all variants of a seed meet the same tasks, so that their difficulty cancels in
-contrasts; different looks have different tasks, so that means along a curve are over many.
+A curve is the accuracy of every test task at some iterations of a run. Within a look, all variants
+of a seed meet the same tasks, so that the tasks' difficulty cancels in contrasts. Different looks
+have different tasks, so that a mean along a curve is over many tasks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,8 +24,8 @@ from analysis.runs.store import Outcome
 from reptile_core.tasks import Sampling
 from reptile_core.training import Run
 
-# Where phi of every run of figure 3 is kept, so that no experiment has to train a stretch once more
-# for its own points.
+# Iterations at which every run of figure 3 keeps phi, so that no experiment has to train part of a
+# run again for its own points.
 KEPT = (
     100,
     200,
@@ -43,18 +43,18 @@ KEPT = (
     20_000,
     30_000,
 )
-# Test examples a class: each is classified alone, so that more of them estimate the same with less
-# noise.
+# Test examples per class. Each is classified alone, so that more of them estimate the same accuracy
+# with less noise.
 QUERIES = 5
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of an experiment a profile runs; every other setting is the paper's.
+    """Size of an experiment in one profile; every other setting is the paper's.
 
-    looks: the iterations after which accuracy is measured; the last is how far runs are trained.
-    tasks: test tasks of a look. iterations: the length of the schedule, over which the outer step
-    is annealed.
+    looks: iterations after which accuracy is measured. Runs are trained up to the last.
+    tasks: test tasks per look.
+    iterations: length of the schedule over which the outer step is annealed.
     """
 
     looks: tuple[int, ...]
@@ -70,9 +70,13 @@ class Scale:
 
 @dataclass(frozen=True)
 class Curves:
-    """Accuracy of each test task, by variant, seed and iteration; training seconds and cost of a
-    look by variant and seed; training seconds of an iteration. A run that diverged classifies at
-    chance."""
+    """Accuracies of test tasks along runs, and what they cost.
+
+    accuracy: accuracy of each test task, by variant, seed and iteration. A run that diverged
+        classifies at chance.
+    seconds: training and the looks on one core, by variant and seed.
+    seconds_an_iteration: training alone, by variant and seed.
+    """
 
     accuracy: Mapping[tuple[str, int, int], Float[np.ndarray, " tasks"]]
     seconds: Mapping[tuple[str, int], float]
@@ -84,15 +88,18 @@ class Curves:
         return sorted({seed for _, seed, _ in self.accuracy})
 
     def iterations(self, variant: str) -> list[int]:
-        """Return where a variant was measured, the start included."""
+        """Return the iterations at which a variant was measured, in order; 0 is the start."""
         return sorted({iteration for name, _, iteration in self.accuracy if name == variant})
 
     def contrast(self, weights: Mapping[tuple[str, int], float]) -> pd.DataFrame:
-        """Return sum of weight · accuracy over (variant, iteration), seed by seed.
+        """Return the sum of weight · accuracy over (variant, iteration), seed by seed.
 
-        Columns value, task_error (its standard error over tasks, which are paired within an
-        iteration), tasks (of all iterations), queries, seconds (what one more seed takes on one
-        core); index seed.
+        The index is the seed. The columns are:
+        - value;
+        - task_error, its standard error over tasks, which are paired within an iteration;
+        - tasks, over all iterations;
+        - queries, test examples per class;
+        - seconds, what one more seed takes on one core.
         """
         rows = {}
         for seed in self.seeds:
@@ -121,8 +128,7 @@ class Curves:
         return self.contrast({(name, n): shares[name] for name, n in product(weights, iterations)})
 
     def table(self, experiment: str) -> pd.DataFrame:
-        """Return the tidy table of means over tasks, in the order of variants, seeds and
-        iterations."""
+        """Return the tidy table of means over tasks, one row per variant, seed and iteration."""
         return tidy(self._rows(experiment))
 
     def _rows(self, experiment: str) -> Iterator[dict[str, Any]]:
@@ -146,12 +152,12 @@ def measure(
     at_start: bool = True,
     also: Sequence[Job] = (),
 ) -> Curves:
-    """Train all runs, each with what tables call it, and evaluate them at the start and after each
-    look.
+    """Train all runs, and evaluate them at the start and after each look.
 
-    looks: iterations of some of the variants, by name, where they are not the scale's. at_start:
-    False where nothing is asked of the start. also: jobs that are trained together with these, so
-    that no worker waits for the last of few.
+    runs: each with its name in tables.
+    looks: iterations for some of the variants, by name, where they are not the scale's.
+    at_start: False where the start is not to be evaluated.
+    also: jobs to train together with these, so that no worker waits for the last of a few.
     """
     looks = looks or {}
     jobs = jobs_of(context, runs, scale, looks)
@@ -180,7 +186,7 @@ def jobs_of(
     scale: Scale,
     looks: Mapping[str, Sequence[int]] | None = None,
 ) -> list[Job]:
-    """Return what `measure` trains."""
+    """Return the jobs that `measure` trains."""
     jobs = []
     for variant, run in dict.fromkeys(runs):
         mine = (looks or {}).get(variant, scale.looks)
@@ -193,7 +199,7 @@ def _variance_of_mean(values: Float[np.ndarray, " tasks"]) -> float:
 
 
 def kept(iterations: Sequence[int]) -> tuple[int, ...]:
-    """Return these iterations and those of KEPT that come before their last."""
+    """Return these iterations and those of KEPT before their last, in order."""
     return tuple(sorted({*iterations, *(n for n in KEPT if n < max(iterations))}))
 
 
@@ -202,8 +208,10 @@ def _reached(outcome: Outcome, iteration: int) -> bool:
 
 
 def _seconds(outcome: Outcome, job: Job, wanted: Iterable[tuple[Job, int, Evaluation]]) -> float:
-    """Return the seconds of training and evaluating a job on one core: an evaluation takes as long
-    as training takes for as many steps."""
+    """Return the seconds of training and evaluating a job on one core.
+
+    An evaluation is taken to last as long as training for as many steps.
+    """
     steps = job.training_steps
     for owner, iteration, evaluation in wanted:
         if owner == job:
@@ -212,6 +220,8 @@ def _seconds(outcome: Outcome, job: Job, wanted: Iterable[tuple[Job, int, Evalua
 
 
 def _seconds_an_iteration(outcome: Outcome) -> float:
-    """Return the seconds of an iteration, of training alone: a file may hold more of a run than was
-    asked for."""
+    """Return the seconds of an iteration, of training alone.
+
+    The iterations are the outcome's: a file may hold more of a run than was asked for.
+    """
     return outcome.seconds / max(outcome.iteration, 1)

@@ -1,8 +1,7 @@
-"""What an experiment is: settings by profile, work that gives tidy tables and evidence, claims that
-this is to judge.
+"""An experiment: settings by profile, work that gives tables and evidence, and claims to judge.
 
-Its namesake in figures/ draws it from the tables and settings alone, so that figures can be redrawn
-from files.
+The tables are tidy. Its namesake in figures/ draws it from the tables and settings alone, so that
+figures can be redrawn from files.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,26 +21,30 @@ from analysis.runs.store import Outcome, ended_early, or_of_another_device
 from analysis.runs.workers import Workers
 from reptile_core.training import Run
 
-# Of the seeds that judge. Epoch 0 explored. After a whole run on epoch 1 one criterion was changed,
-# one claim was cut in two, and scales were cut to the time that a default run may take. After one
-# on epoch 2 tasks and seeds went to where claims had stayed undecided, and three experiments
-# changed their treatment. All are judged from epoch 3 on.
+# Epoch of the seeds that judge. Epoch 0 explored. After a whole run on epoch 1, one criterion was
+# changed, one claim was cut in two, and scales were cut to the time that a default run may take.
+# After a whole run on epoch 2, tasks and seeds were moved to where claims had stayed undecided, and
+# three experiments changed their treatment. All are judged from epoch 3 on.
 EPOCH = 3
-# Options of the command line for experiments that declare them, and what the user calls each.
+# Options that an experiment can declare, each with its name on the command line.
 OPTIONS = {
     "cells": "--cells",
     "iterations": "--iterations",
     "tail_shots": "--tail-shots",
     "variants": "--variant",
 }
-Measured = tuple[Job, int, Evaluation]  # a run, an iteration of it, and how it is evaluated there
+Measured = tuple[Job, int, Evaluation]  # a run, an iteration, and how the run is evaluated there
 
 
 @dataclass
 class Asked:
-    """What an experiment has asked for so far: how its runs ended, every evaluation of them, lines
-    that name the runs that ended early, and the content of other data than the script's own, by
-    name."""
+    """Record of what an experiment has asked for so far.
+
+    runs: how each run ended.
+    evaluations: every evaluation of these runs.
+    diverged: lines that name the runs that ended early.
+    data: content of data other than the script's own, by name.
+    """
 
     runs: dict[Job, Outcome] = field(default_factory=dict)
     evaluations: dict[Measured, Accuracies] = field(default_factory=dict)
@@ -51,12 +54,14 @@ class Asked:
 
 @dataclass(frozen=True)
 class Context:
-    """What every experiment is given: scale, data, device, workers, and where runs are kept. It
-    notes what is asked.
+    """Everything an experiment is given: scale, data, device, workers, and the folder of runs.
 
-    source: the data that the script loads. seeds: how many, where the user says so, else the
-    profile's number. epoch: which seeds, where the user says so, else those of EPOCH. options: what
-    the user gave of the options that this experiment takes, by name.
+    It also records what the experiment asks for.
+
+    source: the data that the script loads.
+    seeds: the user's number of seeds; None for the profile's.
+    epoch: the user's epoch of seeds; None for EPOCH, or the experiment's own.
+    options: the user's values of the options that this experiment takes, by name.
     """
 
     profile: str
@@ -69,7 +74,7 @@ class Context:
     device: str = "cpu"
     tf32: bool = False
     fresh: bool = False
-    trained: set[str] = field(default_factory=set)  # keys of what this invocation has seen to
+    trained: set[str] = field(default_factory=set)  # keys of what this invocation did
     asked: Asked = field(default_factory=Asked)
 
     @property
@@ -91,32 +96,33 @@ class Context:
         until: int | None = None,
         keep: Sequence[int] = (),
     ) -> Job:
-        """Return a run on this device and these data, or others, kept with the others; `name` is
-        what tables call it, `until` and `keep` as in Job. A run that the folder holds whole,
-        trained on another device, stands for it."""
-        job = Job(
-            run,
-            source or self.source,
-            self.runs,
-            name,
-            self.device,
-            self.tf32,
-            until=until,
-            keep=tuple(keep),
-        )
+        """Return a run on this device, kept in the folder with the others.
+
+        If the folder holds the whole run, trained on another device, that one takes its place.
+
+        name: what tables call the run.
+        source: other data than the script's own.
+        until, keep: as in Job.
+        """
+        data = source or self.source
+        job = Job(run, data, self.runs, name, self.device, self.tf32, until=until, keep=tuple(keep))
         return job if self.fresh else or_of_another_device(job)
 
     def find(self, name: str) -> Source:
-        """Return other data than these, by name, from where the user keeps these or wherever data
-        are looked for. DataError, with the reason, where they are not to be had."""
+        """Return other data by name, from the user's folder or wherever data are looked for.
+
+        Raises DataError, with the reason, where the data cannot be had.
+        """
         source = find(name, self.source.directory, quiet=self.workers.quiet)
         self.asked.data[name] = source.content
         return source
 
     def train(self, name: str, jobs: Sequence[Job]) -> dict[Job, Outcome]:
-        """Train all runs, by whatever worker is free, and on a GPU those that are alike side by
-        side. Those that are done are only read, unless all is to be fresh and this is the first
-        time that they are asked for."""
+        """Train all runs on whatever workers are free; on a GPU, train similar runs side by side.
+
+        Finished runs are only read, unless all is to be fresh and this is the first time that they
+        are asked for.
+        """
         due = [replace(job, fresh=self._is_afresh(job.key)) for job in united(jobs)]
         groups = in_lanes(due)
         sizes = [_training_steps(group) for group in groups]
@@ -134,9 +140,11 @@ class Context:
         return ended
 
     def evaluate(self, name: str, wanted: Sequence[Measured]) -> dict[Measured, Accuracies]:
-        """Return the accuracies of every task, measured by whatever worker is free. Each is
-        measured once, however often it is asked for; runs that begin alike share what is measured
-        at iteration 0."""
+        """Return the accuracies of every task, measured by whatever workers are free.
+
+        Each evaluation is measured once, however often it is asked for. Runs that begin alike share
+        what is measured at iteration 0.
+        """
         parts = {item: chunks(*item) for item in dict.fromkeys(wanted)}
         once = {chunk.key: chunk for chunk in chain.from_iterable(parts.values())}
         due = []
@@ -154,8 +162,10 @@ class Context:
         return all_of
 
     def _is_afresh(self, key: str) -> bool:
-        """Tell whether a run or an evaluation is to be done whatever is there: all is to be fresh,
-        and this is the first time that it is asked for."""
+        """Return whether a run or an evaluation is to be done whatever the folder holds.
+
+        It is where all is to be fresh and this is the first time that it is asked for.
+        """
         return self.fresh and key not in self.trained
 
 
@@ -165,9 +175,15 @@ def _training_steps(jobs: Iterable[Job]) -> int:
 
 @dataclass(frozen=True)
 class Result:
-    """Tidy tables by name; evidence for the ledger (`evidence.COLUMNS`; the script fills in data,
-    profile, epoch, look and numerics); lines for the summary at the end; data: names of what its
-    figures show, where that is not the script's own alone, which goes by its source's name."""
+    """Tables, evidence and lines that an experiment gives.
+
+    tables: tidy tables by name.
+    evidence: rows for the ledger (`evidence.COLUMNS`). The script fills in data, profile, epoch,
+        look and numerics.
+    lines: lines for the summary at the end.
+    data: names of the data that its figures show, where these are not the script's own alone. The
+        script's own go by their source's name.
+    """
 
     tables: Mapping[str, pd.DataFrame]
     evidence: pd.DataFrame = field(default_factory=NO_EVIDENCE.copy)
@@ -177,17 +193,21 @@ class Result:
 
 @dataclass(frozen=True)
 class Experiment:
-    """An entry of the registry.
+    """Entry of the registry.
 
-    shows: what, in a line. takes: how long, by profile. claims: what it judges. settings:
-    everything that decides the outcome besides data and code, as JSON has it, for the manifest and
-    the figures. run: the work. Both are given the context and, where there are `scales` by profile,
-    a scale, which is a dataclass of the experiment's own with a field `seeds`. data: the words that
-    name its data where it needs none of the images that the script loads. fetches: whether these
-    are fetched over the network for it; False where it takes the stand-in as well. options: the
-    options of the command line that it takes, of OPTIONS; most_iterations: what --iterations may be
-    at most, where it has an end. profiles: where it is run unless it is named; elsewhere it can
-    give no verdict.
+    shows: what it shows, in a line.
+    takes: how long it takes, by profile.
+    claims: what it judges.
+    settings: returns everything that decides the outcome besides data and code, as JSON has it, for
+        the manifest and the figures. Called like `run`.
+    run: does the work. Called with the context and, where there are `scales`, the profile's scale.
+    data: words that name its data, where it needs none of the images that the script loads.
+    fetches: whether these images are fetched over the network for it; False where it takes the
+        stand-in as well.
+    options: the options of the command line that it takes, out of OPTIONS.
+    most_iterations: the highest value of --iterations, where there is one.
+    profiles: where it is run unless it is named; elsewhere it can give no verdict.
+    scales: by profile, each a dataclass of the experiment's own with a field `seeds`.
     """
 
     name: str
@@ -218,15 +238,17 @@ class Experiment:
         return self.settings(context, *self._scale(context))
 
     def _scale(self, context: Context) -> tuple[Any, ...]:
-        """Return the profile's scale, with the user's number of seeds where there is one; nothing
-        without scales."""
+        """Return the profile's scale, with the user's number of seeds where there is one.
+
+        The tuple is empty where there are no scales.
+        """
         if not self.scales:
             return ()
         scale = self.scales[context.profile]
         return (replace(scale, seeds=len(context.seeds_of(scale.seeds))),)
 
     def taken(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return those of the user's options that decide something here."""
+        """Return the user's options that decide something in this experiment."""
         return {name: value for name, value in given.items() if name in self.options}
 
 

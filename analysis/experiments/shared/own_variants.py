@@ -1,5 +1,7 @@
-"""Variants of one's own next to those of figure 3: `--variant "mine=0,0,1,1"`, weights of g_1 …
-g_k."""
+"""The user's own variants next to those of figure 3: `--variant "mine=0,0,1,1"`.
+
+The numbers are the weights of g_1 … g_k.
+"""
 
 import re
 from argparse import ArgumentTypeError
@@ -10,13 +12,17 @@ from math import isfinite
 from analysis.experiments.shared.curves import Scale
 from reptile_core.meta_gradients import Variant, figure_3, own
 
-# Steps: a character has 20 drawings, and figure 3's k disjoint minibatches take five a class each.
+# Most steps of a variant. A character has 20 drawings, and each of figure 3's k disjoint
+# minibatches takes five per class.
 LONGEST = 4
 NAME = r"[A-Za-z][A-Za-z0-9 -]*"  # what a figure's legend and a folder's name can hold
 
 
 def parse(text: str) -> Variant:
-    """Return the variant "NAME=w_1,…,w_k". ArgumentTypeError where it is none."""
+    """Return the variant that "NAME=w_1,…,w_k" names.
+
+    Raises ArgumentTypeError where the text names no valid variant.
+    """
     name, equals, numbers = text.partition("=")
     name = name.strip()
     try:
@@ -35,19 +41,22 @@ def parse(text: str) -> Variant:
 
 
 def as_text(variant: Variant) -> str:
-    """Return what `parse` reads, for the manifest."""
+    """Return the text from which `parse` makes this variant, for the manifest."""
     return f"{variant.name}={','.join(f'{weight!r}' for weight in variant.weights)}"
 
 
 def check(variants: Sequence[Variant]) -> None:
-    """Raise ValueError where two variants have one name."""
+    """Raise ValueError where two variants have the same name."""
     names = [variant.name for variant in variants]
     if len(set(names)) < len(names):
         raise ValueError(f"--variant: expected names that differ, found {', '.join(names)}")
 
 
 def shortened(scale: Scale, iterations: int | None) -> Scale:
-    """Return the scale with another last look: curves up to there, in place of the profile's."""
+    """Return the scale with its last look at this iteration, and the earlier looks before it.
+
+    Where no look is left before it, one is added halfway. None leaves the scale as it is.
+    """
     if iterations is None:
         return scale
     looks = [n for n in scale.looks if n < iterations]

@@ -1,6 +1,6 @@
-"""Points of meta-training to analyse: phi of figure 3's runs, at the iterations where it was kept.
+"""Points of meta-training to analyse: phi of figure 3's runs, at iterations where it was kept.
 
-The runs are those of `ablation`: the first experiment that asks trains them, the others read their
+The runs are those of `ablation`. The first experiment that asks trains them; the others read their
 files.
 """
 
@@ -28,7 +28,7 @@ from reptile_core.training import build_network
 
 @dataclass(frozen=True)
 class TrainedPoint:
-    """phi of one run at one iteration."""
+    """Parameters phi of one run at one iteration."""
 
     job: Job
     iteration: int
@@ -42,7 +42,7 @@ class TrainedPoint:
         return self.iteration == self.job.end
 
     def pool(self, part: Literal["train", "test"], dtype: torch.dtype | None = None) -> ImagePool:
-        """Return the images of the job's split."""
+        """Return the images of one part of the job's split."""
         return self.job.pool(part, dtype)
 
     def losses(
@@ -53,9 +53,12 @@ class TrainedPoint:
         dtype: torch.dtype | None = None,
         activation: str | None = None,
     ) -> list[Loss]:
-        """Return the losses of a task's minibatches as functions of phi, reduced as in the run. The
-        tasks are of training characters, and others than those that the run has met. dtype,
-        activation: for others than the run's."""
+        """Return the losses of a task's minibatches as functions of phi, reduced as in the run.
+
+        The tasks are of training characters, and are not among those that the run has met.
+
+        dtype, activation: replace the run's own.
+        """
         pool, run = self.pool("train", dtype), self.job.run
         drawn = pool.sample(
             sampling, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=self.iteration, task=task
@@ -83,8 +86,9 @@ def points(
     *,
     schedule: int,
 ) -> list[TrainedPoint]:
-    """Return the points of the variants' runs after these iterations, seed by seed; a run that
-    diverged has none.
+    """Return the points of the variants' runs at these iterations, seed by seed.
+
+    A run that diverged has none.
 
     schedule: the length over which the outer step is annealed.
     """
