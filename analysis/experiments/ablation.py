@@ -1,8 +1,8 @@
-"""Figure 3 (section 6.2): learning curves of the sums of inner gradients g_1 … g_k used as the
-meta-gradient.
+"""Figure 3 (section 6.2): learning curves with sums of g_1 … g_k as the meta-gradient.
 
-Its settings are in `analysis.paper.figure_3`. Runs are trained on a prefix of the paper's schedule:
-the outer step is annealed over 40,000 iterations, however few of them are trained.
+g_1 … g_k are the inner gradients. The settings are in `analysis.paper.figure_3`. Runs are trained
+on a prefix of the paper's schedule: the outer step is annealed over 40,000 iterations, however few
+of them are trained.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from reptile_core.tasks import Sampling
 NAME = "ablation"
 G1 = last(1).name
 SHORT, LONG = 2, 4  # minibatches, of the methods that are compared
-# Iterations: where the paper's curves have parted and are not yet near their ends.
+# From and to which iteration the paper's curves have parted and are not yet near their ends.
 EARLY = 1_000, 5_000
 SCALES = {
     "smoke": Scale(looks=(2, 4), tasks=4, seeds=2),
@@ -40,7 +40,7 @@ SCALES = {
 # Further looks at g1, g1+g2 and g2, which part later than the others.
 LATE_LOOKS = {"quick": (1_250, 1_500)}
 LATE = (G1, sum_of(SHORT).name, last(SHORT).name)
-LEFT_OUT = {"quick": (3,)}  # k that no contrast holds
+LEFT_OUT = {"quick": (3,)}  # k that no contrast needs
 # Measured on two cores of an AMD EPYC at smoke; the others are estimates.
 TAKES = {"smoke": "half a minute", "quick": "about 8 minutes", "paper": "2 hours a seed"}
 
@@ -143,42 +143,49 @@ CLAIMS = (
         amended="Until epoch 2 it was a case of ablation-more-is-better, and undecided with it.",
     ),
 )
-FAMILIES = {"": sum_of, "-averages": average, "-last": last}  # by what the claim's name ends with
+FAMILIES = {"": sum_of, "-averages": average, "-last": last}  # by the ending of the claim's id
 
 
 def variants(profile: str) -> tuple[Variant, ...]:
-    """Return those of figure 3's methods that a profile trains."""
+    """Return the methods of figure 3 that a profile trains."""
     return tuple(variant for variant in figure_3() if variant.k not in LEFT_OUT.get(profile, ()))
 
 
 def asked(context: Context, scale: Scale) -> Scale:
-    """Return the scale, or that up to the iterations that the user asks for."""
+    """Return the scale, up to the user's number of iterations where there is one."""
     return shortened(scale, context.options.get("iterations"))
 
 
 def is_judged(context: Context, scale: Scale) -> bool:
-    """Return whether the claims are judged: at the scale's own looks, or those up to one that ends
-    EARLY or comes after it."""
+    """Return whether the claims are judged.
+
+    They are judged at the scale's own looks, or at its first ones where these reach the end of
+    EARLY.
+    """
     looks = asked(context, scale).looks
     return looks == scale.looks or (looks == scale.looks[: len(looks)] and looks[-1] >= EARLY[1])
 
 
 def looks_of_late(context: Context, scale: Scale) -> dict[str, Sequence[int]]:
-    """Return where those of LATE are measured: no further than the others where the user says how
-    far."""
+    """Return the iterations at which the variants of LATE are measured.
+
+    Where the user sets the number of iterations, LATE gets no further looks than the others.
+    """
     further = LATE_LOOKS.get(context.profile, ()) if is_judged(context, scale) else ()
     return {name: (*asked(context, scale).looks, *further) for name in LATE}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Return each variant's accuracy after its last iteration, over seeds: columns variant,
-    iteration, mean, low, high, seeds."""
+    """Return each variant's accuracy after its last iteration, over seeds.
+
+    Columns: variant, iteration, mean, low, high, seeds.
+    """
     last_of_each = table.groupby("variant").iteration.transform("max")
     return over_seeds(table[table.iteration == last_of_each], ["variant", "iteration"])
 
 
 def report(summary: pd.DataFrame) -> list[str]:
-    """Return lines for the end of the run: where each variant has come to."""
+    """Return lines for the end of the run: the final accuracy of each variant."""
     lines = ["accuracy on test characters (95 % interval over seeds)"]
     for row in summary.itertuples():
         interval = ""
@@ -191,8 +198,10 @@ def report(summary: pd.DataFrame) -> list[str]:
 
 
 def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
-    """Return rows for the judge: every contrast is of the same seeds, and within a look of the same
-    tasks."""
+    """Return rows for the judge.
+
+    Every contrast compares the same seeds and, within a look, the same tasks.
+    """
     return [*_g1(curves), *_g2_or_sum(curves), *_longer_or_shorter(curves, looks)]
 
 
@@ -234,8 +243,10 @@ def _longer_or_shorter(curves: Curves, looks: Sequence[int]) -> list[dict[str, A
 
 
 def run(context: Context, scale: Scale, *, sampling: Sampling = EVALUATION) -> Result:
-    """Train the variants over seeds, up to the iterations that the user asks for, and adapt to test
-    tasks."""
+    """Train the variants over seeds, and adapt them to test tasks.
+
+    Runs go up to the user's number of iterations where there is one.
+    """
     chosen = (*variants(context.profile), *context.options.get("variants", ()))
     seeds = context.seeds_of(scale.seeds)
     runs = [(variant.name, configure(variant, seed)) for seed, variant in product(seeds, chosen)]

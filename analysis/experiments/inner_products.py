@@ -1,12 +1,13 @@
-"""Does meta-training raise the inner product between gradients of different minibatches of one
-task?
+"""Inner products between gradients of one task's minibatches: does meta-training raise them?
 
-AvgGradInner = 1/2 d/dphi E[g_bar_1 . g_bar_2] is in every update with k > 1 and not in joint
+AvgGradInner = 1/2 d/dphi E[g_bar_1 . g_bar_2] is in every update with k > 1, and not in joint
 training's g_1. Here inner products and cosines of minibatch gradients are measured along figure 3's
-runs, within tasks and between them, at the initialization and, at the paper's scale, after
-adaptation. And one small step is taken along what Reptile's update has beyond k AvgGrad: does it
-alone raise the inner product of its task? With independent minibatches a longer gradient raises the
-inner product too, so cosines and squared norms are in the tables as well.
+runs, within tasks and between them. They are measured at the initialization and, at the paper's
+scale, after adaptation.
+
+One small step is also taken along what Reptile's update has beyond k AvgGrad: does it alone raise
+the inner product of its task? With independent minibatches a longer gradient raises the inner
+product too, so cosines and squared norms are in the tables as well.
 """
 
 from collections.abc import Iterable, Sequence
@@ -42,21 +43,26 @@ from reptile_core.training import build_network
 NAME = "inner_products"
 RISES, RISES_LAST, STEP = "inner-product-rises", "inner-product-rises-last", "inner-product-step"
 Part = Literal["train", "test"]
-MINIBATCHES = 4  # of a task: the most disjoint ones of 25 that 20 drawings of 5 characters give
+MINIBATCHES = 4  # of a task: as many disjoint ones of 25 as 20 drawings of 5 characters give
 SAMPLING = Sampling(figure_3.N_WAY, figure_3.SHOTS * MINIBATCHES, figure_3.BATCH, MINIBATCHES)
-REPTILE, FOMAML = sum_of(MINIBATCHES), last(MINIBATCHES)  # the first one's steps are taken apart
+REPTILE, FOMAML = sum_of(MINIBATCHES), last(MINIBATCHES)  # REPTILE's steps are taken apart
 JOINT = last(1)
 SUMS, LASTS = (sum_of(2), REPTILE), (last(2), FOMAML)
 VARIANTS = (JOINT, SUMS[0], LASTS[0], SUMS[1], LASTS[1])
-# Of figure 3's outer step on the same task: small, and above float32's round-off by far.
+# Share of figure 3's outer step on the same task: small, yet far above float32's round-off.
 STEP_SHARE = 0.1
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the runs are looked at, the start and the end among them; tasks at each point; tasks on
-    which steps are taken, at both ends of Reptile's runs; of which characters; and whether also
-    after adaptation."""
+    """Where the runs are measured, and on how many tasks.
+
+    iterations: points of the runs, the start and the end among them.
+    tasks: tasks at each point.
+    step_tasks: tasks on which steps are taken, at both ends of Reptile's runs.
+    characters: the characters of the tasks.
+    after_adaptation: whether points are measured after adaptation as well.
+    """
 
     iterations: tuple[int, ...]
     seeds: int
@@ -156,8 +162,11 @@ CLAIMS = (
 
 
 def losses_of(point: TrainedPoint, characters: Part, tasks: int) -> list[list[Loss]]:
-    """Return the losses of each task's minibatches: the same tasks at every point of every variant
-    of a seed, none of them from the training stream."""
+    """Return the losses of each task's minibatches.
+
+    The tasks are the same at every point of every variant of a seed. None of them is from the
+    training stream.
+    """
     pool, run = point.pool(characters), point.job.run
     drawn = pool.sample(
         SAMPLING, seed=run.seed, purpose=Purpose.ANALYSIS, iteration=0, task=torch.arange(tasks)
@@ -171,7 +180,7 @@ def losses_of(point: TrainedPoint, characters: Part, tasks: int) -> list[list[Lo
 
 
 def adapted(loss: Loss, phi: Vector, *, alpha: float, steps: int) -> Vector:
-    """Return phi after so many steps of SGD on one minibatch."""
+    """Return phi after `steps` steps of SGD on one minibatch."""
     for _ in range(steps):
         phi = phi - alpha * gradient(loss, phi)
     return phi
@@ -180,8 +189,11 @@ def adapted(loss: Loss, phi: Vector, *, alpha: float, steps: int) -> Vector:
 def adapted_gram(
     losses: Sequence[Sequence[Loss]], phi: Vector, *, alpha: float, steps: int
 ) -> Gram:
-    """Return the Gram matrix after adaptation, task by task: each task's gradients at its own
-    parameters, `steps` steps on its first minibatch away, of its other minibatches."""
+    """Return the Gram matrix of gradients after adaptation, task by task.
+
+    Each task adapts by `steps` steps on its first minibatch. The gradients are those of its other
+    minibatches, at its own parameters.
+    """
     moved = []
     for first, *others in losses:
         displacement = adapted(first, phi, alpha=alpha, steps=steps) - phi
@@ -190,16 +202,15 @@ def adapted_gram(
 
 
 def task_of(gram: Gram, tasks: int) -> Tensor:
-    """Return the task of each gradient of a Gram matrix whose gradients are in the order of
-    tasks."""
+    """Return the task of each gradient of a Gram matrix whose gradients are in task order."""
     return torch.arange(len(gram)) // (len(gram) // tasks)
 
 
 def summaries(gram: Gram, tasks: int) -> list[dict[str, Any]]:
-    """Return rows quantity, pairs, value, standard_error of a Gram matrix whose gradients are in
-    the order of tasks.
+    """Return rows of means over a Gram matrix whose gradients are in task order.
 
-    pairs: "within" and "between" tasks and their "difference"; "self", a gradient with itself.
+    Columns: quantity, pairs, value, standard_error.
+    pairs: "within" and "between" tasks, their "difference", and "self", a gradient with itself.
     """
     gram = gram.cpu().double()
     found = [{"quantity": "inner product", "pairs": "self", "value": float(gram.diagonal().mean())}]
@@ -210,9 +221,10 @@ def summaries(gram: Gram, tasks: int) -> list[dict[str, Any]]:
 
 
 def rise(start: Gram, end: Gram, tasks: int) -> SampleMean:
-    """Return how much the cosine within tasks, less that between them, is larger at the end than at
-    the start. Its error over tasks is that of the change, since both matrices are of the same
-    tasks."""
+    """Return how much the cosine within tasks, less that between them, rises from start to end.
+
+    Its error over tasks is that of the change, since both matrices are of the same tasks.
+    """
     change = cosines(end.cpu().double()) - cosines(start.cpu().double())
     return summarize(change, task_of(change, tasks)).difference
 
@@ -220,8 +232,7 @@ def rise(start: Gram, end: Gram, tasks: int) -> SampleMean:
 def measure(
     item: tuple[TrainedPoint, Part], progress: Progress, *, tasks: int, after_adaptation: bool
 ) -> tuple[list[dict[str, Any]], Gram]:
-    """Return rows of one point, before and perhaps after adaptation, and the Gram matrix before
-    it."""
+    """Return rows of one point, before and perhaps after adaptation, and its Gram matrix before."""
     point, characters = item
     losses, run, phi = losses_of(point, characters, tasks), point.job.run, point.phi
     before = gradient_gram(list(chain.from_iterable(losses)), phi)
@@ -245,8 +256,11 @@ def measure(
 
 
 def pair_means(losses: Sequence[Loss], phi: Vector) -> dict[str, float]:
-    """Return means over pairs of different losses of their gradients' inner product and cosine, and
-    over the losses of the squared norm."""
+    """Return the mean inner product, cosine and squared norm of the losses' gradients.
+
+    Inner product and cosine are means over pairs of different losses. The squared norm is a mean
+    over the losses.
+    """
     gram = gradient_gram(losses, phi).double()
     cosine = cosines(gram)
     return {
@@ -257,11 +271,11 @@ def pair_means(losses: Sequence[Loss], phi: Vector) -> dict[str, float]:
 
 
 def step_effects(losses: Sequence[Loss], phi: Vector, alpha: float) -> list[dict[str, Any]]:
-    """Return rows direction, quantity, before, after of small steps phi - s u, all of the same
-    length, on one task.
+    """Return rows of `pair_means` before and after small steps phi - s u on one task.
 
-    With all its minibatches in every order, E[g_1 + … + g_k] is exact; u is what it has "beyond" k
-    AvgGrad, the "opposite" of that, or "AvgGrad".
+    Columns: direction, quantity, before, after. All steps have the same length. With all the task's
+    minibatches in every order, E[g_1 + … + g_k] is exact. u is what it has "beyond" k AvgGrad, the
+    "opposite" of that, or "AvgGrad".
     """
     means = expected_inner_gradients(losses, phi, alpha, len(losses))
     update, avg_grad = means.sum(0), means[0]
@@ -272,21 +286,19 @@ def step_effects(losses: Sequence[Loss], phi: Vector, alpha: float) -> list[dict
     for direction, u in (("beyond", beyond), ("opposite", -beyond), ("AvgGrad", avg_grad)):
         after = pair_means(losses, phi - length * u / u.norm())
         for quantity, value in before.items():
-            found.append(
-                {
-                    "direction": direction,
-                    "quantity": quantity,
-                    "before": value,
-                    "after": after[quantity],
-                }
-            )
+            where = {"direction": direction, "quantity": quantity}
+            found.append(where | {"before": value, "after": after[quantity]})
     return found
 
 
 def measure_steps(
     item: tuple[TrainedPoint, int], progress: Progress, *, tasks: int
 ) -> list[dict[str, Any]]:
-    """Return rows of `step_effects` on one of so many tasks at one point."""
+    """Return rows of `step_effects` on one task at one point.
+
+    item: the point, and the number of the task.
+    tasks: how many tasks there are.
+    """
     point, task = item
     losses = losses_of(point, "train", tasks)[task]
     where = {"seed": point.job.run.seed, "iteration": point.iteration, "task": task}
@@ -296,16 +308,20 @@ def measure_steps(
 
 
 def bounded_change(before: float, after: float) -> float:
-    """Return the change relative to the sum of sizes, in [-1, 1]: 0 for none, 1 from a negative
-    value to a positive."""
+    """Return the change relative to the sum of sizes, in [-1, 1].
+
+    No change gives 0; a change from a negative value to a positive one gives 1.
+    """
     size = abs(after) + abs(before)
     return (after - before) / size if size else 0.0
 
 
 def changes(steps: pd.DataFrame) -> pd.DataFrame:
-    """Return the change of means over tasks, seed by seed: columns direction, quantity, iteration,
-    seed, value, task_error. Cosines: after less before; inner products and squared norms: bounded
-    changes."""
+    """Return the change of means over tasks, seed by seed.
+
+    Columns: direction, quantity, iteration, seed, value, task_error. Cosines change by after less
+    before. Inner products and squared norms have bounded changes.
+    """
     by = ["direction", "quantity", "iteration", "seed"]
     found = []
     for key, part in steps.groupby(by, sort=False):
@@ -317,8 +333,10 @@ def changes(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def rises(grams: Iterable[tuple[TrainedPoint, Part, Gram]], scale: Scale) -> pd.DataFrame:
-    """Return how much training raised the cosine within tasks less that between them: columns
-    variant, seed, characters, value, task_error."""
+    """Return how much training raised the cosine within tasks less that between them.
+
+    Columns: variant, seed, characters, value, task_error.
+    """
     by_end: dict[tuple[str, int, Part], dict[int, Gram]] = {}
     for point, characters, gram in grams:
         key = (point.job.variant, point.job.run.seed, characters)
@@ -338,9 +356,11 @@ def evidence(
     scale: Scale,
     seeds: Sequence[int],
 ) -> pd.DataFrame:
-    """Return the evidence for all claims. Judged: training characters before adaptation. Test
-    characters, inner products along training and the step the other way are shown. A seed whose run
-    diverged has no value."""
+    """Return the evidence for all claims.
+
+    Training characters before adaptation are judged. Test characters, inner products along training
+    and the step in the opposite direction are only shown. A seed whose run diverged has no value.
+    """
     found = []
     for claim, variants in ((RISES, SUMS), (RISES_LAST, LASTS)):
         for variant, role in ((JOINT, CONTROL), *((variant, CHECK) for variant in variants)):
@@ -351,9 +371,8 @@ def evidence(
                 case = variant.name if judged else f"{variant.name}, test characters"
                 found += rows(claim, case, role if judged else SHOWN, values, tasks=scale.tasks)
             case = f"{variant.name}, change of the inner product, bounded"
-            found += rows(
-                claim, case, SHOWN, product_changes(table, variant.name), tasks=scale.tasks
-            )
+            values = product_changes(table, variant.name)
+            found += rows(claim, case, SHOWN, values, tasks=scale.tasks)
     roles = {"beyond": CHECK, "AvgGrad": CONTROL, "opposite": SHOWN}
     changes_of_products = change_table[change_table.quantity == "inner product"]
     by_direction = changes_of_products.groupby(["direction", "iteration"], sort=False)
@@ -364,8 +383,10 @@ def evidence(
 
 
 def product_changes(table: pd.DataFrame, variant: str) -> pd.Series:
-    """Return by seed the bounded change, from the start to the end of training, of the mean inner
-    product within tasks of training characters."""
+    """Return by seed the bounded change of the mean inner product from start to end of training.
+
+    The mean is over pairs within tasks of training characters, before adaptation.
+    """
     mine = table[
         (table.variant == variant) & (table.quantity == "inner product") & (table.pairs == "within")
         & (table.characters == "train") & (table.when == "before")
@@ -376,8 +397,10 @@ def product_changes(table: pd.DataFrame, variant: str) -> pd.Series:
 
 
 def gram_table(by_point: Iterable[tuple[TrainedPoint, Gram]]) -> pd.DataFrame:
-    """Return a long table of Gram matrices: columns variant, seed, iteration, row, column,
-    inner_product, cosine."""
+    """Return a long table of Gram matrices.
+
+    Columns: variant, seed, iteration, row, column, inner_product, cosine.
+    """
     parts = []
     for point, gram in by_point:
         row, column = np.indices(gram.shape)
@@ -398,8 +421,10 @@ def gram_table(by_point: Iterable[tuple[TrainedPoint, Gram]]) -> pd.DataFrame:
 
 
 def same_phi(every: Sequence[TrainedPoint]) -> dict[TrainedPoint, TrainedPoint]:
-    """Return for each point the one that is measured for it: all runs of a seed start from the same
-    phi."""
+    """Return for each point the one that is measured in its place.
+
+    All runs of a seed start from the same phi, so that one point stands for all their starts.
+    """
     first: dict[tuple[int, int, str], TrainedPoint] = {}
     chosen = {}
     for point in every:
@@ -409,7 +434,7 @@ def same_phi(every: Sequence[TrainedPoint]) -> dict[TrainedPoint, TrainedPoint]:
 
 
 def run(context: Context, scale: Scale) -> Result:
-    """Measure points of the variants' runs; take Reptile's steps apart."""
+    """Measure points of the variants' runs, and take Reptile's steps apart."""
     seeds = context.seeds_of(scale.seeds)
     every = points(context, VARIANTS, seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     table, grams = along_training(context, every, scale)
@@ -450,7 +475,7 @@ def along_training(
 
 
 def steps_of(context: Context, every: Sequence[TrainedPoint], scale: Scale) -> pd.DataFrame:
-    """Take the steps of Reptile's runs at both ends, on every task."""
+    """Take the steps at both ends of Reptile's runs, on every task."""
     ends = scale.iterations[0], scale.iterations[-1]
     of_reptile = [point for point in every if point.job.variant == REPTILE.name]
     mine = [point for point in of_reptile if point.iteration in ends]
@@ -491,14 +516,18 @@ EXPERIMENT = Experiment(
 
 
 def _displaced(loss: Loss, displacement: Vector, phi: Vector) -> Float[Tensor, ""]:
-    """Return the loss at phi + displacement: its gradient in phi at one phi is that at each task's
-    own parameters."""
+    """Return the loss at phi + displacement.
+
+    Its gradient at one common phi is the gradient at each task's own parameters.
+    """
     return loss(phi + displacement)
 
 
 def _change(pairs: Float[np.ndarray, "tasks 2"], *, bounded: bool) -> tuple[float, float]:
-    """Return the change of the mean from before to after, and its error over tasks, by leaving out
-    one at a time; NaN for one task."""
+    """Return the change of the mean from before to after, and its error over tasks.
+
+    The error is found by leaving out one task at a time. It is NaN for one task.
+    """
 
     def of(part: Float[np.ndarray, "n 2"]) -> float:
         before, after = part.mean(0)
@@ -517,11 +546,11 @@ def _by_seed(part: pd.DataFrame, seeds: Sequence[int]) -> pd.DataFrame:
 
 
 def _is_shown(point: TrainedPoint, scale: Scale) -> bool:
-    """Return whether the figure has this point's matrix: both ends of Reptile's run, and FOMAML's
-    end."""
+    """Return whether the figure shows this point's matrix.
+
+    It shows both ends of Reptile's run, and the end of FOMAML's.
+    """
     if point.iteration == scale.iterations[0]:
         return point.job.variant == REPTILE.name
-    return point.iteration == scale.iterations[-1] and point.job.variant in (
-        REPTILE.name,
-        FOMAML.name,
-    )
+    at_end = point.iteration == scale.iterations[-1]
+    return at_end and point.job.variant in (REPTILE.name, FOMAML.name)

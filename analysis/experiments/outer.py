@@ -1,16 +1,15 @@
-"""Reptile and MAML, and phi - W as a gradient for Adam: learning curves at figure 3's settings with
-k = 4.
+"""Reptile, MAML, and phi - W as a gradient for Adam: curves at figure 3's settings with k = 4.
 
-Reptile (g_1 + … + g_k, and their average), first-order MAML (g_k), MAML with its second derivatives
-and joint training (g_1), with the same inner loop and the same outer step; and Reptile with Adam
-outside instead of the plain step. The plain runs are figure 3's and are reused where they are
-there.
+Reptile (g_1 + … + g_k, and their average), first-order MAML (g_k), MAML with its second
+derivatives, and joint training (g_1) have the same inner loop and the same outer step. Reptile is
+also trained with Adam outside instead of the plain step. The plain runs are figure 3's; those that
+exist are reused.
 
-The average takes MAML's own step along AvgGrad, the sum one that is k times as long.
+The average takes MAML's own step along AvgGrad. The sum takes one that is k times as long.
 
 The paper gives no learning rate for Adam outside. It is chosen from a grid by the final accuracy of
-runs of their own, from a seed that is not judged: other characters held out, another start. The
-plain step is figure 3's, not chosen here.
+separate runs, from a seed that is not judged: other characters are held out, and the start is
+another. The plain step is figure 3's, not chosen here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,7 +41,7 @@ SUM, AVERAGE, JOINT, MAML, ADAM = (
 )
 PLAIN = {SUM: sum_of(K), AVERAGE: average(K), "FOMAML": last(K), JOINT: last(1)}
 METHODS = (*PLAIN, MAML, ADAM)
-LEFT_OUT = {"quick": ("FOMAML",)}  # methods that no claim asks for
+LEFT_OUT = {"quick": ("FOMAML",)}  # methods that no claim needs
 ADAM_STEPS = (3e-4, 1e-3, 3e-3)  # around torch's default, 1e-3
 VALIDATION_SEED = 0  # of epoch 0, which explores and judges nothing
 VALIDATION_TASKS = {"smoke": 2, "quick": 40, "paper": 100}
@@ -127,8 +126,10 @@ CLAIMS = (
 
 
 def configure(method: str, seed: int, *, adam_step: float) -> Run:
-    """Return figure 3's run of g_1 + … + g_k, changed as the method has it. adam_step: Adam's
-    learning rate, annealed."""
+    """Return figure 3's run of g_1 + … + g_k, changed as the method requires.
+
+    adam_step: Adam's learning rate, annealed.
+    """
     run = figure_3.configure(PLAIN.get(method, sum_of(K)), seed)
     if method == MAML:
         return replace(run, weights="maml")
@@ -136,13 +137,17 @@ def configure(method: str, seed: int, *, adam_step: float) -> Run:
 
 
 def methods(context: Context) -> tuple[str, ...]:
-    """Return what a profile trains."""
+    """Return the methods that a profile trains."""
     return tuple(method for method in METHODS if method not in LEFT_OUT.get(context.profile, ()))
 
 
 def validation(context: Context, scale: Scale, also: Sequence[Job]) -> pd.DataFrame:
-    """Try each of Adam's steps on the seed set aside: columns step, accuracy (after the last look).
-    also: as in `measure`."""
+    """Try each of Adam's steps on the seed set aside, and return their final accuracies.
+
+    Columns: step, accuracy (after the last look).
+
+    also: as in `measure`.
+    """
     scale = replace(scale, looks=scale.looks[-1:], tasks=VALIDATION_TASKS[context.profile])
     runs = [(f"{step:g}", configure(ADAM, VALIDATION_SEED, adam_step=step)) for step in ADAM_STEPS]
     found = measure(
@@ -153,9 +158,12 @@ def validation(context: Context, scale: Scale, also: Sequence[Job]) -> pd.DataFr
 
 
 def costs(curves: Curves) -> pd.DataFrame:
-    """Return what a meta-iteration of each variant takes: gradients of a minibatch, Hessian-vector
-    products, and seconds of training (the least of the seeds, as whatever else a machine does only
-    adds to them)."""
+    """Return what a meta-iteration of each variant costs.
+
+    Columns: variant, gradients (of a minibatch), products (Hessian-vector products), and seconds of
+    training. The seconds are the least over seeds, since other work on the machine only adds to
+    them.
+    """
     rows = []
     for (variant, _), seconds in curves.seconds_an_iteration.items():
         k = configure(variant, VALIDATION_SEED, adam_step=ADAM_STEPS[0]).sampling.steps
@@ -165,8 +173,7 @@ def costs(curves: Curves) -> pd.DataFrame:
 
 
 def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
-    """Return rows for the judge: every comparison is of the same seed, that is of the same
-    tasks."""
+    """Return rows for the judge; every comparison is of the same seed and so of the same tasks."""
 
     def ahead(method: str) -> pd.DataFrame:
         return curves.mean_contrast({method: 1, MAML: -1}, looks)
@@ -185,8 +192,7 @@ def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def report(step: float, ends: Mapping[str, float], costs: pd.DataFrame) -> list[str]:
-    """Return lines for the end of the run: Adam's step, and where each method ends and what its
-    iterations take.
+    """Return lines for the end of the run: Adam's step, and each method's accuracy and cost.
 
     ends: mean accuracy after the last look, by method.
     """
@@ -205,11 +211,11 @@ def run(context: Context, scale: Scale) -> Result:
     everything = list(product(context.seeds_of(scale.seeds), methods(context)))
     meanwhile = []
     for seed, method in everything:
-        # Joint training is short, and fills up what Adam's runs leave of the time.
+        # Joint training is short, and fills the time that Adam's runs leave.
         if method not in (ADAM, JOINT):
             meanwhile.append((method, configure(method, seed, adam_step=ADAM_STEPS[0])))
     chosen = validation(context, scale, jobs_of(context, meanwhile, scale))
-    step = float(chosen.step[chosen.accuracy.idxmax()])  # of equals the smallest
+    step = float(chosen.step[chosen.accuracy.idxmax()])  # the smallest of equals
 
     runs = []
     for seed, method in everything:

@@ -1,9 +1,9 @@
 """Figure 4 (section 6.3): FOMAML's last minibatch must not overlap the ones before it.
 
-Omniglot 5-way 5-shot with 100 samples a task. Reptile and FOMAML with a shared tail draw all
-minibatches from the 100, by cycling through them or each afresh; FOMAML with a separate tail keeps
-samples for its last minibatch alone. Final accuracy against (a) inner steps, (b) the size of
-minibatches, (c) the outer step.
+Omniglot 5-way 5-shot with 100 samples per task. Reptile and FOMAML with a shared tail draw all
+minibatches from the 100, either by cycling through them or with replacement. FOMAML with a separate
+tail keeps samples for its last minibatch alone. The sweeps show final accuracy against (a) inner
+steps, (b) the size of minibatches, (c) the outer step.
 
 The paper gives neither learning rates nor grids. Here they are figure 3's, with the learning rate
 held on the mean loss (0.003 on the sum of 25 is 0.075 on the mean), so that a larger minibatch
@@ -31,7 +31,7 @@ NAME = "overlap"
 EPOCH = 4  # of the seeds that judge: their number was raised after a look at epoch 3
 TRAIN_SHOTS = 20  # all drawings of a character: 100 samples a task
 SAMPLES = N_WAY * TRAIN_SHOTS
-STEPS = 4  # the last that need no sample twice: 4 minibatches of 25
+STEPS = 4  # the most that need no sample twice: 4 minibatches of 25
 INNER = Inner("sgd", LEARNING_RATE * BATCH, reduction="mean")
 AMENDED = (
     "After a first look at 160 iterations it had been bound to the paper's scale, since with 100 "
@@ -97,7 +97,7 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Method:
-    """How a method chooses its minibatches, and whether it sums all gradients or takes the last."""
+    """Choice of minibatches, and whether a method sums all gradients or takes the last."""
 
     name: str
     reptile: bool = False
@@ -114,8 +114,10 @@ METHODS = (REPTILE, SEPARATE, SHARED, REPLACEMENT)
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """A place in a sweep: k inner steps, minibatches of `batch` (at most what there is to draw
-    from), outer step."""
+    """Point of a sweep: k inner steps, the size of minibatches, and the outer step.
+
+    batch: cut to what there is to draw from.
+    """
 
     sweep: str
     steps: int = STEPS
@@ -124,22 +126,22 @@ class SweepPoint:
 
     @property
     def value(self) -> float:
-        """What the sweep varies."""
+        """The setting that the sweep varies."""
         return getattr(self, self.sweep)
 
     @property
     def overlaps(self) -> bool:
-        """Whether a shared tail, cycling, has to hold samples that were met before."""
+        """Whether a shared tail, cycling, has to hold samples that earlier minibatches held."""
         return self.steps * self.batch > SAMPLES
 
     def run_name(self, method: Method) -> str:
-        """Return the run's name in tables; points of two sweeps may be the same runs."""
+        """Return the run's name in tables; points of two sweeps may be the same run."""
         return f"{method.name}: {self.steps} steps of {self.batch}, outer step {self.outer_step:g}"
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What each sweep goes through."""
+    """Values that each sweep goes through, and the methods trained there."""
 
     steps: tuple[int, ...] = ()
     batch: tuple[int, ...] = ()
@@ -156,7 +158,7 @@ class Grid:
 
 @dataclass(frozen=True, kw_only=True)
 class SweepScale(Scale):
-    """How long runs are, and the grid that they are trained at."""
+    """Length of the runs, and the grid on which they are trained."""
 
     grid: Grid
 
@@ -185,8 +187,10 @@ SWEEPS = {"steps": "inner steps", "batch": "minibatch"}  # along which overlap s
 
 
 def configure(method: Method, point: SweepPoint, scale: Scale, seed: int) -> Run:
-    """Return figure 3's run with 100 samples a task. A separate tail is as large as a minibatch, at
-    most a quarter of them."""
+    """Return figure 3's run with 100 samples per task.
+
+    A separate tail is as large as a minibatch, at most a quarter of the samples.
+    """
     tail = min(point.batch, BATCH) if method.separate_tail else 0
     variant = (sum_of if method.reptile else last)(point.steps)
     base = figure_3.configure(variant, seed, iterations=scale.iterations)
@@ -209,46 +213,43 @@ def cases(grid: Grid) -> list[tuple[Method, SweepPoint]]:
 
 
 def is_trained(method: Method, point: SweepPoint) -> bool:
-    """Return False where all samples would be drawn afresh, which is what cycling does as well."""
+    """Return False where drawing with replacement would take all samples, as cycling does."""
     return not (method.replacement and point.batch == SAMPLES)
 
 
 def finals(grid: Grid, table: pd.DataFrame) -> pd.DataFrame:
-    """Return final accuracy: columns sweep, point, overlaps, method, variant (the run's name),
-    seed, value."""
-    design = pd.DataFrame(
-        [
-            {
-                "sweep": p.sweep,
-                "point": p.value,
-                "overlaps": p.overlaps,
-                "method": m.name,
-                "variant": p.run_name(m),
-            }
-            for m, p in cases(grid)
-        ]
-    )
-    return design.merge(table[["variant", "seed", "value"]], on="variant")
+    """Return the final accuracy of every run at its points.
+
+    Columns: sweep, point, overlaps, method, variant (the run's name), seed, value.
+    """
+    design = []
+    for method, point in cases(grid):
+        where = {"sweep": point.sweep, "point": point.value, "overlaps": point.overlaps}
+        design.append(where | {"method": method.name, "variant": point.run_name(method)})
+    return pd.DataFrame(design).merge(table[["variant", "seed", "value"]], on="variant")
 
 
 def evidence(grid: Grid, curves: Curves, iteration: int) -> list[dict[str, Any]]:
-    """Return rows for the judge from the sweeps of steps and of minibatch size, where overlap sets
-    in along the way."""
+    """Return rows for the judge from the sweeps of steps and of minibatch size.
+
+    Overlap sets in along both.
+    """
     found = []
     for sweep, words in SWEEPS.items():
         here = [point for point in grid.points() if point.sweep == sweep]
         if here:
-            found += _tails(curves, iteration, grid, here, words) + _falls(
-                curves, iteration, here, words
-            )
+            found += _tails(curves, iteration, grid, here, words)
+            found += _falls(curves, iteration, here, words)
     return found
 
 
 def _tails(
     curves: Curves, iteration: int, grid: Grid, points: Sequence[SweepPoint], words: str
 ) -> list[dict[str, Any]]:
-    """Return what a shared tail loses, where it overlaps earlier minibatches and where it does
-    not."""
+    """Return rows for what a shared tail loses where it overlaps earlier minibatches.
+
+    The control is what it loses where it does not overlap them.
+    """
 
     def lost(shared: Method, points: Sequence[SweepPoint]) -> pd.DataFrame:
         return _contrast(curves, iteration, [(1.0, SEPARATE, points), (-1.0, shared, points)])
@@ -267,8 +268,10 @@ def _tails(
 def _falls(
     curves: Curves, iteration: int, points: Sequence[SweepPoint], words: str
 ) -> list[dict[str, Any]]:
-    """Return how far each method is, where a shared tail overlaps, above where it is at the last
-    point without."""
+    """Return rows for how far methods rise from the last point without overlap to those with it.
+
+    Overlap is that of a shared tail.
+    """
     overlapping = [point for point in points if point.overlaps]
     edge = max((point for point in points if not point.overlaps), key=lambda point: point.value)
     found = []
@@ -282,7 +285,10 @@ def _falls(
 def _contrast(
     curves: Curves, iteration: int, terms: Sequence[tuple[float, Method, Sequence[SweepPoint]]]
 ) -> pd.DataFrame:
-    """Return the contrast of methods' means over points."""
+    """Return the contrast of methods' means over points.
+
+    terms: weight, method and points of each mean.
+    """
     weights: dict[tuple[str, int], float] = {}
     for weight, method, points in terms:
         for point in points:

@@ -1,14 +1,14 @@
 """The noise of meta-gradients at equal mean: E|u - E u|^2 / (sum w)^2 over tasks and minibatches.
 
-The post: including more gradients learns faster "due to variance reduction", and Reptile converges
-faster than MAML "since the update has lower variance". Here all updates are measured at the same
-phi and on the same tasks.
+The authors' post says that including more gradients learns faster "due to variance reduction", and
+that Reptile converges faster than MAML "since the update has lower variance". Here all updates are
+measured at the same phi and on the same tasks.
 
-To leading order E u = (sum w) AvgGrad for u = sum w_i g_i, and MAML's is AvgGrad. So E|u - E u|^2 /
-(sum w)^2 is the noise that comes with one unit of AvgGrad, and a sum's is its average's. This
-leaves AvgGradInner out of the mean: |E u| itself, below a hundredth of the noise, would take
-thousands of tasks to see. From n independent tasks with updates u_1 … u_n, V = sum_t |u_t -
-u_bar|^2 / (n - 1) is an unbiased estimate of E|u - E u|^2.
+To leading order, E u = (sum w) AvgGrad for u = sum w_i g_i, and MAML's mean is AvgGrad. So E|u - E
+u|^2 / (sum w)^2 is the noise that comes with one unit of AvgGrad. A sum and its average have the
+same. This leaves AvgGradInner out of the mean. |E u| itself is below a hundredth of the noise, and
+would take thousands of tasks to see. From n independent tasks with updates u_1 … u_n, V = sum_t
+|u_t - u_bar|^2 / (n - 1) is an unbiased estimate of E|u - E u|^2.
 """
 
 from collections.abc import Sequence
@@ -46,13 +46,13 @@ STEPS = range(2, ALONG.k + 1)
 SUMS = (JOINT, *(make(k) for k, make in product(STEPS, (sum_of, last))))
 MAML_NAMES = tuple(f"MAML, k = {k}" for k in STEPS)
 UPDATES = (*(variant.name for variant in SUMS), *MAML_NAMES)
-# How much of it is in each.
+# How much AvgGrad each of the updates holds.
 AVG_GRAD = (*(sum(variant.weights) for variant in SUMS), *(1.0 for _ in STEPS))
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the run is looked at, and tasks at each point of a seed."""
+    """Iterations at which runs are measured, number of seeds, and tasks at each point of a seed."""
 
     iterations: tuple[int, ...]
     seeds: int
@@ -108,8 +108,10 @@ CLAIMS = (
 def updates(
     loss: Loss, phi: Phi, minibatches: Sequence[Minibatch], optimizer: InnerOptimizer
 ) -> Float[Tensor, "updates P"]:
-    """Return the updates named in UPDATES on one task: sums, all from one inner loop, and MAML's
-    gradients."""
+    """Return the updates named in UPDATES on one task.
+
+    The sums are all from one inner loop; MAML's gradients come after them.
+    """
     g = torch.stack([step.gradient for step in inner_loop(loss, phi, minibatches, optimizer)])
     weights = g.new_tensor([variant.weights + (0.0,) * (len(g) - variant.k) for variant in SUMS])
     mamls = []
@@ -120,8 +122,10 @@ def updates(
 
 
 def noise(standard_error: Float[Tensor, "updates P"], n: int) -> Float[Tensor, " updates"]:
-    """Return unbiased estimates of E|u - E u|^2 from the standard errors of the mean of n
-    independent u."""
+    """Return unbiased estimates of E|u - E u|^2 from n independent updates u.
+
+    standard_error: of the mean of the updates.
+    """
     return n * standard_error.double().square().sum(-1)
 
 
@@ -152,17 +156,21 @@ def measure(point: TrainedPoint, progress: Progress, *, tasks: int) -> list[dict
 
 
 def log_noise(table: pd.DataFrame) -> pd.Series:
-    """Return the log of the noise per unit of AvgGrad by (update, seed), the mean over the
-    points."""
+    """Return the log of the noise per unit of AvgGrad, as its mean over the points.
+
+    The index is (update, seed).
+    """
     return (
         table.assign(log=np.log(table.noise)).groupby(["update", "seed"], sort=False)["log"].mean()
     )
 
 
 def relative(table: pd.DataFrame) -> pd.DataFrame:
-    """Return each update's noise relative to joint training's, g1, at the same point: columns
-    update, iteration, and the geometric mean over seeds with its interval, mean, low, high,
-    seeds."""
+    """Return each update's noise relative to that of joint training (g1) at the same point.
+
+    Columns: update, iteration, and the geometric mean over seeds with its interval, as mean, low,
+    high and seeds.
+    """
     logs = table.assign(value=np.log(table.noise))
     joint = logs[logs["update"] == JOINT.name].set_index(["seed", "iteration"]).value
     base = joint.loc[pd.MultiIndex.from_frame(logs[["seed", "iteration"]])].to_numpy()
@@ -186,7 +194,7 @@ def evidence(table: pd.DataFrame, scale: Scale, seeds: Sequence[int]) -> pd.Data
 
 
 def run(context: Context, scale: Scale) -> Result:
-    """Measure all updates at points of the run of ALONG."""
+    """Measure all updates at points of ALONG's runs."""
     seeds = context.seeds_of(scale.seeds)
     chosen = points(context, [ALONG], seeds, scale.iterations, schedule=figure_3.ITERATIONS)
     work = partial(measure, tasks=scale.tasks)
