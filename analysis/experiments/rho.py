@@ -1,19 +1,20 @@
-"""Do rho and noise make a sum of inner gradients learn faster? Nine sums at an equal step along
-AvgGrad say.
+"""Effect of rho and of noise on how fast a sum of inner gradients learns.
 
-Section 5 gives the expected update of a sum: AvgGrad times sum w_i, less alpha AvgGradInner times
-sum w_i (i-1). So rho = sum w_i (i-1) / sum w_i is how far a sum moves towards inner products per
-unit of AvgGrad. Independent noise in the g_i enters by sum w_i². Here every sum has k = 4 and sum
-w_i = 1, and the outer step is that of g1 + g2 + g3 + g4 in figure 3 times 4, without annealing:
-only the early curve is asked for.
+Nine sums are compared at an equal step along AvgGrad. Section 5 gives the expected update of a sum:
+AvgGrad times sum w_i, less alpha AvgGradInner times sum w_i (i-1). So rho = sum w_i (i-1) / sum w_i
+is how far a sum moves towards inner products per unit of AvgGrad. Independent noise in the g_i
+enters by sum w_i². Here every sum has k = 4 and sum w_i = 1, and the outer step is 4 times that of
+g1 + g2 + g3 + g4 in figure 3, without annealing: only the early curve is measured.
 
-The weights lie in the space sum w_i = 1, of three dimensions. The average of the gradients is its
-quietest point. On one axis through it rho changes: the sums with weights (3, 2, 1, 0) / 6 and (0,
-1, 2, 3) / 6 lie on it, the last that have no negative weight. On the other two, whose direction
-each seed draws, rho stays. Two opposite sums on a drawn axis are as far from the average as those
-two; four further ones, on both axes, have much more noise than the average. The two opposite sums
-differ in neither rho nor noise, and neither do the means of the two axes: what these differ by,
-theory cannot say.
+The weights are points of the space sum w_i = 1, which has three dimensions. The average of the
+gradients is its quietest point. Along one axis through it rho changes. The sums with weights (3, 2,
+1, 0) / 6 and (0, 1, 2, 3) / 6 are on this axis, the last that have no negative weight. Along the
+other two axes, whose direction each seed draws, rho stays the same. Two opposite sums on a drawn
+axis are as far from the average as those two. Four further ones, on both axes, have much more noise
+than the average.
+
+The two opposite sums differ in neither rho nor noise, and neither do the means of the two axes.
+Theory cannot say by how much they differ.
 """
 
 from collections.abc import Mapping, Sequence
@@ -40,14 +41,14 @@ NAME = "rho"
 EPOCH = 7  # of the seeds that judge: the sums were changed after a look at epoch 6
 K = 4
 STEP = figure_3.OUTER_STEP * K  # eps sum w_i of figure 3's longest sum
-# Of a schedule that anneals nothing, so that every scale's runs are prefixes of the same.
+# Length of a schedule that anneals nothing, so that every scale's runs are prefixes of the same.
 ITERATIONS = 2_000
 CENTRE = (1 / K,) * K
-# Along which rho changes, to the last weights of 0 or more.
+# The direction in which rho changes, to the last weights of 0 or more.
 TILT = tuple((2 * i - K - 1) / 12 for i in range(1, K + 1))
 # Distances from the centre; the square is what noise gains.
 NEAR, FAR = sum(t * t for t in TILT) ** 0.5, 0.45**0.5
-# Of unit length, orthogonal to each other, to the tilt and to (1, 1, 1, 1): rho stays.
+# Of unit length, orthogonal to each other, to TILT and to (1, 1, 1, 1): rho stays the same.
 AXES = (0.5, -0.5, -0.5, 0.5), tuple(x / 20**0.5 for x in (1, -3, 3, -1))
 
 ArmWeights = Mapping[str, float]  # of arms, by name
@@ -55,8 +56,11 @@ ArmWeights = Mapping[str, float]  # of arms, by name
 
 @dataclass(frozen=True)
 class Arm:
-    """A place among the weights: where along the tilt, and at what distance along the first and the
-    second of the axes that a seed draws."""
+    """A sum of gradients, by its place among the weights.
+
+    tilt: place along TILT.
+    first, second: distances along the two axes that a seed draws.
+    """
 
     name: str
     tilt: int = 0
@@ -153,7 +157,7 @@ CLAIMS = (
         amended=AMENDED,
     ),
 )
-# By claim: the check and its control; and what the pairs are called in tables.
+# By claim: the check and its control. PAIRS has the same contrasts by their names in tables.
 CONTRASTS = {"ablation-noise": (QUIETER, AXIS_LESS_AXIS), "ablation-rho": (LARGER, OPPOSITE)}
 PAIRS = {
     "noise": QUIETER,
@@ -169,8 +173,10 @@ def rho(weights: Sequence[float]) -> float:
 
 
 def noise(weights: Sequence[float]) -> float:
-    """Return sum w_i² / (sum w_i)²: the variance of independent noise in the g_i, per unit of
-    AvgGrad squared."""
+    """Return sum w_i² / (sum w_i)².
+
+    This is the variance of independent noise in the g_i, per unit of AvgGrad squared.
+    """
     return sum(w * w for w in weights) / sum(weights) ** 2
 
 
@@ -181,23 +187,25 @@ def configure(arm: Arm, seed: int) -> Run:
 
 
 def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
-    """Return rows for the judge: every contrast is of the same seeds, and within a look of the same
-    tasks."""
+    """Return rows for the judge.
+
+    Every contrast compares the same seeds and, within a look, the same tasks.
+    """
     found = []
     for claim, (check, control) in CONTRASTS.items():
-        checked, controlled = (
-            curves.mean_contrast(check, looks),
-            curves.mean_contrast(control, looks),
-        )
+        checked = curves.mean_contrast(check, looks)
+        controlled = curves.mean_contrast(control, looks)
         found += rows(claim, claim.removeprefix("ablation-"), CHECK, checked)
         found += rows(claim, "equal rho, equal noise", CONTROL, controlled)
     return found
 
 
 def pairs(curves: Curves, looks: Sequence[int]) -> pd.DataFrame:
-    """Return what arms that differ in noise, in rho or in neither are apart, over seeds: columns
-    differ, mean, low, high, seeds, and spread (the standard deviation over seeds, so over drawn
-    axes)."""
+    """Return how far apart arms are that differ in noise, in rho or in neither, over seeds.
+
+    Columns: differ, mean, low, high, seeds, and spread (the standard deviation over seeds, so over
+    drawn axes).
+    """
     parts = []
     for differ, arms in PAIRS.items():
         parts.append(curves.mean_contrast(arms, looks).assign(differ=differ))
@@ -239,22 +247,14 @@ def settings(context: Context, scale: Scale) -> dict[str, Any]:
     for arm in ARMS:
         weights = arm.weights(seed=0)
         arms[arm.name] = {"rho": round(rho(weights), 9), "noise": round(noise(weights), 9)}
-    return (
-        asdict(scale)
-        | common
-        | {
-            "train_shots": figure_3.SHOTS * K,
-            "k": K,
-            "outer_step": STEP,
-            "axes": {
-                "tilt": TILT,
-                "of equal rho, rotated by each seed": AXES,
-                "near": NEAR,
-                "far": FAR,
-            },
-            "variants": arms,
-        }
-    )
+    axes = {"tilt": TILT, "of equal rho, rotated by each seed": AXES, "near": NEAR, "far": FAR}
+    return asdict(scale) | common | {
+        "train_shots": figure_3.SHOTS * K,
+        "k": K,
+        "outer_step": STEP,
+        "axes": axes,
+        "variants": arms,
+    }  # fmt: skip
 
 
 EXPERIMENT = Experiment(

@@ -1,11 +1,12 @@
-"""Outside meta-learning: does SGD with small minibatches end where their gradients are better
-aligned than where full-batch descent ends, at equal training loss, and does it generalize otherwise
-there?
+"""Outside meta-learning: gradient alignment and generalization of SGD at equal training loss.
+
+Does SGD with small minibatches end where their gradients are better aligned than where full-batch
+descent ends? And does it generalize differently there?
 
 The paper's analysis says that k steps of SGD on minibatches also raise the inner product of their
-gradients, and the blog that this may explain the generalization of SGD. One classifier of
-handwritten digits is trained with the same learning rate from the same start on minibatches of
-different sizes, to exactly the same loss on the training set; then gradients are compared on
+gradients, and the authors' post that this may explain the generalization of SGD. One classifier of
+handwritten digits is trained from the same start with the same learning rate on minibatches of
+different sizes, to exactly the same loss on the training set. Then gradients are compared on
 minibatches that are the same for all.
 """
 
@@ -37,15 +38,16 @@ from reptile_core.philox import Purpose
 NAME = "sgd"
 TRAINING_IMAGES = 500  # the other 1,297 test
 SMALL, FULL = 10, TRAINING_IMAGES
-# On the mean loss: both reach the target in about as many steps, seen on the training loss alone.
+# On the mean loss. SMALL and FULL reach the target in about as many steps, as seen on the training
+# loss alone.
 LEARNING_RATE = 0.3
 LANES = 10  # seeds of one piece of work: with 40 at once, a seed takes nearly twice as long
 BISECTIONS = 40  # more than float32 can tell apart
 NETWORK = mlp((64, 32, 10), activation="tanh")  # smooth, as the theory has it
 PLAIN, REORDERED, SETTLED, HALVED = "plain", "another order", "settled", "half of the images"
-# Images that are trained on, in one batch, where fewer images are to generalize worse.
+# Images of the control, in one batch: fewer images should generalize worse.
 HALF = FULL // 2
-# Times the target: the loss at which what is to settle goes on with the full batch.
+# Multiple of the target loss at which a run that is to settle goes on with the full batch.
 SETTLED_FROM = 2.0
 MEASURED = (
     "cosine",
@@ -61,8 +63,10 @@ MEASURED = (
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the experiment a profile runs. target: the training loss at which all are
-    compared, in nats."""
+    """Size of the experiment in one profile.
+
+    target: the training loss at which all are compared, in nats.
+    """
 
     seeds: int
     target: float
@@ -74,7 +78,7 @@ SCALES = {
     "quick": Scale(seeds=40, target=0.02, batches=(SMALL, 50, FULL)),
     "paper": Scale(seeds=48, target=0.02, batches=(SMALL, 20, 50, 100, FULL)),
 }
-MAX_STEPS = 20_000  # a run that has not reached the target by then has none to be compared at
+MAX_STEPS = 20_000  # a run that has not reached the target by then has no end point to compare
 SETTINGS: dict[str, Any] = {
     "network": "64-32-10, tanh",
     "training_images": TRAINING_IMAGES,
@@ -155,10 +159,13 @@ CLAIMS = (
 class Item:
     """One piece of work: a size of minibatches and seeds, the lanes of one phi.
 
-    variant: "plain"; "another order", the same with other random numbers for the order of the
-    images; "settled", with the last of the way by full batch, so that phi slides from where noise
-    holds it to the floor of the valley; "half of the images", which are all that is trained on, so
-    that the gap is known to be another.
+    The variant is one of:
+    - "plain";
+    - "another order", the same with other random numbers for the order of the images;
+    - "settled", with the last of the way by full batch, so that phi slides from where noise holds
+      it to the floor of the valley;
+    - "half of the images", which are all that is trained on, so that the gap is known to be
+      another.
     """
 
     batch: int
@@ -169,7 +176,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Digits:
-    """Each seed's division of the digits: x (seeds, count, 64) in [0, 1], y (seeds, count)."""
+    """Each seed's division of the digits into training and test images.
+
+    x: shape (seeds, count, 64), in [0, 1].
+    y: shape (seeds, count).
+    """
 
     train: Minibatch
     test: Minibatch
@@ -178,7 +189,7 @@ class Digits:
 @lru_cache(maxsize=1)
 def digits(seeds: tuple[int, ...]) -> Digits:
     """Return the division of the digits by each seed."""
-    from sklearn.datasets import load_digits  # slow to import, and of use to this alone
+    from sklearn.datasets import load_digits  # slow to import, and needed here alone
 
     images, labels = load_digits(return_X_y=True)
     x, y = torch.as_tensor(images / 16).float(), torch.as_tensor(labels)
@@ -188,7 +199,7 @@ def digits(seeds: tuple[int, ...]) -> Digits:
 
 
 def of_item(item: Item) -> Digits:
-    """Return what an item trains on and is tested with."""
+    """Return the data on which an item is trained and tested."""
     data = digits(item.seeds)
     if item.variant != HALVED:
         return data
@@ -196,7 +207,11 @@ def of_item(item: Item) -> Digits:
 
 
 def minibatches(data: Minibatch, order: Int[Tensor, "seeds count"], size: int) -> Minibatch:
-    """Cut the data into disjoint minibatches: x (seeds, m, size, 64), y (seeds, m, size)."""
+    """Cut the data into disjoint minibatches.
+
+    x: shape (seeds, m, size, 64).
+    y: shape (seeds, m, size).
+    """
     lanes = torch.arange(len(order)).unsqueeze(-1)
     x, y = data.x[lanes, order], data.y[lanes, order]
     return Minibatch(x.unflatten(1, (-1, size)), y.unflatten(1, (-1, size)))
@@ -212,12 +227,12 @@ def train(
     target: float,
     order: int = 0,
 ) -> tuple[Float[Tensor, "seeds P"], Int[Tensor, " seeds"]]:
-    """Find where each seed's path from phi first has the target as its loss on all data, and in how
-    many steps.
+    """Find where each seed's path from phi first has the target as its loss on all data.
 
-    Epochs of disjoint minibatches in a new order each. The loss is computed after every step; on
-    the straight line of the step that took it to the target or below, the point is found by
-    bisection, so that all end at equal loss.
+    Return these points, and in how many steps they were reached. Each epoch takes disjoint
+    minibatches in a new order. The loss is computed after every step. Once a step has taken it to
+    the target or below, bisection finds the point on the straight line of that step, so that all
+    end at equal loss. A seed that never arrives has NaN and 0 steps.
     """
     count = data.y.shape[-1]
     optimizer, in_epoch = SGD(LEARNING_RATE), count // batch
@@ -241,14 +256,15 @@ def train(
 
 
 def crossing(loss: Loss, data: Minibatch, above: Phi, below: Phi, target: float) -> Phi:
-    """Find the point of the segment from `above` to `below` whose loss is the target, by bisection
-    in each lane."""
+    """Find the point from `above` to `below` whose loss is the target, by bisection in each lane.
+
+    The point is on the straight segment between them.
+    """
     low, high = torch.zeros(len(above), 1), torch.ones(len(above), 1)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        under: Bool[Tensor, "seeds 1"] = (
-            loss(torch.lerp(above, below, middle), data) <= target
-        ).unsqueeze(-1)
+        reached = loss(torch.lerp(above, below, middle), data) <= target
+        under: Bool[Tensor, "seeds 1"] = reached.unsqueeze(-1)
         low, high = torch.where(under, low, middle), torch.where(under, middle, high)
     return torch.lerp(above, below, high)
 
@@ -262,8 +278,10 @@ def mean_pair_product(g: Float[Tensor, "*lanes m P"]) -> Float[Tensor, "*lanes"]
 def measure(
     phi: Float[Tensor, "seeds P"], data: Digits, loss: Loss, seeds: Sequence[int]
 ) -> dict[str, Float[Tensor, " seeds"]]:
-    """Measure what is compared at the end points: alignment on minibatches of 10 that no training
-    met as such, and the gap."""
+    """Return what is compared at the end points, by quantity and seed.
+
+    Alignment is measured on minibatches of 10 that no training met as such.
+    """
     common = minibatches(
         data.train, _orders(seeds, Purpose.EVALUATION, data.train.y.shape[-1]), SMALL
     )
@@ -282,7 +300,7 @@ def measure(
 
 
 def train_and_measure(item: Item, progress: Progress) -> list[dict[str, Any]]:
-    """Return rows batch, variant, seed, quantity, value."""
+    """Return rows with columns batch, variant, seed, quantity, value."""
     data, loss, seeds = of_item(item), CrossEntropy(NETWORK, reduction="mean"), item.seeds
     start = torch.stack([NETWORK.initialize(seed) for seed in seeds])
     near = item.target * (SETTLED_FROM if item.variant == SETTLED else 1.0)
@@ -296,16 +314,10 @@ def train_and_measure(item: Item, progress: Progress) -> list[dict[str, Any]]:
     found = measure(phi, data, loss, seeds) | {"steps": steps}
     progress(1)
     table = []
+    where = {"batch": item.batch, "variant": item.variant}
     for quantity, values in found.items():
         for seed, value in zip(seeds, values.tolist(), strict=True):
-            row = {
-                "batch": item.batch,
-                "variant": item.variant,
-                "seed": seed,
-                "quantity": quantity,
-                "value": value,
-            }
-            table.append(row)
+            table.append(where | {"seed": seed, "quantity": quantity, "value": value})
     return table
 
 
@@ -339,8 +351,11 @@ def evidence(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def items(scale: Scale, seeds: Sequence[int]) -> list[Item]:
-    """Return every size of minibatches, the smallest once more in another order and once settled,
-    and the full batch of half of the images: for at most LANES seeds each."""
+    """Return all pieces of work, each for at most LANES seeds.
+
+    They are every size of minibatches, the smallest once more in another order and once settled,
+    and the full batch of half of the images.
+    """
     variants = [(batch, PLAIN) for batch in scale.batches]
     variants += [(SMALL, REORDERED), (SMALL, SETTLED), (HALF, HALVED)]
     parts = in_parts(seeds, LANES)
@@ -351,8 +366,9 @@ def items(scale: Scale, seeds: Sequence[int]) -> list[Item]:
 
 
 def in_parts(seeds: Sequence[int], most: int) -> list[tuple[int, ...]]:
-    """Return the seeds in order, cut into as few parts of at most `most` as there can be, of sizes
-    that differ by at most one. So there is no lane by itself, whose products have other shapes and
+    """Return the seeds in order, cut into as few parts of at most `most` as there can be.
+
+    Sizes differ by at most one. So there is no lane by itself, whose products have other shapes and
     other bits, unless there is one seed.
     """
     count = -(-len(seeds) // most)
@@ -361,8 +377,10 @@ def in_parts(seeds: Sequence[int], most: int) -> list[tuple[int, ...]]:
 
 
 def in_order(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the rows by size of minibatches and variant, quantity and seed, each in the order of
-    their first rows."""
+    """Return the rows by size of minibatches and variant, then by quantity, then by seed.
+
+    Each of these is in the order of its first rows.
+    """
     place = [
         table.groupby(columns, sort=False).ngroup()
         for columns in (["batch", "variant"], "quantity", "seed")
@@ -382,7 +400,7 @@ def settings(context: Context, scale: Scale) -> dict[str, Any]:
 
 
 def run(context: Context, scale: Scale) -> Result:
-    """Train with every size of minibatches, compare the end points."""
+    """Train with every size of minibatches, and compare the end points."""
     work = items(scale, context.seeds_of(scale.seeds))
     parts = context.workers.map(NAME, train_and_measure, work, unit=" runs")
     table = in_order(in_one_table(parts))

@@ -1,11 +1,11 @@
-"""Section 4: from 10 points of a sine wave, 32 steps of gradient descent find the wave, if Reptile
-chose the start.
+"""Section 4: from Reptile's start, 32 steps of gradient descent on 10 points find a sine wave.
 
-Tasks are a sin(x + b). As the average over the phase b is 0 everywhere, joint training can learn no
-more than f = 0, and nothing in it prepares the steps from there. Reptile's k = 5 minibatches of 10
-are one pass over the 50 points; joint training sees the same points of the same waves, in one
-gradient at phi_1 weighted by k, and so takes the same AvgGrad step: the two differ in where g_2 …
-g_k are taken and in nothing else.
+Tasks are a sin(x + b). The average over the phase b is 0 everywhere, so joint training can learn no
+more than f = 0, and nothing in it prepares the steps from there.
+
+Reptile's k = 5 minibatches of 10 are one pass over the 50 points. Joint training sees the same
+points of the same waves, in one gradient at phi_1 weighted by k, and so takes the same AvgGrad
+step. The two differ in where g_2 … g_k are taken, and in nothing else.
 """
 
 from collections.abc import Sequence
@@ -38,23 +38,23 @@ WIDTHS = (1, 64, 64, 1)
 INTERVAL = (-5.0, 5.0)
 AMPLITUDE = (0.1, 5.0)
 POINTS = 50
-BATCH = 10  # of a minibatch, and the points that a test task shows
+BATCH = 10  # points of a minibatch, and points that a test task shows
 K = POINTS // BATCH
 LEARNING_RATE = 0.02  # on the mean squared error, as in the authors' script
 OUTER_STEP = 0.1
 TEST_STEPS = 32
 SHOWN = (0, 8, 16, 24, 32)
 BLOCK = 250  # iterations whose waves are drawn together
-# Activation and first weights. The authors' published script has tanh and PyTorch's, the paper
-# ReLU; Glorot's weights with zero biases, the start of the other networks here, are shown next to
-# them.
+# Activation and first weights. The authors' published script has tanh and PyTorch's weights; the
+# paper has ReLU. Glorot's weights with zero biases, the start of the other networks here, are shown
+# next to them.
 NETWORKS = {
     "tanh": ("tanh", "pytorch"),
     "relu": ("relu", "pytorch"),
     "tanh, Glorot": ("tanh", "glorot"),
 }
-JUDGED = {"tanh": "", "relu": "-relu"}  # and how the claims on it are told apart
-# w_1 … w_k of the minibatches that the 50 points are cut into; none where nothing is trained.
+JUDGED = {"tanh": "", "relu": "-relu"}  # with the ending of their claims' ids
+# w_1 … w_k of the minibatches that the 50 points are cut into; empty for no training.
 INITIALIZATIONS: dict[str, tuple[float, ...]] = {
     "untrained": (),
     "joint": (float(K),),
@@ -64,7 +64,10 @@ INITIALIZATIONS: dict[str, tuple[float, ...]] = {
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of the experiment a profile runs. tasks: test tasks a seed."""
+    """Size of the experiment in one profile.
+
+    tasks: test tasks per seed.
+    """
 
     iterations: int
     seeds: int
@@ -105,8 +108,10 @@ PAIRED = (
 
 
 def _claims(network: str) -> tuple[Claim, Claim]:
-    """Return the claims of section 4 for one network: the authors' script has tanh, the paper's
-    text ReLU, and they differ."""
+    """Return the claims of section 4 for one network.
+
+    The authors' script has tanh, the paper's text has ReLU.
+    """
     quantity = (
         f"squared error on all {POINTS} points after {TEST_STEPS} steps, over that of f = 0 "
         f"({network})"
@@ -155,14 +160,16 @@ CLAIMS = tuple(chain.from_iterable(map(_claims, JUDGED)))
 
 @dataclass(frozen=True)
 class Waves:
-    """Waves on the grid, and for each a random order of its points."""
+    """Waves on the grid, with a random order of the points for each."""
 
     y: Float[Tensor, "*tasks points"]
     order: Int[Tensor, "*tasks points"]
 
     def minibatches(self, count: int, *, size: int) -> list[Minibatch]:
-        """Return the first `count` disjoint parts of the points in their random order: x, y
-        (*tasks, size, 1)."""
+        """Return the first `count` disjoint parts of the points in their random order.
+
+        x, y: shape (*tasks, size, 1).
+        """
         x, y = grid()[self.order], self.y.gather(-1, self.order)
         cuts = [slice(i * size, (i + 1) * size) for i in range(count)]
         return [Minibatch(x[..., cut].unsqueeze(-1), y[..., cut].unsqueeze(-1)) for cut in cuts]
@@ -170,7 +177,7 @@ class Waves:
 
 @dataclass(frozen=True)
 class Item:
-    """One piece of work: an initialization from each of some seeds, which are lanes of one phi."""
+    """One piece of work: an initialization from several seeds, which are lanes of one phi."""
 
     initialization: str
     network: str
@@ -180,14 +187,18 @@ class Item:
 
     @property
     def size(self) -> int:
-        """Gradients of the training, in each lane."""
+        """Gradients that training takes, in each lane."""
         return self.iterations * len(INITIALIZATIONS[self.initialization])
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """Test tasks after each of 0 … 32 steps: squared errors, and the predictions for the first
-    seed's first task."""
+    """Test tasks after each of 0 … 32 steps.
+
+    squared_error: mean over the points of each task.
+    energy: mean square of each task's wave, which is the squared error of f = 0.
+    picture: the predictions for the first seed's first task.
+    """
 
     squared_error: Float[Tensor, "steps seeds tasks"]
     energy: Float[Tensor, "seeds tasks"]
@@ -195,7 +206,7 @@ class Adapted:
 
     @property
     def relative(self) -> Float[Tensor, "steps seeds tasks"]:
-        """Squared errors as multiples of what f = 0 leaves on a seed's tasks in the mean."""
+        """Squared errors, as multiples of the mean squared error of f = 0 on a seed's tasks."""
         return (self.squared_error / self.energy.mean(-1, keepdim=True)).double()
 
 
@@ -210,8 +221,10 @@ def draw_waves(
     iteration: Int[Tensor, "*tasks"] | int = 0,
     task: Int[Tensor, "*tasks"] | int = 0,
 ) -> Waves:
-    """Draw a sin(x + b), a ~ U[0.1, 5], b ~ U[0, 2 pi], at these addresses of each seed: (seeds,
-    *tasks, points)."""
+    """Draw waves a sin(x + b), a ~ U[0.1, 5], b ~ U[0, 2 pi], at these addresses of each seed.
+
+    Their shape is (seeds, *tasks, points).
+    """
     uniform = partial(
         philox.uniform, purpose=purpose, count=2 + POINTS, iteration=iteration, task=task
     )
@@ -222,10 +235,10 @@ def draw_waves(
 
 
 def initialize(network: Network, seed: int, scheme: str) -> Float[Tensor, " P"]:
-    """Return first weights: "glorot", or "pytorch", as torch.nn.Linear draws all of them: within
-    ±1/sqrt(fan-in).
+    """Return the first weights by a scheme, "glorot" or "pytorch".
 
-    With one input it matters: without biases all units of the first layer bend at x = 0.
+    The latter draws weights and biases as torch.nn.Linear does, within ±1/sqrt(fan-in). With one
+    input it matters: without biases all units of the first layer bend at x = 0.
     """
     if scheme == "glorot":
         return network.initialize(seed)
@@ -238,13 +251,15 @@ def initialize(network: Network, seed: int, scheme: str) -> Float[Tensor, " P"]:
 
 
 def squared_error(network: Network) -> Loss:
-    """Return the loss: the mean over a minibatch of (f(x) - y)^2, one number a lane."""
+    """Return the loss: the mean over a minibatch of (f(x) - y)^2, one number per lane."""
     return lambda phi, batch: (network(phi, batch.x) - batch.y).square().mean((-2, -1))
 
 
 def train(item: Item, progress: Progress) -> Float[Tensor, "seeds P"]:
-    """Return phi after training, a lane a seed; a seed's waves are the same for every
-    initialization."""
+    """Return phi after training, one lane per seed.
+
+    A seed's waves are the same for every initialization.
+    """
     activation, scheme = NETWORKS[item.network]
     network = mlp(WIDTHS, activation=activation)
     phi = torch.stack([initialize(network, seed, scheme) for seed in item.seeds])
@@ -267,8 +282,10 @@ def train(item: Item, progress: Progress) -> Float[Tensor, "seeds P"]:
 def adapt(
     network: Network, phi: Float[Tensor, "seeds P"], seeds: Sequence[int], tasks: int
 ) -> Adapted:
-    """Take 32 steps of gradient descent on 10 points of each test task, the same ones at every
-    step. phi: of each of the seeds, whose test tasks these are."""
+    """Take 32 steps of gradient descent on 10 points of each test task, the same at every step.
+
+    phi: one lane per seed, which meets the test tasks of that seed.
+    """
     waves = draw_waves(seeds, Purpose.EVALUATION, task=torch.arange(tasks))
     x, loss = grid().unsqueeze(-1), squared_error(network)
 
@@ -290,51 +307,43 @@ def train_and_adapt(item: Item, progress: Progress) -> Adapted:
 
 
 def table(adapted: dict[Item, Adapted]) -> pd.DataFrame:
-    """Return the mean squared error over test tasks relative to f = 0's, with its standard error
-    over tasks: a row for each network, initialization, seed and step."""
+    """Return the mean squared error over test tasks, relative to that of f = 0.
+
+    There is one row per network, initialization, seed and step, with the standard error over tasks.
+    """
     found = []
     for item, one in adapted.items():
         means, errors = one.relative.mean(-1), one.relative.std(-1) / item.tasks**0.5
+        where = {"network": item.network, "initialization": item.initialization}
         for lane, seed in enumerate(item.seeds):
             for step in range(TEST_STEPS + 1):
-                value = {
-                    "value": means[step, lane].item(),
-                    "standard_error": errors[step, lane].item(),
-                }
-                place = {
-                    "network": item.network,
-                    "initialization": item.initialization,
-                    "seed": seed,
-                    "step": step,
-                }
-                found.append(
-                    place | {"quantity": "relative squared error"} | value | {"count": item.tasks}
-                )
+                mean, error = means[step, lane].item(), errors[step, lane].item()
+                row = where | {"seed": seed, "step": step, "quantity": "relative squared error"}
+                found.append(row | {"value": mean, "standard_error": error, "count": item.tasks})
     return pd.DataFrame(found)
 
 
 def picture(adapted: dict[Item, Adapted]) -> pd.DataFrame:
-    """Return predictions for the first test task of the first seed: a row for each network,
-    initialization, step shown and x, with the wave's y and whether the point was among the 10."""
+    """Return predictions for the first test task of the first seed.
+
+    There is one row per network, initialization, step shown and x, with the wave's y and whether
+    the point was among the 10.
+    """
     found = []
     for item, one in adapted.items():
         wave = draw_waves(item.seeds[:1], Purpose.EVALUATION)
         seen = set(wave.order[0, :BATCH].tolist())
+        where = {"network": item.network, "initialization": item.initialization}
+        place = where | {"seed": item.seeds[0]}
         for step in SHOWN:
             for point, (x, y) in enumerate(zip(grid().tolist(), wave.y[0].tolist(), strict=True)):
-                place = {
-                    "network": item.network,
-                    "initialization": item.initialization,
-                    "seed": item.seeds[0],
-                }
                 here = {"step": step, "x": x, "y": y, "seen": point in seen}
                 found.append(place | here | {"prediction": one.picture[step, point].item()})
     return pd.DataFrame(found)
 
 
 def evidence(losses: pd.DataFrame) -> pd.DataFrame:
-    """Return rows for the ledger: what is left after the last step, by network and
-    initialization."""
+    """Return rows for the ledger: the error after the last step, by network and initialization."""
     roles = {
         "sine": {"reptile": CHECK, "joint": CONTROL, "untrained": CONTROL},
         "sine-joint": {"joint": CHECK, "reptile": CONTROL},
@@ -355,7 +364,7 @@ def evidence(losses: pd.DataFrame) -> pd.DataFrame:
 
 
 def items(scale: Scale, seeds: Sequence[int]) -> list[Item]:
-    """Return every initialization of every network."""
+    """Return one item for every initialization of every network."""
     found = []
     for network, name in product(scale.networks, INITIALIZATIONS):
         found.append(Item(name, network, scale.iterations, tuple(seeds), scale.tasks))
@@ -377,7 +386,7 @@ def settings(context: Context, scale: Scale) -> dict[str, Any]:
 
 
 def run(context: Context, scale: Scale) -> Result:
-    """Train all initializations, adapt them to the test tasks."""
+    """Train all initializations, and adapt them to the test tasks."""
     work = items(scale, context.seeds_of(scale.seeds))
     found = context.workers.map(NAME, train_and_adapt, work, sizes=[item.size for item in work])
     adapted = dict(zip(work, found, strict=True))

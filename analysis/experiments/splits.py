@@ -1,10 +1,11 @@
-"""Which characters train, and which test: how far the choice moves the few-shot tables, whose ±
-leave it out.
+"""How far the choice of training and test characters moves the few-shot tables.
 
-The paper trains on 1,200 of Omniglot's 1,623 characters and gives ± of a hundredth to a tenth of
-the error rate. Here Reptile's 5-way cells are trained from several seeds, on characters drawn by
-the seed, which at the paper's scale are `few_shot`'s own runs, and on those of the authors' code.
-Each run tells by itself what other test characters would change (`split_variance`); runs on both
+The tables' ± leaves that choice out. The paper trains on 1,200 of Omniglot's 1,623 characters, and
+gives ± of a hundredth to a tenth of the error rate.
+
+Here Reptile's 5-way cells are trained from several seeds, on characters drawn by the seed and on
+those of the authors' code. At the paper's scale the former are `few_shot`'s own runs. Each run by
+itself gives an estimate of what other test characters would change (`split_variance`). Runs on both
 kinds of split show it, and whether the authors' characters are harder.
 """
 
@@ -89,7 +90,7 @@ def seeds_of(context: Context) -> list[int]:
 
 
 def kinds(context: Context) -> tuple[SplitKind, ...]:
-    """Return the kinds of split: the authors' is of Omniglot alone."""
+    """Return the kinds of split; the authors' exists for Omniglot alone."""
     return SPLIT_KINDS if context.source.real else SPLIT_KINDS[:1]
 
 
@@ -101,8 +102,7 @@ def trainings(context: Context) -> list[Training]:
 
 
 def shuffled_errors(measured: Mapping[Cell, Accuracies]) -> list[float]:
-    """Return the control: `split_error` of every row of the table, with the classes of its tasks
-    exchanged."""
+    """Return the control: `split_error` of every row, with the classes of its tasks exchanged."""
     found = []
     for cell, accuracies in measured.items():
         classes = classes_of(cell.job, cell.evaluation)
@@ -114,8 +114,10 @@ def shuffled_errors(measured: Mapping[Cell, Accuracies]) -> list[float]:
 
 
 def with_bars(table: pd.DataFrame) -> pd.DataFrame:
-    """Return it with half of a 95 % interval over tasks, and over tasks and splits: columns
-    over_tasks, over_both."""
+    """Return the table with half of a 95 % interval over tasks, and over tasks and splits.
+
+    The new columns are over_tasks and over_both.
+    """
     return table.assign(
         over_tasks=NORMAL_95 * table.standard_error,
         over_both=NORMAL_95 * np.hypot(table.standard_error, table.split_error),
@@ -123,9 +125,11 @@ def with_bars(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def shares(table: pd.DataFrame) -> pd.DataFrame:
-    """Return half of a 95 % interval over splits as a share of the error rate, of each run and
-    cell: columns split, seed, shots, transductive, share, shuffled (the control) and published (the
-    paper's ± as a share of its own)."""
+    """Return half of a 95 % interval over splits as a share of the error rate, by run and cell.
+
+    Columns: split, seed, shots, transductive, share, shuffled (the control) and published (the
+    paper's ± as a share of its own error rate).
+    """
     error = 1 - table.value
     published = [
         PUBLISHED["reptile", transductive, BENCHMARK.name, shots]
@@ -139,8 +143,12 @@ def shares(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def evidence(shares: pd.DataFrame, seconds: float = nan) -> pd.DataFrame:
-    """Return rows for the ledger: a case for each cell, with one value a split. The runs on the
-    authors' characters are of one split. seconds: what one more seed takes."""
+    """Return rows for the ledger: a case for each cell, with one value per split.
+
+    The runs on the authors' characters are of one split.
+
+    seconds: what one more seed takes.
+    """
     found = []
     for (shots, transductive), part in shares.groupby(["shots", "transductive"]):
         case = f"{shots}-shot, {few_shot.in_words('reptile', transductive)}"
@@ -151,8 +159,11 @@ def evidence(shares: pd.DataFrame, seconds: float = nan) -> pd.DataFrame:
 
 
 def by_split(part: pd.DataFrame, values: pd.Series) -> pd.Series:
-    """Return one value a split, by seed: each run's where characters are drawn by seed, and the
-    mean of those on the authors' characters, as the last seed of the epoch."""
+    """Return one value per split, by seed.
+
+    Where characters are drawn by seed, each run has its own value. Runs on the authors' characters
+    have one together, their mean, given to the last seed of the epoch.
+    """
     drawn = part.split == "seed"
     found = pd.Series(values[drawn].to_numpy(), index=part.seed[drawn])
     if not drawn.all():
@@ -162,14 +173,15 @@ def by_split(part: pd.DataFrame, values: pd.Series) -> pd.Series:
 
 
 def report(table: pd.DataFrame) -> list[str]:
-    """Return lines for the end of the run: each cell's accuracy by kind of split, and what another
-    split would change of it."""
-    lines = [
-        (
-            "accuracy in % by kind of split: mean over seeds, 95 % interval; standard error over "
-            "splits in points"
-        )
-    ]
+    """Return lines for the end of the run: each cell's accuracy by kind of split.
+
+    The standard error over splits stands next to it: what another split would change.
+    """
+    heading = (
+        "accuracy in % by kind of split: mean over seeds, 95 % interval; standard error over "
+        "splits in points"
+    )
+    lines = [heading]
     by_cell = table.groupby(["shots", "transductive", "split"], sort=False)
     for (shots, transductive, kind), part in by_cell:
         mean, low, _ = student_t(100 * part.value)

@@ -1,14 +1,13 @@
-"""How far the Taylor series holds where it is used: the real ReLU network, the real learning rate,
-along training.
+"""How far the Taylor series holds where it is used: on the ReLU network, along training.
 
-The theorems are tested on smooth losses at learning rates that go to 0. Here c = g_i - g_bar_i is
-compared with the first-order term t = -alpha H_bar_i sum_{j<i} g_bar_j at the learning rate of
-figure 3: their cosine, and how much of c the term explains, as q = |c|^2 / (|c|^2 + |c - t|^2). The
-share 1 - |c - t|^2 / |c|^2 has no lower bound; q is a function of it in [0, 1], and a share above
-one half is q above two thirds.
+The theorems are tested on smooth losses at learning rates that go to 0. Here the network and the
+learning rate are figure 3's. c = g_i - g_bar_i is compared with the first-order term t = -alpha
+H_bar_i sum_{j<i} g_bar_j: their cosine, and how much of c the term explains, as q = |c|^2 / (|c|^2
++ |c - t|^2). The share 1 - |c - t|^2 / |c|^2 has no lower bound. q is a function of it in [0, 1]; a
+share above one half is q above two thirds.
 
 A map shows the share at multiples of the learning rate, next to alpha times the largest eigenvalue
-of the minibatch's Hessian. Kinks of ReLU have no term in the series: the same network with
+of the minibatch's Hessian. Kinks of ReLU have no term in the series. The same network with
 softplus, at the same phi, shows what they do.
 """
 
@@ -38,7 +37,7 @@ NAME = "validity"
 EXPLAINED, DIRECTION = "taylor-validity", "taylor-direction"
 VARIANT = sum_of(4)  # Reptile with four steps
 STEPS = range(2, VARIANT.k + 1)  # g_1 is g_bar_1
-# Of figure 3's learning rate, 1 among them.
+# Multiples of figure 3's learning rate, 1 among them.
 FACTORS = tuple(2.0**n for n in (-24, -20, -16, -12, -9, *range(-6, 3)))
 ACTIVATIONS = ("relu", "softplus")
 ORDERS = (1, 2)
@@ -47,8 +46,12 @@ EIGENVALUE_TOLERANCE = 1e-2  # relative: a hundredth is finer than the eye on a 
 
 @dataclass(frozen=True)
 class Scale:
-    """Where the runs are looked at, their start and end; tasks at each point of a seed; tasks of
-    the first seed in the map."""
+    """Where the runs are measured, and on how many tasks.
+
+    iterations: start and end of the runs.
+    tasks: tasks at each point of a seed.
+    map_tasks: tasks of the first seed in the map.
+    """
 
     iterations: tuple[int, int]
     seeds: int
@@ -137,8 +140,10 @@ def agreement(change: Vector, term: Vector) -> dict[str, float]:
 
 
 def measure(point: TrainedPoint, progress: Progress, *, tasks: int) -> list[dict[str, Any]]:
-    """Return rows of every task and step at one point: the agreement with the task's own term, and
-    with the next task's."""
+    """Return the agreement of every task and step at one point with two first-order terms.
+
+    One is the task's own term, the other the next task's.
+    """
     run, phi = point.job.run, point.phi.double()
     found = []
     for task in range(tasks):
@@ -160,8 +165,10 @@ def measure(point: TrainedPoint, progress: Progress, *, tasks: int) -> list[dict
 def explained_shares(
     losses: Sequence[Loss], phi: Vector, alphas: Sequence[float]
 ) -> list[dict[str, float]]:
-    """Return rows alpha, i, order, explained for i = 2 … k, of the unbounded share 1 - |c -
-    terms|^2 / |c|^2."""
+    """Return rows alpha, i, order, explained for i = 2 … k.
+
+    The share explained is 1 - |c - terms|^2 / |c|^2, which has no lower bound.
+    """
     series = inner_gradient_terms(losses, phi, max(ORDERS))[1:]
     found = []
     for alpha in alphas:
@@ -170,15 +177,17 @@ def explained_shares(
             size = (g - terms[0]).square().sum()
             for order in ORDERS:
                 rest = (g - evaluate_series(terms, alpha, order)).square().sum()
-                found.append(
-                    {"alpha": alpha, "i": i, "order": order, "explained": float(1 - rest / size)}
-                )
+                share = float(1 - rest / size)
+                found.append({"alpha": alpha, "i": i, "order": order, "explained": share})
     return found
 
 
 def measure_map(item: tuple[TrainedPoint, int, str], progress: Progress) -> list[dict[str, Any]]:
-    """Return explained shares of one task at one point with one activation, each with alpha times
-    the largest eigenvalue of the last Hessian."""
+    """Return the explained shares of one task at one point with one activation.
+
+    Each row also has alpha times the largest eigenvalue of the last minibatch's Hessian, as
+    "sharpness".
+    """
     point, task, activation = item
     run, phi = point.job.run, point.phi.double()
     losses = point.losses(run.sampling, task, dtype=torch.float64, activation=activation)
@@ -194,7 +203,7 @@ def measure_map(item: tuple[TrainedPoint, int, str], progress: Progress) -> list
 
 
 def over_tasks(table: pd.DataFrame, quantity: str) -> pd.DataFrame:
-    """Return by seed the mean over tasks: columns value, task_error, tasks."""
+    """Return the mean over tasks by seed: columns value, task_error, tasks."""
     found = table.groupby("seed")[quantity].agg(["mean", "sem", "count"])
     return found.set_axis(["value", "task_error", "tasks"], axis=1)
 

@@ -44,8 +44,13 @@ Labels = Int[Tensor, "tasks images"]
 
 @dataclass(frozen=True)
 class Scale:
-    """Which variants, by how many minibatches they have; where their runs are looked at; test tasks
-    at each point; and tasks on which they adapt, at the end."""
+    """Which variants are measured, where, and on how many tasks.
+
+    minibatches: the k of the variants.
+    iterations: where their runs are measured.
+    tasks: test tasks at each point.
+    adapted_tasks: tasks on which they adapt, at the end.
+    """
 
     minibatches: tuple[int, ...]
     iterations: tuple[int, ...]
@@ -121,8 +126,10 @@ def cross_entropy(
 
 
 def before_adaptation(logits: Logits, labels: Labels) -> dict[str, float]:
-    """Return accuracy and loss of the labels as they are dealt, and how far the accuracy spreads
-    over other deals, as its standard deviation."""
+    """Return accuracy and loss with the labels as dealt, and how far the accuracy spreads.
+
+    The spread is the standard deviation over other ways to deal the labels.
+    """
     # Accuracy by labelling and task.
     every = correct(logits, labellings(labels, logits.shape[-1])).mean(-1)
     return {
@@ -133,7 +140,7 @@ def before_adaptation(logits: Logits, labels: Labels) -> dict[str, float]:
 
 
 def deviations(logits: Logits, labels: Labels) -> dict[str, float]:
-    """Return the check's and the control's two numbers, as `CLAIM` says."""
+    """Return the two numbers of the check and the two of the control, as `CLAIM` defines them."""
     n_way = logits.shape[-1]
     every = labellings(labels, n_way)
     accuracy, loss = correct(logits, every).mean(0), cross_entropy(logits, every).mean(0)
@@ -173,8 +180,10 @@ def after_adaptation(
 def measure(
     point: TrainedPoint, progress: Progress, *, tasks: int, adapted_tasks: int
 ) -> list[dict[str, Any]]:
-    """Return rows of one point, on the support sets of evaluation tasks; at the last point also
-    after adaptation, and for the claim."""
+    """Return rows of one point, on the support sets of evaluation tasks.
+
+    The last point also has rows after adaptation, and rows for the claim.
+    """
     run, pool, phi = point.job.run, point.pool("test"), point.phi
     drawn = pool.sample(
         figure_3.EVALUATION,
