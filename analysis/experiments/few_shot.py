@@ -1,5 +1,4 @@
-"""Section 6.1: the tables of few-shot accuracy of Reptile, FOMAML and MAML, with and without
-transduction.
+"""Section 6.1: few-shot accuracy of Reptile, FOMAML and MAML, with and without transduction.
 
 Adam with beta1 = 0 inside, its second moments kept from task to task; meta-batch 5; outer step 1
 annealed linearly to 0; evaluation after 50 steps on 10,000 tasks. Cells of one benchmark differ in
@@ -50,7 +49,7 @@ from reptile_core.tasks import ImagePool
 NAME = "few_shot"
 UNTRAINED = "untrained"
 WORDS = {"reptile": "Reptile", "fomaml": "FOMAML", "maml": "MAML", UNTRAINED: "untrained"}
-CELL = ["benchmark", "shots", "method", "transductive"]  # what names a row of the tables
+CELL = ["benchmark", "shots", "method", "transductive"]  # the columns that name a row
 # The status of a cell, in the order in which a reader wants to know.
 HINDERED, NOT_IN_PROFILE, NOT_ASKED, MEASURED = (
     "hindered",
@@ -60,7 +59,8 @@ HINDERED, NOT_IN_PROFILE, NOT_ASKED, MEASURED = (
 )
 STATUSES = (HINDERED, NOT_IN_PROFILE, NOT_ASKED, MEASURED)
 NORMAL_95 = 1.96  # half of a 95 % interval in standard errors, for the mean over many tasks
-OTHER_DATA = {"mini-imagenet": "Mini-ImageNet", "cifar-fs": "CIFAR-FS"}  # than the script's own
+# Data other than the script's own.
+OTHER_DATA = {"mini-imagenet": "Mini-ImageNet", "cifar-fs": "CIFAR-FS"}
 TABLE_OF = {b.name: f"table-{'omniglot' if b.data == 'omniglot' else b.name}" for b in BENCHMARKS}
 UNTRAINED_IN_ITS_PLACE = "a random initialization in Reptile's place"
 QUARTER, DOUBLE = 0.25, log(2.0)
@@ -154,7 +154,7 @@ CLAIMS = (
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained from every seed: a benchmark by a method, on data that were found."""
+    """A benchmark trained by one method from every seed, on data that were found."""
 
     benchmark: Benchmark
     method: Method
@@ -166,31 +166,27 @@ class Training:
         return f"{self.benchmark.name}-{self.method.name}"
 
     def job(self, seed: int, context: Context) -> Job:
-        run = configure(
-            self.benchmark,
-            self.method,
-            self.scale,
-            seed,
-            tail_shots=context.options.get("tail_shots"),
-        )
+        tail_shots = context.options.get("tail_shots")
+        run = configure(self.benchmark, self.method, self.scale, seed, tail_shots=tail_shots)
         return context.job(run, self.name, self.source)
 
     def unjudged(self, context: Context) -> str | None:
         """Return why its numbers say nothing about the paper's; None if they do."""
         if not self.source.real or self.source.name != self.benchmark.data:
             return "other data"
-        if (
-            self.scale != SCALES[context.profile][self.benchmark.name]
-            or "tail_shots" in context.options
-        ):
+        other_scale = self.scale != SCALES[context.profile][self.benchmark.name]
+        if other_scale or "tail_shots" in context.options:
             return "other settings"
         return None if context.profile == "paper" else f"the {context.profile} profile"
 
 
 @dataclass(frozen=True)
 class Unmeasured:
-    """Why a cell has no numbers. status: one of STATUSES; reason: what hindered it, in words, where
-    something did."""
+    """Reason why a cell has no numbers.
+
+    status: one of STATUSES.
+    reason: what hindered it, in words; empty where nothing did.
+    """
 
     status: str
     reason: str = ""
@@ -202,8 +198,10 @@ class Unmeasured:
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry of the tables, of one seed. method: a method's name, or that nothing was
-    trained."""
+    """One entry of the tables, of one seed.
+
+    method: a method's name, or UNTRAINED where nothing was trained.
+    """
 
     benchmark: str
     method: str
@@ -217,13 +215,15 @@ class Cell:
 
     @property
     def measured(self) -> Measured:
-        """What is evaluated, and at which iteration."""
+        """The job, the iteration at which it is evaluated, and the evaluation."""
         return self.job, self.job.end if self.trained else 0, self.evaluation
 
 
 def plan(context: Context) -> tuple[list[Training], dict[str, Unmeasured]]:
-    """Return what is to be trained, and for each of the other cells, by "benchmark-method", why it
-    is not."""
+    """Return what is to be trained, and why each of the other cells is not.
+
+    The latter are by "benchmark-method".
+    """
     trainings: list[Training] = []
     others: dict[str, Unmeasured] = {}
     for benchmark in BENCHMARKS:
@@ -243,8 +243,7 @@ def plan(context: Context) -> tuple[list[Training], dict[str, Unmeasured]]:
 
 
 def asked_cells(context: Context) -> tuple[str, ...]:
-    """Return the beginnings of the cells that the user asks for, such as "cifar-fs-reptile"; none
-    for all cells."""
+    """Return the prefixes of the cells to measure, such as "cifar-fs-reptile"; empty for all."""
     return tuple(context.options.get("cells", ()))
 
 
@@ -260,8 +259,10 @@ def _refused(benchmark: Benchmark, method: Method, context: Context) -> str | No
 def _possible(
     benchmark: Benchmark, methods: Sequence[Method], context: Context
 ) -> dict[Method, Training | str]:
-    """Return a benchmark's training by each method, or what hinders it: data not to be had, or too
-    few for its tasks."""
+    """Return a benchmark's training by each method, or in words what hinders it.
+
+    The data may be missing, or too few for the benchmark's tasks.
+    """
     scale = scale_of(benchmark, context)
     if scale is None or not methods:
         return {}
@@ -283,18 +284,22 @@ def _possible(
 
 
 def scale_of(benchmark: Benchmark, context: Context) -> Scale | None:
-    """Return the profile's scale, with the user's number of iterations where there is one; None
-    where the profile leaves the benchmark out."""
-    scale, iterations = (
-        SCALES[context.profile].get(benchmark.name),
-        context.options.get("iterations"),
-    )
-    return scale if scale is None or iterations is None else replace(scale, iterations=iterations)
+    """Return the profile's scale, with the user's number of iterations where there is one.
+
+    Return None where the profile leaves the benchmark out.
+    """
+    scale = SCALES[context.profile].get(benchmark.name)
+    iterations = context.options.get("iterations")
+    if scale is None or iterations is None:
+        return scale
+    return replace(scale, iterations=iterations)
 
 
 def _pool(benchmark: Benchmark, job: Job) -> ImagePool:
-    """Return what a benchmark's methods train on; ValueError where classes or images are too few
-    for its evaluation."""
+    """Return the images on which a benchmark's methods train.
+
+    Raises ValueError where classes or images are too few for its evaluation.
+    """
     test = job.pool("test")
     for shots in benchmark.shots:
         test.check(evaluated(benchmark, shots), TEST_SHOTS)
@@ -302,8 +307,7 @@ def _pool(benchmark: Benchmark, job: Job) -> ImagePool:
 
 
 def cells(trainings: Sequence[Training], context: Context) -> list[Cell]:
-    """Return all cells of these trainings, and each benchmark's initialization as it was before any
-    of them."""
+    """Return all cells of these trainings, and of each benchmark's untrained initialization."""
     found: list[Cell] = []
     for seed in seeds_of(context):
         for t in trainings:
@@ -316,7 +320,10 @@ def cells(trainings: Sequence[Training], context: Context) -> list[Cell]:
 
 
 def cells_of(t: Training, method: str, seed: int, tasks: int, context: Context) -> Iterable[Cell]:
-    """Yield a training's cells, one for each number of shots; `method` as in Cell."""
+    """Yield a training's cells, one for each number of shots.
+
+    method: as in Cell.
+    """
     job = t.job(seed, context)
     for shots in t.benchmark.shots:
         evaluation = Evaluation(evaluated(t.benchmark, shots), tasks, TEST_SHOTS)
@@ -326,8 +333,10 @@ def cells_of(t: Training, method: str, seed: int, tasks: int, context: Context) 
 def measure(
     name: str, wanted: Sequence[Cell], outcomes: Mapping[Job, Outcome], context: Context
 ) -> dict[Cell, Accuracies]:
-    """Return the accuracies of every task of these cells. A run that diverged classifies at
-    chance."""
+    """Return the accuracies of every task of these cells.
+
+    A run that diverged classifies at chance.
+    """
     there = [cell.measured for cell in wanted if not cell.trained or outcomes[cell.job].finished]
     found = context.evaluate(name, there)
     return {cell: found.get(cell.measured) or _at_chance(cell) for cell in wanted}
@@ -339,9 +348,11 @@ def _at_chance(cell: Cell) -> Accuracies:
 
 
 def table(measured: Mapping[Cell, Accuracies]) -> pd.DataFrame:
-    """Return the tidy table: accuracy in [0, 1], a row for each cell, seed and kind of evaluation.
-    split_error: the standard error over other choices of the test characters; NaN for photographs,
-    whose classes are as published, and for tasks too few to tell."""
+    """Return the tidy table of accuracy in [0, 1], one row per cell, seed and kind of evaluation.
+
+    split_error: the standard error over other choices of the test characters. It is NaN for
+        photographs, whose classes are as published, and where tasks are too few to tell.
+    """
     found = []
     for cell, accuracies in measured.items():
         drawn = cell.job.run.network == "omniglot"
@@ -374,7 +385,7 @@ def _row(cell: Cell, quantity: str, values: Float[np.ndarray, " tasks"]) -> dict
 def error_over_splits(
     values: Float[np.ndarray, " tasks"], classes: Int[np.ndarray, "tasks n_way"], cell: Cell
 ) -> float:
-    """Return `split_error` of a cell; NaN for tasks too few to tell."""
+    """Return `split_error` of a cell; NaN where tasks are too few to tell."""
     test, every = characters(cell.job)
     try:
         return split_error(values, classes, test=test, every=every)
@@ -383,10 +394,15 @@ def error_over_splits(
 
 
 def summary(table: pd.DataFrame, others: Mapping[str, Unmeasured]) -> pd.DataFrame:
-    """Return every cell of every benchmark, in %: ours with its 95 % interval, what was published,
-    and the status, one of STATUSES, with the reason where the cell was hindered. The interval is
-    over seeds, by Student's t; where there is one seed, over tasks, and over splits if its
-    characters were drawn by it. others: by "benchmark-method"."""
+    """Return every cell of every benchmark, in %.
+
+    A row has our accuracy with its 95 % interval, what was published, and the status, one of
+    STATUSES, with the reason where the cell was hindered. The interval is over seeds, by Student's
+    t. Where there is one seed, it is over tasks, and over splits as well if the seed drew the
+    characters.
+
+    others: why cells are not measured, by "benchmark-method".
+    """
     groups = {key: part for key, part in table.groupby(CELL)}
     found = []
     for benchmark in BENCHMARKS:
@@ -401,7 +417,10 @@ def summary(table: pd.DataFrame, others: Mapping[str, Unmeasured]) -> pd.DataFra
 def _summarized(
     key: tuple[str, int, str, bool], part: pd.DataFrame, others: Mapping[str, Unmeasured]
 ) -> dict[str, Any]:
-    """Return one row of the summary. part: the cell's rows, one a seed."""
+    """Return one row of the summary.
+
+    part: the cell's rows, one per seed.
+    """
     benchmark, shots, method, transductive = key
     mean, half, source = PUBLISHED.get((method, transductive, benchmark, shots), (nan, nan, ""))
     # No start is measured without some training.
@@ -419,7 +438,7 @@ def _summarized(
 
 
 def _interval(part: pd.DataFrame) -> dict[str, Any]:
-    """Return mean and interval, in %, of one cell's rows, one a seed."""
+    """Return mean and interval, in %, of one cell's rows, one per seed."""
     values = 100 * part.value
     if len(part) > 1:
         mean, low, high = student_t(values)
@@ -439,7 +458,7 @@ def _interval(part: pd.DataFrame) -> dict[str, Any]:
 
 
 def in_words(method: str, transductive: bool) -> str:
-    """Return what the paper's rows are called."""
+    """Return the name that the paper gives a row."""
     return WORDS[method] + (" + transduction" if transductive else "")
 
 
@@ -450,8 +469,9 @@ def evidence(
 ) -> pd.DataFrame:
     """Return rows for the ledger: logs of ratios of error rates.
 
-    unjudged: for each benchmark why its numbers say nothing about the paper's; they are then only
-    shown. seconds: what one more seed of each training takes, by "benchmark-method".
+    unjudged: for each benchmark, why its numbers say nothing about the paper's. They are then only
+        shown.
+    seconds: what one more seed of each training takes, by "benchmark-method".
     """
     logs = {key: _log_error(part) for key, part in table.groupby(CELL)}
     found: list[dict[str, Any]] = []
@@ -478,8 +498,11 @@ def evidence(
 
 
 def _log_error(part: pd.DataFrame) -> pd.DataFrame:
-    """Return the log of a cell's error rate by seed, with its standard error over tasks to first
-    order. Where no answer was wrong, half a wrong one is counted, so that there is a log."""
+    """Return the log of a cell's error rate by seed, with its standard error over tasks.
+
+    The standard error is to first order. Where no answer was wrong, half a wrong one is counted, so
+    that there is a log.
+    """
     n_way = {benchmark.name: benchmark.n_way for benchmark in BENCHMARKS}[part.benchmark.iloc[0]]
     error = np.maximum(1 - part.value, 0.5 / (part["count"] * n_way))
     found = {
@@ -491,9 +514,11 @@ def _log_error(part: pd.DataFrame) -> pd.DataFrame:
 
 
 def _ratio(mine: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
-    """Return the log of the ratio of two error rates, of the seeds that both have. Both meet the
-    same tasks, so that the error over tasks is no larger than if they were other ones, as is
-    written down."""
+    """Return the log of the ratio of two error rates, of the seeds that both have.
+
+    The error over tasks is written down as if the tasks were different ones. Both meet the same
+    tasks, so that the true error is no larger.
+    """
     both = mine.index.intersection(other.index)
     mine, other = mine.loc[both], other.loc[both]
     return mine.assign(
@@ -502,7 +527,7 @@ def _ratio(mine: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
 
 
 def _cost(claim: str, seconds: Mapping[str, float]) -> float:
-    """Return what one more seed of a claim takes: all the trainings that it compares."""
+    """Return the seconds of one more seed of a claim: of all the trainings that it compares."""
     methods = ("reptile", "maml") if claim.endswith("-similar") else ("reptile",)
     mine = claim.removesuffix("-similar")
     benchmarks = [name for name, table in TABLE_OF.items() if table == mine]
@@ -512,8 +537,10 @@ def _cost(claim: str, seconds: Mapping[str, float]) -> float:
 
 
 def report(summary: pd.DataFrame, unjudged: Mapping[str, str | None]) -> list[str]:
-    """Return lines for the end of the run: every measured cell with the published one, and what was
-    not measured."""
+    """Return lines for the end of the run: every measured cell with the published one.
+
+    They also say what was not measured.
+    """
     lines = ["few-shot accuracy in %, 95 % interval (published)"]
     for benchmark, part in summary.groupby("benchmark", sort=False):
         measured = part[part.status == MEASURED]
@@ -541,7 +568,7 @@ def seeds_of(context: Context) -> list[int]:
 
 
 def run(context: Context) -> Result:
-    """Train what the profile has, evaluate every cell, and put it next to what was published."""
+    """Train what the profile has, evaluate every cell, and compare it with what was published."""
     trainings, others = plan(context)
     jobs = [training.job(seed, context) for seed, training in product(seeds_of(context), trainings)]
     outcomes = context.train(NAME, jobs)
@@ -556,8 +583,11 @@ def run(context: Context) -> Result:
 
 
 def seconds_of(measured: Iterable[Cell], outcomes: Mapping[Job, Outcome]) -> dict[str, float]:
-    """Return what one more seed of each training takes on one core, its evaluations included, by
-    "benchmark-method". An evaluation takes as long as training takes for as many steps."""
+    """Return the seconds that one more seed of each training takes, by "benchmark-method".
+
+    They are those of one core, evaluations included. An evaluation is taken to last as long as
+    training for as many steps.
+    """
     steps = {job: 0 for job in outcomes}
     for cell in measured:
         if cell.trained:

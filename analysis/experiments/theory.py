@@ -1,10 +1,9 @@
-"""Every theorem of the ledger, checked on smooth losses in float64, each with a wrong formula that
-must fail.
+"""Every theorem of the ledger, checked on smooth losses in float64.
 
-A check gives rows (claim, case, role, value, data) for the ledger; those of the rate tests also
-give the remainders behind their slopes. `checks` lists them as small independent pieces, which go
-to worker processes. What a piece has found is kept as a file, so that an interrupted run loses none
-of it.
+Each check has a wrong formula that must fail. A check gives rows (claim, case, role, value, data)
+for the ledger; rate tests also give the remainders behind their slopes. `checks` lists them as
+small independent pieces, which go to worker processes. What a piece has found is kept as a file, so
+that an interrupted run loses none of it.
 """
 
 import hashlib
@@ -65,7 +64,7 @@ HALVINGS = 7
 OMNIGLOT, MANIFOLDS = "omniglot", "solution manifolds"
 TERMS = "AvgGrad", "AvgGradInner"
 Pair = tuple[float, float]  # the coefficients of the terms
-# What the losses of each pool are made of, in words; of those on images, see `data_of`.
+# What the losses of each pool are made of, in words. For those on images, see `data_of`.
 DATA = {
     "quadratic": "quadratic losses, float64",
     "cubic": "cubic losses, float64",
@@ -121,16 +120,13 @@ def gradient_rates(pool: Pool) -> Iterator[Rate]:
 
         wrong_sum: Series = [terms[0], -derivative(loss, phi, s + g_bar)]
         no_third: Series = [*terms[:2], terms[2] - derivative(loss, phi, s, s) / 2]
+        case = f"g_{i + 1}"
         if i >= 1 and not _vanishes(terms[2]):
-            yield Rate("taylor-gradient", f"g_{i + 1}", CHECK, 2, exact, _polynomial(terms, 1))
-            yield Rate(
-                "taylor-gradient", f"g_{i + 1}", CONTROL, 2, exact, _polynomial(wrong_sum, 1)
-            )
+            yield Rate("taylor-gradient", case, CHECK, 2, exact, _polynomial(terms, 1))
+            yield Rate("taylor-gradient", case, CONTROL, 2, exact, _polynomial(wrong_sum, 1))
         if i >= 1 and pool.degree is None:
-            yield Rate("taylor-second-order", f"g_{i + 1}", CHECK, 3, exact, _polynomial(terms, 2))
-            yield Rate(
-                "taylor-second-order", f"g_{i + 1}", CONTROL, 3, exact, _polynomial(no_third, 2)
-            )
+            yield Rate("taylor-second-order", case, CHECK, 3, exact, _polynomial(terms, 2))
+            yield Rate("taylor-second-order", case, CONTROL, 3, exact, _polynomial(no_third, 2))
         s = s + g_bar
 
 
@@ -154,14 +150,8 @@ def update_rates(pool: Pool, k: int) -> Iterator[Rate]:
         def summed(alpha: float, weights: tuple[float, ...] = variant.weights) -> Tensor:
             return phi.new_tensor(weights) @ inner(alpha)
 
-        yield Rate(
-            "taylor-second-order",
-            f"{variant.name}, k = {k}",
-            CHECK,
-            3,
-            summed,
-            _polynomial(terms, 2),
-        )
+        case = f"{variant.name}, k = {k}"
+        yield Rate("taylor-second-order", case, CHECK, 3, summed, _polynomial(terms, 2))
 
 
 def any_order_rates(pool: Pool, k: int = 3) -> Iterator[Rate]:
@@ -182,12 +172,9 @@ def any_order_rates(pool: Pool, k: int = 3) -> Iterator[Rate]:
         exact = cache(gradient_at)
         for n in range(1, 5):
             wrong = [*series[:n], 1.01 * series[n]]
-            yield Rate(
-                "taylor-any-order", f"{name}, n = {n}", CHECK, n + 1, exact, _polynomial(series, n)
-            )
-            yield Rate(
-                "taylor-any-order", f"{name}, n = {n}", CONTROL, n + 1, exact, _polynomial(wrong, n)
-            )
+            case, order = f"{name}, n = {n}", n + 1
+            yield Rate("taylor-any-order", case, CHECK, order, exact, _polynomial(series, n))
+            yield Rate("taylor-any-order", case, CONTROL, order, exact, _polynomial(wrong, n))
 
 
 def sgd_rates(pool: Pool, m: int = 4) -> Iterator[Rate]:
@@ -217,8 +204,10 @@ def sgd_rates(pool: Pool, m: int = 4) -> Iterator[Rate]:
 
 
 def identities(pool: Pool) -> Iterator[dict[str, Any]]:
-    """Yield the equalities to round-off: the product form, the two channels, the inner product, the
-    covariances."""
+    """Yield the equalities that hold to round-off.
+
+    They are the product form, the two channels, the inner product, and the covariances.
+    """
     losses, phi = pool.losses, pool.phi
     alpha = step_sizes(pool)[0] * 10  # identities hold at any alpha
 
@@ -231,10 +220,9 @@ def identities(pool: Pool) -> Iterator[dict[str, Any]]:
         at_start = inner_gradients(losses[:k], phi, alpha)[-1]
         for loss in reversed(losses[: k - 1]):
             at_start = at_start - alpha * derivative(loss, phi, at_start)
-        yield row(
-            "taylor-maml-product", f"k = {k}", CHECK, maml_product(losses[:k], phi, alpha), exact
-        )
-        # With k = 2 the only Hessian is at phi_1, and a quadratic's is everywhere.
+        product = maml_product(losses[:k], phi, alpha)
+        yield row("taylor-maml-product", f"k = {k}", CHECK, product, exact)
+        # With k = 2 the only Hessian is at phi_1, and a quadratic has the same one everywhere.
         if k > 2 and pool.degree != 2:
             yield row("taylor-maml-product", f"k = {k}", CONTROL, at_start, exact)
 
@@ -251,30 +239,22 @@ def identities(pool: Pool) -> Iterator[dict[str, Any]]:
         yield row("taylor-channels", f"g_{k}, order 2", CONTROL, doubled, nested[2])
 
     inner, identity = average_gradient_inner(losses, phi), inner_product_gradient(losses, phi)
+    with_equal_pairs = pair_expectation(losses, phi, "independent")
     yield row("inner-product-identity", "all pairs", CHECK, inner, identity)
-    yield row(
-        "inner-product-identity",
-        "all pairs",
-        CONTROL,
-        pair_expectation(losses, phi, "independent"),
-        identity,
-    )
+    yield row("inner-product-identity", "all pairs", CONTROL, with_equal_pairs, identity)
     cases = ("independent", "disjoint", "repeated")
     for case, other in zip(cases, (*cases[1:], cases[0]), strict=True):
         found = pair_expectation(losses, phi, case)
-        yield row("overlap-covariance", case, CHECK, found, pair_prediction(losses, phi, case))
-        yield row(
-            "overlap-covariance",
-            f"{case} as {other}",
-            CONTROL,
-            found,
-            pair_prediction(losses, phi, other),
-        )
+        right, wrong = pair_prediction(losses, phi, case), pair_prediction(losses, phi, other)
+        yield row("overlap-covariance", case, CHECK, found, right)
+        yield row("overlap-covariance", f"{case} as {other}", CONTROL, found, wrong)
 
 
 def expected_sums(pool: Pool, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the coefficients of E[sum_i w_i g_i], for figure 3's weights and random ones of k = 2 …
-    K_MAX steps."""
+    """Yield the coefficients of E[sum_i w_i g_i] for sums of k = 2 … K_MAX steps.
+
+    The weights are figure 3's, and random ones.
+    """
     generator = torch.Generator()
     sums = [(variant.name, variant.weights) for variant in figure_3(K_MAX) if variant.k > 1]
     for k in range(2, K_MAX + 1):
@@ -317,8 +297,10 @@ def _measured(pool: Pool, updates: Callable[[float], Tensor]) -> list[Coefficien
 def _coefficient_rows(
     pool: Pool, claim: str, update: str, *, k: int, found: Coefficients, right: Pair, wrong: Pair
 ) -> Iterator[dict[str, Any]]:
-    """Yield the errors of both coefficients by the right and by the wrong formula, and what the
-    figure shows."""
+    """Yield the errors of both coefficients by the right and by the wrong formula.
+
+    The rows also have what the figure shows.
+    """
     for role, predictions in ((CHECK, right), (CONTROL, wrong)):
         measured = (found.avg_grad, found.avg_grad_inner)
         for term, value, prediction, truth in zip(TERMS, measured, predictions, right, strict=True):
@@ -332,7 +314,7 @@ def _coefficient_rows(
 
 
 def joint_training(pool: Pool) -> Iterator[dict[str, Any]]:
-    """Yield k = 1: one step on a minibatch drawn from the mixture, and no AvgGradInner."""
+    """Yield rows for k = 1: one step on a minibatch from the mixture, and no AvgGradInner."""
     losses, phi = pool.losses, pool.phi
     alpha = step_sizes(pool)[0]
     mixture = derivative(lambda point: torch.stack([loss(point) for loss in losses]).mean(), phi)
@@ -345,12 +327,8 @@ def joint_training(pool: Pool) -> Iterator[dict[str, Any]]:
         (found,) = _measured(pool, lambda t, f=update_of: f(t).unsqueeze(0))  # type: ignore[misc]
         difference = float((update - mixture).norm() / mixture.norm())
         for case, value in (("update", difference), ("AvgGradInner", found.avg_grad_inner)):
-            yield {
-                "claim": "joint-training",
-                "case": f"{pool.name}: {case}",
-                "role": role,
-                "value": value,
-            }
+            row = {"claim": "joint-training", "case": f"{pool.name}: {case}", "role": role}
+            yield row | {"value": value}
 
 
 def solution_manifolds(ks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Iterator[dict[str, Any]]:
@@ -361,13 +339,8 @@ def solution_manifolds(ks: Sequence[int] = (1, 2, 4, 8, 16, 32, 64)) -> Iterator
         for k in ks:
             distance = float((manifolds.reptile_fixed_point(tasks, k) - nearest).norm())
             role = {ks[0]: CONTROL, ks[-1]: CHECK}.get(k, SHOWN)
-            yield {
-                "claim": "solution-manifolds",
-                "case": f"seed {seed}, k = {k}",
-                "role": role,
-                "value": distance,
-                "k": k,
-            }
+            row = {"claim": "solution-manifolds", "case": f"seed {seed}, k = {k}", "role": role}
+            yield row | {"value": distance, "k": k}
 
 
 @dataclass(frozen=True)
@@ -380,8 +353,10 @@ class Check:
 
 
 def checks() -> list[Check]:
-    """Return all pieces, longest first: those on the paper's own network, then those on small
-    losses."""
+    """Return all pieces, longest first.
+
+    Those on the paper's own network come before those on small losses.
+    """
     ks = range(K_MAX, 1, -1)
     pieces = [Check("expected MAML", OMNIGLOT, k) for k in ks]
     on_omniglot = "sgd", "any order", "expected sums", "gradients", "identities"
@@ -403,8 +378,10 @@ Found = tuple[Rows, Rows]  # for the ledger, and the remainders of rate tests
 
 
 def run_check(check: Check, progress: Progress, *, source: Source) -> Found:
-    """Return what one piece finds. The pool "omniglot" is drawn from the training classes of the
-    source's split for seed 0."""
+    """Return what one piece finds.
+
+    The pool "omniglot" is drawn from the training classes of the source's split for seed 0.
+    """
     rows: Rows = []
     points: Rows = []
     if check.name == MANIFOLDS:
@@ -430,8 +407,7 @@ def pool_of(check: Check, source: Source) -> Pool:
 
 
 def data_of(check: Check, source: Source) -> str:
-    """Return what a piece stands on, in words: the images that the script loads, or losses of its
-    own."""
+    """Return the data of a piece in words: the script's images, or losses of its own."""
     if check.pool != OMNIGLOT:
         return DATA[check.pool]
     minibatches = "real minibatches" if source.real else f"minibatches of {source.name}"
@@ -441,8 +417,10 @@ def data_of(check: Check, source: Source) -> str:
 def run_or_read(
     check: Check, progress: Progress, *, source: Source, folder: Path, fresh: bool
 ) -> Found:
-    """Return what one piece finds: read from its file in `folder` if it is there, unless all is to
-    be fresh."""
+    """Return what one piece finds, read from its file in `folder` if it is there.
+
+    fresh: True to compute it whatever is there.
+    """
     path = folder / f"{key(check, source)}.json"
     found = None if fresh else _read(path)
     if found is None:
@@ -454,8 +432,10 @@ def run_or_read(
 
 
 def key(check: Check, source: Source) -> str:
-    """Return the digest of all that decides what a piece finds: itself, the code, and the images
-    where it has some."""
+    """Return the digest of all that decides what a piece finds.
+
+    That is the piece itself, the code, PyTorch's version, and the images where it has some.
+    """
     data = source.identity if check.pool == OMNIGLOT else ""
     return record_digest(
         {"check": asdict(check), "data": data, "code": code(), "torch": torch.__version__}
@@ -474,8 +454,10 @@ def code() -> str:
 
 
 def _read(path: Path) -> Found | None:
-    """Return what a file holds; None where there is none or it holds something else. The piece is
-    then done again."""
+    """Return what a file holds; None where there is none or it holds something else.
+
+    The piece is then done again.
+    """
     try:
         rows, points = json.loads(path.read_bytes())
     except (OSError, ValueError, TypeError):
@@ -533,6 +515,8 @@ def _polynomial(series: Series, order: int) -> Callable[[float], Tensor]:
 
 
 def _vanishes(term: Tensor) -> bool:
-    """Return whether this coefficient is zero, so that the expansion before it is exact and leaves
-    no slope to fit."""
+    """Return whether this coefficient is zero.
+
+    The expansion before it is then exact, and leaves no slope to fit.
+    """
     return float(term.norm()) == 0.0

@@ -22,7 +22,7 @@ ROUND_OFF = "float64 round-off, 2e-16, through a few thousand operations"
 
 
 class Criterion(NamedTuple):
-    """What is measured, the ends of the band that it must lie in, and why the band is that wide."""
+    """Quantity that is measured, the ends of its band, and why the band is that wide."""
 
     quantity: str
     low: float
@@ -33,8 +33,10 @@ class Criterion(NamedTuple):
 def _theorem(
     id: str, sources: str, statement: str, criterion: Criterion, wrong: str, quotation: str
 ) -> Claim:
-    """Return the claim of a theorem. wrong: the formula that is put in the right one's place and
-    must fail."""
+    """Return the claim of a theorem.
+
+    wrong: the formula that is put in the right one's place and must fail.
+    """
     return Claim(
         id=id,
         kind="theorem",
