@@ -267,7 +267,7 @@ def run(context: Context, scale: Scale, *, sampling: Sampling = EVALUATION) -> R
 
 
 def settings(context: Context, scale: Scale) -> dict[str, Any]:
-    """Return what decides the outcome."""
+    """Return the settings that decide the outcome."""
     every = (*variants(context.profile), *context.options.get("variants", ()))
     chosen = {variant.name: variant.weights for variant in every}
     further = {name: list(iterations) for name, iterations in looks_of_late(context, scale).items()}

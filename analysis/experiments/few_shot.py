@@ -423,7 +423,7 @@ def _summarized(
     """
     benchmark, shots, method, transductive = key
     mean, half, source = PUBLISHED.get((method, transductive, benchmark, shots), (nan, nan, ""))
-    # No start is measured without some training.
+    # An initialization is measured only where something is trained from it.
     trained = METHODS[0].name if method == UNTRAINED else method
     why = others.get(f"{benchmark}-{trained}", Unmeasured(HINDERED, "no results"))
     if len(part):
@@ -600,7 +600,7 @@ def seconds_of(measured: Iterable[Cell], outcomes: Mapping[Job, Outcome]) -> dic
 
 
 def settings(context: Context) -> dict[str, Any]:
-    """Return what decides the outcome."""
+    """Return the settings that decide the outcome."""
     return {
         "seeds": len(seeds_of(context)),
         "benchmarks": {

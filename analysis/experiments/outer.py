@@ -237,7 +237,7 @@ def run(context: Context, scale: Scale) -> Result:
 
 
 def settings(context: Context, scale: Scale) -> dict[str, Any]:
-    """Return what decides the outcome."""
+    """Return the settings that decide the outcome."""
     own = ("variants", "train_shots")
     common = {name: value for name, value in figure_3.SETTINGS.items() if name not in own}
     return asdict(scale) | common | {

@@ -313,7 +313,7 @@ def run(context: Context, scale: SweepScale) -> Result:
 
 
 def settings(context: Context, scale: SweepScale) -> dict[str, Any]:
-    """Return what decides the outcome."""
+    """Return the settings that decide the outcome."""
     return asdict(scale) | {
         "n_way": N_WAY,
         "train_shots": TRAIN_SHOTS,

@@ -36,7 +36,7 @@ from reptile_core.networks import mlp
 from reptile_core.philox import Purpose
 
 NAME = "sgd"
-TRAINING_IMAGES = 500  # the other 1,297 test
+TRAINING_IMAGES = 500  # the other 1,297 are for testing
 SMALL, FULL = 10, TRAINING_IMAGES
 # On the mean loss. SMALL and FULL reach the target in about as many steps, as seen on the training
 # loss alone.
@@ -395,7 +395,7 @@ def report(summary: pd.DataFrame) -> Sequence[str]:
 
 
 def settings(context: Context, scale: Scale) -> dict[str, Any]:
-    """Return what decides the outcome."""
+    """Return the settings that decide the outcome."""
     return asdict(scale) | SETTINGS
 
 

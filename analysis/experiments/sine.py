@@ -381,7 +381,7 @@ def report(losses: pd.DataFrame) -> Sequence[str]:
 
 
 def settings(context: Context, scale: Scale) -> dict[str, Any]:
-    """Return what decides the outcome."""
+    """Return the settings that decide the outcome."""
     return asdict(scale) | SETTINGS
 
 

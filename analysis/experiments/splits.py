@@ -210,7 +210,7 @@ def run(context: Context) -> Result:
 
 
 def settings(context: Context) -> dict[str, Any]:
-    """Return what decides the outcome."""
+    """Return the settings that decide the outcome."""
     scale = SCALES[context.profile]
     return {
         "iterations": scale.iterations,

@@ -209,7 +209,7 @@ def identities(pool: Pool) -> Iterator[dict[str, Any]]:
     They are the product form, the two channels, the inner product, and the covariances.
     """
     losses, phi = pool.losses, pool.phi
-    alpha = step_sizes(pool)[0] * 10  # identities hold at any alpha
+    alpha = step_sizes(pool)[0] * 10  # the identities hold at any alpha
 
     def row(claim: str, case: str, role: str, found: Tensor, expected: Tensor) -> dict[str, Any]:
         value = float((found - expected).norm() / expected.norm())

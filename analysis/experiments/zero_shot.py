@@ -202,7 +202,7 @@ def measure(
 
 
 def evidence(table: pd.DataFrame, seed: int) -> pd.DataFrame:
-    """Return the evidence for the claim, of one seed."""
+    """Return the evidence for the claim, from one seed."""
     mine = table[table.seed == seed]
     found = []
     for quantity in ("accuracy", "loss"):

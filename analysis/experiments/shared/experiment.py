@@ -164,7 +164,7 @@ class Context:
     def _is_afresh(self, key: str) -> bool:
         """Return whether a run or an evaluation is to be done whatever the folder holds.
 
-        It is where all is to be fresh and this is the first time that it is asked for.
+        That is so where all is to be fresh, and only the first time that it is asked for.
         """
         return self.fresh and key not in self.trained
 
