@@ -1,2 +1,4 @@
-"""Section 5 of the paper as functions: derivatives, Taylor series, expectations, inner products,
-curvature."""
+"""Section 5 of the paper as functions.
+
+They give derivatives, Taylor series, expectations, inner products and curvature.
+"""

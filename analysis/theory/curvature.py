@@ -1,13 +1,12 @@
-"""The curvature of a minibatch loss at phi: trace, largest eigenvalues and spectral density of its
-Hessian.
+"""The curvature of a minibatch loss at phi: the trace, eigenvalues and density of its Hessian.
 
-Section 5.1 expands g_i in alpha H: the series says something about the inner loop that is really
-run where alpha times the largest eigenvalues stays small. Everything here needs products L''(phi) v
-alone, of the gradient linearized once. The sampled quantities take random signs z, for which E[z .
-f(L'') z] = tr f(L''):
+Section 5.1 expands g_i in alpha H. The series says something about the inner loop that is really
+run where alpha times the largest eigenvalues stays small. The gradient is linearized once, and
+everything here needs only products L''(phi) v. The sampled quantities take random signs z, for
+which E[z . f(L'') z] = tr f(L''):
 
-    the trace (Hutchinson), f(x) = x, and the density of eigenvalues (stochastic Lanczos
-    quadrature), any f.
+- the trace (Hutchinson) is the case f(x) = x;
+- the density of eigenvalues (stochastic Lanczos quadrature) is for any f.
 """
 
 from collections.abc import Callable
@@ -25,8 +24,10 @@ from analysis.theory.expectations import SampleMean, monte_carlo
 
 @dataclass(frozen=True)
 class Eigenpairs:
-    """Eigenvalues in falling order, their unit vectors, and residuals |H v - value v|: as H is
-    symmetric, an eigenvalue of it lies within the residual of each value."""
+    """Eigenvalues in falling order, with their unit vectors and residuals |H v - value v|.
+
+    As H is symmetric, it has an eigenvalue within the residual of each value.
+    """
 
     values: Float[Tensor, " n"]
     vectors: Float[Tensor, "n P"]
@@ -35,9 +36,11 @@ class Eigenpairs:
 
 @dataclass(frozen=True)
 class SpectralDensity:
-    """The density of the eigenvalues as points with weights, one row a random vector; float64. Rows
-    of weights add up to 1, and a row integrates polynomials of degree below twice its points as its
-    random vector does, exactly."""
+    """The density of the eigenvalues as points with weights, in float64.
+
+    Each row belongs to one random vector, and its weights add up to 1. A row integrates polynomials
+    of degree below twice its number of points exactly as its random vector does.
+    """
 
     points: Float[Tensor, "samples steps"]
     weights: Float[Tensor, "samples steps"]
@@ -48,16 +51,20 @@ class SpectralDensity:
         return SampleMean(float(each.mean()), float(each.std()) / sqrt(len(each)))
 
     def smoothed(self, at: Float[Tensor, " n"], *, width: float) -> Float[Tensor, " n"]:
-        """Return the density at some places, each point widened to a normal distribution of
-        standard deviation `width`."""
-        bells = torch.exp(-(((at.unsqueeze(-1) - self.points.flatten()) / width) ** 2) / 2) / (
-            width * sqrt(2 * pi)
-        )
+        """Return the density at the points `at`.
+
+        Each point of the density is widened to a normal distribution of standard deviation `width`.
+        """
+        scaled = (at.unsqueeze(-1) - self.points.flatten()) / width
+        bells = torch.exp(-(scaled**2) / 2) / (width * sqrt(2 * pi))
         return bells @ self.weights.flatten() / len(self.weights)
 
 
 def trace(loss: Loss, phi: Vector, *, samples: int, generator: torch.Generator) -> SampleMean:
-    """Return tr L''(phi) by Hutchinson's estimator, the mean of z . L'' z: one product a sample."""
+    """Return tr L''(phi) by Hutchinson's estimator, the mean of z . L'' z.
+
+    Each sample takes one product.
+    """
     product = _products(loss, phi)
 
     def one() -> Tensor:
@@ -77,11 +84,11 @@ def extreme_eigenvalues(
     tolerance: float = 0.0,
     generator: torch.Generator,
 ) -> Eigenpairs:
-    """Return the `count` largest eigenvalues of L''(phi), by ARPACK's restarted Lanczos method.
+    """Return `count` extreme eigenvalues of L''(phi), by ARPACK's restarted Lanczos method.
 
     which: "LA" for the largest, "SA" for the lowest, "LM" for the largest in magnitude.
-    tolerance: relative, on the values; 0 for round-off. The generator draws the start, the only
-        chance in it.
+    tolerance: relative, on the values; 0 for round-off.
+    generator: draws the start vector, the only random choice.
     """
     if not 1 <= count < len(phi):
         raise ValueError(
@@ -95,13 +102,12 @@ def extreme_eigenvalues(
     product = _products(loss, phi)
     first = _signs(phi, generator)
     if not product(first).any():
-        # A Hessian of few eigenvalues may take signs to 0, such as that of (phi_1 - phi_2)^2 equal
-        # ones.
+        # A Hessian of low rank may take signs to 0, as that of (phi_1 - phi_2)^2 takes equal ones.
         drawn = torch.randn(
             len(phi), generator=generator, dtype=torch.float64, device=generator.device
         )
         first = drawn.to(phi)
-        if not product(first).any():  # as of a linear loss
+        if not product(first).any():  # such as for a linear loss
             vectors = torch.eye(count, len(phi), dtype=phi.dtype, device=phi.device)
             return Eigenpairs(phi.new_zeros(count), vectors, phi.new_zeros(count))
     start = first.cpu().numpy()
@@ -121,12 +127,13 @@ def extreme_eigenvalues(
 def spectral_density(
     loss: Loss, phi: Vector, *, steps: int, samples: int, generator: torch.Generator
 ) -> SpectralDensity:
-    """Return the density of the eigenvalues of L''(phi): `steps` products for each of `samples`
-    random vectors.
+    """Return the density of the eigenvalues of L''(phi), by stochastic Lanczos quadrature.
 
-    A vector z makes eigenvalues weigh by its components along their eigenvectors, 1 / P each on
-    average. Lanczos' tridiagonal matrix is the Gauss quadrature of these weights: its eigenvalues
-    are the points, the squares of its eigenvectors' first components the weights.
+    steps: products for each random vector, 1 … P. samples: number of random vectors, at least 2.
+
+    A random vector z weighs each eigenvalue by its squared component along the eigenvector, 1 / P
+    on average. Lanczos' tridiagonal matrix is the Gauss quadrature of these weights. Its
+    eigenvalues are the points; the squares of its eigenvectors' first components are the weights.
     """
     if not 1 <= steps <= len(phi):
         raise ValueError(f"steps: expected 1 … {len(phi)}, the parameters there are, found {steps}")
@@ -146,18 +153,17 @@ def spectral_density(
 def _lanczos(
     product: Callable[[Vector], Vector], start: Vector, steps: int
 ) -> tuple[list[float], list[float]]:
-    """Return the diagonal and off-diagonal of the tridiagonal matrix of at most so many steps; it
-    holds a basis (steps, P).
+    """Return the diagonal and off-diagonal of Lanczos' tridiagonal matrix, of at most `steps` rows.
 
-    Every vector is made orthogonal to all before, twice, which suffices: otherwise round-off brings
-    back eigenvalues that were found already, as ghosts. What is left within round-off of 0 ends it:
-    the space is invariant.
+    Holds a basis of shape (steps, P). Every vector is made orthogonal to all earlier ones, twice,
+    which suffices: otherwise round-off brings back eigenvalues that were found already, as ghosts.
+    The loop ends when the rest is within round-off of 0: the space is invariant.
     """
     basis = start.new_empty(steps, len(start))
     basis[0] = start / start.norm()
     diagonal: list[float] = []
     off_diagonal: list[float] = []
-    size = 0.0  # of H, from below
+    size = 0.0  # a lower bound on the norm of H
     for n in range(steps):
         w = product(basis[n])
         size = max(size, float(w.norm()))
@@ -174,8 +180,10 @@ def _lanczos(
 
 
 def _products(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
-    """Return v -> L''(phi) v; ValueError where the loss does not depend on phi, or a product is not
-    finite."""
+    """Return v -> L''(phi) v, which checks that its results are finite.
+
+    Raises ValueError where the loss does not depend on phi, or a product is not finite.
+    """
     with torch.enable_grad():
         depends = loss(phi.detach().requires_grad_()).requires_grad
     if not depends:
@@ -198,6 +206,8 @@ def _products(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
 
 
 def _signs(like: Vector, generator: torch.Generator) -> Vector:
-    """Return independent random signs, drawn on the CPU. Of all independent entries they give the
-    trace the least variance."""
+    """Return independent random signs, drawn on the CPU.
+
+    Of all independent entries, signs give the trace the least variance.
+    """
     return (2 * torch.randint(2, like.shape, generator=generator) - 1).to(like)

@@ -1,11 +1,12 @@
-"""Derivatives of a scalar loss of one flat vector, of any order, along given directions: forward
-over reverse.
+"""Derivatives of any order of a scalar loss of one flat vector, along given directions.
 
-Theory code never sees a network: a loss is a function of phi (P,). No Hessian is ever formed; one
-more direction costs one more forward-mode pass over what came before. `At`, `gradient` and
-`hessian_at` are for where nothing differentiates further: they go by reverse mode alone, as the
-core's compiled loops do. So does `derivative` where the loss asks for it by an attribute `reverse`
-that is true.
+They are taken by forward over reverse mode. Theory code never sees a network: a loss is a function
+of phi (P,). No Hessian is ever formed. Each further direction costs one more forward-mode pass over
+what came before.
+
+`At`, `gradient` and `hessian_at` are for results that nothing differentiates further. They use
+reverse mode alone, as the core's compiled loops do. `derivative` does the same where the loss has a
+true attribute `reverse` and no outer derivative is taken.
 """
 
 from collections.abc import Callable
@@ -24,8 +25,10 @@ Loss = Callable[[Vector], Float[Tensor, ""]]
 
 
 def derivative(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
-    """Return L'(phi), differentiated along each direction: () gives L', (v) the product L'' v, (u,
-    v) L'''[u, v], …"""
+    """Return L'(phi), differentiated along each direction.
+
+    No direction gives L', (v) gives the product L'' v, (u, v) gives L'''[u, v], and so on.
+    """
     if getattr(loss, "reverse", False) and all(map(_constant, (phi, *directions))):
         return _by_reverse(loss, phi, *directions)
     if not directions:
@@ -40,7 +43,7 @@ def along(f: Callable[[Tensor], Tensor], x: Tensor, direction: Tensor) -> Tensor
 
 
 def gradient(loss: Loss, phi: Vector) -> Vector:
-    """Return L'(phi), as the core takes it; not to be differentiated again."""
+    """Return L'(phi) as the core takes it, not to be differentiated again."""
     point = phi.detach().requires_grad_()
     with torch.enable_grad():
         return torch.autograd.grad(loss(point), point)[0]
@@ -58,12 +61,12 @@ class Products(Protocol):
 
 
 class At:
-    """A loss at phi: its gradient, and products with its higher derivatives; not to be
-    differentiated again.
+    """A loss at phi: its gradient, and products with its higher derivatives.
 
-    Reverse over reverse: what does not depend on the vectors, the gradient and its graph, is
-    computed and held once, at the cost of a gradient, when a product asks for it. A product then
-    runs back through it, which by flops are two gradients more; one with 0 is free.
+    Nothing here is to be differentiated again. Derivatives go by reverse over reverse mode. The
+    gradient and its graph do not depend on the vectors. They are computed when the first product
+    asks for them, at the cost of a gradient, and then held. Each product runs back through this
+    graph, which by flops costs two more gradients. A product with 0 is free.
     """
 
     def __init__(self, loss: Loss, phi: Vector) -> None:
@@ -71,13 +74,13 @@ class At:
 
     @cached_property
     def graph(self) -> Vector:
-        """Return the gradient, with its graph."""
+        """The gradient, with its graph."""
         with torch.enable_grad():
             return torch.autograd.grad(self.loss(self.phi), self.phi, create_graph=True)[0]
 
     @property
     def gradient(self) -> Vector:
-        """L'; without a graph where no product was asked for before."""
+        """The gradient L'; taken without a graph where no product was asked for before."""
         return self.graph.detach() if "graph" in vars(self) else gradient(self.loss, self.phi)
 
     def product(self, v: Vector) -> Vector:
@@ -85,32 +88,35 @@ class At:
         return _back(self.graph, self.phi, v)
 
     def products(self, u: Vector, v: Vector) -> tuple[Vector, Vector]:
-        """Return L'' u and L'''[u, v]: the second is the gradient of v . L'' u, as all derivatives
-        are symmetric."""
+        """Return L'' u and L'''[u, v].
+
+        All derivatives are symmetric, so the second is the gradient of v . L'' u.
+        """
         product = _back(self.graph, self.phi, u, graph=True)
         return product.detach(), _back(product, self.phi, v)
 
 
 def hessian_at(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
-    """Return L''(phi) as the function v -> L''(phi) v; not to be differentiated again."""
+    """Return L''(phi) as the function v -> L''(phi) v, not to be differentiated again."""
     return At(loss, phi).product
 
 
 def hessian_products(
     loss: Loss, phi: Vector, vectors: Float[Tensor, "n P"]
 ) -> Float[Tensor, "n P"]:
-    """Return L'' v for many vectors in one batched pass. `hessian_at` in turn needs less memory,
-    and on a CPU no more time."""
+    """Return L'' v for many vectors in one batched pass.
+
+    Calling `hessian_at` for one vector after another needs less memory, and on a CPU no more time.
+    """
     return vmap(lambda v: derivative(loss, phi, v))(vectors)
 
 
 def coefficients_in(
     f: Callable[[Float[Tensor, ""]], Tensor], order: int, *, at: Float[Tensor, ""]
 ) -> list[Tensor]:
-    """Return f and its Taylor coefficients f^(n)(at) / n!, n = 0 … order, by nested forward mode:
-    no formula is needed.
+    """Return f and its Taylor coefficients f^(n)(at) / n! for n = 0 … order.
 
-    Cost grows as 2^order.
+    They are taken by nested forward mode: no formula is needed. The cost grows as 2^order.
     """
     terms, factorial = [f(at)], 1
     one = torch.ones_like(at)
@@ -136,8 +142,10 @@ def _by_reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
 
 
 def _back(f: Vector, phi: Vector, v: Vector, *, graph: bool = False) -> Vector:
-    """Take the gradient of v . f in phi: 0 where f has no graph, as the gradient of a linear
-    loss."""
+    """Return the gradient of v . f in phi.
+
+    It is 0 where f has no graph, such as the gradient of a linear loss.
+    """
     if not (f.requires_grad and v.any()):
         return torch.zeros_like(phi)
     return torch.autograd.grad(
@@ -146,5 +154,5 @@ def _back(f: Vector, phi: Vector, v: Vector, *, graph: bool = False) -> Vector:
 
 
 def _constant(x: Tensor) -> bool:
-    """Say whether nobody asks for derivatives in x from outside."""
+    """Return whether no outer derivative in x is being taken."""
     return native.plain(x) and not x.requires_grad

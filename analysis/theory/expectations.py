@@ -28,8 +28,12 @@ from analysis.theory.taylor import inner_gradients
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What an update holds of the two terms: avg_grad, and avg_grad_inner per alpha. `unexplained`
-    is what of its first-order part lies along neither, as a multiple of AvgGradInner."""
+    """What an update contains of the two terms.
+
+    avg_grad: the coefficient of AvgGrad.
+    avg_grad_inner: the coefficient of AvgGradInner, per alpha.
+    unexplained: the part of its first-order term along neither, as a multiple of AvgGradInner.
+    """
 
     avg_grad: float
     avg_grad_inner: float
@@ -50,8 +54,10 @@ def average_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
 
 
 def average_gradient_inner(pool: Sequence[Loss], phi: Vector) -> Vector:
-    """Return AvgGradInner = E[H_bar_2 g_bar_1] over ordered pairs of different minibatches, in m
-    products: sum_a H_a (sum_b g_b - g_a)."""
+    """Return AvgGradInner = E[H_bar_2 g_bar_1] over ordered pairs of different minibatches.
+
+    It takes m products: the sum is sum_a H_a (sum_b g_b - g_a).
+    """
     gradients = [derivative(loss, phi) for loss in pool]
     whole = torch.stack(gradients).sum(0)
     products = [derivative(loss, phi, whole - g) for loss, g in zip(pool, gradients, strict=True)]
@@ -59,8 +65,10 @@ def average_gradient_inner(pool: Sequence[Loss], phi: Vector) -> Vector:
 
 
 def inner_product_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
-    """Return 1/2 d/dphi E[g_bar_1 . g_bar_2] over pairs of different minibatches, by
-    differentiating the inner products."""
+    """Return 1/2 d/dphi E[g_bar_1 . g_bar_2] over pairs of different minibatches.
+
+    The inner products themselves are differentiated.
+    """
 
     def mean_inner_product(point: Vector) -> Tensor:
         gradients = torch.stack([grad(loss)(point) for loss in pool])
@@ -71,8 +79,10 @@ def inner_product_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
 
 
 def predicted(weights: Sequence[float]) -> tuple[float, float]:
-    """Return (sum w_i, - sum w_i (i - 1)): the theorem's coefficients of AvgGrad and of alpha
-    AvgGradInner."""
+    """Return the theorem's coefficients of AvgGrad and of alpha AvgGradInner.
+
+    They are (sum w_i, -sum w_i (i - 1)).
+    """
     return sum(weights), -sum(w * i for i, w in enumerate(weights))
 
 
@@ -84,11 +94,10 @@ def predicted_maml(k: int) -> tuple[float, float]:
 def expected_inner_gradients(
     pool: Sequence[Loss], phi: Vector, alpha: float, k: int
 ) -> Float[Tensor, "k P"]:
-    """Return E[g_1] … E[g_k], exactly, over all ordered k-subsets of the pool; any E[sum_i w_i g_i]
-    is a sum of these.
+    """Return E[g_1] … E[g_k], exactly, over all ordered k-subsets of the pool.
 
-    Orders that begin alike share their first steps: a tree with perm(m, 1) + … + perm(m, k)
-    gradients in all.
+    Any E[sum_i w_i g_i] is a weighted sum of these. Orders that begin alike share their first
+    steps: a tree with perm(m, 1) + … + perm(m, k) gradients in all.
     """
     _check_steps(k, len(pool))
     means = phi.new_zeros(k, phi.numel())
@@ -101,9 +110,12 @@ def expected_maml(pool: Sequence[Loss], phi: Vector, alpha: float, k: int) -> Ve
     """Return E[g_MAML] with k steps, exactly, over all ordered k-subsets of the pool.
 
     Orders that begin alike share their first Hessian, and products are linear. So by equation 21
-    this is the mean over the first minibatch a of (I - alpha H_a) E[g_MAML of k - 1 steps on the
-    others, from phi - alpha g_a]: a tree with perm(m, 1) + … + perm(m, k - 1) products and perm(m,
-    k) gradients at its ends.
+    this is the mean over the first minibatch a of
+
+        (I - alpha H_a) E[g_MAML of k - 1 steps on the others, from phi - alpha g_a].
+
+    This is a tree with perm(m, 1) + … + perm(m, k - 1) products, and perm(m, k) gradients at its
+    leaves.
     """
     _check_steps(k, len(pool))
     updates = []
@@ -127,10 +139,10 @@ def sampled_inner_gradients(
     samples: int,
     generator: torch.Generator,
 ) -> tuple[Float[Tensor, "k P"], Float[Tensor, "k P"]]:
-    """Return E[g_1] … E[g_k] and their standard errors from so many random ordered k-subsets of the
-    pool, k gradients each.
+    """Return E[g_1] … E[g_k] and their standard errors from random ordered k-subsets of the pool.
 
-    The errors of different i and parameters are those of one sample: they go together.
+    There are `samples` subsets, of k gradients each. The errors of different i and parameters come
+    from the same sample: they are dependent.
     """
     _check_steps(k, len(pool))
 
@@ -143,8 +155,10 @@ def sampled_inner_gradients(
 def sampled_terms(
     pool: Sequence[Loss], phi: Vector, *, samples: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, "2 P"], Float[Tensor, "2 P"]]:
-    """Return (AvgGrad, AvgGradInner) and their standard errors from so many random ordered pairs of
-    different minibatches."""
+    """Return (AvgGrad, AvgGradInner) and their standard errors from random pairs of minibatches.
+
+    There are `samples` ordered pairs, each of different minibatches.
+    """
     _check_steps(2, len(pool))
 
     def one() -> Tensor:
@@ -156,9 +170,9 @@ def sampled_terms(
 
 
 def monte_carlo(draw: Callable[[], Tensor], samples: int) -> tuple[Tensor, Tensor]:
-    """Return the mean of so many independent draws and its standard error, number by number.
+    """Return the mean of `samples` independent draws and its standard error, elementwise.
 
-    Welford's recurrence: two tensors are held, and nothing cancels where the spread is small
+    Uses Welford's recurrence: it holds two tensors, and nothing cancels where the spread is small
     against the mean.
     """
     if samples < 2:
@@ -180,12 +194,12 @@ def measure(
     *,
     alpha: float,
 ) -> list[Coefficients]:
-    """Return the coefficients in the limit alpha -> 0 of n expected updates, from their values at ±
-    alpha and ± alpha / 2.
+    """Return the coefficients of n expected updates in the limit alpha -> 0.
 
-    The even part in alpha holds order 0 and the odd part order 1, each with an error of two orders
-    more, which Richardson's extrapolation takes out to the fourth; then each is projected on the
-    two terms by least squares.
+    They come from the updates' values at ± alpha and ± alpha / 2. The even part in alpha holds
+    order 0 and the odd part order 1, each with an error two orders higher. Richardson's
+    extrapolation removes it, which leaves an error four orders higher. Then each part is projected
+    on the two terms by least squares.
     """
     plus, minus, half_plus, half_minus = (
         updates(t) for t in (alpha, -alpha, alpha / 2, -alpha / 2)
@@ -205,8 +219,8 @@ def measure(
 def _project(vector: Vector, first: Vector, second: Vector) -> tuple[float, float]:
     """Return the coefficients of the least-squares combination of two vectors.
 
-    By Gram and Schmidt: the last bits of LAPACK's solution depend on where in memory its workspace
-    happens to be.
+    It goes by Gram-Schmidt: the last bits of LAPACK's solution depend on the address of its
+    workspace in memory.
     """
 
     def share(one: Vector, of: Vector) -> Tensor:
@@ -240,8 +254,11 @@ def _check_steps(k: int, m: int) -> None:
 
 
 def pair_expectation(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
-    """Return E[H_bar_2 g_bar_1] when the two minibatches are "independent" draws from the pool,
-    "disjoint" or "repeated"."""
+    """Return E[H_bar_2 g_bar_1] over pairs of minibatches from the pool.
+
+    case: "independent" for independent draws, "disjoint" for different minibatches, "repeated" for
+        the same one twice.
+    """
     gradients = torch.stack([derivative(loss, phi) for loss in pool])
     other = {
         "independent": gradients.mean(0).expand_as(gradients),
@@ -253,8 +270,11 @@ def pair_expectation(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
 
 
 def pair_prediction(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
-    """Return 1/2 d/dphi (|E g|^2 + tr Cov(g_1, g_2)), with covariance 0, - Var / (m - 1) or + Var
-    in the three cases."""
+    """Return 1/2 d/dphi (|E g|^2 + tr Cov(g_1, g_2)).
+
+    The covariance is 0 in the case "independent", -Var / (m - 1) in "disjoint" and +Var in
+    "repeated".
+    """
     share = {"independent": 0.0, "disjoint": -1 / (len(pool) - 1), "repeated": 1.0}[case]
 
     def second_moment(point: Vector) -> Tensor:

@@ -1,10 +1,13 @@
-"""Inner products between minibatch gradients: what AvgGradInner, the gradient of E[g_1 . g_2], is
-said to raise.
+"""Inner products between minibatch gradients, which AvgGradInner is said to raise.
 
-The Gram matrix of the gradients of n losses, all at one phi, and of the gradients of single
-examples; cosines, in which the gradients' norms do not count; and their means within a task against
-those between tasks. Where n gradients do not fit into memory, blocks of them are held, at most two
-at a time, and computed again when they are needed again.
+AvgGradInner is the gradient of E[g_1 . g_2], up to a factor 1/2. This module has
+
+- the Gram matrix of the gradients of n losses at one phi, and of single examples' gradients;
+- cosines, in which the gradients' norms do not count;
+- means within a task against means between tasks.
+
+Where n gradients do not fit into memory, they are held in blocks, at most two at a time, and
+computed again when they are needed again.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,12 +30,12 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class Summary:
-    """Means over pairs of different gradients: of one task, of two tasks, and the first less the
-    second.
+    """Means over pairs of different gradients: of one task, of two tasks, and their difference.
 
-    Every task counts the same, and so does every pair of tasks. Standard errors are over tasks, by
-    leaving out one at a time (jackknife): pairs that share a gradient or a task are dependent, and
-    counting them as a sample would make the errors far too small.
+    The difference is the first less the second. Every task counts the same, and so does every pair
+    of tasks. Standard errors are over tasks, by leaving out one at a time (jackknife). Pairs that
+    share a gradient or a task are dependent: counting them as a sample would make the errors far
+    too small.
     """
 
     within: SampleMean
@@ -43,20 +46,21 @@ class Summary:
 def gradient_gram(losses: Sequence[Loss], phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gram:
     """Return L_i'(phi) . L_j'(phi) for all pairs of losses.
 
-    max_bytes: for the gradients that are held. With b of them in half of it, about n (1 + n / b) /
-    2 are computed in all: one each where all fit, more where they are computed again.
+    max_bytes: memory for the gradients that are held. With b of them in half of it, about n (1 + n
+        / b) / 2 are computed in all: one each where all fit, more where they are computed again.
     """
     return _gram(lambda index: gradient(losses[index], phi), len(losses), phi, max_bytes)
 
 
 def example_gram(terms: Terms, phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gram:
-    """Return the inner products of the gradients of single examples, from the terms (n,) that they
-    add to the batch's loss.
+    """Return the inner products of the gradients of single examples.
+
+    terms: gives the terms (n,) that the examples add to the batch's loss.
 
     With batch norm an example's gradient depends on its batch. Here it is the derivative of the
-    example's own term with the whole batch present, all of it moving along with phi, so that the
-    gradients add up to that of the summed loss. The terms' graph is held besides max_bytes; each
-    gradient runs back through it.
+    example's own term with the whole batch present, all of which moves along with phi. So the
+    gradients add up to the gradient of the summed loss. The terms' graph is held on top of
+    max_bytes; each gradient runs back through it.
     """
     point = phi.detach().requires_grad_()
     with torch.enable_grad():
@@ -69,21 +73,26 @@ def example_gram(terms: Terms, phi: Vector, *, max_bytes: int = GIBIBYTE) -> Gra
 
 
 def example_terms(network: Network, batch: Minibatch) -> Terms:
-    """Return the cross entropy of each example of a batch, as a function of phi; their sum is the
-    loss that is summed."""
+    """Return the cross entropy of each example of a batch, as a function of phi.
+
+    Their sum is the batch's loss with reduction="sum".
+    """
     return lambda phi: F.cross_entropy(network(phi, batch.x), batch.y, reduction="none")
 
 
 def cosines(gram: Gram) -> Gram:
-    """Return g_i . g_j / (|g_i| |g_j|); nan in the row and column of a gradient that is 0, which
-    has no direction."""
+    """Return g_i . g_j / (|g_i| |g_j|) for all pairs.
+
+    A gradient that is 0 has no direction: its row and column are nan.
+    """
     norms = gram.diagonal().sqrt()
     return gram / torch.outer(norms, norms)
 
 
 def summarize(matrix: Gram, tasks: Int[Tensor, " n"]) -> Summary:
-    """Return means of inner products or cosines within and between tasks; tasks[i] is the task of
-    gradient i.
+    """Return the means of inner products or cosines within and between tasks.
+
+    tasks: tasks[i] is the task of gradient i; at least 3 tasks with at least 2 gradients each.
 
     The diagonal, a gradient with itself, never counts. A nan anywhere in what is averaged makes the
     mean nan.
@@ -111,8 +120,10 @@ def summarize(matrix: Gram, tasks: Int[Tensor, " n"]) -> Summary:
 def _block_means(
     matrix: Gram, label: Int[Tensor, " n"], sizes: Int[Tensor, " tasks"]
 ) -> Float[Tensor, "tasks tasks"]:
-    """Return means over the pairs of gradients of each pair of tasks, on the diagonal over
-    different ones of one task."""
+    """Return the mean over the pairs of gradients of each pair of tasks.
+
+    On the diagonal the pairs are of different gradients of one task.
+    """
     indicator = F.one_hot(label).to(matrix)
     sums = indicator.T @ (matrix - matrix.diagonal().diag()) @ indicator
     return sums / (torch.outer(sizes, sizes) - sizes.diag())
@@ -127,7 +138,7 @@ def _statistics(means: Float[Tensor, "tasks tasks"]) -> Float[Tensor, " 3"]:
 
 
 def _gram(row: Callable[[int], Vector], n: int, like: Vector, max_bytes: int) -> Gram:
-    """Return the Gram matrix of n rows, in blocks of as many as fit twice into max_bytes."""
+    """Return the Gram matrix of n rows, in blocks of as many rows as fit twice into max_bytes."""
     size = max_bytes // (2 * like.numel() * like.element_size())
     if size < 1:
         raise ValueError(

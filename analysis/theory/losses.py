@@ -1,7 +1,7 @@
-"""Pools of minibatch losses to test theorems on: exact polynomials, a smooth network, and real
-minibatches.
+"""Pools of minibatch losses to test theorems on.
 
-All in float64, with mean losses and smooth activations: rates hold only where the loss is smooth.
+They are exact polynomials, a smooth network, and real minibatches. All are in float64, with mean
+losses and smooth activations: rates hold only where the loss is smooth.
 """
 
 from collections.abc import Callable
@@ -23,9 +23,9 @@ FLOAT = torch.float64
 
 @dataclass(frozen=True)
 class Pool:
-    """m exchangeable minibatch losses of one task, and the point at which they are looked at.
+    """The m exchangeable minibatch losses of one task, and the point phi at which they are studied.
 
-    degree: that of the polynomial they are; None where they are none.
+    degree: of losses that are polynomials; None for others.
     """
 
     name: str
@@ -35,14 +35,16 @@ class Pool:
 
     @cached_property
     def curvature(self) -> float:
-        """The largest |H g| / |g| of the losses at phi: what alpha is small against."""
+        """The largest |H g| / |g| of the losses at phi; alpha must be small against its inverse."""
         return max(_along_gradient(At(loss, self.phi)) for loss in self.losses)
 
 
 @dataclass(frozen=True)
 class OnMinibatch:
-    """The core's loss of (phi, minibatch) as the theory's, of phi alone. In reverse mode it may
-    have compiled loops."""
+    """The core's loss of (phi, minibatch) on one minibatch, as the theory's loss of phi alone.
+
+    In reverse mode it may use compiled loops.
+    """
 
     loss: Callable[[Vector, Minibatch], Tensor]
     minibatch: Minibatch
@@ -53,38 +55,35 @@ class OnMinibatch:
 
 
 def on_minibatch(loss: Callable[[Vector, Minibatch], Tensor], minibatch: Minibatch) -> Loss:
-    """Make of the core's loss of (phi, minibatch) the theory's, of phi alone."""
+    """Return the core's loss of (phi, minibatch) as the theory's loss of phi alone."""
     return OnMinibatch(loss, minibatch)
 
 
 def quadratic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
-    """Return quadratic losses L(phi) = 1/2 (phi - c) . A (phi - c) with positive definite A: the k
-    = 2 expansions are exact."""
+    """Return quadratic losses L(phi) = 1/2 (phi - c) . A (phi - c) with positive definite A.
+
+    For these the k = 2 expansions are exact.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def one() -> Loss:
         root = torch.randn(parameters, parameters, generator=generator, dtype=FLOAT)
-        a, centre = (
-            root @ root.T / parameters,
-            torch.randn(parameters, generator=generator, dtype=FLOAT),
-        )
+        a = root @ root.T / parameters
+        centre = torch.randn(parameters, generator=generator, dtype=FLOAT)
         return lambda phi: (phi - centre) @ a @ (phi - centre) / 2
 
-    return Pool(
-        "quadratic", tuple(one() for _ in range(m)), _point(parameters, generator), degree=2
-    )
+    losses = tuple(one() for _ in range(m))
+    return Pool("quadratic", losses, _point(parameters, generator), degree=2)
 
 
 def cubic(m: int = 5, *, parameters: int = 6, seed: int = 0) -> Pool:
-    """Return losses of a quadratic plus a cubic form: third derivatives, and none beyond."""
+    """Return losses of a quadratic plus a cubic form, with third derivatives and none beyond."""
     generator = torch.Generator().manual_seed(seed + 1)
     base = quadratic(m, parameters=parameters, seed=seed)
 
     def one(loss: Loss) -> Loss:
-        t = (
-            torch.randn(parameters, parameters, parameters, generator=generator, dtype=FLOAT)
-            / parameters
-        )
+        shape = 3 * (parameters,)
+        t = torch.randn(shape, generator=generator, dtype=FLOAT) / parameters
         return lambda phi: loss(phi) + torch.einsum("ijk,i,j,k->", t, phi, phi, phi) / 6
 
     return Pool("cubic", tuple(one(loss) for loss in base.losses), base.phi, degree=3)
@@ -105,8 +104,10 @@ def tanh_network(m: int = 5, *, seed: int = 0) -> Pool:
 
 
 def omniglot_softplus(images: ImagePool, m: int = 5, *, batch: int = 10, seed: int = 0) -> Pool:
-    """Return the paper's Omniglot network with softplus in place of ReLU, on m disjoint minibatches
-    of one 5-way task."""
+    """Return the losses of the paper's Omniglot network on m disjoint minibatches of a 5-way task.
+
+    The network has softplus in place of ReLU.
+    """
     sampling = Sampling(n_way=5, shots=batch * m // 5, batch=batch, steps=m)
     task = images.sample(sampling, seed=seed, purpose=Purpose.TRAINING, iteration=0, task=0)
     network = omniglot(5, activation="softplus")

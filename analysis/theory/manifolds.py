@@ -1,10 +1,9 @@
-"""Section 5.2: Reptile as the search for a point near all solution manifolds, where that point is
-known in closed form.
+"""Section 5.2: Reptile as the search for a point near all solution manifolds.
 
-Task tau is under-determined linear regression: its solutions W_tau = {phi : A phi = b} are an
-affine manifold, to which P phi = phi - A⁺ (A phi - b) projects. The mean squared distance to all
-W_tau has its minimum where sum_tau A⁺ (A phi - b) = 0. The inner loop replaces P by k steps of
-gradient descent.
+Here that point is known in closed form. Task tau is under-determined linear regression. Its
+solutions W_tau = {phi : A phi = b} are an affine manifold, onto which P phi = phi - A⁺ (A phi - b)
+projects. The mean squared distance to all W_tau has its minimum where sum_tau A⁺ (A phi - b) = 0.
+The inner loop replaces P by k steps of gradient descent.
 """
 
 from collections.abc import Sequence
@@ -34,8 +33,10 @@ class AffineTask:
 def affine_tasks(
     count: int = 5, *, rows: int = 2, parameters: int = 6, seed: int = 0
 ) -> list[AffineTask]:
-    """Return tasks with no common solution, and singular values of A in [0.6, 1.3]: no step of size
-    1 diverges."""
+    """Return tasks with no common solution, and singular values of A in [0.6, 1.3].
+
+    With these no step of size 1 diverges.
+    """
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -59,11 +60,10 @@ def nearest_point(tasks: Sequence[AffineTask]) -> Vector:
 
 
 def reptile_fixed_point(tasks: Sequence[AffineTask], k: int, *, alpha: float = 1.0) -> Vector:
-    """Return the phi where E[phi - phi_{k+1}] = 0, with phi_{k+1} from k real steps of gradient
-    descent on each task.
+    """Return the phi where E[phi - phi_{k+1}] = 0.
 
-    The steps make an affine map, which is read off from where they take the origin and the unit
-    vectors.
+    phi_{k+1} comes from k real steps of gradient descent on each task. The steps make an affine
+    map, which is read off from where they take the origin and the unit vectors.
     """
     parameters = tasks[0].a.shape[1]
     starts = torch.cat(

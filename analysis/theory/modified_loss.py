@@ -1,10 +1,9 @@
-"""Outside meta-learning: what shuffled SGD follows in the mean, and what the order of two
-minibatches changes.
+"""Outside meta-learning: what shuffled SGD follows in the mean, and what minibatch order changes.
 
 One epoch over m minibatches with step eps moves, in the mean over orders and up to O(eps^3), as
-gradient flow for the time m eps on L + eps / (4 m) sum_k |dL_k|^2, with L the mean loss (Smith et
-al. 2021, arXiv 2101.12176). Its extra term is AvgGradInner and the norm of the mean gradient:
-Reptile's 1/2 k (k - 1) once more.
+gradient flow does in the time m eps on L + eps / (4 m) sum_k |dL_k|^2. Here L is the mean loss
+(Smith et al. 2021, arXiv 2101.12176). The extra term is made of AvgGradInner and the norm of the
+mean gradient: Reptile's 1/2 k (k - 1) once more.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,16 +18,18 @@ from analysis.theory.taylor import inner_gradients
 
 
 def shuffled_displacement(pool: Sequence[Loss], phi: Vector, eps: float) -> Vector:
-    """Return the mean over all m! orders of the displacement of one epoch of SGD with step eps:
-    -eps sum_i E[g_i]."""
+    """Return the displacement of one epoch of SGD with step eps, its mean over all m! orders.
+
+    It is -eps sum_i E[g_i].
+    """
     return -eps * expected_inner_gradients(pool, phi, eps, len(pool)).sum(0)
 
 
 def modified_gradient(pool: Sequence[Loss], eps: float) -> Callable[[Vector], Vector]:
-    """Return the gradient of L + eps / (4 m) sum_k |dL_k|^2 as a function of phi: the mean of dL_k
-    + eps / 2 H_k dL_k.
+    """Return the gradient of L + eps / (4 m) sum_k |dL_k|^2 as a function of phi.
 
-    eps = 0 gives plain dL. What is returned is not to be differentiated.
+    It is the mean of dL_k + eps / 2 H_k dL_k; eps = 0 gives plain dL. It is not to be
+    differentiated again.
     """
 
     def of(loss: Loss, phi: Vector) -> Vector:
@@ -42,10 +43,12 @@ def modified_gradient(pool: Sequence[Loss], eps: float) -> Callable[[Vector], Ve
 
 
 def flow_displacement(field: Callable[[Vector], Vector], phi: Vector, time: float) -> Vector:
-    """Return the displacement of phi' = - field(phi) after `time`, integrated to about the last
-    digits of float64."""
+    """Return the displacement of phi' = -field(phi) after `time`.
 
-    from scipy.integrate import solve_ivp  # slow to import, and of use to this alone
+    It is integrated to about the last digits of float64.
+    """
+
+    from scipy.integrate import solve_ivp  # slow to import, and needed here alone
 
     def velocity(_: float, point: np.ndarray) -> np.ndarray:
         return -field(torch.from_numpy(point)).numpy()

@@ -1,9 +1,10 @@
 """Even powers of norms as sums of even powers: |x|^2 is a polynomial, though |x| has a kink at 0.
 
 torch differentiates |x| and then the power, and its second derivative of a norm at 0 is 0 or nan
-(pytorch 92075). Here a norm, or an absolute value, keeps the sum under its root, and a power that
-takes the root away gives that sum, right in every order. Nothing else is changed: the norm itself,
-an odd power of it, and what reaches a power through other functions are torch's.
+(pytorch 92075). Here a norm, or an absolute value, keeps the sum under its root. A power that takes
+the root away gives that sum, whose derivatives are right in every order. Nothing else is changed:
+the norm itself, an odd power of it, and norms that reach a power through other functions are
+torch's.
 """
 
 from collections.abc import Callable
@@ -14,12 +15,12 @@ import torch
 from torch import Tensor
 
 Dims = int | list[int] | tuple[int, ...] | None
-_KEPT = "_sum_of_powers"  # the name under which a norm keeps it
+_KEPT = "_sum_of_powers"  # the attribute of a norm that holds its sum
 
 
 @dataclass(frozen=True)
 class _Sum:
-    """The sum of x^p, as long as its p-th root is not altered in place."""
+    """The sum of x^p, valid as long as its p-th root is not altered in place."""
 
     value: Tensor
     p: int
@@ -122,8 +123,10 @@ POWERS_OF_NORMS: dict[Any, Callable[..., Any]] = {
 
 
 def _keeping(norm: Tensor, x: Tensor, p: Any, dim: Dims, keepdim: bool) -> Tensor:
-    """Let a norm over some dimensions, all for None and () for none, keep the sum under its root,
-    if that is smooth."""
+    """Return the norm, which keeps the sum under its root where that sum is smooth.
+
+    dim: the dimensions that the norm is taken over; None for all, () for none.
+    """
     if isinstance(p, int | float) and p > 0 and p % 2 == 0 and x.is_floating_point():
         dims = list(range(x.ndim)) if dim is None else dim
         powers = _pow(x.to(norm.dtype), int(p))
@@ -134,8 +137,10 @@ def _keeping(norm: Tensor, x: Tensor, p: Any, dim: Dims, keepdim: bool) -> Tenso
 
 
 def _power(norm: Any, exponent: Any) -> Tensor | None:
-    """Return a power of a norm by the sum that it keeps; None of another number or where a root is
-    left."""
+    """Return a power of a norm, computed from the sum that the norm keeps.
+
+    Returns None for a number that is no such norm, and where a root is left.
+    """
     kept = getattr(norm, _KEPT, None)
     if kept is None or kept.version != norm._version or not isinstance(exponent, int | float):
         return None

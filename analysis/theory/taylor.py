@@ -1,16 +1,16 @@
-"""Section 5.1: the inner gradients and the meta-gradients as series in the inner learning rate
-alpha.
+"""Section 5.1: inner gradients and meta-gradients as series in the inner learning rate alpha.
 
-Notation as in the paper, L_i the loss of minibatch i, all bars at the initialization phi_1:
+The notation is the paper's, with L_i the loss of minibatch i and all bars at the initialization
+phi_1:
 
-    g_bar_i = L_i'(phi_1),  H_bar_i = L_i''(phi_1),  T_bar_i = L_i'''(phi_1),  s_i = sum_{j<i}
-    g_bar_j
+    g_bar_i = L_i'(phi_1),  H_bar_i = L_i''(phi_1),  T_bar_i = L_i'''(phi_1)
+    s_i = sum_{j<i} g_bar_j
 
-    g_i = g_bar_i - alpha H_bar_i s_i + alpha^2 (H_bar_i sum_{j<i} H_bar_j s_j + 1/2 T_bar_i[s_i,
-    s_i]) + O(alpha^3)
+    g_i = g_bar_i - alpha H_bar_i s_i
+          + alpha^2 (H_bar_i sum_{j<i} H_bar_j s_j + 1/2 T_bar_i[s_i, s_i]) + O(alpha^3)
 
-A series is a list of coefficients, [order 0, order 1, …]. Sums over j < i run along with i, so that
-all terms of a k-step loop cost O(k) products.
+A series is a list of coefficients, [order 0, order 1, …]. Sums over j < i are carried along with i,
+so that all terms of a k-step loop cost O(k) products.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from torch.func import grad
 from analysis.theory.derivatives import At, Loss, Products, Vector, coefficients_in, derivative
 
 Series = list[Vector]
-# Takes the derivatives of a loss at a point: `At`, or one's own.
+# Takes the derivatives of a loss at a point: `At`, or a class of one's own.
 ProductsAt = Callable[[Loss, Vector], Products]
 # Beyond it the terms have no short formula; `inner_gradient_series` goes to any order.
 HIGHEST_FORMULA = 2
@@ -33,8 +33,10 @@ HIGHEST_FORMULA = 2
 def inner_gradients(
     losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""] | float
 ) -> list[Vector]:
-    """Return g_1 … g_k of k steps of SGD, phi_{i+1} = phi_i - alpha g_i. Differentiable in phi and
-    in alpha."""
+    """Return g_1 … g_k of k steps of SGD, phi_{i+1} = phi_i - alpha g_i.
+
+    They are differentiable in phi and in alpha.
+    """
     gradients = []
     for loss in losses:
         gradients.append(derivative(loss, phi))
@@ -55,8 +57,10 @@ def maml_gradient(losses: Sequence[Loss], phi: Vector, alpha: Float[Tensor, ""] 
 
 
 def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
-    """Return the same as the product (I - alpha L_1''(phi_1)) … (I - alpha L_{k-1}''(phi_{k-1}))
-    g_k: exact, equation 21."""
+    """Return MAML's gradient as the product of equation 21, which is exact.
+
+    The product is (I - alpha L_1''(phi_1)) … (I - alpha L_{k-1}''(phi_{k-1})) g_k.
+    """
     points, gradients = [phi], inner_gradients(losses, phi, alpha)
     for g in gradients[:-1]:
         points.append(points[-1] - alpha * g)
@@ -69,11 +73,11 @@ def maml_product(losses: Sequence[Loss], phi: Vector, alpha: float) -> Vector:
 def inner_gradient_terms(
     losses: Sequence[Loss], phi: Vector, order: int, *, products_at: ProductsAt = At
 ) -> list[Series]:
-    """Return the series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above;
-    differentiate it no further.
+    """Return the series of each g_i to `order` 0, 1 or 2 in alpha, by the formulas above.
 
-    products_at: takes the gradient and the products L'' v and L'''[u, v]; `At` goes by reverse
-    mode.
+    products_at: takes the gradient and the products L'' v and L'''[u, v]; `At` uses reverse mode.
+
+    The series are not to be differentiated again.
     """
     _check_order(order)
     s, firsts = torch.zeros_like(phi), torch.zeros_like(phi)
@@ -87,8 +91,10 @@ def inner_gradient_terms(
 
 
 def _terms(at: Products, s: Vector, firsts: Vector, order: int) -> Series:
-    """Return the series of a g_i, from the sums over j < i of g_bar_j, which is s_i, and of the
-    order-1 terms of g_j.
+    """Return the series of one g_i to `order`.
+
+    s: the sum over j < i of g_bar_j, which is s_i. firsts: the same sum of the order-1 terms of
+        g_j.
 
     All orders share one graph of the gradient, and T_i[s_i, s_i] comes from the product H_i s_i.
     """
@@ -98,15 +104,14 @@ def _terms(at: Products, s: Vector, firsts: Vector, order: int) -> Series:
         product = at.product(s)  # before the gradient, which then costs nothing
         return [at.gradient, -product]
     product, bend = at.products(s, s)
-    # sum_{j<i} H_j s_j is minus the sum of the order-1 terms before
+    # sum_{j<i} H_j s_j is minus the sum of the earlier order-1 terms
     return [at.gradient, -product, at.product(-firsts) + bend / 2]
 
 
 def maml_terms(
     losses: Sequence[Loss], phi: Vector, order: int, *, products_at: ProductsAt = At
 ) -> Series:
-    """Return the series of MAML's gradient to `order` 0, 1 or 2 in alpha; not to be differentiated
-    again.
+    """Return the series of MAML's gradient to `order` 0, 1 or 2 in alpha.
 
     Order 1 (equation 24) is -H_k s_k - sum_{j<k} H_j g_bar_k. Order 2 is the gradient in phi_1 of
     the order-2 term of L_k(phi_k), which is g_bar_k . sum_{j<k} H_j s_j + 1/2 s_k . H_k s_k:
@@ -114,6 +119,8 @@ def maml_terms(
         (order 2 of g_k) + sum_{j<k} ( T_j[g_bar_k, s_j] + H_j (H_k s_k + sum_{j<l<k} H_l g_bar_k) )
 
     products_at: as in `inner_gradient_terms`.
+
+    The series is not to be differentiated again.
     """
     _check_order(order)
     before = inner_gradient_terms(losses[:-1], phi, max(order - 1, 0), products_at=products_at)
@@ -139,7 +146,7 @@ def maml_terms(
 
 
 def weighted_terms(series: Sequence[Series], weights: Sequence[float]) -> Series:
-    """Return the series of sum_i w_i g_i from those of the g_i."""
+    """Return the series of sum_i w_i g_i from the series of the g_i."""
     if len(weights) != len(series):
         raise ValueError(
             f"weights: expected one per inner step ({len(series)}), found {len(weights)}"
@@ -152,8 +159,10 @@ def weighted_terms(series: Sequence[Series], weights: Sequence[float]) -> Series
 
 
 def inner_gradient_series(losses: Sequence[Loss], phi: Vector, order: int) -> list[Series]:
-    """Return the series of each g_i to any order, as derivatives in alpha at 0, by nested automatic
-    differentiation: an independent check of the formulas."""
+    """Return the series of each g_i to any order, by nested automatic differentiation.
+
+    The coefficients are derivatives in alpha at 0: an independent check of the formulas.
+    """
     zero = torch.zeros((), dtype=phi.dtype, device=phi.device)
 
     def stacked(alpha: Tensor) -> Tensor:
@@ -186,12 +195,11 @@ def sum_of(weights: Sequence[float], vectors: Sequence[Vector]) -> Vector:
 def remainder_slope(
     exact: Callable[[float], Vector], truncated: Callable[[float], Vector], alphas: Sequence[float]
 ) -> tuple[float, list[float]]:
-    """Return the log-log slope of |exact - truncated| against alpha, by least squares, and the
-    remainders themselves.
+    """Return the log-log slope of |exact - truncated| against alpha, and the remainders themselves.
 
-    Remainders within a hundredfold of round-off, eps |exact|, say nothing about the rate and are
-    left out of the fit; the slope is nan where fewer than three are left. A truncation after order
-    n should leave n + 1.
+    The slope is fitted by least squares. A truncation after order n should give n + 1. Remainders
+    within a hundredfold of round-off, eps |exact|, say nothing about the rate and are left out of
+    the fit. The slope is nan where fewer than three are left.
     """
     remainders, kept = [], []
     for alpha in alphas:

@@ -1,18 +1,18 @@
 """Functions whose higher derivatives torch itself gets wrong, written in elementary operations.
 
-`torch.nn.functional.layer_norm`, `batch_norm` with batch statistics and `instance_norm` with those
-of the input hand their saved mean and deviation to a fused backward as if they were constants. In
+`torch.nn.functional.layer_norm`, `batch_norm` with batch statistics and `instance_norm` with input
+statistics hand their saved mean and deviation to a fused backward as if they were constants. In
 torch 2.13, without any error, their second derivatives are wrong in two of the four orders of
 nesting (forward mode first) and their third ones in all eight (pytorch issues 175754, 186256,
-196700). `mse_loss` fails in forward over reverse; fused attention, the gated linear unit, the norm
-of a parametrized weight and the recurrent layers of fast libraries have no forward mode at all. The
-norms stand here under every name by which Python reaches them: torch.nn.functional, torch and
-torch.ops.aten. Even powers of the norms of linear algebra are in `powers_of_norms`.
+196700). `mse_loss` fails in forward over reverse mode. Fused attention, the gated linear unit, the
+norm of a parametrized weight and the recurrent layers of fast libraries have no forward mode at
+all. The norms are replaced under every name by which Python reaches them: torch.nn.functional,
+torch and torch.ops.aten. Even powers of the norms of linear algebra are in `powers_of_norms`.
 
-A stopped gradient has one meaning here: in a backward pass, of any order, the stopped value is a
-constant; from one point to another it moves with what it is computed from, also along a direction
-in forward mode. `torch.no_grad` means that to torch already, while `detach` and `.data` mean other
-things to other modes: they become the former.
+A stopped gradient has one meaning here. In a backward pass, of any order, the stopped value is a
+constant. From one point to another it moves with what it is computed from, also along a direction
+in forward mode. `torch.no_grad` has this meaning in torch already. `detach` and `.data` mean other
+things in other modes: here they are given this meaning.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -31,9 +31,10 @@ from analysis.theory.powers_of_norms import POWERS_OF_NORMS
 
 @contextmanager
 def right_derivatives() -> Iterator[None]:
-    """Give these functions, and the layers that call them, right derivatives of any order, and
-    compute attention step by step. Values stay the same but for round-off; running statistics are
-    read and never updated.
+    """Give these functions, and the layers that call them, right derivatives of any order.
+
+    Attention is computed step by step. Values stay the same but for round-off; running statistics
+    are read and never updated.
 
     Not covered: what torch gets wrong elsewhere, such as forward mode twice through
     torch.linalg.solve.
@@ -99,7 +100,7 @@ def _mse_loss(
     weight: Tensor | None = None,
 ) -> Tensor:
     if weight is None and input.shape == target.shape:
-        # Given weights, torch's own is made of elementary operations.
+        # With weights, torch's own consists of elementary operations.
         weight = torch.ones_like(input)
     return F.mse_loss(input, target, size_average, reduce, reduction, weight)  # type: ignore[call-arg]
 
@@ -112,7 +113,7 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
 def _normalize(
     input: Tensor, p: float = 2.0, dim: int = 1, eps: float = 1e-12, out: Tensor | None = None
 ) -> Tensor:
-    """Take what is written into `out` by a copy: torch.func knows no argument of that name."""
+    """Return the normalized input, copied into `out`, an argument that torch.func does not know."""
     normalized = F.normalize(input, p, dim, eps)
     return normalized if out is None else out.copy_(normalized)
 
@@ -126,8 +127,10 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Tensor:
-    """Look words up. Padding is a stopped gradient; gradients are dense, as a vector of all
-    parameters is."""
+    """Return the embedded words.
+
+    Padding is a stopped gradient. Gradients are dense, as a vector of all parameters is.
+    """
     _refuse_for_embeddings(max_norm, scale_grad_by_freq)
     words = F.embedding(input, weight)
     if padding_idx is None:
@@ -149,7 +152,10 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Tensor:
-    """Ask for dense gradients; what is padded is in no bag, so that nothing is stopped."""
+    """Return the embedded bags, with dense gradients.
+
+    Padding is in no bag, so that nothing has to be stopped.
+    """
     _refuse_for_embeddings(max_norm, scale_grad_by_freq)
     rest = per_sample_weights, include_last_offset, padding_idx
     return F.embedding_bag(input, weight, offsets, None, 2, False, mode, False, *rest)
@@ -222,11 +228,8 @@ def _native_batch_norm(
             input, weight, bias, running_mean, running_var, False, momentum, eps
         )
     variance, mean = torch.var_mean(input, [d for d in range(input.ndim) if d != 1], correction=0)
-    return (
-        _batch_norm(input, None, None, weight, bias, True, momentum, eps),
-        mean,
-        (variance + eps).rsqrt(),
-    )
+    normalized = _batch_norm(input, None, None, weight, bias, True, momentum, eps)
+    return normalized, mean, (variance + eps).rsqrt()
 
 
 def _legit_batch_norm_without_statistics(
@@ -243,8 +246,10 @@ def _legit_batch_norm_without_statistics(
 def _legit_batch_norm(
     input: Tensor, weight: Tensor | None, bias: Tensor | None, *rest: Any, **named: Any
 ) -> Any:
-    """Tell apart the two that have one name: what comes next are running statistics, or whether to
-    train."""
+    """Call the one of the two functions of this name that the arguments are for.
+
+    The next argument is either the running statistics or whether to train.
+    """
     without = isinstance(rest[0], bool) if rest else "running_mean" not in named
     function = _legit_batch_norm_without_statistics if without else _native_batch_norm
     return function(input, weight, bias, *rest, **named)
@@ -277,10 +282,10 @@ def _weight_norm_interface(v: Tensor, g: Tensor, dim: int = 0) -> tuple[Tensor, 
 
 
 def stopped(x: Tensor) -> Tensor:
-    """Give x as a constant of every backward pass around it: a copy, as a view would keep its part
-    in them.
+    """Return x as a constant of every backward pass around it.
 
-    What is a constant already is not copied, as it may be written to through what is returned.
+    It is a copy, as a view would keep its part in these passes. What is a constant already is not
+    copied, as it may be written to through the result.
     """
     if not _has_part(x):
         return x.view_as(x) if x.layout == torch.strided else x.detach()
@@ -289,8 +294,10 @@ def stopped(x: Tensor) -> Tensor:
 
 
 def _has_part(x: Tensor) -> bool:
-    """Tell whether some backward pass goes through x: each transform of torch.func wraps it
-    once."""
+    """Return whether some backward pass goes through x.
+
+    Each transform of torch.func wraps x once.
+    """
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         if x.requires_grad:
             return True
@@ -299,8 +306,10 @@ def _has_part(x: Tensor) -> bool:
 
 
 def _without_fast_libraries(recurrent: Callable[..., Any]) -> Callable[..., Any]:
-    """Compute the recurrent layer in torch's own operations: oneDNN and cuDNN have first
-    derivatives alone."""
+    """Return the recurrent layer, computed in torch's own operations.
+
+    oneDNN and cuDNN have first derivatives only.
+    """
 
     def slowly(*args: Any, **kwargs: Any) -> Any:
         with torch.backends.mkldnn.flags(enabled=False), torch.backends.cudnn.flags(enabled=False):
@@ -310,7 +319,7 @@ def _without_fast_libraries(recurrent: Callable[..., Any]) -> Callable[..., Any]
 
 
 def _names(operation: Any) -> list[Any]:
-    """List what torch.ops.aten calls one operation: itself, and its overloads."""
+    """Return all names of one operation in torch.ops.aten: itself and its overloads."""
     overloads = [getattr(operation, name) for name in operation.overloads()]
     return [operation, operation._op, *overloads]
 
