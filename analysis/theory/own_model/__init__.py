@@ -1,14 +1,13 @@
-"""Section 5.1 on a model of one's own: how far its inner gradients and MAML's gradient are what the
-series says.
+"""Section 5.1 on a model of one's own: how well the series describes its gradients.
 
-`analyse` takes a network, a loss and minibatches of one task, makes of them losses of one flat
-vector, and hands these to the theory. What comes out is measured (k steps of SGD as they are),
-predicted (the series in alpha) and compared, and each quantity is held to channels that share no
-differentiation rule with it.
+`analyse` takes a network, a loss and minibatches of one task. It turns them into losses of one flat
+vector, and hands these to the theory. The results are measured (k steps of SGD as they are),
+predicted (the series in alpha) and compared. Each quantity is checked against channels: other ways
+to compute it that share no differentiation rule with it.
 
 In reading order: `losses` (from a model to losses), `keeping` (the caller's model stays as it was),
 `loops` (SGD, MAML, and two ways to derivatives), `analysing` (the quantities), `quotients` and
-`certify` (the channels), `locate` (the layer at fault), `analysis` (what comes out); `trees`,
+`certify` (the channels), `locate` (the layer at fault), `analysis` (the results); `trees`,
 `watching` and `checks` serve these.
 """
 

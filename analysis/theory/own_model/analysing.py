@@ -48,43 +48,45 @@ def analyse(
     most_orders: int = 120,
     certify: bool = True,
 ) -> Analysis:
-    """Compare k steps of SGD on `model`, and MAML's gradient through them, with their series in
-    alpha.
+    """Compare k steps of SGD on `model`, and MAML's gradient, with their series in alpha.
 
-    model: a module, at its parameters that require a gradient (the others and the buffers are
-        constants, and nothing of the module changes), or a function of (parameters, inputs), at
-        `parameters`: a tensor or dicts, lists, tuples and data classes of tensors. float64 is
-        recommended: in float32 round-off soon hides what is beyond the first order.
+    MAML's gradient goes through these steps.
+
+    model: a module, or a function of (parameters, inputs). A module is analysed at its parameters
+        that require a gradient; the others and the buffers are constants, and nothing of the module
+        changes. A function is analysed at `parameters`: a tensor, or dicts, lists, tuples and data
+        classes of tensors. float64 is recommended: in float32 round-off soon hides what is beyond
+        the first order.
     loss: loss(outputs, targets), a scalar, best a mean. A complete loss f(parameters, minibatch) is
         analysed as model = f with loss = lambda value, _: value and minibatches (minibatch, None).
     minibatches: two or more pairs (inputs, targets) from one task, in the order in which SGD meets
         them. Both are tensors, packed sequences, or dicts, lists, tuples and data classes of them.
         A module gets a tuple of inputs as several arguments, and a mapping as keywords if its
-        forward takes these names. They are shaped alike but for the first dimension.
+        forward takes these names. All have the same shapes but for the first dimension.
     alpha: the learning rate of the inner SGD, above 0.
-    steps: k, 1 … the number of minibatches m (all by default); the others are only in the
-        expectations.
-    order: the highest of the series, 0 … 2. At 2 each step costs a handful of products with
+    steps: k, 1 … the number of minibatches m (all by default). The other minibatches enter the
+        expectations only.
+    order: the highest order of the series, 0 … 2. At 2 each step costs a handful of products with
         Hessians.
-    most_orders: leave the coefficients out if m (m - 1) … (m - k + 1), the ordered choices of k
-        minibatches, is above. Each of them costs four times MAML's gradient, and all of them most
-        of the time that this takes.
-    certify: hold every quantity to other channels, withhold what differs and name the layer at
-        fault. It takes about as long again as everything but the coefficients.
+    most_orders: leave the coefficients out where there are more than this many ordered choices of k
+        minibatches, m (m - 1) … (m - k + 1). Each choice costs four times MAML's gradient; together
+        they take most of the time.
+    certify: check every quantity against other channels, withhold what differs and name the layer
+        at fault. This takes about as long again as everything but the coefficients.
 
     The series holds where the loss is smooth (tanh, GELU, softplus). Derivatives go by forward over
-    reverse mode: `torch_fixes` mends torch's norms, squared error and attention for it. Where torch
-    lacks the forward mode, or differences show it to be wrong, they go by reverse mode alone.
+    reverse mode, for which `torch_fixes` mends torch's norms, squared error and attention. Where
+    torch lacks the forward mode, or differences show it to be wrong, they go by reverse mode alone.
 
-    Stopped gradients (detach, no_grad, .data, padding of an embedding) have one meaning: a backward
-    pass holds the stopped value constant, and every gradient here is what such passes give, MAML's
-    through its loop too; from step to step the value moves with the parameters. The terms are the
+    Stopped gradients (detach, no_grad, .data, padding of an embedding) have one meaning. A backward
+    pass holds the stopped value constant. Every gradient here is what such passes give, MAML's
+    through its loop too. From step to step the value moves with the parameters. The terms are the
     derivatives in alpha of these gradients, as SGD meets them. `distrust` names the stops.
 
-    Raises ValueError or TypeError for unusable arguments, a loss that is not a finite scalar
-    function of the parameters, and random or lazy layers, before any derivative is taken, and
-    NotImplementedError where torch has no derivative, with the layer. Warns of what `distrust` says
-    and of normalization by a minibatch's statistics.
+    Raises ValueError or TypeError, before any derivative is taken, for unusable arguments, for a
+    loss that is not a finite scalar function of the parameters, and for random or lazy layers.
+    Raises NotImplementedError, which names the layer, where torch has no derivative. Warns of what
+    `distrust` says, and of normalization by a minibatch's statistics.
     """
     alpha = check_rate(alpha)
     order = check_whole("order", order, 0, HIGHEST_FORMULA)
@@ -147,7 +149,10 @@ def _analysis(
 
 
 def _made_on(device: torch.device) -> AbstractContextManager:
-    """Let the constants of the formulas be made where phi is, which costs time in every call."""
+    """Return a context in which the formulas' constants are made on phi's device.
+
+    It does nothing where that is the default device, as it costs time in every call.
+    """
     return nullcontext() if device == torch.get_default_device() else device
 
 
@@ -212,7 +217,7 @@ def _as_function(model: Any, parameters: Tree) -> tuple[Callable[[Tree, Tree], T
 
 
 def _check(model: Any, pool: Sequence[OwnLoss], phi: Vector) -> tuple[str, ...]:
-    """Refuse what cannot be analysed, and name stopped gradients."""
+    """Refuse what cannot be analysed, and return the names of stopped gradients."""
     evaluations = evaluations_against_noise(len(pool))
     stops: dict[str, None] = {}
     for i, on_minibatch in enumerate(pool):

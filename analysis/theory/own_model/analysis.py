@@ -17,42 +17,49 @@ FAR = 0.9  # the share of what the inner steps change that first order is to exp
 
 @dataclass(frozen=True)
 class Analysis:
-    """What `analyse` found: u = k + 1 gradients (g_1 … g_k and MAML's), m minibatches, P
-    parameters.
+    """The results of `analyse` for u = k + 1 gradients, m minibatches and P parameters.
 
     names: "g_1", …, "g_k", "MAML", the rows of `exact` and `terms`.
     alpha: the learning rate of the inner SGD.
     exact: the gradients themselves: those that k steps of SGD meet, and MAML's through these steps.
-    terms: of each gradient the terms of order 0, 1, … in alpha, alpha^n included: their sum over n
+    terms: for each gradient the terms of order 0, 1, … in alpha, alpha^n included. Their sum over n
         is near `exact`. terms[i - 1, 0] is g_bar_i and terms[i - 1, 1] is -alpha H_bar_i s_i.
-    g_bar: the gradient of every minibatch at the initialization; gram: their inner products.
+    g_bar: the gradient of every minibatch at the initialization.
+    gram: the inner products of `g_bar`.
     avg_grad, avg_grad_inner: the means over the m minibatches, and over their ordered pairs.
 
-    expansion: a row for each gradient and order n. `term` is the norm of the order's term;
-        `remainder` that of the gradient less all terms up to n, `relative` to the gradient's own
-        norm; `explained` is 1 - remainder^2 / |gradient - order 0|^2, the share of what the inner
-        steps changed that the series accounts for; `slope` is log2 of the remainder over that at
-        alpha / 2, and nan where round-off decides it. It is near n + 1 where alpha is small enough
-        for the series; if it tends to less, the loss has a kink.
+    expansion: a row for each gradient and order n, with these columns:
+        term       the norm of the order's term
+        remainder  the norm of the gradient less all terms up to n
+        relative   the remainder over the gradient's own norm
+        explained  1 - remainder^2 / |gradient - order 0|^2, the share of what the inner steps
+                   changed that the series accounts for
+        slope      log2 of the remainder over that at alpha / 2; nan where round-off decides it.
+                   It is near n + 1 where alpha is small enough for the series. If it tends to
+                   less, the loss has a kink.
     inner_products: a row for each pair i <= j of minibatches: g_bar_i . g_bar_j and their cosine.
     coefficients: how much of AvgGrad and of alpha AvgGradInner the expectations of MAML, FOMAML
-        (g_k) and Reptile (g_1 + … + g_k) hold as alpha -> 0, measured over all ordered choices of k
-        minibatches and extrapolated from ± alpha and ± alpha / 2, next to the theorem's;
-        `unexplained` is the part of first order along neither, per alpha |AvgGradInner|. Empty
-        where that was left out: `left_out` says why.
+        (g_k) and Reptile (g_1 + … + g_k) contain as alpha -> 0. They are measured over all ordered
+        choices of k minibatches, extrapolated from ± alpha and ± alpha / 2, and stand next to the
+        theorem's. `unexplained` is the first-order part along neither, per alpha |AvgGradInner|.
+        Empty where that was left out: `left_out` says why.
     unflatten: takes a vector of P numbers apart, into the parameters' own structure.
 
-    certificate: a row for each quantity (of `exact` and `terms` also the gradient, of `terms` the
-        order) and each channel that it was held to. `agreement` is their relative difference,
-        `explained` what step and round-off may make of it, `verdict`:
-            holds              the difference is explained stopped gradient   the model stops
-            gradients: this one is what SGD meets, not the slope of the loss undecided          step
-            and round-off hide the quantity kink               kinks at this point, where a gradient
-            is one of several, or so near that they hide it differs            a derivative is
-            wrong: the quantity is nan where differences say so (`withheld`) not held           no
-            channel was tried (certify=False) distrust: what is wrong or has another meaning, a
-            sentence each, with the layer or function and the way out.
-    notes: what is right but not as one may expect.
+    certificate: a row for each quantity (with the gradient for `exact` and `terms`, and the order
+        for `terms`) and each channel that it was checked against. `agreement` is their relative
+        difference, `explained` what step and round-off may make of it, and `verdict` one of:
+        holds             the difference is explained
+        stopped gradient  the model stops gradients: this one is what SGD meets, not the slope of
+                          the loss
+        undecided         step and round-off hide the quantity
+        kink              there are kinks at this point, where a gradient is one of several, or so
+                          near that they hide the quantity
+        differs           a derivative is wrong: the quantity is nan where differences say so
+                          (`withheld`)
+        not held          no channel was tried (certify=False)
+    distrust: what is wrong or has another meaning, a sentence each, with the layer or function and
+        the way out.
+    notes: what is right but may surprise.
     """
 
     names: tuple[str, ...]
@@ -73,7 +80,7 @@ class Analysis:
     notes: tuple[str, ...]
 
     def verdict(self, quantity: str) -> str:
-        """Return the worst verdict of a quantity, such as "terms", in all its rows."""
+        """Return the worst verdict on a quantity, such as "terms", over all its rows."""
         rows = self.certificate[(self.certificate.quantity == quantity) & self.certificate.decides]
         return max(rows.verdict, key=VERDICTS.index) if len(rows) else "not held"
 
@@ -83,8 +90,7 @@ class Analysis:
         return tuple(q for q in self.certificate.quantity.unique() if self.verdict(q) == DIFFERS)
 
     def summary(self) -> str:
-        """Say in five lines what holds on this model, how far alpha can go, and what to
-        distrust."""
+        """Return five lines: what holds on this model, how far alpha can go, what to distrust."""
         return "\n".join(
             [self._checked(), self._slopes(), self._reach(), self._theorem(), self._distrusted()]
         )
@@ -125,11 +131,10 @@ class Analysis:
         )
 
     def reach(self) -> tuple[str, float] | None:
-        """Return the gradient that first order ceases to explain first, and the alpha up to which
-        nine tenths are.
+        """Return the gradient that first order is first to leave unexplained, with its alpha.
 
-        The share that first order leaves is about |term of order 2|^2 / |term of order 1|^2, in
-        proportion to alpha^2.
+        It is the alpha up to which first order explains nine tenths of the change. The share that
+        it leaves is about |term of order 2|^2 / |term of order 1|^2, in proportion to alpha^2.
         """
         if self.terms.shape[1] < 3:
             return None
@@ -170,8 +175,10 @@ def expansion(
     terms: Float[Tensor, "u orders P"],
     at_half: Float[Tensor, "u P"],
 ) -> pd.DataFrame:
-    """Return the rows of `Analysis.expansion`. at_half: the gradients at alpha / 2, whose terms are
-    2^-n of these."""
+    """Return the rows of `Analysis.expansion`.
+
+    at_half: the gradients at alpha / 2, whose terms are 2^-n of these.
+    """
     halves = 0.5 ** torch.arange(terms.shape[1], dtype=terms.dtype, device=terms.device)
     remainder = (exact[:, None] - terms.cumsum(1)).norm(dim=-1)
     half = (at_half[:, None] - (terms * halves[:, None]).cumsum(1)).norm(dim=-1)

@@ -1,12 +1,13 @@
-"""Every quantity of an analysis, held to channels that share no differentiation rule with it.
+"""Every quantity of an analysis, checked against channels that share no differentiation rule.
 
-    gradients           differences of the loss along a random direction; the caller's own module in
-    plain torch products L'' v      differences of gradients; the other order of modes MAML's
-    gradient     one backward pass through the loop; differences of the adapted loss along a random
-    direction terms of a series   differences in alpha of SGD's loop, and of a backward pass through
-    it
+    gradients          differences of the loss along a random direction;
+                       the caller's own module in plain torch
+    products L'' v     differences of gradients; the other order of modes
+    MAML's gradient    one backward pass through the loop;
+                       differences of the adapted loss along a random direction
+    terms of a series  differences in alpha of SGD's loop, and of a backward pass through it
 
-Differences decide. A second rule that is not what the first one is gets named all the same.
+Differences decide. A second rule that disagrees with the first is named all the same.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -43,16 +44,19 @@ from analysis.theory.own_model.quotients import (
 
 Key = tuple[str, str, int]  # quantity, gradient or "", order
 CHANNELS = {forward: "forward over reverse mode", reverse: "reverse over reverse mode"}
-# Minibatches on which a second rule is asked: rules are the same on all, differences are taken on
-# each.
+# Minibatches on which a second rule is tried. Rules are the same on all, so these are enough;
+# differences are taken on each.
 ASKED_TWICE = 2
 G_BAR, PRODUCTS, MAML = ("g_bar", "", 0), ("avg_grad_inner", "", 0), ("exact", "MAML", 0)
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is analysed: the losses of m minibatches at phi, k steps over the first of them, the
-    order of the series, and the names of stopped gradients."""
+    """The subject of an analysis: the losses of m minibatches at phi, and what is done with them.
+
+    k: number of steps, over the first of the losses. order: of the series. stops: the names of
+        stopped gradients.
+    """
 
     model: Any
     pool: Sequence[OwnLoss]
@@ -78,7 +82,7 @@ class Certificate(dict[Key, list[Agreement]]):
         self.setdefault(key, []).extend(agreements)
 
     def verdict(self, *keys: Key) -> str:
-        """Return the worst of some quantities, as the channels see it that decide."""
+        """Return the worst verdict on some quantities, from the channels that decide."""
         deciding = self._deciding(keys)
         return worst(deciding).verdict if deciding else HOLDS
 
@@ -86,7 +90,7 @@ class Certificate(dict[Key, list[Agreement]]):
         return self.verdict(*keys) == DIFFERS
 
     def spread(self, source: Key) -> None:
-        """Let every quantity differ where one differs that all are built on."""
+        """Let every quantity differ where `source` differs, on which all of them are built."""
         wrong = [a for a in self._deciding([source]) if a.verdict == DIFFERS]
         for key in self.keys() - {source}:
             self.add(key, *(a for a in wrong if a not in self[key]))
@@ -95,22 +99,18 @@ class Certificate(dict[Key, list[Agreement]]):
         return sum(self.differs(key) for key in self)
 
     def table(self) -> pd.DataFrame:
-        """Return the rows of `Analysis.certificate`: the worst of each quantity and channel, and
-        what follows."""
+        """Return the rows of `Analysis.certificate`.
+
+        They are the worst of each quantity and channel, and what follows for derived quantities.
+        """
         rows = []
         for key, agreements in {**self, **self._derived()}.items():
             for a in _worst_of_each_channel(agreements):
                 rows.append((*key, a.channel, a.error, a.explained, a.verdict, a.decides))
         columns = [
-            "quantity",
-            "gradient",
-            "order",
-            "channel",
-            "agreement",
-            "explained",
-            "verdict",
+            "quantity", "gradient", "order", "channel", "agreement", "explained", "verdict",
             "decides",
-        ]
+        ]  # fmt: skip
         return pd.DataFrame(rows, columns=columns)
 
     def _derived(self) -> "dict[Key, list[Agreement]]":
@@ -137,14 +137,16 @@ class Certificate(dict[Key, list[Agreement]]):
 
 @dataclass(frozen=True)
 class Probe:
-    """The channels at one setting; those that do not depend on the way to the derivatives are taken
-    once."""
+    """The channels at one setting.
+
+    Those that do not depend on the way to the derivatives are taken once.
+    """
 
     setting: Setting
     g_bar: Float[Tensor, "m P"]
 
     def gradients(self) -> list[Agreement]:
-        """Hold the gradient of each minibatch at phi."""
+        """Return the agreements of the gradients of all minibatches at phi."""
         at, found = self.setting, [*self._of_slopes]
         if isinstance(at.pool[0].function, ModuleFunction):
             own = attempt(at.pool[0].gradient_of_the_module_itself)
@@ -153,13 +155,13 @@ class Probe:
         return found
 
     def gradients_met(self, met: Float[Tensor, "k P"]) -> list[Agreement]:
-        """Hold g_1 … g_k, where SGD meets them: g_1 is met at phi."""
+        """Return the agreement of each of g_1 … g_k where SGD meets it; g_1 is met at phi."""
         at = self.setting
         points = at.phi - at.alpha * met.cumsum(0)
         return [self._of_slopes[0], *map(self._gradient, at.steps[1:], points, met[1:])]
 
     def maml(self, found: Vector) -> list[Agreement]:
-        """Hold MAML's gradient."""
+        """Return the agreements of MAML's gradient."""
         at = self.setting
         value = adapted_loss(at.steps, at.alpha)
         by_loop = attempt(lambda: through_the_loop(at.steps, at.phi, at.alpha)[-1])
@@ -175,8 +177,10 @@ class Probe:
         return agreements
 
     def products(self, way: Way, products: Sequence[Vector]) -> list[Agreement]:
-        """Hold products with the pairings, taken in some way, to differences and to the other
-        way."""
+        """Return the agreements of products with the pairings.
+
+        They were taken in `way`, and are compared with differences and with the other way.
+        """
         at = self.setting
         pairs = zip(products, self.by_gradients, strict=True)
         found = [
@@ -199,22 +203,25 @@ class Probe:
 
     @cached_property
     def pairings(self) -> list[Vector]:
-        """For each minibatch a, sum_{b != a} g_bar_b: AvgGradInner is the mean of their products
-        with H_bar_a."""
+        """The sum over b != a of g_bar_b, for each minibatch a.
+
+        AvgGradInner is the mean of their products with H_bar_a.
+        """
         whole = self.g_bar.sum(0)
         return [whole - g for g in self.g_bar]
 
     @cached_property
     def by_gradients(self) -> list[Differences]:
-        """The same products, by differences of gradients."""
+        """The products with the pairings, by differences of gradients."""
         cases = zip(self.setting.pool, self.g_bar, self.pairings, strict=True)
         return [self._moved(loss, g, v) for loss, g, v in cases]
 
     def series(self, maml_way: Way) -> list[Differences]:
-        """Return for each of g_1 … g_k and MAML its coefficients of alpha^1 …, by differences in
-        alpha of the loop.
+        """Return the coefficients of alpha^1 … of g_1 … g_k and MAML, by differences in alpha.
 
-        maml_way: that in which MAML's gradient is held to differences of the adapted loss.
+        The differences are of the loop.
+        maml_way: the way of MAML's gradient, which is checked against differences of the adapted
+            loss.
         """
         at = self.setting
         whole = through_the_loop if maml_way is reverse else partial(by_products, way=maml_way)
@@ -231,15 +238,16 @@ class Probe:
 
     @cached_property
     def _length(self) -> float:
-        """How far phi may move until a loss changes by its own size: its length, its numbers at
-        least a hundredth."""
+        """The length that phi may move until a loss changes by its own size.
+
+        It is phi's own length, with its numbers counted as a hundredth at least.
+        """
         phi = self.setting.phi
         return float(phi.norm()) + 0.01 * len(phi) ** 0.5
 
     @cached_property
     def _direction(self) -> Vector:
-        """A random direction of length 1, in which a wrong gradient of any of the parameters
-        shows."""
+        """A random direction of length 1, in which a wrong gradient of any parameter shows."""
         generator = torch.Generator().manual_seed(0)
         d = torch.randn(
             len(self.setting.phi), generator=generator, dtype=torch.float64, device="cpu"
@@ -265,7 +273,7 @@ class Probe:
 
 
 def attempt(call: Callable[[], Tensor]) -> Tensor | None:
-    """Ask a channel; None where torch has no rule for it."""
+    """Return what a channel finds; None where torch has no rule for it."""
     try:
         return call()
     except Exception:

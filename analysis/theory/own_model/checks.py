@@ -1,5 +1,7 @@
-"""What an analysis cannot use: arguments, layers and losses, each refused by name and with the way
-out."""
+"""Refusals of what an analysis cannot use: arguments, layers and losses.
+
+Each is refused by name and with the way out.
+"""
 
 import warnings
 from collections.abc import Callable, Iterable
@@ -75,7 +77,7 @@ def check_minibatches(
 
 
 def check_module(model: nn.Module) -> None:
-    """Refuse layers of which no analysis can be made, before anything is evaluated."""
+    """Refuse layers that cannot be analysed, before anything is evaluated."""
     if isinstance(model, torch.jit.ScriptModule):
         raise TypeError(
             "model: expected a module in Python, found one compiled by torch.jit; give its original"
@@ -98,7 +100,7 @@ def check_module(model: nn.Module) -> None:
 
 
 def check_loss(on_minibatch: OwnLoss, phi: Vector, i: int, evaluations: int) -> None:
-    """Refuse what is no finite scalar function of phi, the same each time."""
+    """Check that the loss is a finite scalar function of phi, with the same value each time."""
     with torch.enable_grad():
         value = on_minibatch(phi.clone().requires_grad_())
     if not isinstance(value, Tensor):
@@ -140,11 +142,11 @@ def check_loss(on_minibatch: OwnLoss, phi: Vector, i: int, evaluations: int) -> 
 
 
 def evaluations_against_noise(minibatches: int) -> int:
-    """Return how often to evaluate the loss of each minibatch, so that of a block that is skipped
-    once in ten calls
+    """Return how often to evaluate the loss of each minibatch in search of noise.
 
-    all evaluations of a minibatch are alike, for all minibatches, with a probability of 0.0005 or
-    less: half of what is promised, as the evaluations with derivatives come on top.
+    Take a block of the model that is skipped once in ten calls. With this many evaluations, those
+    of a minibatch are all alike, for all minibatches, with a probability of at most 0.0005. That is
+    half of what is promised, as the evaluations with derivatives come on top.
     """
     n = 2
     while minibatches * log(0.9**n + 0.1**n) > log(5e-4):
@@ -181,8 +183,10 @@ def warn_of_minibatch_statistics(model: nn.Module, stacklevel: int) -> None:
 
 
 def _alike(value: Tensor, again: Tensor) -> bool:
-    """Tell whether two values differ by some eps at most, as sums in another order on a GPU; noise
-    does by far more."""
+    """Return whether two values differ by a few eps at most, as sums in another order do on a GPU.
+
+    Noise makes them differ by far more.
+    """
     round_off = 1e3 * torch.finfo(value.dtype).eps
     return bool(torch.isclose(value, again, rtol=round_off, atol=min(round_off, 1e-8)))
 
@@ -190,10 +194,10 @@ def _alike(value: Tensor, again: Tensor) -> bool:
 def _again(
     on_minibatch: OwnLoss, phi: Vector, evaluations: int
 ) -> Iterable[tuple[Evaluation, Tensor]]:
-    """Evaluate the loss as derivatives see it, in plain torch and by torch.func where that can, and
-    once without any.
+    """Yield each way to evaluate the loss again, with the value.
 
-    Random generators run on from one evaluation to the next.
+    The ways are those of derivatives, in plain torch and in torch.func where it can, and once
+    without any. Random generators run on from one evaluation to the next.
     """
     ways: list[Evaluation] = [*[_with_gradients] * (evaluations - 2), evaluated]
     for how in ways:

@@ -1,4 +1,4 @@
-"""What a certificate means, in sentences: what is wrong, where, and the way out."""
+"""The meaning of a certificate, in sentences: what is wrong, where, and the way out."""
 
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -14,15 +14,15 @@ from analysis.theory.own_model.quantities import Quantities
 from analysis.theory.own_model.quotients import DIFFERS, KINK, STOPPED, UNDECIDED, Agreement
 from analysis.theory.own_model.watching import at_zero, kinks
 
-# To find noise where channels differ: that of one call in fifty is missed once in 400.
+# Evaluations in search of noise where channels differ: noise in one call of fifty is missed once
+# in 400 times.
 MORE_EVALUATIONS = 300
 
 
 def explain(
     setting: Setting, certificate: Certificate, found: Quantities, expansion: pd.DataFrame
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return sentences on what to distrust, and notes on what is right but not as one may
-    expect."""
+    """Return sentences on what to distrust, and notes on what is right but may surprise."""
     verdicts = {a.verdict for a in chain.from_iterable(certificate.values())}
     jumps = _jumps_here(setting, certificate)
     if DIFFERS in verdicts or jumps:
@@ -121,7 +121,7 @@ def _of(certificate: Certificate, *quantities: str, verdict: str) -> list[Key]:
 
 
 def _jumps_here(setting: Setting, certificate: Certificate) -> bool:
-    """Tell whether the slope of a loss jumps at the point itself.
+    """Return whether the slope of a loss jumps at the point itself.
 
     In float32 the shortest step also reaches kinks that are only near. There some number must be 0
     where a function has a kink at 0.
@@ -135,8 +135,10 @@ def _jumps_here(setting: Setting, certificate: Certificate) -> bool:
 
 
 def _kinks_on_the_way(setting: Setting) -> list[str]:
-    """Return the functions with kinks; with one at 0 only if a number crosses it in the loop's last
-    minibatch."""
+    """Return the functions with kinks between the first and the last point of the loop.
+
+    Those with a kink at 0 are included only if a number crosses it in the loop's last minibatch.
+    """
     points, _ = gradients_met(setting.steps, setting.phi, setting.alpha)
     first = heard(setting.model, setting.steps[-1], setting.phi)
     last = heard(setting.model, setting.steps[-1], points[setting.k - 1])
@@ -144,8 +146,10 @@ def _kinks_on_the_way(setting: Setting) -> list[str]:
 
 
 def _spoiled(expansion: pd.DataFrame) -> list[str]:
-    """Return the gradients of which a remainder falls by half a power of alpha less than it should,
-    or more."""
+    """Return the gradients with a remainder that falls too slowly.
+
+    It falls by half a power of alpha less than it should, or more.
+    """
     short = expansion[(expansion.gradient != "g_1") & (expansion.slope < expansion.order + 0.5)]
     return list(dict.fromkeys(short.gradient))
 
@@ -177,8 +181,10 @@ def _nowhere(setting: Setting, certificate: Certificate) -> str:
 
 
 def _list(keys: Sequence[Key]) -> str:
-    """List quantities, each with the gradients that are meant: "g_bar, terms of order 2 (g_2,
-    MAML)"."""
+    """Return quantities in words, such as "g_bar, terms of order 2 (g_2, MAML)".
+
+    Each stands with the gradients that are meant.
+    """
     gradients: dict[str, list[str]] = {}
     for quantity, gradient, order in keys:
         name = f"terms of order {order}" if quantity == "terms" else quantity

@@ -1,10 +1,9 @@
-"""What the caller's objects hold, kept and put back: an analysis evaluates a model some hundred
-times and changes none.
+"""The state of the caller's objects, kept and put back: an analysis changes none of them.
 
-A model may write into buffers, keep activations, count its calls, alter its own options or hooks,
-and a hook may append to a list elsewhere. A keeper holds shallow copies of every dict, list and set
-that is reachable from the model, and copies of the tensors that are not parameters, and puts back
-what differs. What is put back has its old identity.
+An analysis evaluates a model some hundred times. A model may write into buffers, keep activations,
+count its calls, or alter its own options or hooks, and a hook may append to a list elsewhere. A
+keeper holds shallow copies of every dict, list and set that is reachable from the model, and copies
+of the tensors that are not parameters. It puts back what differs, with its old identity.
 """
 
 import random
@@ -21,11 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-# Entries above which a container, such as a vocabulary, is neither searched nor looked at in each
-# call.
+# A container of more entries, such as a vocabulary, is neither searched nor compared in each call.
 MANY = 1000
-# Levels of objects other than modules that are searched: a model may know its trainer and that all
-# data.
+# Levels of objects other than modules that are searched: a model may refer to its trainer, and that
+# to all data.
 DEEP = 6
 
 
@@ -40,13 +38,15 @@ class Keeper:
         self._seen: set[int] = set()
         for root in roots:
             self._look_at(root, DEEP, inside=False)
-        # Most are empty, such as a module's dicts of hooks, and looked at by their truth alone.
+        # Most are empty, such as a module's dicts of hooks. Only their truth value is looked at.
         self._empty = [held for held, copy in self._dicts if not copy]
         self._dicts = [(held, copy) for held, copy in self._dicts if copy]
 
     def put_back(self, *, everything: bool = False) -> None:
-        """Put back what differs; in containers of many entries, and random generators, only with
-        `everything`."""
+        """Put back what differs.
+
+        everything: include containers of many entries, and random generators.
+        """
         if any(self._empty):
             for held in self._empty:
                 held.clear()
@@ -65,8 +65,10 @@ class Keeper:
                 restore()
 
     def _look_at(self, thing: Any, depth: int, *, inside: bool) -> None:
-        """Note a thing and what it holds; `inside` a module, where the values of tensors are state
-        too."""
+        """Note a thing and what it holds.
+
+        inside: whether it is inside a module, where the values of tensors are state too.
+        """
         if depth < 0 or id(thing) in self._seen or thing is None or isinstance(thing, _PLAIN):
             return
         self._seen.add(id(thing))
@@ -102,13 +104,12 @@ class Keeper:
 
 
 class _Held:
-    """A tensor with its values: copied when made, as what is altered in place is altered for
-    good."""
+    """A tensor with its values, copied when this is made: what is altered in place is lost."""
 
     def __init__(self, tensor: Tensor):
         self.tensor, self.gradient = tensor, tensor.grad if tensor.is_leaf else None
         self.requires = tensor.requires_grad if tensor.is_leaf else None
-        # Parameters are never written to: they are exchanged for others while a model runs.
+        # Parameters are never written to: others stand in their places while a model runs.
         own = (
             isinstance(tensor, nn.Parameter)
             or tensor.is_inference()
@@ -143,23 +144,15 @@ def same_randomness(device: torch.device) -> Iterator[None]:
 
 _NOT_THE_CALLERS = {*sys.stdlib_module_names, "torch", "numpy", "pandas"}
 _PLAIN = (
-    str,
-    bytes,
-    int,
-    float,
-    complex,
-    bool,
-    type,
-    type(torch),
-    torch.dtype,
-    torch.device,
-    torch.Size,
-)
+    str, bytes, int, float, complex, bool, type, type(torch), torch.dtype, torch.device, torch.Size,
+)  # fmt: skip
 
 
 def _behind(thing: Any) -> list[Any]:
-    """List what a function can reach: defaults, what it closes over, and containers and modules
-    that it names."""
+    """Return what a function can reach.
+
+    That is its defaults, what it closes over, and the containers and modules that it names.
+    """
     if isinstance(thing, partial):
         return [thing.func, thing.args, thing.keywords]
     if isinstance(thing, MethodType):
@@ -179,8 +172,10 @@ def _is_filled(cell: Any) -> bool:
 
 
 def _restoring(thing: Any) -> Callable[[], Any] | None:
-    """Return what takes a random generator back to its present state; None of what is no
-    generator."""
+    """Return a function that takes a random generator back to its present state.
+
+    Returns None for what is no generator.
+    """
     if isinstance(thing, torch.Generator):
         return partial(thing.set_state, thing.get_state())
     if isinstance(thing, random.Random):

@@ -1,7 +1,7 @@
-"""Where a derivative goes wrong: each layer, then each function that the layer calls, alone and by
-the same channels.
+"""The search for the place where a derivative goes wrong.
 
-A layer or function alone is a scalar of its own parameters and inputs: the sum of its results with
+First each layer is checked alone, then each function that the layer calls, by the same channels.
+Alone, a layer or function is a scalar of its own parameters and inputs: the sum of its results with
 fixed weights.
 """
 
@@ -31,10 +31,12 @@ ORDERS = "gradient", "second derivative", "third derivative"
 def culprits(
     model: Any, loss: OwnLoss, phi: Vector, order: int, *, failing: bool = False
 ) -> list[str]:
-    """Name the layers, and in them the functions, whose derivatives up to `order` differ from
-    differences, or fail.
+    """Return the layers and functions whose derivatives are at fault, in words.
 
-    failing: only those that fail.
+    Their derivatives up to `order` differ from differences, or fail. Where layers are at fault,
+    only functions inside them are named.
+
+    failing: return only those that fail.
     """
     moved = _near(phi)
     found = []
@@ -61,12 +63,12 @@ def culprits(
 
 
 def _is_one_in(layer: str, functions: Iterable[str]) -> bool:
-    """Return whether one of the named functions is of this layer."""
+    """Return whether one of the named functions belongs to this layer."""
     return any(name.endswith(f" in {layer}") for name in functions)
 
 
 def heard(model: Any, loss: OwnLoss, phi: Vector) -> list[Call]:
-    """List the functions that a model and a loss call, in their order."""
+    """Return the calls of functions by a model and a loss, in their order."""
     calls: list[Call] = []
     with torch.enable_grad():
         loss.watched(phi.clone().requires_grad_(), Watcher(layer_names(model), calls.append))
@@ -74,8 +76,10 @@ def heard(model: Any, loss: OwnLoss, phi: Vector) -> list[Call]:
 
 
 def own_rules(loss: OwnLoss, phi: Vector) -> list[str]:
-    """Name the kinds of torch.autograd.Function in a loss, whose backward passes are written by
-    hand."""
+    """Return the kinds of torch.autograd.Function in a loss.
+
+    Their backward passes are written by hand.
+    """
     with torch.enable_grad():
         todo: list[Any] = [loss(phi.clone().requires_grad_()).grad_fn]
     seen: set[Any] = set()
@@ -101,7 +105,7 @@ _Calls = dict[int, _LayerCall]  # the first call of each module, by the module's
 
 
 def _near(phi: Vector) -> Vector:
-    """Return a point a thousandth of its length away in a random direction.
+    """Return a point near phi, a thousandth of its length away in a random direction.
 
     Arguments are moved as they move from phi to there: a symmetric matrix stays symmetric.
     """
@@ -118,7 +122,7 @@ def _layer_calls(model: nn.Module, loss: OwnLoss, phi: Vector) -> _Calls:
 
     handles = [m.register_forward_pre_hook(note, with_kwargs=True) for m in model.modules()]
     try:
-        evaluated(loss, phi)  # which puts back the hooks that there were
+        evaluated(loss, phi)  # this puts back the hooks that were there
     finally:
         for handle in handles:
             handle.remove()
@@ -137,7 +141,7 @@ def _in_layers(
         if called:
             here, beyond = calls
             fault = _fault_of_layer(child, here[id(child)], beyond[id(child)], order)
-        if fault or not called:  # such as a list of layers
+        if fault or not called:  # not called: such as a list of layers
             inside = _in_layers(child, full, calls, order)
             if fault and not inside:
                 inside = [(named(full, child), fault)]
@@ -169,7 +173,7 @@ def _fault_of_layer(module: nn.Module, call: _LayerCall, beyond: _LayerCall, ord
 
 
 def not_finite(model: Any, loss: OwnLoss, phi: Vector) -> list[str]:
-    """Name the functions whose gradient alone is not finite, though they are."""
+    """Return the functions whose gradient alone is not finite, though their value is."""
     found: dict[str, None] = {}
     for call in heard(model, loss, phi):
         inputs = _inputs(call)
@@ -199,8 +203,10 @@ def _inputs(call: Call) -> list[Tensor]:
 
 
 def _alone(call: Call, inputs: list[Tensor]) -> tuple[Loss, Vector]:
-    """Make a call a function of one vector, which holds what varies of its arguments, and that
-    vector."""
+    """Return a call as a function of one vector, and that vector.
+
+    The vector holds the arguments that vary.
+    """
     tree = call.args, call.kwargs
     x, unflatten = flatten(inputs)
 
@@ -215,8 +221,10 @@ def _alone(call: Call, inputs: list[Tensor]) -> tuple[Loss, Vector]:
 
 
 def _fault(f: Loss, x: Vector, step: Vector, order: int) -> str:
-    """Tell in which order, and by which mode, the derivative of f along a step is another than by
-    differences."""
+    """Return how the derivative of f along a step is wrong: in which order, and by which mode.
+
+    It is compared with differences. The result is empty where there is no fault.
+    """
     length, size = float(x.norm()) + 0.01 * len(x) ** 0.5, float(step.norm())
     if not size:
         return ""
@@ -269,8 +277,10 @@ def _along(way: Way, f: Loss, v: Vector, point: Vector) -> Vector:
 
 
 def _weighted(results: Any, _: Any = None) -> Tensor:
-    """Return the sum of all numbers with weights that repeat nowhere, and some of their squares:
-    not linear in any."""
+    """Return a weighted sum of all numbers, plus a quarter of the sum of their squares.
+
+    The weights repeat nowhere. The result is not linear in any number.
+    """
     numbers = [leaf for _, leaf in leaves(results) if _is_number(leaf)]
     weights = [torch.arange(1, n.numel() + 1).to(n).sin().view(n.shape) for n in numbers]
     sums = [(n * w + n * n / 4).sum() for n, w in zip(numbers, weights, strict=True)]
@@ -294,13 +304,6 @@ def _varies(leaf: Any) -> bool:
 
 
 NO_FUNCTIONS = {
-    "__set__",
-    "__setitem__",
-    "item",
-    "tolist",
-    "__float__",
-    "backward",
-    "requires_grad_",
-    "detach",
+    "__set__", "__setitem__", "item", "tolist", "__float__", "backward", "requires_grad_", "detach",
     "data",
-}
+}  # fmt: skip

@@ -1,10 +1,9 @@
-"""SGD's loop on losses of one's own, and two ways to derivatives of higher order that share no
-rule.
+"""SGD's loop on one's own losses, and two ways to higher derivatives that share no rule.
 
-Gradients go by torch's plain reverse mode, as in training. A gradient may be none of the loss:
-where the model stops gradients, it holds the stopped values constant, and what SGD meets is this
-field. From one point to another the field moves as a whole, also with what is stopped: so does
-`forward`, a derivative of the field along a direction, while `reverse` goes through backward passes
+Gradients go by torch's plain reverse mode, as in training. Where the model stops gradients, such a
+gradient is not that of the loss: it holds the stopped values constant. What SGD meets is this
+field. From one point to another the field moves as a whole, also with what is stopped. So does
+`forward`, a derivative of the field along a direction. `reverse` goes through backward passes
 alone, as autograd through the loop does, and holds constant what is stopped.
 """
 
@@ -23,12 +22,15 @@ Way = Callable[..., Vector]  # of (loss, phi, *directions), as `derivative`
 
 
 def forward(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
-    """Take L' (), L'' v (v), L'''[u, v] (u, v) by forward over reverse mode."""
+    """Return L', L'' v or L'''[u, v] by forward over reverse mode.
+
+    The directions are (), (v) or (u, v).
+    """
     return derivative(loss, phi, *directions) if directions else gradient(loss, phi)
 
 
 def reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
-    """Take the same by reverse over reverse mode."""
+    """Return the same derivatives as `forward`, by reverse over reverse mode."""
     point = phi.detach().requires_grad_()
     with torch.enable_grad():
         field = torch.autograd.grad(loss(point), point, create_graph=bool(directions))[0]
@@ -48,8 +50,10 @@ def reverse(loss: Loss, phi: Vector, *directions: Vector) -> Vector:
 
 @dataclass(frozen=True)
 class Along:
-    """A loss at phi, differentiated in one of these ways: a `taylor.ProductsAt`. Products with 0
-    are free."""
+    """A loss at phi, differentiated in one of these ways, for `taylor.ProductsAt`.
+
+    Products with 0 are free.
+    """
 
     way: Way
     loss: Loss
@@ -93,7 +97,7 @@ def by_products(
 
 
 def through_the_loop(losses: Sequence[Loss], phi: Vector, alpha: float) -> Float[Tensor, "u P"]:
-    """Return the same, MAML's gradient by one backward pass through all steps."""
+    """Return g_1 … g_k, and MAML's gradient by one backward pass through all steps."""
     start = phi.detach().requires_grad_()
     point, gradients = start, []
     with torch.enable_grad():

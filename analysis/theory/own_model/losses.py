@@ -1,4 +1,4 @@
-"""From models and minibatches to losses of one vector, which leave the model as it was."""
+"""Losses of one vector, made from models and minibatches, which leave the model as it was."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,16 +22,15 @@ from analysis.theory.own_model.trees import (
 )
 from analysis.theory.torch_fixes import right_derivatives
 
-# What is recomputed in a backward pass would meet the caller's parameters, not those of this
-# evaluation.
+# A pass that recomputes values would meet the caller's parameters, not those of this evaluation.
 NO_HOOKS = "saved tensors are hooked, as by gradient checkpointing"
 
 
 class OwnLoss:
     """The loss on one minibatch, as a function of the vector of all parameters.
 
-    Each call starts from the same state: inputs, targets and buffers are copies, and what else the
-    model keeps is put back afterwards.
+    Each call starts from the same state. Inputs, targets and buffers are copies, and whatever else
+    the model keeps is put back afterwards.
     """
 
     def __init__(
@@ -50,8 +49,10 @@ class OwnLoss:
         return self.watched(phi, nullcontext())
 
     def watched(self, phi: Vector, watcher: AbstractContextManager) -> Tensor:
-        """Evaluate the loss, each function that the model or the loss calls going through a torch
-        function mode."""
+        """Evaluate the loss under a torch function mode.
+
+        Each function that the model or the loss calls goes through it.
+        """
         inputs, targets = copies = fresh(self._minibatch)
         versions = _versions(copies)
         try:
@@ -62,8 +63,10 @@ class OwnLoss:
             self.alters_its_data |= versions != _versions(copies)
 
     def gradient_of_the_module_itself(self) -> Vector:
-        """Take the gradient as any training loop does, of the caller's parameters in plain
-        torch."""
+        """Return the gradient as any training loop takes it.
+
+        It is in the caller's parameters, by plain torch.
+        """
         assert isinstance(self.function, ModuleFunction)
         inputs, targets = fresh(self._minibatch)
         try:
@@ -78,12 +81,11 @@ class OwnLoss:
 
 
 class ModuleFunction:
-    """A module as a function of (parameters, inputs), its parameters exchanged in place of every
-    use of them.
+    """A module as a function of (parameters, inputs).
 
-    A parameter or a module may stand under several names, a parameter also in a list, tuple or dict
-    that a module keeps (as those of recurrent layers do). The keeper puts the caller's own back
-    after each call.
+    Its parameters are exchanged wherever they are used. A parameter or a module may have several
+    names. A parameter may also be in a list, tuple or dict that a module keeps, as those of
+    recurrent layers are. The keeper puts the caller's own back after each call.
     """
 
     def __init__(self, model: nn.Module):
@@ -91,7 +93,7 @@ class ModuleFunction:
         named = list(model.named_parameters())
         self.parameters = {name: p for name, p in named if p.requires_grad}
         self.frozen = [p for _, p in named if not p.requires_grad]
-        # The places of parameters and buffers: a keeper sees to it that they are the same before
+        # The places of parameters and buffers. A keeper makes sure that they are the same before
         # each call.
         self._parameters: list[tuple[dict[str, Any], str, int]] = []
         self._buffers: list[tuple[dict[str, Any], str, Tensor]] = []
@@ -114,11 +116,10 @@ class ModuleFunction:
         return self.model(*args, **kwargs)
 
     def exchange(self, values: Mapping[str, Tensor], *, like: Sequence[Tensor] = ()) -> None:
-        """Put these in the parameters' places, and copies of frozen ones and of buffers, which may
-        be written to.
+        """Put `values` in the parameters' places, and copies where frozen ones and buffers are.
 
-        A buffer is on the levels of torch.func on which the parameters are, so that what is
-        computed from them can be written into it.
+        The copies may be written to. A buffer is on the levels of torch.func on which the
+        parameters are, so that what is computed from them can be written into it.
         """
         others = {id(p): values[name] for name, p in self.parameters.items()}
         others |= {id(p): p.detach().clone() for p in self.frozen}
@@ -134,8 +135,10 @@ class ModuleFunction:
             slots[name] = map_leaves(lambda leaf: others.get(id(leaf), leaf), value)
 
     def arguments(self, inputs: Tree) -> tuple[Sequence[Any], dict[str, Any]]:
-        """Tell how the module takes its inputs: a tuple as several arguments, a mapping as keywords
-        where they fit."""
+        """Return the arguments and keywords by which the module takes its inputs.
+
+        A tuple becomes several arguments, a mapping becomes keywords where they fit.
+        """
         if isinstance(inputs, Mapping):
             return ((), dict(inputs)) if self._takes(**inputs) else ((inputs,), {})
         if isinstance(inputs, PackedSequence) or is_record(inputs) or not isinstance(inputs, tuple):
@@ -159,8 +162,10 @@ class ModuleFunction:
 
 
 def evaluated(loss: Callable[[Vector], Tensor], phi: Vector) -> Tensor:
-    """Evaluate a loss without a graph, or with one where the model itself takes gradients, as of an
-    energy."""
+    """Evaluate a loss without a graph.
+
+    It gets one where the model itself takes gradients, as of an energy.
+    """
     try:
         with torch.no_grad():
             return loss(phi)
@@ -170,7 +175,7 @@ def evaluated(loss: Callable[[Vector], Tensor], phi: Vector) -> Tensor:
 
 
 def flatten(parameters: Tree) -> tuple[Vector, Callable[[Vector], Tree]]:
-    """Make one vector of all parameters, in the order of their tree, and the way back."""
+    """Return one vector of all parameters, in the order of their tree, and the way back."""
     found = list(leaves(parameters))
     if not found:
         raise ValueError("parameters: expected at least one that requires a gradient, found none")
@@ -211,11 +216,9 @@ def _versions(tree: Tree) -> list[int]:
 
 def _writable(buffer: Tensor, zero: Tensor) -> Tensor:
     copy = buffer.detach().clone()
-    return (
-        copy + zero.to(copy)
-        if buffer.is_floating_point() and buffer.layout == torch.strided
-        else copy
-    )
+    if buffer.is_floating_point() and buffer.layout == torch.strided:
+        return copy + zero.to(copy)
+    return copy
 
 
 def _signature(model: nn.Module) -> inspect.Signature | None:

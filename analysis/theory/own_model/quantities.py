@@ -1,5 +1,4 @@
-"""The vectors of an analysis, each in a way to the derivatives that torch has and that its channels
-agree with."""
+"""The vectors of an analysis, each computed in a way that torch has and its channels agree with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,9 +30,12 @@ IN_ALPHA = "differences in alpha of the loop"
 
 @dataclass(frozen=True)
 class Quantities:
-    """What may have to be withheld. terms and products (H_bar_a sum_{b != a} g_bar_b, of which
-    AvgGradInner is the mean) go by `way`; MAML's gradient, last in exact and in at_half, by
-    `maml_way`. None of them is by differences."""
+    """The quantities that may have to be withheld.
+
+    products: H_bar_a sum_{b != a} g_bar_b, of which AvgGradInner is the mean.
+    way: the way to the derivatives in terms and products; None where they are by differences.
+    maml_way: the way of MAML's gradient, the last row of exact and of at_half.
+    """
 
     exact: Float[Tensor, "u P"]
     at_half: Float[Tensor, "u P"]
@@ -45,8 +47,10 @@ class Quantities:
 
 
 def quantities(setting: Setting, *, certify: bool) -> tuple[Quantities, Certificate]:
-    """Take every quantity and, if it is to be certified, hold it to its channels and withhold what
-    differs."""
+    """Return every quantity, and its certificate.
+
+    certify: check each quantity against its channels, and withhold what differs.
+    """
     at, certificate = setting, Certificate()
     try:
         g_bar = torch.stack([gradient(loss, at.phi) for loss in at.pool])
@@ -59,7 +63,7 @@ def quantities(setting: Setting, *, certify: bool) -> tuple[Quantities, Certific
 
     def take_exact(way: Way) -> Tensor:
         exact = by_products(at.steps, at.phi, at.alpha, way)
-        # A product that is not finite may be a wrong derivative: it is held to its channels.
+        # A product that is not finite may be a wrong derivative: its channels check it.
         rows = slice(at.k) if certify else slice(None)
         check_finite(at.names[rows], exact[rows], at.alpha)
         return exact
@@ -90,9 +94,11 @@ def _best(
     hold: Callable[[Any, Way], Certificate] | None,
     certificate: Certificate,
 ) -> tuple[Any, Way]:
-    """Take something in the first way that torch has and no channel differs from, or else in that
-    with the fewest differences. What a way that is not taken differs in is noted, but decides
-    nothing."""
+    """Return something taken in the best way to the derivatives, and that way.
+
+    The best way is the first that torch has and no channel differs from, or else the one with the
+    fewest differences. What differs in the other ways is noted, but decides nothing.
+    """
     tried: list[tuple[int, int, Any, Way, Certificate]] = []
     errors: list[Exception] = []
     for way in ways:
@@ -100,7 +106,7 @@ def _best(
             found = take(way)
         except NotFinite:
             raise
-        # Of many kinds: what a model does with tensors in disguise, it says in its words.
+        # Of any kind: a model says in its own words what it cannot do with wrapped tensors.
         except Exception as error:
             errors.append(error)
             continue
@@ -120,12 +126,17 @@ def _best(
 def _higher(
     at: Setting, probe: Probe, maml_way: Way, certificate: Certificate, certify: bool
 ) -> tuple[tuple[Float[Tensor, "u orders P"], Float[Tensor, "m P"]], Way | None]:
-    """Return the terms of the series, and the products of which AvgGradInner is the mean."""
+    """Return the terms of the series with the products behind AvgGradInner, and their way.
+
+    AvgGradInner is the mean of the products.
+    """
 
     @cache
     def series() -> list[Differences]:
-        """Return the coefficients by differences in alpha: of one step, or of order 0 alone, there
-        are none."""
+        """Return the coefficients by differences in alpha.
+
+        There are none of one step, or of order 0 alone.
+        """
         return probe.series(maml_way) if at.order and at.k > 1 else []
 
     def take(way: Way) -> tuple[Tensor, Tensor]:
@@ -146,7 +157,7 @@ def _higher(
         for name, row, quotients in zip(at.names, terms, series(), strict=False):
             for n in range(1, at.order + 1):
                 held["terms", name, n] = [compare(IN_ALPHA, row[n] / at.alpha**n, quotients, n)]
-                # Which the loop in alpha speaks of only if its gradient is right.
+                # Differences of the loop check it only if the loop's own MAML gradient is right.
                 if name == "MAML":
                     held["terms", name, n] += [
                         a for a in certificate[MAML] if a.decides and a.verdict == DIFFERS
@@ -165,8 +176,10 @@ DifferenceSeries = Callable[[], list[Differences]]
 
 
 def _by_differences(at: Setting, probe: Probe, series: DifferenceSeries) -> tuple[Tensor, Tensor]:
-    """Return the same where torch has no derivative of a field that is no gradient: as the
-    quotients say."""
+    """Return the terms and the products as the quotients say.
+
+    This is for a field that is no gradient, where torch has no derivative of it.
+    """
     terms = torch.zeros(at.k + 1, at.order + 1, len(at.phi), dtype=at.phi.dtype)
     terms[:-1, 0], terms[-1, 0] = probe.g_bar[: at.k], probe.g_bar[at.k - 1]
     _put_differences(at, series, terms, rows=list(range(at.k + 1)))
@@ -183,8 +196,10 @@ def _put_differences(
 
 
 def _withheld(at: Setting, found: Quantities, certificate: Certificate) -> Quantities:
-    """Put nan in place of what differs. Where a gradient at the start does, all terms are nan, of
-    order 0 too."""
+    """Return the quantities with nan in place of what differs.
+
+    Where a gradient at the start differs, all terms are nan, those of order 0 too.
+    """
     nan = float("nan")
     exact, at_half, terms = found.exact.clone(), found.at_half.clone(), found.terms.clone()
     g_bar, products = found.g_bar, found.products
@@ -210,7 +225,7 @@ def _unheard(agreements: list[Agreement], way: Way) -> list[Agreement]:
 
 
 def _not_finite(at: Setting, i: int) -> ValueError:
-    """Make an error that names the functions whose gradient is not finite."""
+    """Return an error that names the functions whose gradient is not finite."""
     places = ", ".join(not_finite(at.model, at.pool[i], at.phi)) or "no function alone shows it"
     return ValueError(
         f"loss: expected a finite gradient, found nan or infinity on minibatch {i} ({places}). "

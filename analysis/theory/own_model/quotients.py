@@ -1,11 +1,12 @@
-"""Derivatives by differences, which know no rule, with what step, round-off and kinks explain of an
-error.
+"""Derivatives by differences, which use no differentiation rule.
+
+They come with the error that step, round-off and kinks explain.
 
 Central differences at h and h / 2 err by a constant times h^2. Richardson's extrapolation takes
-that out, and thrice its difference from the one at h / 2 bounds what is left: by far where f is
-smooth, just where its second derivative jumps. Round-off adds some eps |f| / h^n, taken a
-hundredfold, as for the remainders of a series. A kink within the step shows in what the even part
-of f does: see `_jump`.
+that out. Three times its difference from the one at h / 2 bounds what is left: by far where f is
+smooth, barely where its second derivative jumps. Round-off adds some eps |f| / h^n, taken a
+hundredfold, as for the remainders of a series. A kink within the step shows in the even part of f:
+see `_jump`.
 
 The bound is an estimate, and several kinks within a step can make it too small. So one step never
 condemns a derivative: another step, a quarter or four times as long, must show the same error and
@@ -35,12 +36,12 @@ CLEAR = 2  # how far above what is explained an error must be to count
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far two channels are apart, relative to the larger of them, what of that is explained,
-    and the verdict.
+    """How far two channels are apart, what part of that is explained, and the verdict.
 
-    decides: whether the verdict is that of the quantity. A second rule is heard, but differences
+    error, explained: relative to the larger of the two.
+    decides: whether the verdict counts for the quantity. A second rule is heard, but differences
         decide.
-    here: of a kink, whether it is at the point itself, as far as the shortest step can tell.
+    here: for a kink, whether it is at the point itself, as far as the shortest step can tell.
     """
 
     channel: str
@@ -53,8 +54,10 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Quotient:
-    """The coefficients f'(0), f''(0) / 2, … by differences at one step, and of each how far step
-    and round-off may move it (explained)."""
+    """The coefficients f'(0), f''(0) / 2, … by differences at one step.
+
+    explained: how far step and round-off may move each of them.
+    """
 
     values: list[Tensor]
     explained: list[float]
@@ -63,14 +66,13 @@ class Quotient:
 
 
 class Differences:
-    """A function of t with its coefficients at 0 by differences, at steps that are taken as they
-    are needed.
+    """A function of t, with its coefficients at 0 by differences at steps taken when needed.
 
     unit: the length along which f may change by its own size.
     at_zero: f(0), if it is known; else it is taken when a second-order coefficient or a kink asks
         for it.
 
-    The first step is about where truncation and round-off are alike, eps^(1/4) for first order,
+    The first step is about where truncation and round-off are alike: eps^(1/4) for first order,
     eps^(1/5) for second.
     """
 
@@ -95,8 +97,10 @@ class Differences:
 
     @cached_property
     def sharpest(self) -> list[int]:
-        """The step of each coefficient at which least is explained, among those up to the first
-        that is sharp."""
+        """The step of each coefficient at which least error is explained.
+
+        It is sought up to the first step that is sharp.
+        """
         sharp = (30 if self.order == 1 else 300) * self._eps**0.5
         for i in HALVINGS[::STRIDE]:
             size = float(self.at(i).values[0].norm())
@@ -108,19 +112,21 @@ class Differences:
         ]
 
     def natural(self, n: int) -> float:
-        """Return the size of a coefficient where f changes by its own size along the unit, far
-        above round-off."""
+        """Return the size that a coefficient has where f changes by its own size along the unit.
+
+        It is far above round-off.
+        """
         return self._size(self._step(0)) / self.unit**n
 
     def value(self, n: int) -> Tensor:
-        """Return the coefficient of order n, at its sharpest."""
+        """Return the coefficient of order n at its sharpest step."""
         return self.at(self.sharpest[n - 1]).values[n - 1]
 
     def jump(self, n: int, i: int) -> float:
         """Return what kinks may put in place of a coefficient at a step.
 
-        In second order that is also a jump of the second derivative, which bends the odd part: by a
-        h + b h^2, of which two steps tell a h.
+        In second order that includes a jump of the second derivative, which bends the odd part by a
+        h + b h^2. Two steps tell a h.
         """
         step = self._step(i)
         jump = _jump(self._even(step), self._even(step / 2), step, n)
@@ -160,11 +166,13 @@ class Differences:
 def compare(
     channel: str, found: Tensor, other: Differences, n: int = 1, *, size: float = 0.0
 ) -> Agreement:
-    """Judge a derivative by its quotients. size: of what both are a part of, where that is more
-    than they are.
+    """Judge a derivative by its quotients.
 
-    They agree to the floor or to what is explained at the sharpest step. Where that is a tenth of
-    the derivative, and more than a thousandth of the natural size, agreement decides nothing.
+    size: the size of what both are a part of, where that is more than their own.
+
+    They agree if they differ by no more than is explained at the sharpest step, the floor included.
+    Where what is explained is above a tenth of the derivative, and above a thousandth of the
+    natural size, agreement decides nothing.
     """
     sharpest = other.sharpest[n - 1]
     size = max(size, float(found.norm()), float(other.value(n).norm()))
@@ -210,8 +218,9 @@ class _Apart:
 
 
 def _on_all_steps(at: _Apart, sharpest: int) -> tuple[str, bool, int]:
-    """Return the verdict where at the sharpest step the two disagree, whether of a kink here, and
-    the step that shows it.
+    """Return the verdict where the two disagree at the sharpest step.
+
+    Also returns whether there is a kink here, and the step that shows the verdict.
 
     A step can show an error of which it explains less than half. The derivative holds if one of
     these agrees with it, or one that is about as sharp as the sharpest. It differs if all disagree
@@ -237,8 +246,10 @@ def _on_all_steps(at: _Apart, sharpest: int) -> tuple[str, bool, int]:
 def compare_rules(
     channel: str, found: Tensor, other: Tensor, *, decides: bool, size: float = 0.0
 ) -> Agreement:
-    """Judge a derivative by the same from other rules, to twice the floor: far above their
-    round-off."""
+    """Judge a derivative by the same one from other rules.
+
+    They agree to twice the floor, which is far above their round-off.
+    """
     size = max(size, float(found.norm()), float(other.norm()))
     explained = 2 * _floor(found)
     error = float((found - other).norm()) / size if size else 0.0
@@ -246,8 +257,10 @@ def compare_rules(
 
 
 def worst(agreements: list[Agreement]) -> Agreement:
-    """Return the one with the worst verdict; of several such, that which leaves most of what is
-    explained behind."""
+    """Return the agreement with the worst verdict.
+
+    Of several such, it is the one whose error is the largest multiple of what is explained.
+    """
 
     def badness(a: Agreement) -> tuple[int, float]:
         return VERDICTS.index(a.verdict), a.error / a.explained if a.explained else 0.0
@@ -256,20 +269,22 @@ def worst(agreements: list[Agreement]) -> Agreement:
 
 
 def _floor(like: Tensor) -> float:
-    """Return the relative difference that counts as none: the root of eps; in float64 1e-7, as some
-    kernels of torch have constants in float32 (that of hardsigmoid's backward pass is off by
-    2e-8)."""
+    """Return the relative difference that counts as none: the root of eps, or 1e-7 in float64.
+
+    Some kernels of torch have constants in float32: hardsigmoid's backward pass is off by 2e-8.
+    """
     return max(torch.finfo(like.dtype).eps ** 0.5, 1e-7)
 
 
 def _jump(whole: Tensor, half: Tensor, step: float, n: int) -> float:
-    """Return what kinks within the step add to a quotient, from even(h) = (f(h) - 2 f(0) + f(-h)) /
-    2 h^2 at h and h / 2.
+    """Return what kinks within the step add to a quotient.
+
+    whole, half: even(h) = (f(h) - 2 f(0) + f(-h)) / 2 h^2 at h and h / 2.
 
     2 h even(h) is the difference of the slopes on both sides. With h it falls by half where f is
-    smooth, so that twice the half less the whole is what does not fall: a jump of the slope, or
-    thrice a jump of f over h. In second order a kink makes even(h) grow, by which the extrapolation
-    is off by 7/3 of its growth, or for a jump of f by 5/3.
+    smooth. So twice the half less the whole is what does not fall: a jump of the slope, or three
+    times a jump of f over h. In second order a kink makes even(h) grow. The extrapolation is off by
+    7/3 of this growth, or by 5/3 for a jump of f.
     """
     return 2 * step * float((half - whole).norm()) if n == 1 else 2.5 * float((half - whole).norm())
 

@@ -1,5 +1,7 @@
-"""Tensors in whatever holds them: dicts, lists, tuples, named tuples, data classes, packed
-sequences."""
+"""Tensors in whatever holds them.
+
+These are dicts, lists, tuples, named tuples, data classes and packed sequences.
+"""
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +15,10 @@ Tree = Any  # a tensor, or what holds tensors
 
 
 def map_leaves(f: Callable[[Any], Any], tree: Tree) -> Tree:
-    """Make the same tree with f of every leaf. Mappings other than dicts become dicts."""
+    """Return the same tree with f of every leaf.
+
+    Mappings other than dicts become dicts.
+    """
     if isinstance(tree, Tensor):
         return f(tree)
     if isinstance(tree, PackedSequence):
@@ -35,7 +40,7 @@ def map_leaves(f: Callable[[Any], Any], tree: Tree) -> Tree:
 
 
 def leaves(tree: Tree) -> Iterator[tuple[str, Any]]:
-    """Yield every leaf after the path that leads to it: ['key'], [0] or .field."""
+    """Yield every leaf after the path that leads to it, such as ['key'], [0] or .field."""
     if isinstance(tree, Tensor):
         yield "", tree
     elif isinstance(tree, PackedSequence):
@@ -55,7 +60,7 @@ def leaves(tree: Tree) -> Iterator[tuple[str, Any]]:
 
 
 def fresh(tree: Tree) -> Tree:
-    """Copy the tensors of a tree, so that what alters them alters no data of the caller's."""
+    """Return the tree with copied tensors: altering these alters no data of the caller's."""
     return map_leaves(copied, tree)
 
 
@@ -65,8 +70,10 @@ def copied(leaf: Any) -> Any:
 
 
 def outline(tree: Tree) -> str:
-    """Describe what minibatches have in common: structure, dtypes, and shapes but for the first
-    dimension."""
+    """Describe what minibatches have in common.
+
+    That is the structure, the dtypes, and the shapes but for the first dimension.
+    """
 
     def describe(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):

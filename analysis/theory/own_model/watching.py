@@ -1,5 +1,7 @@
-"""What a model calls, and where: stopped gradients, functions with kinks, and the layer in which an
-error arose."""
+"""The functions that a model calls, and where it calls them.
+
+This finds stopped gradients, functions with kinks, and the layer in which an error arose.
+"""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ OURS = "analysis.theory."
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a torch function: by which layer, with which arguments, giving what."""
+    """One call of a torch function: by which layer, with which arguments, and with what result."""
 
     function: Callable[..., Any]
     name: str
@@ -37,7 +39,7 @@ class Call:
 
 
 class Watcher(TorchFunctionMode):
-    """Hears of every function that a model calls; a function inside a function is not heard of."""
+    """A mode that hears of every function that a model calls, but of none inside another."""
 
     def __init__(self, layers: dict[int, str], listen: Callable[[Call], None]):
         super().__init__()
@@ -59,7 +61,7 @@ class Watcher(TorchFunctionMode):
 
 
 def layer_names(model: Any) -> dict[int, str]:
-    """Name the modules of a model by their identity."""
+    """Return the names of a model's modules, by their identity."""
     if not isinstance(model, nn.Module):
         return {}
     return {id(m): named(name, m) for name, m in model.named_modules()}
@@ -70,8 +72,7 @@ def named(name: str, layer: nn.Module) -> str:
 
 
 def calling_layer(frame: FrameType | None, layers: dict[int, str]) -> str:
-    """Name the innermost layer that is at work in a frame, or else the innermost function that is
-    the caller's."""
+    """Return the innermost layer at work in a frame, or else the caller's innermost function."""
     function = ""
     while frame is not None:
         if layer := _layer_of(frame, layers):
@@ -86,7 +87,7 @@ def calling_layer(frame: FrameType | None, layers: dict[int, str]) -> str:
 
 
 def failing_layer(traceback: TracebackType | None, layers: dict[int, str]) -> str:
-    """Name the innermost layer that an error passed through."""
+    """Return the innermost layer that an error passed through."""
     found = ""
     while traceback is not None:
         found = _layer_of(traceback.tb_frame, layers) or found
@@ -95,7 +96,7 @@ def failing_layer(traceback: TracebackType | None, layers: dict[int, str]) -> st
 
 
 def stopped_gradients(calls: list[Call]) -> Iterator[str]:
-    """Name the calls that cut a float off from the parameters that it depends on."""
+    """Yield the calls that cut a float off from the parameters that it depends on."""
     for call in calls:
         if (
             call.in_rule
@@ -111,10 +112,10 @@ def stopped_gradients(calls: list[Call]) -> Iterator[str]:
 
 
 def kinks(calls: list[Call], beyond: list[Call] | None = None) -> Iterator[str]:
-    """Name the calls of functions that have a kink or a jump somewhere.
+    """Yield the calls of functions that have a kink or a jump somewhere.
 
-    beyond: the same calls at another point. Of functions with a kink at 0 those are named in which
-    some number crosses it between the points.
+    beyond: the same calls at another point. A function with a kink at 0 is then named only if some
+        number crosses it between the points.
     """
     for call, other in zip(calls, beyond or calls, strict=False):
         name = call.name.removesuffix("_")
@@ -129,30 +130,14 @@ def kinks(calls: list[Call], beyond: list[Call] | None = None) -> Iterator[str]:
 DETACHING = {"detach", "data", "detach_"}
 NUMBERS = {"item", "__float__", "tolist", "numpy", "__array__"}
 NEW = {
-    *(
-        "zeros_like",
-        "ones_like",
-        "empty_like",
-        "full_like",
-        "rand_like",
-        "randn_like",
-        "randint_like",
-    ),
-    *(
-        "new_zeros",
-        "new_ones",
-        "new_empty",
-        "new_full",
-        "new_tensor",
-        "is_floating_point",
-        "size",
-        "dim",
-    ),
-}
+    "zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "randint_like",
+    "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "is_floating_point", "size",
+    "dim",
+}  # fmt: skip
 
 
 def at_zero(calls: list[Call]) -> Iterator[str]:
-    """Name the calls of functions with a kink at 0 that get a 0."""
+    """Yield the calls of functions with a kink at 0 that get a 0."""
     for call in calls:
         if call.name.removesuffix("_") in AT_ZERO and bool((call.args[0] == 0).any()):
             yield call.place
@@ -160,108 +145,25 @@ def at_zero(calls: list[Call]) -> Iterator[str]:
 
 AT_ZERO = {"relu", "leaky_relu", "prelu", "elu", "selu", "celu", "abs", "absolute"}
 KINKED = {
-    *(
-        "relu",
-        "relu6",
-        "leaky_relu",
-        "prelu",
-        "rrelu",
-        "elu",
-        "selu",
-        "celu",
-        "hardtanh",
-        "hardswish",
-        "hardsigmoid",
-    ),
-    *(
-        "hardshrink",
-        "softshrink",
-        "threshold",
-        "abs",
-        "absolute",
-        "clamp",
-        "clip",
-        "clamp_min",
-        "clamp_max",
-    ),
-    *(
-        "max",
-        "min",
-        "amax",
-        "amin",
-        "maximum",
-        "minimum",
-        "fmax",
-        "fmin",
-        "sort",
-        "topk",
-        "median",
-        "kthvalue",
-    ),
-    *(
-        "max_pool1d",
-        "max_pool2d",
-        "max_pool3d",
-        "adaptive_max_pool1d",
-        "adaptive_max_pool2d",
-        "adaptive_max_pool3d",
-    ),
-    *(
-        "fractional_max_pool2d",
-        "fractional_max_pool3d",
-        "l1_loss",
-        "smooth_l1_loss",
-        "huber_loss",
-        "quantile",
-    ),
-    *(
-        "hinge_embedding_loss",
-        "margin_ranking_loss",
-        "multi_margin_loss",
-        "multilabel_margin_loss",
-        "cummax",
-        "cummin",
-    ),
-    *(
-        "triplet_margin_loss",
-        "triplet_margin_with_distance_loss",
-        "cosine_embedding_loss",
-        "sign",
-        "round",
-        "floor",
-    ),
-    *(
-        "ceil",
-        "trunc",
-        "frac",
-        "remainder",
-        "fmod",
-        "where",
-        "norm",
-        "vector_norm",
-        "cdist",
-        "pdist",
-        "argmax",
-    ),
-    *(
-        "pairwise_distance",
-        "nuclear_norm",
-        "matrix_norm",
-        "svdvals",
-        "gumbel_softmax",
-        "nanmedian",
-        "aminmax",
-    ),
-    *("int", "long", "short", "bool"),
-}
+    "relu", "relu6", "leaky_relu", "prelu", "rrelu", "elu", "selu", "celu", "hardtanh", "hardswish",
+    "hardsigmoid", "hardshrink", "softshrink", "threshold", "abs", "absolute", "clamp", "clip",
+    "clamp_min", "clamp_max", "max", "min", "amax", "amin", "maximum", "minimum", "fmax", "fmin",
+    "sort", "topk", "median", "kthvalue", "max_pool1d", "max_pool2d", "max_pool3d",
+    "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d", "fractional_max_pool2d",
+    "fractional_max_pool3d", "l1_loss", "smooth_l1_loss", "huber_loss", "quantile",
+    "hinge_embedding_loss", "margin_ranking_loss", "multi_margin_loss", "multilabel_margin_loss",
+    "cummax", "cummin", "triplet_margin_loss", "triplet_margin_with_distance_loss",
+    "cosine_embedding_loss", "sign", "round", "floor", "ceil", "trunc", "frac", "remainder", "fmod",
+    "where", "norm", "vector_norm", "cdist", "pdist", "argmax", "pairwise_distance", "nuclear_norm",
+    "matrix_norm", "svdvals", "gumbel_softmax", "nanmedian", "aminmax", "int", "long", "short",
+    "bool",
+}  # fmt: skip
 
 
 def _in_rule(frame: FrameType | None) -> bool:
     while frame is not None:
-        if (
-            frame.f_code.co_name == "apply"
-            and frame.f_globals.get("__name__") == "torch.autograd.function"
-        ):
+        module = frame.f_globals.get("__name__")
+        if frame.f_code.co_name == "apply" and module == "torch.autograd.function":
             return True
         frame = frame.f_back
     return False
