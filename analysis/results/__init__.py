@@ -1,1 +1,1 @@
-"""What an output folder holds: evidence, claims and their verdicts, tables and their digests."""
+"""The contents of an output folder: evidence, claims and verdicts, tables and their digests."""

@@ -1,4 +1,4 @@
-"""Checksums of tables: whether one is as it was written, and whether two are the same, bit for bit.
+"""Checksums of tables: whether one is as it was written, and whether two are the same to the bit.
 
 The digests of all tables of a folder are in its `SHA256SUMS`, which `sha256sum --check` reads too.
 """
@@ -16,13 +16,15 @@ from analysis.runs.job import NUMERICS_VERSION
 from reptile_core.files import write_atomically
 
 SUMS = "SHA256SUMS"
-# Columns of when, where and in which steps a table came about, which no rerun repeats.
+# Columns on when, where and in which steps a table was made, which no rerun repeats.
 HISTORY = ("seconds", "look", "arithmetic")
 
 
 def record(paths: Iterable[Path]) -> None:
-    """Record the digests of tables that were just written, with those of the others in their
-    folder."""
+    """Record the digests of tables that were just written.
+
+    The digests of the other tables in their folder are kept.
+    """
     for folder in {path.parent for path in paths}:
         written = [path for path in paths if path.parent == folder]
         sums = _recorded(folder) | {path.name: _sha256(path) for path in written}
@@ -31,7 +33,10 @@ def record(paths: Iterable[Path]) -> None:
 
 
 def verify(path: Path) -> pd.DataFrame:
-    """Return a table as it was written, by whatever version; ResultsError where it was altered."""
+    """Return a table that is as it was written, by any version.
+
+    Raises ResultsError where it was altered, or has no recorded digest.
+    """
     noted, found = _recorded(path.parent).get(path.name), _sha256(path)
     if noted is None:
         raise ResultsError(f"{path}: expected its digest in {SUMS}, found none")
@@ -43,8 +48,10 @@ def verify(path: Path) -> pd.DataFrame:
 
 
 def evidence(path: Path) -> pd.DataFrame:
-    """Return a table of evidence as this version wrote it; ResultsError where it is anything
-    else."""
+    """Return a table of evidence that this version wrote.
+
+    Raises ResultsError where it is anything else.
+    """
     table = verify(path)
     versions = {NUMERICS_VERSION}
     if len(table):
@@ -59,17 +66,18 @@ def evidence(path: Path) -> pd.DataFrame:
 
 
 def digest(path: Path) -> str:
-    """Return the SHA-256 (hex) of a table but for its columns of HISTORY."""
+    """Return the SHA-256 (hex) of a table without its columns of HISTORY."""
     text = _without_history(path).to_csv(index=False, lineterminator="\n")
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def compare(then: Mapping[str, str], old: Path, folder: Path, now: Mapping[str, str]) -> list[str]:
-    """Return a line for each table that differs from before: which, and by how much where it is in
-    the folder `old`.
+    """Return a line for each table that differs from before: which, and by how much.
 
-    then, now: digests by name. folder: where the new tables are. Later code may write more tables,
-    which is no difference.
+    then, now: digests by name. old: the folder of the old tables; where a table is not in it, the
+        line does not say by how much. folder: where the new tables are.
+
+    Later code may write more tables, which is no difference.
     """
     lines = []
     for name in then:
@@ -100,7 +108,7 @@ def _by_how_much(old: Path, digest_then: str, new: Path) -> str:
 
 
 def _without_history(path: Path) -> pd.DataFrame:
-    """Return the table's entries as they are written, not as numbers, which would round them."""
+    """Return the table's entries as they are written: numbers would be rounded."""
     table = pd.read_csv(
         StringIO(path.read_text(encoding="utf-8")), dtype=str, keep_default_na=False
     )
@@ -108,7 +116,10 @@ def _without_history(path: Path) -> pd.DataFrame:
 
 
 def _recorded(folder: Path) -> dict[str, str]:
-    """Return digests by name; lines of another form are left out."""
+    """Return the recorded digests by name.
+
+    Lines of another form are left out.
+    """
     try:
         lines = (folder / SUMS).read_text(errors="replace").splitlines()
     except FileNotFoundError:

@@ -1,5 +1,4 @@
-"""A claim: what is said and where, the band that its measurements must lie in, and the control that
-must fail.
+"""Claims: what is said and where, the band for its measurements, and the control that must fail.
 
 A claim is data. `judge` gives the verdict, from a table of evidence alone.
 """
@@ -15,14 +14,16 @@ SEEDS_OF_AN_EPOCH = 1_000
 
 @dataclass(frozen=True, kw_only=True)
 class Control:
-    """A measurement that must fail, so that the check can be seen to be able to fail.
+    """A measurement that must fail, which shows that the check can fail.
 
-    kind: "wrong formula", which must lie outside the band of the claim in every case (theorems);
-    "foil", another treatment, which the check must beat seed by seed: the mean paired difference is
-    above 0 in the direction of the band's open end, or, where the band has two ends, the foil
-    itself lies outside it;
-    "sham", a comparison without a treatment, whose interval must lie within `band`.
+    kind: one of
+        "wrong formula"  for theorems: it must be outside the band of the claim in every case;
+        "foil"           another treatment, which the check must beat seed by seed: the mean paired
+                         difference is above 0 in the direction of the band's open end. Where the
+                         band has two ends, the foil itself must be outside it;
+        "sham"           a comparison without a treatment, whose interval must be within `band`.
     words: what it is.
+    band: of a sham; None for other kinds.
     """
 
     kind: Literal["wrong formula", "foil", "sham"]
@@ -41,19 +42,22 @@ class Control:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What is claimed, where, and what would show it.
+    """A claim: what is said, where, and what would show it.
 
-    id: its name in tables. kind: "theorem" (exact values, each must lie in the band) or
-    "experiment" (values over seeds, whose mean must). sources: of "B" (the authors' post), "P6.2"
-    (a section of the paper), "N" (ours). statement: the claim in a sentence. quotation: what the
-    source says, LaTeX between dollars.
-    quantity: what is measured, in words with its unit. band: where it must lie; an end may be
-    infinite. limits: the least and the greatest value that the quantity can have. reason: why this
-    band.
+    id: its name in tables.
+    kind: "theorem" (exact values, each of which must be in the band) or "experiment" (values over
+        seeds, whose mean must).
+    sources: any of "B" (the authors' post), "P6.2" (a section of the paper), "N" (ours).
+    statement: the claim in a sentence.
+    quotation: what the source says, LaTeX between dollars.
+    quantity: what is measured, in words with its unit.
+    band: where the quantity must be; an end may be infinite.
+    limits: the least and the greatest value that the quantity can have.
+    reason: why this band.
     control: what is measured in the check's place and must fail.
-    epoch: which seeds judge it: 1000 · epoch, 1000 · epoch + 1, …; raised whenever the criterion
-    changes, so that a criterion is never judged on seeds that shaped it. amended: what was changed,
-    and why; empty if nothing was.
+    epoch: which seeds judge it: 1000 · epoch, 1000 · epoch + 1, …. It is raised whenever the
+        criterion changes, so that a criterion is never judged on seeds that shaped it.
+    amended: what was changed, and why; empty if nothing was.
     least: the smallest profile at which it is judged.
     """
 
@@ -86,14 +90,16 @@ class Claim:
 
     @property
     def direction(self) -> int:
-        """1 where only the low end of the band can be missed, -1 where only the high end can, 0 for
-        both."""
+        """The end of the band that can be missed: 1 for the low, -1 for the high, 0 for both."""
         low, high = self.band[0] > self.limits[0], self.band[1] < self.limits[1]
         return int(low) - int(high) if low != high else 0
 
 
 def seeds(epoch: int, count: int) -> list[int]:
-    """Return the first `count` seeds of an epoch. ValueError where there are not so many."""
+    """Return the first `count` seeds of an epoch.
+
+    Raises ValueError where there are not so many.
+    """
     if not 0 <= count <= SEEDS_OF_AN_EPOCH:
         raise ValueError(
             f"count: expected 0 to {SEEDS_OF_AN_EPOCH} seeds of an epoch, found {count}"

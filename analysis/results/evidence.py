@@ -1,9 +1,8 @@
-"""Evidence: one long table of measurements, a row for each claim, case, role and seed. It holds no
-interval.
+"""Evidence: one long table of measurements, a row for each claim, case, role and seed.
 
-The judge computes everything else. A row's `value` is one number of one seed; `task_error` its
-standard error over the tasks that it is a mean of, `tasks` and `queries` (test examples a class)
-how many those were.
+It holds no interval: the judge computes everything else. `value` is one number of one seed, and
+`task_error` its standard error over the tasks that it is a mean of. `tasks` and `queries` (test
+examples a class) say how many those were.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,16 +13,8 @@ import pandas as pd
 
 TEXT = ("claim", "case", "role", "data", "profile", "diverged")
 NUMBERS = (
-    "seed",
-    "value",
-    "task_error",
-    "tasks",
-    "queries",
-    "epoch",
-    "look",
-    "seconds",
-    "numerics",
-)
+    "seed", "value", "task_error", "tasks", "queries", "epoch", "look", "seconds", "numerics",
+)  # fmt: skip
 COLUMNS = (
     "claim", "case", "role", "seed", "value", "task_error", "tasks", "queries", "epoch", "look",
     "seconds", "data", "profile", "numerics", "diverged",
@@ -42,8 +33,11 @@ def rows(
     tasks: float = np.nan,
     queries: float = np.nan,
 ) -> list[dict[str, Any]]:
-    """Return the rows of one case. values: by seed; a table with columns value, and perhaps
-    task_error, tasks and queries, and the seeds as its index, has an error for each."""
+    """Return the rows of one case.
+
+    values: the value of each seed. A table has the seeds as its index and a column value, and may
+        have task_error, tasks and queries, so that each seed has its own.
+    """
     table = _as_table(values)
     common = {"claim": claim, "case": case, "role": role, "tasks": tasks, "queries": queries}
     records = zip(table.index, table.to_dict("records"), strict=True)
@@ -57,8 +51,11 @@ def _as_table(values: pd.DataFrame | pd.Series | Mapping[int, float]) -> pd.Data
 
 
 def tabulate(found: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
-    """Return evidence with all of COLUMNS, missing ones empty. ValueError where claim, case, role
-    or value is missing, or where two rows of one claim, case, role and seed would count as two."""
+    """Return evidence with all of COLUMNS, missing ones empty.
+
+    Raises ValueError where claim, case, role or value is missing, or where two rows of one claim,
+    case, role and seed would count as two.
+    """
     table = found if isinstance(found, pd.DataFrame) else pd.DataFrame(list(found))
     if table.empty:
         return NO_EVIDENCE.copy()
@@ -81,9 +78,11 @@ def tabulate(found: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
 
 
 def number_looks(new: pd.DataFrame, before: pd.DataFrame | None) -> pd.DataFrame:
-    """Return `new` with the look at which each seed was first part of a claim's evidence: those of
-    `before` keep theirs, others get the next. A look is counted by claim, since every one spends a
-    share of the claim's error."""
+    """Return `new` with the look at which each seed first entered a claim's evidence.
+
+    Seeds of `before` keep their look, others get the next. Looks are counted by claim, since each
+    spends a share of the claim's error.
+    """
     new = new.copy()
     known = {} if before is None else _first_looks(before)
     latest = {claim: max(looks.values()) for claim, looks in known.items() if looks}
@@ -95,7 +94,7 @@ def number_looks(new: pd.DataFrame, before: pd.DataFrame | None) -> pd.DataFrame
 
 
 def _first_looks(table: pd.DataFrame) -> dict[str, dict[float, int]]:
-    """Return at which look each seed of a claim was first judged."""
+    """Return the look at which each seed of a claim was first judged."""
     judged = table[table.seed.notna() & table.role.isin((CHECK, CONTROL))]
     found: dict[str, dict[float, int]] = {}
     for (claim, seed), look in judged.groupby(["claim", "seed"])["look"].min().items():

@@ -1,5 +1,7 @@
-"""An output folder: tables and evidence with their checksums, the ledger, and a lock for one writer
-at a time."""
+"""An output folder: tables and evidence with their checksums, the ledger, and a lock.
+
+The lock lets in one writer at a time.
+"""
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,7 +20,7 @@ from analysis.results.tables import ResultsError, write_csv
 from analysis.runs.job import NUMERICS_VERSION
 from reptile_core.files import remove_unfinished
 
-SAME_LOOK = ("profile", "numerics", "epoch")  # of evidence to which more seeds may be added
+SAME_LOOK = ("profile", "numerics", "epoch")  # equal in evidence to which more seeds may be added
 
 
 class InUse(ValueError):
@@ -46,8 +48,9 @@ def complete(
 ) -> pd.DataFrame:
     """Return evidence with what the script knows of it.
 
-    data: the line that names the data of rows that name none. seconds: what the experiment took;
-    where rows do not say what a seed takes on one core, each has an equal share.
+    data: the line that names the data, for rows that name none.
+    seconds: what the experiment took. Where rows do not say what a seed takes on one core, each
+        seed has an equal share.
     """
     table = evidence.tabulate(found)
     seeds = max(1, table["seed"].nunique())
@@ -62,8 +65,10 @@ def complete(
 
 
 def write_evidence(folder: Path, experiment: str, table: pd.DataFrame) -> list[Path]:
-    """Write an experiment's evidence. Seeds that were judged before keep the number of their
-    look."""
+    """Write an experiment's evidence.
+
+    Seeds that were judged before keep the number of their look.
+    """
     path = _evidence_path(folder, experiment)
     try:
         before = checksums.evidence(path) if path.exists() else None
@@ -79,8 +84,11 @@ def _is_same_look(before: pd.DataFrame, table: pd.DataFrame) -> bool:
 
 
 def judge_all(folder: Path, claims: Mapping[str, Sequence[Claim]]) -> list[Verdict]:
-    """Return the verdicts on all claims, by experiment, from the evidence in the folder, of this
-    invocation or an earlier one. A table that was altered is named in a warning and not judged."""
+    """Return the verdicts on all claims, from the evidence in the folder.
+
+    claims: by experiment. The evidence may be of this invocation or an earlier one. A table that
+        was altered is named in a warning and not judged.
+    """
     found = [evidence.NO_EVIDENCE]
     for name in claims:
         path = _evidence_path(folder, name)
@@ -96,8 +104,10 @@ def judge_all(folder: Path, claims: Mapping[str, Sequence[Claim]]) -> list[Verdi
 
 
 def manifest_there(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest that an earlier command left in the folder; None for none, or for one
-    that cannot be read, with a warning."""
+    """Return the manifest that an earlier command left in the folder.
+
+    Returns None where there is none, and, with a warning, where it cannot be read.
+    """
     path = folder / "manifest.json"
     if not path.exists():
         return None
@@ -112,8 +122,10 @@ def manifest_there(folder: Path) -> dict[str, Any] | None:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep others from writing to the output folder meanwhile; InUse if somebody does. What killed
-    writers left there is removed."""
+    """Keep other processes from writing to the output folder meanwhile.
+
+    Raises InUse if one writes there. Removes what killed writers left there.
+    """
     lock = FileLock(folder / ".lock")
     try:
         lock.acquire(blocking=False)

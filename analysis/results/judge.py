@@ -1,8 +1,10 @@
-"""The judge: claims and a table of evidence in, verdicts out. Its error rates are known by
-simulation.
+"""The judge: claims and a table of evidence in, verdicts out.
 
-A theorem is supported where every check is in the band and every wrong formula outside it, refuted
-where a check is outside. An experiment is judged over seeds, by Student's t on one value a seed:
+Its error rates are known by simulation.
+
+A theorem is supported where every check is in the band and every wrong formula outside it. It is
+refuted where a check is outside. An experiment is judged over seeds, by Student's t on one value a
+seed:
 
 - refuted, by itself, where the mean of some case is outside the band: one-sided, with Holm's
   correction over cases;
@@ -10,16 +12,15 @@ where a check is outside. An experiment is judged over seeds, by Student's t on 
   where the band has two ends) and the control fails; a control never hides a refutation;
 - undecided otherwise.
 
-Every further look at a claim with more seeds spends a share of its error (Bonferroni), so that
-seeds may be added until it is decided, by whatever rule. Fewer than five seeds are a pilot and
-judge nothing.
+Every further look at a claim with more seeds spends a share of its error (Bonferroni). So seeds may
+be added until it is decided, by any rule. Fewer than five seeds are a pilot and judge nothing.
 
-What no rule of this power can do: with five seeds, a test that supports a normal mean two standard
-deviations inside with probability 0.85 supports a mean at the band's end with probability 0.029,
-0.042 and 0.082 or more where values have skewness 1/2, 1 and 2 towards the inside (Neyman and
-Pearson's bound, computed for gamma distributions). So quantities should be nearly symmetric over
-seeds, as means over many tasks and logs of ratios are. A refutation, of which no such power is
-asked, is held to a smaller error.
+No rule of this power avoids one weakness. Take a test on five seeds that supports a normal mean two
+standard deviations inside with probability 0.85. It supports a mean at the band's end with
+probability 0.029, 0.042 and 0.082 or more where values have skewness 1/2, 1 and 2 towards the
+inside (Neyman and Pearson's bound, computed for gamma distributions). So quantities should be
+nearly symmetric over seeds, as means over many tasks and logs of ratios are. A refutation needs no
+such power, and is held to a smaller error.
 """
 
 from collections.abc import Iterable, Sequence
@@ -40,7 +41,7 @@ SUPPORTED: Decision = "supported"
 REFUTED: Decision = "refuted"
 UNDECIDED: Decision = "undecided"
 DECISIONS: tuple[Decision, ...] = (SUPPORTED, REFUTED, UNDECIDED)
-# Of a control, which must have failed.
+# What a control did; it must have failed.
 ControlOutcome = Literal["failed", "passed", "uninformative"]
 Why = Literal[
     "", "not measured", "shown only", "earlier epoch", "pilot", "too wide",
@@ -53,13 +54,16 @@ LEAST_SEEDS = 5
 SUPPORT_ERROR, REFUTE_ERROR, LATER_ERROR = 0.0185, 0.01, 0.003
 CONTROL_ERROR = 0.025
 POWER = 0.8  # of a plan
-MAX_SEEDS = 200  # of a plan: beyond, a claim is too near to its band's end to be decided here
+MAX_SEEDS = 200  # of a plan: beyond, a claim is too near its band's end to be decided here
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The values of one case in one role, one a seed, each with its error over tasks (NaN where it
-    has none) and the look at which it was first seen."""
+    """The values of one case in one role, one value a seed.
+
+    task_errors: the error of each value over tasks; NaN where it has none.
+    looks: the look at which each value was first seen.
+    """
 
     name: str
     role: str
@@ -73,14 +77,13 @@ class Sample:
 
     @property
     def task_error(self) -> float:
-        """Root mean square of the values' errors over tasks; NaN where they have none."""
+        """The root mean square of the values' errors over tasks; NaN where they have none."""
         known = self.task_errors[np.isfinite(self.task_errors)]
         return float(np.sqrt(np.mean(known**2))) if known.size else nan
 
     @property
     def mean(self) -> Mean:
-        """The mean with its spread over seeds, which counts as no smaller than the error over
-        tasks."""
+        """The mean with its spread over seeds, which is at least the values' error over tasks."""
         return Mean.of(self.values, self.task_error if isfinite(self.task_error) else 0.0)
 
     def until(self, look: int) -> "Sample":
@@ -99,9 +102,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Case:
-    """One case of a claim: its mean over seeds with a 95 % Student-t interval, cut off at the
-    quantity's limits, and what it would come to by itself. low, high: NaN for fewer than two seeds.
-    sd: over seeds. task_error: of one seed, over tasks; NaN where there is none."""
+    """One case of a claim: its mean over seeds with an interval, and its decision by itself.
+
+    low, high: the 95 % Student-t interval, cut off at the quantity's limits; NaN for fewer than two
+        seeds.
+    sd: over seeds.
+    task_error: of one seed, over tasks; NaN where there is none.
+    """
 
     name: str
     role: str
@@ -122,9 +129,11 @@ Named = TypeVar("Named", Sample, Case)
 
 @dataclass(frozen=True)
 class SeedPlan:
-    """What would decide an undecided claim. seeds: how many more; None where no number up to
-    MAX_SEEDS would.
-    seconds: what they take on one core, as measured here; NaN where that is not known."""
+    """What would decide an undecided claim.
+
+    seeds: how many more; None where no number up to MAX_SEEDS would.
+    seconds: what they take on one core, as measured here; NaN where that is not known.
+    """
 
     seeds: int | None
     seconds: float = nan
@@ -132,8 +141,10 @@ class SeedPlan:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A claim's verdict with everything that led to it. look: at which look it was decided, or the
-    last one."""
+    """A claim's verdict, with everything that led to it.
+
+    look: the look at which it was decided, or the last one.
+    """
 
     claim: Claim
     decision: Decision
@@ -153,11 +164,11 @@ class Verdict:
 def judge(claims: Iterable[Claim], evidence: pd.DataFrame) -> list[Verdict]:
     """Return a verdict for each claim, in order.
 
-    evidence: a tidy table with the columns claim, case, role ("check", "control", or anything else
-    for what is only shown), seed and value, and perhaps task_error, tasks, queries, epoch, look,
-    seconds and data (`evidence.COLUMNS`). Rows of an epoch before the claim's own are only shown. A
-    diverged seed must be among them, with the value that its divergence is worth; a value that is
-    not finite decides nothing.
+    evidence: a tidy table with the columns claim, case, role, seed and value, and perhaps
+        task_error, tasks, queries, epoch, look, seconds and data (`evidence.COLUMNS`). role is
+        "check", "control", or anything else for what is only shown. Rows of an epoch before the
+        claim's own are only shown. A diverged seed must be among them, with the value that its
+        divergence is worth; a value that is not finite decides nothing.
     """
     table = tabulate(evidence)
     groups = {str(name): part for name, part in table.groupby("claim", sort=False)}
@@ -167,8 +178,10 @@ def judge(claims: Iterable[Claim], evidence: pd.DataFrame) -> list[Verdict]:
 def decide(
     claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]
 ) -> tuple[Decision, int]:
-    """Return the decision of an experiment from its samples alone, and at which look it fell,
-    counted from 1."""
+    """Return the decision of an experiment from its samples alone, and the look at which it fell.
+
+    Looks are counted from 1.
+    """
     looks = _looks_of((*checks, *controls))
     for number, look in enumerate(looks, start=1):
         decision, *_ = _at_look(claim, _until(look, checks), _until(look, controls), number)
@@ -205,7 +218,7 @@ def _judge(claim: Claim, rows: pd.DataFrame) -> Verdict:
 
 
 def _theorem(claim: Claim, rows: pd.DataFrame) -> Verdict:
-    """Return the verdict on a theorem, of which every value is judged by itself."""
+    """Return the verdict on a theorem: each of its values is judged by itself."""
     cases: dict[str, list[Case]] = {CHECK: [], CONTROL: [], SHOWN: []}
     for row in rows.to_dict("records"):
         value, role = float(row["value"]), row["role"] if row["role"] in cases else SHOWN
@@ -272,8 +285,10 @@ def _place(is_in: bool, is_out: bool) -> Decision:
 def _at_look(
     claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], number: int
 ) -> tuple[Decision, Why, list[Decision], ControlOutcome]:
-    """Return the decision from these samples at the look with this number, why it is none, that of
-    each case, and what the control did."""
+    """Return the decision from these samples at the look with this number, and its parts.
+
+    The parts are why it is undecided, the decision of each case, and what the control did.
+    """
     enough = all(len(sample.values) >= LEAST_SEEDS for sample in checks)
     support, refute = spent(SUPPORT_ERROR, number), spent(REFUTE_ERROR, number)
     means = [sample.mean for sample in checks]
@@ -295,13 +310,15 @@ def _at_look(
 
 
 def spent(first: float, look: int) -> float:
-    """Return the error that a look may make: `first` at the first, then LATER_ERROR, half of that,
-    a quarter …"""
+    """Return the error that a look may make.
+
+    It is `first` at the first look, then LATER_ERROR, half of that, a quarter, and so on.
+    """
     return first if look == 1 else LATER_ERROR / 2 ** (look - 2)
 
 
 def _control(claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]) -> ControlOutcome:
-    """Return what the controls did: "failed", as they must, if every one of them did."""
+    """Return what the controls did: "failed", as they must, if every one of them failed."""
     outcomes = {_one_control(claim, checks, sample) for sample in controls} or {"uninformative"}
     return next(outcome for outcome in ("passed", "uninformative", "failed") if outcome in outcomes)
 
@@ -326,13 +343,15 @@ def _one_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> Con
 
 
 def rivals(checks: Sequence[Named], control: Named) -> list[Named]:
-    """Return what a foil is compared with: the check of its own case, or every check where there is
-    none of its name."""
+    """Return what a foil is compared with.
+
+    It is the check of its own case, or every check where none has its name.
+    """
     return [sample for sample in checks if sample.name == control.name] or list(checks)
 
 
 def paired(check: Sample, control: Sample) -> Values:
-    """Return check less control, of the seeds that both have."""
+    """Return check less control, for the seeds that both have."""
     _, mine, others = np.intersect1d(check.seeds, control.seeds, return_indices=True)
     return check.values[mine] - control.values[others]
 
@@ -340,8 +359,10 @@ def paired(check: Sample, control: Sample) -> Values:
 def _plan(
     claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], look: int, seconds: float
 ) -> SeedPlan:
-    """Return how many more seeds would decide with probability POWER, if mean and spread of every
-    case stayed as they are."""
+    """Return how many more seeds would decide with probability POWER.
+
+    The mean and the spread of every case are taken to stay as they are.
+    """
     have = min(len(sample.values) for sample in checks)
     if have < 2:
         return SeedPlan(LEAST_SEEDS - have, seconds * (LEAST_SEEDS - have))
@@ -418,7 +439,7 @@ def _case(claim: Claim, sample: Sample, decision: Decision = UNDECIDED) -> Case:
 
 
 def _seconds(rows: pd.DataFrame) -> float:
-    """Return what one more seed takes."""
+    """Return what one more seed takes, in seconds."""
     return float(rows["seconds"].astype(float).max())
 
 

@@ -1,4 +1,4 @@
-"""The ledger: verdicts as a file, `claims.json`, that holds all of every claim, and as words.
+"""The ledger: verdicts as words, and as a file, `claims.json`, that holds all of every claim.
 
 The report, the terminal and other programs read nothing else.
 """
@@ -29,12 +29,12 @@ from reptile_core.files import write_atomically
 
 NAME = "claims.json"
 MEASURED = "mean over seeds with its 95 % Student-t interval"
-# Of a case.
+# Where a case is, seen from its claim's band.
 PLACES: dict[Decision, str] = {SUPPORTED: "inside", REFUTED: "outside", UNDECIDED: "undecided"}
 
 
 def write(verdicts: Sequence[Verdict], folder: Path) -> Path:
-    """Write claims.json: a list of objects, one a claim; see `as_record`."""
+    """Write claims.json: a list of objects, one for each claim; see `as_record`."""
     records = [as_record(verdict) for verdict in verdicts]
     text = json.dumps(records, indent=1, ensure_ascii=False, allow_nan=False)
     write_atomically(folder / NAME, (text + "\n").encode())
@@ -42,7 +42,10 @@ def write(verdicts: Sequence[Verdict], folder: Path) -> Path:
 
 
 def read(folder: Path) -> list[Verdict]:
-    """Read what `write` wrote. ResultsError where it is missing or anything else."""
+    """Return the verdicts that `write` wrote.
+
+    Raises ResultsError where the file is missing or anything else.
+    """
     path = folder / NAME
     try:
         rows = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -58,10 +61,13 @@ def read(folder: Path) -> list[Verdict]:
 
 
 def as_record(verdict: Verdict) -> dict[str, Any]:
-    """Return a verdict as JSON has it: the claim's fields (id, kind, statement, band, …); verdict
-    ("supported", "refuted" or "undecided") and why; cases, each with its mean, interval, seeds and
-    own decision; control (kind, words, outcome, cases); what is only shown; plan, look, epochs.
-    What is not finite is null."""
+    """Return a verdict as JSON has it.
+
+    It has the claim's fields (id, kind, statement, band, …); verdict ("supported", "refuted" or
+    "undecided") and why; cases, each with its mean, interval, seeds and own decision; control
+    (kind, words, outcome, cases); shown, what is only shown; plan, look and epochs. What is not
+    finite is null.
+    """
     claim, control = asdict(verdict.claim), asdict(verdict.claim.control)
     record = claim | {
         "verdict": verdict.decision,
@@ -89,7 +95,7 @@ def _finite(value: Any) -> Any:
 
 
 def _verdict(row: Any, path: Path) -> Verdict:
-    """Return the inverse of `as_record`."""
+    """Return the verdict of a record: the inverse of `as_record`."""
     try:
         control = Control(
             kind=row["control"]["kind"],
@@ -156,7 +162,7 @@ def _number(value: Any) -> float:
 
 
 def _band(ends: Any) -> tuple[float, float] | None:
-    """Return the ends of a band, of which JSON has null for one that is not finite."""
+    """Return the ends of a band; JSON has null for one that is not finite."""
     if ends is None:
         return None
     low, high = ends
@@ -170,7 +176,7 @@ def count(verdicts: Iterable[Verdict]) -> dict[str, int]:
 
 
 def number(value: float) -> str:
-    """Return a number in four digits; ∞ where it has no end."""
+    """Return a number in four digits; ∞ where it is infinite."""
     if isnan(value):
         return "–"
     if isinf(value):
@@ -179,7 +185,7 @@ def number(value: float) -> str:
 
 
 def interval(case: Case) -> str:
-    """Return a case's mean with its interval, in words: a number alone where it has none."""
+    """Return a case's mean with its interval, in words, or the mean alone where it has none."""
     if isnan(case.low) or case.low == case.high:
         return number(case.mean)
     return f"{number(case.mean)} [{number(case.low)}, {number(case.high)}]"
@@ -196,12 +202,13 @@ def band(ends: tuple[float, float]) -> str:
 
 
 def foremost(verdict: Verdict, count: int | None = None) -> tuple[tuple[Case, ...], str]:
-    """Return the cases to name where there is no room for all, and words on the others: "and 12
-    more inside".
+    """Return the cases to name where there is no room for all, and words on the others.
 
-    They are those furthest outside the band or nearest to an end of it. count: how many; by default
-    one of a theorem, whose values are many and exact, and all of an experiment. Where nothing was
-    judged, what is shown.
+    The cases are those furthest outside the band or nearest to an end of it. Where nothing was
+    judged, they are what is shown. The words are like "and 12 more inside".
+
+    count: how many cases. By default one for a theorem, whose values are many and exact, and all
+        for an experiment.
     """
     cases = verdict.cases or verdict.shown
     most = (1 if verdict.claim.kind == "theorem" else len(cases)) if count is None else count
@@ -220,8 +227,10 @@ def _others(places: Sequence[str]) -> str:
 
 
 def margin(case: Case, claim: Claim) -> float:
-    """Return how far inside the band a case's mean is, from the nearer of the ends that can be
-    missed; negative outside."""
+    """Return how far inside the band a case's mean is; negative outside.
+
+    It is the distance from the nearer of the ends that can be missed.
+    """
     ends = []
     if claim.band[0] > claim.limits[0]:
         ends.append(case.mean - claim.band[0])
@@ -231,7 +240,7 @@ def margin(case: Case, claim: Claim) -> float:
 
 
 def control(claim: Claim) -> str:
-    """Say what kind of control a claim has, and what it must do."""
+    """Return in words what kind of control a claim has, and what it must do."""
     if claim.control.kind == "sham":
         assert claim.control.band is not None
         return (
@@ -244,7 +253,7 @@ def control(claim: Claim) -> str:
 
 
 def outcome(verdict: Verdict) -> str:
-    """Say what the control did."""
+    """Return in words what the control did."""
     if not verdict.controls:
         return "not measured"
     return {
@@ -255,8 +264,10 @@ def outcome(verdict: Verdict) -> str:
 
 
 def seeds(cases: Iterable[Case], *, which: bool = True) -> str:
-    """Write the seeds of some cases: "5 seeds of epoch 1 (1000–1004)", without the last if `which`
-    is False; empty where they have none."""
+    """Return the seeds of some cases in words: "5 seeds of epoch 1 (1000–1004)".
+
+    which: whether to give the part in parentheses. Empty where the cases have no seeds.
+    """
     met: set[int] = set()
     for case in cases:
         met.update(case.seeds)
@@ -269,7 +280,7 @@ def seeds(cases: Iterable[Case], *, which: bool = True) -> str:
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """Write whole numbers in order, those that follow on one another as a range."""
+    """Return whole numbers in words, consecutive ones as a range."""
     breaks = [i for i, (a, b) in enumerate(pairwise(numbers), start=1) if b != a + 1]
     parts = [numbers[i:j] for i, j in pairwise([0, *breaks, len(numbers)])]
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}–{part[-1]}" for part in parts)
@@ -282,7 +293,7 @@ def reason(verdict: Verdict) -> str:
     words = {
         "not measured": "not measured",
         "shown only": f"judged from the {verdict.claim.least} profile on",
-        ("earlier epoch"): (
+        "earlier epoch": (
             f"judged from epoch {verdict.claim.epoch} on: earlier seeds shaped the criterion"
         ),
         "pilot": "fewer than five seeds are a pilot",
@@ -294,12 +305,12 @@ def reason(verdict: Verdict) -> str:
 
 
 def whole(verdict: Verdict) -> str:
-    """Write the verdict, of an undecided one with its reason."""
+    """Return the verdict in words, with its reason where it is undecided."""
     return ": ".join(filter(None, (verdict.decision, reason(verdict))))
 
 
 def plan(found: SeedPlan) -> str:
-    """Return what would decide: "4 more seeds, about 3 minutes"."""
+    """Return in words what would decide: "4 more seeds, about 3 minutes"."""
     if found.seeds is None:
         return (
             "no number of seeds would decide it at this scale: it is too near to an end of its band"
@@ -309,7 +320,7 @@ def plan(found: SeedPlan) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in the largest unit of which there are two."""
+    """Return seconds in words, in the largest unit of which there are at least two."""
     for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"{seconds / size:.0f} {unit}"

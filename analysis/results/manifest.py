@@ -1,10 +1,10 @@
-"""The manifest: everything that decided the numbers, written before work starts and completed after
-it.
+"""The manifest: everything that decided the numbers.
 
-It is enough to do the same again: `read` checks it strictly, and `differences` says what is no
-longer as it was. It tells of the last command that wrote into its folder and, under "earlier", of
-the experiments that other commands wrote there, each with its own command, commit, sources, machine
-and tables.
+It is written before work starts and completed after it. It is enough to do the same again: `read`
+checks it strictly, and `differences` says what has changed since.
+
+It describes the last command that wrote into its folder. Under "earlier" it has the experiments
+that other commands wrote there, each with its own command, commit, sources, machine and tables.
 """
 
 import hashlib
@@ -33,32 +33,26 @@ from reptile_core.datasets.split import SPLIT_KINDS
 from reptile_core.files import sources_digest, write_atomically
 
 PACKAGES = (
-    "torch",
-    "numpy",
-    "pandas",
-    "scipy",
-    "matplotlib",
-    "seaborn",
-    "safetensors",
-    "pillow",
+    "torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "safetensors", "pillow",
     "scikit-learn",
-)
+)  # fmt: skip
 ROOT = Path(__file__).parents[2]  # of the checkout, or where the packages are installed
 PROJECT = "reptile-verification"  # as pyproject.toml has it
 SOURCES = ("analysis", "figures", "reproduce.py", "reptile_core")
-# As a hook sets them, of its repository.
+# Variables that a git hook sets, to its own repository.
 ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
 # Raised whenever a key that must be there is added, one is removed, or one changes its meaning.
 SCHEMA = 1
 MAX_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
-DECISIVE = ("device", "native", "arithmetic")  # of the machine: what else it holds changes no bit
+DECISIVE = ("device", "native", "arithmetic")  # of the machine: its other entries change no bit
 
+# The values of options before they could be chosen.
 OPTION_DEFAULTS = {
     "split": SPLIT_KINDS[0],
     "iterations": None,
     "tail_shots": None,
     "epoch": 0,
-}  # options before they could be chosen
+}
 
 # What a manifest holds of one command, in the terms of `shape`. arithmetic: as `arithmetic` gives
 # it, and its kind. tables_of: names of the tables that each experiment wrote.
@@ -131,9 +125,10 @@ def begin(
 ) -> dict[str, Any]:
     """Return a manifest as it stands before work.
 
-    experiments: each one's configuration and seeds. options: what the user may choose besides.
-    data: the images that the script loaded, if it needed any. before: the manifest of the folder as
-    the last command left it.
+    experiments: each one's configuration and seeds.
+    options: what else the user may choose.
+    data: the images that the script loaded, if it needed any.
+    before: the manifest of the folder as the last command left it.
     """
     return {
         "schema": SCHEMA,
@@ -182,10 +177,13 @@ def complete(
 ) -> dict[str, Any]:
     """Return the same manifest after work.
 
-    status: how it ended. wall_seconds: of each experiment that came to its end in this invocation.
-    worker_seconds: the processor time of its workers. tables: the digests (`checksums.digest`) of
-    each experiment's tables, by name. other_data: the content of data other than the script's own,
-    by name. What earlier commands wrote is dropped where an experiment has written it again.
+    status: how it ended.
+    wall_seconds: of each experiment that came to its end in this invocation.
+    worker_seconds: the processor time of its workers.
+    tables: the digests (`checksums.digest`) of each experiment's tables, by name.
+    other_data: the content of data other than the script's own, by name.
+
+    What earlier commands wrote is dropped where an experiment has written it again.
     """
     earlier = manifest["earlier"]
     earlier = {name: record for name, record in earlier.items() if name not in wall_seconds}
@@ -209,8 +207,10 @@ def write(manifest: dict[str, Any], path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Return what `write` wrote, now or before; ManifestError where it is anything else, be it in
-    one key."""
+    """Return the manifest that `write` wrote, in this version or an earlier one.
+
+    Raises ManifestError where the file is anything else, if only in one key.
+    """
     try:
         with open(path, "rb") as file:
             content = file.read(MAX_BYTES + 1)
@@ -239,7 +239,10 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def _with_options(manifest: Any) -> Any:
-    """Return a manifest of before it had a schema and options with those that it was made with."""
+    """Return an old manifest with a schema and options, any other unchanged.
+
+    The options are those that it was made with.
+    """
     if not isinstance(manifest, dict) or "schema" in manifest or "options" in manifest:
         return manifest
     experiments = manifest.get("experiments")
@@ -249,16 +252,22 @@ def _with_options(manifest: Any) -> Any:
 
 
 def by_experiment(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return the record of the command that wrote each experiment of the folder, with nothing else
-    in it."""
+    """Return, for each experiment of the folder, the record of the command that wrote it.
+
+    A record has no other experiments in it.
+    """
     ended = manifest.get("wall_seconds", {})
     return manifest.get("earlier", {}) | {name: part_of(manifest, [name]) for name in ended}
 
 
 def commands(manifest: dict[str, Any], names: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Return a record for each command that a manifest tells of, the last one last, with the
-    experiments that it is the last to have been asked for. names: of experiments, for those alone;
-    ManifestError for one that is not there."""
+    """Return a record for each command in a manifest, the last command last.
+
+    Each has the experiments that it was the last to be asked for.
+
+    names: the experiments to return records for; empty for all. Raises ManifestError for one that
+        is not there.
+    """
     chosen, last = set(names), set(manifest["experiments"])
     earlier = manifest.get("earlier", {})
     every = {name: record for name, record in earlier.items() if name not in last}
@@ -273,7 +282,7 @@ def commands(manifest: dict[str, Any], names: Iterable[str] = ()) -> list[dict[s
 
 
 def part_of(manifest: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return what a manifest's last command did, as to some of its experiments alone."""
+    """Return what a manifest's last command did for some of its experiments only."""
     kept = [name for name in manifest["experiments"] if name in set(names)]
 
     def only(found: dict[str, Any]) -> dict[str, Any]:
@@ -297,8 +306,10 @@ def part_of(manifest: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 
 def _is_of(table: str, experiments: list[str], manifest: dict[str, Any]) -> bool:
-    """Return whether one of these experiments wrote a table: by its name, where an old manifest
-    does not say."""
+    """Return whether one of these experiments wrote a table.
+
+    Where an old manifest does not say, the table's name decides.
+    """
     if experiments == list(manifest["experiments"]):
         return True
     if "tables_of" in manifest:
@@ -312,30 +323,30 @@ def digest(manifest: dict[str, Any]) -> str:
 
 
 def holder(path: Path) -> str:
-    """Describe the process that last began to write to the folder of this manifest."""
+    """Return a description of the process that last began to write to this manifest's folder."""
     try:
         manifest = json.loads(path.read_bytes())
         return f"process {manifest['machine']['process']:d}, started {manifest['started']}"
-    except Exception:  # it may be there no longer, or not yet, or anyone's
+    except Exception:  # the file may be gone, not yet there, or another program's
         return "another process"
 
 
 def work(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the part that must be the same for the work to be the same."""
+    """Return the part of a manifest that must be the same for the work to be the same."""
     images = manifest["data"]
     data = images and {name: images[name] for name in ("name", "content_sha256")}
     return {name: manifest[name] for name in ("profile", "options", "experiments")} | {"data": data}
 
 
 def surroundings(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the part on which bits may depend, though the work is the same."""
+    """Return the part of a manifest on which bits may depend, though the work is the same."""
     machine = {name: value for name, value in manifest["machine"].items() if name in DECISIVE}
     code = {name: manifest[name] for name in ("commit", "sources") if name in manifest}
     return code | {"versions": manifest["versions"], "machine": machine}
 
 
 def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Yield a line for each entry that is not the same, as JSON has it."""
+    """Yield a line for each entry that is not the same in JSON."""
     then, now = (json.loads(json.dumps(value)) for value in (then, now))
     if isinstance(then, dict) and isinstance(now, dict):
         for name in dict.fromkeys([*then, *now]):
@@ -353,10 +364,10 @@ def _now() -> str:
 
 
 def commit(root: Path = ROOT) -> dict[str, Any] | None:
-    """Return the commit of the project's checkout at `root`, and whether tracked files differ from
-    it; None elsewhere.
+    """Return the commit of the project's checkout at `root`, and whether tracked files differ.
 
-    A repository that surrounds an installation says nothing about this code.
+    Returns None elsewhere: a repository that surrounds an installation says nothing about this
+    code.
     """
     environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
 
@@ -367,10 +378,10 @@ def commit(root: Path = ROOT) -> dict[str, Any] | None:
         ).stdout.strip()
 
     try:
-        if (
-            not _is_ours(root)
-            or Path(git("rev-parse", "--show-toplevel")).resolve() != root.resolve()
-        ):
+        if not _is_ours(root):
+            return None
+        top = Path(git("rev-parse", "--show-toplevel"))
+        if top.resolve() != root.resolve():
             return None
         return {
             "sha": git("rev-parse", "HEAD"),
@@ -381,11 +392,10 @@ def commit(root: Path = ROOT) -> dict[str, Any] | None:
 
 
 def _is_ours(root: Path) -> bool:
-    """Return whether this folder is the root of the project, and not of one that holds it."""
+    """Return whether this folder is the root of the project, and not of one that contains it."""
     try:
-        project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"][
-            "name"
-        ]
+        settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+        project = settings["project"]["name"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return project == PROJECT and (root / "reproduce.py").is_file()

@@ -1,19 +1,18 @@
-"""The shape of a JSON document: what types and values may stand where, and the first place where
-one differs.
+"""The shape of a JSON document: the types and values that may stand where.
 
 A shape is a type, a tuple of what may stand there, {str: ...} for any keys, [...] for any number of
-entries, or a dict of the keys themselves, where "name?" may be missing.
+entries, or a dict of the keys themselves, where "name?" may be missing. `fault` finds the first
+place where a document differs from its shape.
 """
 
 import json
 from typing import Any
 
-WHOLE = "the whole"  # the name of the place that is nowhere inside
+WHOLE = "the whole"  # names the document itself, where the path is empty
 
 
 def fault(value: Any, shape: Any, path: str = "") -> str | None:
-    """Return the first place where a value is not of this shape, in words; None where there is
-    none."""
+    """Return in words the first place where a value is not of this shape, or None."""
     if isinstance(shape, tuple):
         return _fault_of_choice(value, shape, path)
     if not _is_like(value, shape):
@@ -39,8 +38,10 @@ def fault(value: Any, shape: Any, path: str = "") -> str | None:
 
 
 def _fault_of_choice(value: Any, shapes: tuple[Any, ...], path: str) -> str | None:
-    """Return None where one of the shapes is right; else what is wrong inside an object that could
-    be meant, or what was expected."""
+    """Return None where one of the shapes is right, else what is wrong.
+
+    That is the fault inside an object that could be meant, or what was expected.
+    """
     faults = [fault(value, one, path) for one in shapes]
     if None in faults:
         return None
@@ -51,8 +52,10 @@ def _fault_of_choice(value: Any, shapes: tuple[Any, ...], path: str) -> str | No
 
 
 def _is_like(value: Any, shape: Any) -> bool:
-    """Return whether a value is of this type, or equal to this constant; of lists and objects
-    whether it is one."""
+    """Return whether a value is of this type, or equal to this constant.
+
+    For lists and objects, return whether it is one.
+    """
     if isinstance(shape, type):
         return isinstance(value, shape) and not (isinstance(value, bool) and shape in (int, float))
     return type(value) is type(shape) and (isinstance(shape, list | dict) or value == shape)

@@ -1,9 +1,8 @@
-"""How far an accuracy depends on which classes it is measured on: the part of its error that more
-tasks do not lessen.
+"""How far an accuracy depends on its test classes: the part of its error that more tasks leave.
 
 Over all tasks of n of M test classes, a mean accuracy is a U-statistic of order n in the classes
-(Hoeffding 1948). To leading order its variance over other choices of them is n^2 zeta / M, where
-zeta, the variance of what one class adds to the accuracy of a task that holds it, is the covariance
+(Hoeffding 1948). To leading order its variance over other choices of classes is n^2 zeta / M. Here
+zeta is the variance of what one class adds to the accuracy of a task that holds it: the covariance
 of two tasks that share one class.
 """
 
@@ -27,12 +26,12 @@ def classes_of(job: Job, evaluation: Evaluation) -> Int[np.ndarray, "tasks n_way
         queries=queries,
         look=evaluation.look,
     )
-    # A class's test examples lie together.
+    # A class's test examples are next to one another.
     return (tasks.test.index[..., ::queries] // pool.drawings).cpu().numpy()
 
 
 def characters(job: Job) -> tuple[int, int]:
-    """Return how many characters the split of a job tests on, and how many there are in all."""
+    """Return how many characters a job's split tests on, and how many there are in all."""
     split = split_of(job.source, job.run.seed)
     return len(split.test), len(split.test) + len(split.train) // ROTATIONS
 
@@ -40,10 +39,14 @@ def characters(job: Job) -> tuple[int, int]:
 def class_variance(
     values: Float[np.ndarray, " tasks"], classes: Int[np.ndarray, "tasks n_way"], count: int
 ) -> float:
-    """Return zeta, from values of tasks whose classes are drawn from `count`: the slope of (product
-    of two tasks' deviations) in (number of classes that they share), by least squares over all
-    pairs of tasks. Unbiased where classes add up; it may come out negative. ValueError for fewer
-    than two tasks, or where all pairs share as many classes."""
+    """Return zeta, from values of tasks whose classes are drawn from `count`.
+
+    It is the slope of (product of two tasks' deviations) in (number of classes that they share), by
+    least squares over all pairs of tasks. It is unbiased where classes add up, and may come out
+    negative.
+
+    Raises ValueError for fewer than two tasks, or where all pairs share as many classes.
+    """
     tasks, n = classes.shape
     if tasks < 2:
         raise ValueError(f"values: expected at least two tasks, found {tasks}")
@@ -72,8 +75,10 @@ def split_error(
     test: int,
     every: int,
 ) -> float:
-    """Return the standard error of the values' mean over splits that draw `test` classes from
-    `every`; 0 where zeta is not above 0. Two such splits differ by sqrt(2) of it. What other
-    classes in training change is not part of it."""
+    """Return the standard error of the values' mean over splits into test and training classes.
+
+    The splits draw `test` classes from `every`. The error is 0 where zeta is not above 0. Two such
+    splits differ by sqrt(2) of it. What other classes in training change is not part of it.
+    """
     zeta = max(0.0, class_variance(values, classes, test))
     return float(classes.shape[1] * np.sqrt(zeta / test * (1 - test / every)))

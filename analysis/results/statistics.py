@@ -1,7 +1,7 @@
 """One-sided tests of a mean over seeds, Holm's correction, and how many seeds a test needs.
 
 All are Student's t on one value a seed. The spread over seeds counts as no smaller than `floor`,
-the values' own error over tasks: by luck five values may lie closer together than their noise
+the values' own error over tasks: by chance five values may be closer together than their noise
 allows.
 """
 
@@ -20,7 +20,7 @@ CONFIDENCE = 0.95  # of intervals that are shown
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean of n values with their standard deviation, which is at least the floor."""
+    """The mean of n values with their standard deviation, which is at least the floor."""
 
     n: int
     mean: float
@@ -28,7 +28,7 @@ class Mean:
 
     @classmethod
     def of(cls, values: Values, floor: float = 0.0) -> "Mean":
-        """Return that of these values; what is not finite among them makes it NaN."""
+        """Return the mean of these values; it is NaN where one of them is not finite."""
         n = len(values)
         total = float(values.sum())
         mean = total / n if n else nan
@@ -38,8 +38,10 @@ class Mean:
         return cls(n, mean if isfinite(total) else nan, max(deviation, floor))
 
     def above(self, end: float) -> float:
-        """Return the one-sided p-value of an expectation at `end` or below; 1 for fewer than two
-        values."""
+        """Return the one-sided p-value of an expectation at `end` or below.
+
+        It is 1 for fewer than two values.
+        """
         return self._p_value(self.mean - end)
 
     def below(self, end: float) -> float:
@@ -47,8 +49,10 @@ class Mean:
         return self._p_value(end - self.mean)
 
     def inside(self, band: Band) -> float:
-        """Return the p-value of an expectation at an end of the band or beyond: two one-sided
-        tests."""
+        """Return the p-value of an expectation at an end of the band or beyond.
+
+        It comes from two one-sided tests.
+        """
         low, high = band
         below_it = self.above(low) if isfinite(low) else 0.0
         above_it = self.below(high) if isfinite(high) else 0.0
@@ -62,8 +66,10 @@ class Mean:
         return min(at_low_end, at_high_end)
 
     def depth(self, band: Band) -> float:
-        """Return how far the mean lies inside the band, from its nearer end, in standard deviations
-        over seeds; negative outside."""
+        """Return how far the mean is inside the band, in standard deviations over seeds.
+
+        It is measured from the nearer end, and negative outside.
+        """
         depth = min(self.mean - band[0], band[1] - self.mean)
         if self.deviation > 0 and isfinite(depth):
             return depth / self.deviation
@@ -89,8 +95,10 @@ class Mean:
 
 
 def holm(p_values: Sequence[float], error: float) -> list[bool]:
-    """Return which hypotheses Holm's step-down rejects, with a family-wise error of at most
-    `error`."""
+    """Return which hypotheses Holm's step-down rejects.
+
+    The family-wise error is at most `error`.
+    """
     rejected = [False] * len(p_values)
     for rank, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
         if p_values[index] > error / (len(p_values) - rank):
@@ -100,8 +108,10 @@ def holm(p_values: Sequence[float], error: float) -> list[bool]:
 
 
 def power(effect: float, error: float, seeds: int) -> float:
-    """Return the probability that a one-sided t test at this error sees a mean `effect` standard
-    deviations away."""
+    """Return the probability that a one-sided t test sees an effect.
+
+    effect: how far away the mean is, in standard deviations. error: of the test.
+    """
     from scipy.special import nctdtr, stdtrit
 
     if not effect > 0:
@@ -111,8 +121,10 @@ def power(effect: float, error: float, seeds: int) -> float:
 
 
 def needed(effect: float, error: float, *, wanted: float, least: int, most: int) -> float:
-    """Return how many seeds, `least` to `most`, give a one-sided t test the wanted power; inf where
-    `most` do not."""
+    """Return how many seeds, `least` to `most`, give a one-sided t test the wanted power.
+
+    Returns inf where `most` do not.
+    """
     if not effect > 0:
         return inf
     return next((n for n in range(least, most + 1) if power(effect, error, n) >= wanted), inf)

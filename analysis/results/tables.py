@@ -1,5 +1,7 @@
-"""Tidy tables: one row per measured number, with what it is and where it comes from, as CSV and as
-DataFrame."""
+"""Tidy tables, as CSV and as DataFrame.
+
+Each row is one measured number, with what it is and where it comes from.
+"""
 
 from collections.abc import Iterable, Mapping, Sequence
 from io import StringIO
@@ -13,25 +15,20 @@ import pandas as pd
 from reptile_core.files import write_atomically
 
 COLUMNS = [
-    "experiment",
-    "variant",
-    "seed",
-    "iteration",
-    "quantity",
-    "value",
-    "standard_error",
-    "count",
-]
+    "experiment", "variant", "seed", "iteration", "quantity", "value", "standard_error", "count",
+]  # fmt: skip
 CONFIDENCE = 0.95
 
 
 class ResultsError(ValueError):
-    """A file of the output folder that is not as it was written. One line that names it."""
+    """A file of the output folder that is not as it was written; the message is one line."""
 
 
 def tidy(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Return the rows as a table, one row a measurement. standard_error and count are those of
-    `value` over the tasks it is a mean of."""
+    """Return the rows as a table, one row a measurement.
+
+    standard_error, count: of `value`, over the tasks that it is a mean of.
+    """
     return pd.DataFrame(list(rows), columns=COLUMNS)
 
 
@@ -52,11 +49,10 @@ def student_t(values: Sequence[float] | pd.Series) -> tuple[float, float, float]
 
 
 def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Return the mean of `value` over seeds with a Student-t interval of the seeds' means: columns
-    mean, low, high, seeds.
+    """Return the mean of `value` over seeds, with a Student-t interval of the seeds' means.
 
-    Student's t and not a bootstrap, which is far too narrow over three seeds. One seed has no
-    interval: NaN.
+    The columns are mean, low, high and seeds. Student's t is used and not a bootstrap, which is far
+    too narrow over three seeds. One seed has no interval: NaN.
     """
 
     def summarize(values: pd.Series) -> pd.Series:
@@ -68,17 +64,19 @@ def over_seeds(table: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a table, whole or not at all; numbers to full precision, so that equal bits give equal
-    files."""
+    """Write a table, whole or not at all.
+
+    Numbers have full precision, so that equal bits give equal files.
+    """
     write_atomically(path, table.to_csv(index=False, lineterminator="\n").encode())
 
 
 def read_csv(path: Path) -> pd.DataFrame:
-    """Read what `write_csv` wrote (to the bit from pandas 3.1 on); ResultsError where it is no
-    longer whole.
+    """Return the table that `write_csv` wrote, to the bit from pandas 3.1 on.
 
-    A byte-order mark and blank lines, which other programs add, are passed over. A table that one
-    of them has cut at semicolons is refused: its decimal points may have become commas.
+    A byte-order mark and blank lines, which other programs add, are skipped. Raises ResultsError
+    where the table is no longer whole. Also refuses a table that another program has cut at
+    semicolons: its decimal points may have become commas.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

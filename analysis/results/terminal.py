@@ -1,4 +1,4 @@
-"""What people see at the end: aligned columns, in colour on a terminal alone."""
+"""The claims as people see them at the end: aligned columns, in colour on a terminal only."""
 
 import os
 from collections.abc import Sequence
@@ -13,14 +13,18 @@ HEAD = ("claim", "case", "measured", "band", "by itself", "control", "verdict")
 
 
 def in_colour(stream: TextIO) -> bool:
-    """Return whether this is a terminal that shows colours, and the user wants them
-    (https://no-color.org)."""
+    """Return whether a stream is a terminal that shows colours, and the user wants them.
+
+    The user can refuse them by NO_COLOR (https://no-color.org).
+    """
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def verdicts(verdicts: Sequence[Verdict], *, colour: bool) -> list[str]:
-    """Return the claims as a table, a line a case, of a theorem the worst alone; the verdict last,
-    since with its reason it may be long."""
+    """Return the claims as a table, a line for each case, with the worst case only for a theorem.
+
+    The verdict comes last, since with its reason it may be long.
+    """
     rows: list[tuple[str, ...]] = [HEAD]
     codes = [BOLD]
     for verdict in verdicts:
@@ -39,7 +43,7 @@ def tally(verdicts: Sequence[Verdict]) -> str:
 
 
 def _rows(verdict: Verdict) -> list[tuple[str, ...]]:
-    """Return a claim's rows: its name, band, control and verdict stand in the first."""
+    """Return a claim's rows; the first has its name, band, control and verdict."""
     cases, others = ledger.foremost(verdict)
     measured = []
     for case in cases:
@@ -49,11 +53,10 @@ def _rows(verdict: Verdict) -> list[tuple[str, ...]]:
     measured[-1] = (", ".join(filter(None, (measured[-1][0], others))), *measured[-1][1:])
     control = verdict.control if verdict.controls else "–"
     first = (verdict.claim.id, ledger.band(verdict.claim.band), control, ledger.whole(verdict))
+    firsts = [first, *[("",) * 4] * (len(measured) - 1)]
     return [
         (name, case, value, band, place, control, last)
-        for (case, value, place), (name, band, control, last) in zip(
-            measured, [first, *[("",) * 4] * (len(measured) - 1)], strict=True
-        )
+        for (case, value, place), (name, band, control, last) in zip(measured, firsts, strict=True)
     ]
 
 
