@@ -35,8 +35,8 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of one case.
 
-    values: the value of each seed. A table has the seeds as its index and a column value, and may
-        have task_error, tasks and queries, so that each seed has its own.
+    values: by seed. A table has the seeds as its index and a column value. It may have columns
+        task_error, tasks and queries, so that each seed has its own.
     """
     table = _as_table(values)
     common = {"claim": claim, "case": case, "role": role, "tasks": tasks, "queries": queries}
