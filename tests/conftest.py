@@ -1,7 +1,8 @@
-"""What holds for all tests: one thread, and hypothesis draws the same examples on every run,
-however slow the machine.
+"""Settings and fixtures for all tests.
 
-And the output folder of a finished run, made once for all who only read or copy it.
+Every process uses one thread.
+Hypothesis draws the same examples on every run, and the examples have no time limit, as machines
+may be slow.
 """
 
 import os
@@ -29,7 +30,10 @@ def finished_ablation() -> Path:
 
 @pytest.fixture
 def no_search_for_noise(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For models of one's own that have none: what looks for it takes half of an analysis."""
+    """Shorten the search for random losses, for models whose loss is not random.
+
+    The full search takes half of an analysis.
+    """
     from analysis.theory.own_model import analysing, distrust
 
     monkeypatch.setattr(analysing, "evaluations_against_noise", lambda minibatches: 2)

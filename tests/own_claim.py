@@ -1,5 +1,7 @@
-"""An experiment and a claim of one's own, as `python reproduce.py --plugin own_claim.py own_claim`
-loads them."""
+"""An experiment and a claim of the user's own.
+
+`python reproduce.py --plugin own_claim.py own_claim` loads them.
+"""
 
 import matplotlib.pyplot as plt
 import pandas as pd

@@ -1,5 +1,4 @@
-"""Figure 3's settings against the paper's numbers; its table, words and verdicts from made-up
-curves."""
+"""Figure 3's settings against the paper's; its table, words and verdicts from made-up curves."""
 
 import json
 from argparse import ArgumentTypeError
@@ -27,7 +26,7 @@ def test_settings_are_the_papers():
             5 * variant.k,
             25,
         )
-        # So that the k minibatches are disjoint.
+        # The pool has room for k disjoint minibatches.
         assert run.sampling.pool == variant.k * run.sampling.batch
         assert (run.inner.optimizer, run.inner.learning_rate, run.inner.reduction) == (
             "sgd",
@@ -65,8 +64,10 @@ def test_every_profile_is_a_prefix_of_the_papers_schedule(profile):
 
 
 def _run(curve, *, seeds=5, profile="smoke"):
-    """Return made-up curves(variant, iteration), a little better from seed to seed, not by the same
-    in every variant."""
+    """Return the results of made-up curves(variant, iteration).
+
+    Accuracy grows a little from seed to seed, by another amount in each variant.
+    """
 
     def accuracy(job, iteration):
         found = curve(job.variant, iteration)
@@ -77,8 +78,11 @@ def _run(curve, *, seeds=5, profile="smoke"):
 
 
 def _paper(variant, iteration=1):
-    """Return curves as the paper's figure has them: g1 flat, the rest better the longer, sums
-    gaining more than the last."""
+    """Return curves like the paper's figure.
+
+    g1 stays flat, the others are better the more steps they take, and sums gain more than the last
+    gradient alone.
+    """
     k = variant.count("g") if "+" in variant else int(variant[1])
     if k == 1 or iteration == 0:
         return 0.5

@@ -1,4 +1,4 @@
-"""What benchmarks read, pack and say; what they measure is for people to judge."""
+"""What benchmarks read, pack and say; their timings are for people to judge."""
 
 import json
 import tarfile
@@ -36,14 +36,18 @@ def test_the_default_runs_time_is_shared_out(tmp_path):
     }
     (tmp_path / "manifest.json").write_text(json.dumps(record | whole | times))
     found = "\n".join(default_run.rows(tmp_path))
-    assert "| theory | 2.00 | 10% | 25.0% |" in found  # of 20 minutes; 60 of 2 x 120 seconds
+    assert "| theory | 2.00 | 10% | 25.0% |" in found  # 2 of 20 minutes; 60 of 2 x 120 seconds
     assert "| ablation | 10.00 | 50% | 95.0% |" in found
     assert "| all, from its start to its report | 20.00 | | 50.0% (goal 93%) |" in found
     assert default_run.rows(tmp_path / "nowhere")[0].startswith("not measured: ")
 
 
 def test_a_gpu_runs_files_are_few_and_say_what_they_leave_out(tmp_path, monkeypatch):
-    """Room for two states a file, in three files: of eight runs the last two are named."""
+    """The GPU's runs are packed into few files, and runs without room are named.
+
+    There is room for two states a file in three files.
+    Hence the last two of eight runs are named.
+    """
     work = tmp_path / gpu_pack.WORK
     (work / "figure_3-10" / "tables").mkdir(parents=True)
     (work / "figure_3-10" / "tables" / "ablation.csv").write_text("variant\ng1\n")
@@ -54,7 +58,7 @@ def test_a_gpu_runs_files_are_few_and_say_what_they_leave_out(tmp_path, monkeypa
         save_checkpoint(path, {"phi": phi, "at.1": phi + 1}, {"iteration": number})
     assert gpu_pack.pack(tmp_path) == [f"figure_3/runs/{number}.safetensors" for number in (6, 7)]
     files = [path for path in tmp_path.iterdir() if path.is_file()]
-    # And results.md, manifest.json.
+    # Two files of states, results.md and manifest.json.
     assert len(files) == 4 and all(path.stat().st_size <= 2**21 for path in files)
     states, records = load_checkpoint(tmp_path / "states-2.safetensors")
     name = "figure_3/runs/3.safetensors"

@@ -1,5 +1,7 @@
-"""What a budget buys: the seeds that decide most per second, shared runs paid once; and how seeds
-are added."""
+"""What a budget buys: the seeds that decide most per second, with shared runs paid for once.
+
+Also how seeds are added.
+"""
 
 from dataclasses import replace
 from math import inf
@@ -50,7 +52,10 @@ def verdict(
 
 @pytest.fixture
 def pilot(tmp_path: Path):
-    """A pilot whose claims are the first ones of three experiments, at these effects and costs."""
+    """Return a function that writes a pilot with the given effects and costs.
+
+    The pilot's claims are the first ones of three experiments.
+    """
 
     def make(effects, costs):
         first = [EXPERIMENTS[name].claims[0].id for name in NAMES]
@@ -82,8 +87,8 @@ def test_a_control_that_said_nothing_in_the_pilot_may_fail_with_more_seeds() -> 
     near, far = (
         Case("a", "control", "undecided", mean, mean - 1, mean + 1, sd=1.0) for mean in (1.0, 5.0)
     )
-    assert budget.power(pilot, 20) == 0.0  # there is none
-    # A difference of 1, whose standard deviation is sqrt(2): what statistics.power says of 0.71.
+    assert budget.power(pilot, 20) == 0.0  # the pilot's verdict has no control values
+    # The difference is 1 with standard deviation sqrt(2), an effect size of 0.71.
     assert 0.1 < budget.power(replace(pilot, controls=(near,)), 5) < 0.3
     assert budget.power(replace(pilot, controls=(near,)), 20) == pytest.approx(
         power(0.5**0.5, CONTROL_ERROR, 20)

@@ -1,5 +1,7 @@
-"""Checkpoints: what is written comes back, what is damaged is named, and a failing writer leaves
-the old file."""
+"""Checkpoints: round trips, damaged files and failing writers.
+
+What is written comes back, damaged files are named, and a failing writer leaves the old file.
+"""
 
 import json
 import os
@@ -50,7 +52,7 @@ def test_round_trip(saved: Path) -> None:
     assert found.keys() == tensors().keys()
     for name, expected in tensors().items():
         assert found[name].dtype == expected.dtype and found[name].shape == expected.shape
-        # Bits: nan, -0.0.
+        # Bits are compared, as nan is unequal to itself and -0.0 equals 0.0.
         raw = [t.reshape(-1).view(torch.uint8).tolist() for t in (found[name], expected)]
         assert raw[0] == raw[1]
 
@@ -96,8 +98,10 @@ def test_flipped_bit_in_the_tensors(saved: Path, bit: int) -> None:
 
 
 def test_flipped_bit_in_the_header_is_refused_or_harmless(saved: Path) -> None:
-    """Spaces that pad the header mean nothing, so that a file altered there may still give exactly
-    what was written."""
+    """A flipped bit in the header is refused, or what was written comes back exactly.
+
+    Spaces that pad the header mean nothing, so that a change there does no harm.
+    """
     content = saved.read_bytes()
     for place in range(8 + int.from_bytes(content[:8], "little")):
         saved.write_bytes(_flipped(content, place, 0))

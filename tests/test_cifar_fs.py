@@ -1,5 +1,7 @@
-"""CIFAR-FS found, verified and cached: both layouts and their faults on a few made-up images, then
-the real data."""
+"""CIFAR-FS found, verified and cached.
+
+Both layouts and their faults are tested on a few made-up images, then the real data.
+"""
 
 import hashlib
 import io
@@ -21,7 +23,7 @@ from reptile_core.datasets.common import ColourImages
 from reptile_core.datasets.split import split_images
 from reptile_core.tasks import Examples, ImagePool
 
-# Not in order of their names.
+# The names are out of alphabetical order, so that sorting shows.
 CLASSES = {"train": ["bee", "ant", "cat"], "val": ["dog"], "test": ["fox", "elk"]}
 ROWS, COLUMNS = 2, 3
 Files = dict[str, bytes]
@@ -50,7 +52,7 @@ def zipped(files: Files, kind: int = zipfile.ZIP_STORED) -> bytes:
 
 
 def canonical(images: np.ndarray) -> np.ndarray:
-    """Return the oracle: images in order of their digests."""
+    """Return the images in order of their digests: the oracle."""
     return np.array(sorted(images, key=lambda image: hashlib.sha256(image.tobytes()).hexdigest()))
 
 
@@ -85,13 +87,13 @@ EDITION = Edition((3, 1, 2), ROWS, COLUMNS, CONTENT)
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test meets this machine's data but by asking."""
+    """Hide this machine's data from tests that don't ask for them."""
     monkeypatch.delenv("REPTILE_DATA", raising=False)
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with the made-up zip."""
+    """Return a folder with the made-up zip."""
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "cifar_fs.zip").write_bytes(ZIP)
@@ -99,8 +101,10 @@ def data(tmp_path: Path) -> Path:
 
 
 def folders(root: Path, *, images: str = "data") -> Path:
-    """Return the authors' layout, its files called otherwise and in another order than on the
-    sheets."""
+    """Write the authors' layout, and return its folder.
+
+    Files have other names and another order than in the zip's sheets.
+    """
     (root / "splits" / "bertinetto").mkdir(parents=True)
     for split, names in CLASSES.items():
         (root / "splits" / "bertinetto" / f"{split}.txt").write_text("\n".join(names) + "\n")
@@ -126,7 +130,7 @@ def no_decoding(*_: object) -> None:
     pytest.fail("an image was decoded")
 
 
-# ---- where the data lie
+# ---- where the data are
 
 
 @pytest.mark.parametrize("below", ["", "cifar_fs", "cifar100"])
@@ -294,7 +298,7 @@ FOLDER_FAULTS: dict[str, tuple[str, bytes | None, str]] = {
 @pytest.mark.parametrize("fault", FOLDER_FAULTS)
 def test_faults_of_folders(tmp_path: Path, fault: str) -> None:
     root = folders(tmp_path / "data")
-    get(root, tmp_path)  # a cache that knows them as they were must not hide it
+    get(root, tmp_path)  # the cache of the intact data must not hide the fault
     name, content, message = FOLDER_FAULTS[fault]
     if content is None:
         (root / name).rename(tmp_path / "elsewhere")
@@ -322,7 +326,7 @@ def test_no_bytes_raise_anything_else(tmp_path: Path, cuts: list[tuple[float, in
         found = cifar_fs._read(damaged, EDITION, True)
     except DataError:
         return
-    assert found.content == CONTENT  # the change was of nothing that counts
+    assert found.content == CONTENT  # the change did not touch the content
 
 
 # ---- the cache
@@ -377,7 +381,10 @@ def test_a_cache_that_cannot_be_written_is_only_a_warning(tmp_path: Path, data: 
 
 
 def test_into_a_pool(tmp_path: Path, data: Path) -> None:
-    """Meta-training and test classes, without a copy, as the authors scale them: bytes / 255."""
+    """The pool has the training and test classes, scaled as the authors do: bytes / 255.
+
+    They are not copied.
+    """
     get(data, tmp_path)
     images = get(data, tmp_path)  # mapped
     split = split_images(images)
@@ -420,8 +427,11 @@ def test_real_content(loaded: ColourImages) -> None:
 
 
 def test_real_pixels_are_as_published(loaded: ColourImages, real: Path) -> None:
-    """Read here from the zip: a class's images are the same but for their order, and the whole has
-    the digest that is published for pixels in order of classes and tiles."""
+    """Real images are the published pixels, read here from the zip.
+
+    A class's images are the same up to their order.
+    The whole has the digest that is published for pixels in order of classes and tiles.
+    """
     source = cifar_fs._locate(real)
     assert source is not None
     if source.is_dir():

@@ -1,5 +1,4 @@
-"""The command line: rerunning a manifest, summaries for people and programs, every end in one
-line."""
+"""The command line: rerunning manifests, summaries for people and programs, errors in one line."""
 
 import json
 import os
@@ -20,7 +19,10 @@ from tests.helpers.script import ablation_in, finished_in, script, tables_of
 
 @pytest.fixture
 def done(tmp_path: Path) -> Path:
-    """The manifest of a finished run, and its runs where another will look for them."""
+    """Return the manifest of a finished run, whose runs are also in the folder "now".
+
+    A command that writes to that folder finds them.
+    """
     finished_in(tmp_path / "now", only="runs")
     return finished_in(tmp_path / "then") / "manifest.json"
 
@@ -49,7 +51,7 @@ def test_a_manifest_is_enough_to_get_the_same_tables(done: Path, tmp_path: Path)
     then, now = (manifest.read(path) for path in (done, tmp_path / "now" / "manifest.json"))
     assert manifest.work(then) == manifest.work(now)
     moved = tmp_path / "moved.json"
-    done.rename(moved)  # its tables need not be next to it
+    done.rename(moved)  # a manifest is enough without its tables
     assert script("--from", moved, "--quiet", "--out", tmp_path / "now").code == 0
 
 
@@ -186,7 +188,7 @@ def test_what_the_manifest_says_is_not_given_with_it(done: Path, tmp_path: Path,
 
 
 def test_an_experiment_of_a_manifest_is_done_alone(done: Path, tmp_path: Path) -> None:
-    """Each by its own command, though the folder was filled by two."""
+    """An experiment of a manifest can be rerun alone, though two filled the folder."""
     earlier = json.loads(done.read_text())
     earlier["earlier"] = {"theory": manifest.part_of(earlier, []) | {"experiments": {"theory": {}}}}
     both = done.with_name("both.json")
@@ -198,7 +200,7 @@ def test_an_experiment_of_a_manifest_is_done_alone(done: Path, tmp_path: Path) -
         said.code == 2
         and "expected an experiment of the manifest (theory, ablation), found 'sgd'" in said.error
     )
-    # All of it, theory's settings too.
+    # Without a name all experiments are checked, theory's settings too.
     said = script("--from", both, "--quiet", "--out", tmp_path / "now")
     assert said.code == 2 and "found experiments.theory.checks: only now" in said.error
 
@@ -344,5 +346,5 @@ def test_too_many(tmp_path: Path) -> None:
 
 
 def test_it_is_no_terminal_here() -> None:
-    """Else the tests above would not show what a file or another program gets."""
+    """Stdout is no terminal here, so that the tests above show what a file or a program gets."""
     assert not sys.stdout.isatty()

@@ -1,12 +1,13 @@
-"""The controls of all experimental claims, on simulated tables: each must be able to tell
-something.
+"""The controls of all experimental claims, on simulated tables: each must be informative.
 
-A simulation gives every arm of an experiment (a method, a treatment, a cell of a table) a level,
-which each seed and task misses by chance. Arms are independent of each other but for what a seed
-does to all of them. The experiment's own `evidence` makes rows of that. A control is void if it is
-constant, a function of its check, of other seeds than its own or of their number, or deaf to the
-data. And where treatment and control do the same thing, in a world in which that is what the claim
-asks for, hardly any claim may be supported: the control is all that stands in its way.
+A simulation gives every arm of an experiment (a method, a treatment, a cell of a table) a level.
+Each seed and task misses that level by chance.
+Arms are independent of each other, except for one deviation that a seed adds to all of them.
+The experiment's own `evidence` makes rows of these numbers.
+A control is void if it is constant, if it is a function of its check, of other seeds than its own
+or of their number, or if it is deaf to the data.
+In a world where treatment and control do the same thing, as the claim asks, hardly any claim may
+be supported: only the control stands in its way.
 
 Void controls are planted as well, for every claim, to see that each is found.
 """
@@ -51,15 +52,15 @@ Levels = Mapping[Arm, float]
 ROUND_OFF = 1e-9  # float64, a few hundred operations on numbers below 10
 TASKS = 4
 POPULATIONS, FEW, MANY, DRAWS = 60, LEAST_SEEDS, 20, 6
-# A table has the seeds of so many simulations: an epoch has a thousand.
+# A table holds IN_A_TABLE simulations, as an epoch has a thousand seeds.
 SIMULATIONS, IN_A_TABLE = 300, 150
-# A judge that lets 2.5 % of sham foils through, and four standard errors of a rate of 3 %.
+# The judge lets 2.5 % of sham foils through; four standard errors of a rate of 3 % are added.
 MAX_SUPPORTED = 0.03 + 4 * (0.03 * 0.97 / SIMULATIONS) ** 0.5
-# Of the variance between populations over that within them, with 59 and 60 degrees of freedom:
-# 0.001 % lie above
+# The limit for the F ratio, the variance between populations over that within them. With 59 and 60
+# degrees of freedom, chance exceeds it in 0.001 % of cases.
 LEAST_ANSWER = 3.1
 FIRST_SEEDS = seeds(EPOCH, FEW)
-ALL_RUNS = seeds(EPOCH, SEEDS_OF_AN_EPOCH)[-1]  # the seed of what is of all runs together
+ALL_RUNS = seeds(EPOCH, SEEDS_OF_AN_EPOCH)[-1]  # the seed of a value that all runs share
 EXPERIMENTAL = {
     claim.id: (name, claim)
     for name, experiment in EXPERIMENTS.items()
@@ -73,7 +74,7 @@ EXPERIMENTAL = {
 
 @dataclass(frozen=True)
 class World:
-    """What every arm comes to in each seed, task by task. Seeds are the first ones of an epoch."""
+    """The value of every arm in each seed and task; seeds are the first ones of an epoch."""
 
     arms: tuple[Arm, ...]
     values: Float[np.ndarray, "arms seeds tasks"]
@@ -83,17 +84,19 @@ class World:
         return seeds(EPOCH, self.values.shape[1])
 
     def first(self, count: int) -> "World":
-        """Return the world of the first seeds alone."""
+        """Return the world cut to its first `count` seeds."""
         return World(self.arms, self.values[:, :count])
 
     def part(self, kind: str) -> "World":
-        """Return the arms whose names begin like this, by the rest of their names."""
+        """Return the arms whose names begin with `kind`, under the rest of their names."""
         chosen = [index for index, arm in enumerate(self.arms) if arm[0] == kind]
         return World(tuple(self.arms[index][1:] for index in chosen), self.values[chosen])
 
     def by_task(self, *names: str) -> pd.DataFrame:
-        """Return a row for each arm, seed and task: columns `names` (parts of the arm's name),
-        seed, task, value."""
+        """Return a row for each arm, seed and task.
+
+        Columns: `names` (parts of the arm's name), seed, task, value.
+        """
         arms, count, tasks = self.values.shape
         found = {
             name: np.repeat([arm[i] for arm in self.arms], count * tasks)
@@ -104,7 +107,10 @@ class World:
         return pd.DataFrame(found | {"value": self.values.ravel()})
 
     def table(self, *names: str) -> pd.DataFrame:
-        """Return means over tasks: columns `names`, seed, value, standard_error, count."""
+        """Return a row for each arm and seed, with the mean over tasks.
+
+        Columns: `names`, seed, value, standard_error, count.
+        """
         arms, count, tasks = self.values.shape
         found = {
             name: np.repeat([arm[i] for arm in self.arms], count) for i, name in enumerate(names)
@@ -115,7 +121,7 @@ class World:
         return pd.DataFrame(found).assign(count=tasks)
 
     def curves(self) -> Curves:
-        """Return accuracies of arms that are variants at iterations."""
+        """Return accuracies as curves, for arms named (variant, iteration)."""
         accuracy = {
             (variant, seed, iteration): values
             for (variant, iteration), of_arm in zip(self.arms, self.values, strict=True)
@@ -126,9 +132,13 @@ class World:
 
 @dataclass(frozen=True)
 class Simulation:
-    """An experiment's evidence of a world, and for its claims worlds in which the claim's check and
-    control measure the same thing, well inside the band. noise: of a seed and of a task. spread: of
-    levels over populations."""
+    """An experiment's evidence of a world, and worlds that test its claims.
+
+    alike: for groups of claims, the levels of a world in which check and control measure the same
+        thing, well inside the band.
+    noise: standard deviation of a seed and of a task.
+    spread: standard deviation of the levels over populations.
+    """
 
     evidence: Callable[[World], pd.DataFrame]
     alike: Mapping[tuple[str, ...], Levels]
@@ -137,16 +147,18 @@ class Simulation:
 
     @property
     def levels(self) -> Levels:
-        """Those of one of the worlds: some population."""
+        """The levels of the first of the worlds, as one population."""
         return next(iter(self.alike.values()))
 
     def world(self, rng: np.random.Generator, levels: Levels, count: int) -> World:
-        """Draw a world of so many seeds of one population."""
+        """Draw a world of `count` seeds from one population."""
         return self._around(rng, tuple(levels), np.array(list(levels.values()))[:, None], count)
 
     def populations(self, rng: np.random.Generator, count: int, seeds_of_each: int) -> World:
-        """Draw a world in which every so many seeds come from another population, whose levels have
-        nothing to do with each other."""
+        """Draw a world of `count` populations, each of `seeds_of_each` seeds in a row.
+
+        The levels of the populations are independent of each other.
+        """
         centre = np.array(list(self.levels.values()))[:, None]
         centre = centre + self.spread * rng.normal(size=(len(centre), count))
         return self._around(
@@ -165,7 +177,7 @@ class Simulation:
 
 
 def _levels(arms: Sequence[Arm], level: float, others: Mapping[Any, float] | None = None) -> Levels:
-    """Return the level of every arm; `others` by the first part of its name."""
+    """Return the level of every arm; `others` holds exceptions by the first part of its name."""
     return {arm: (others or {}).get(arm[0], level) for arm in arms}
 
 
@@ -197,8 +209,10 @@ def _outer() -> Simulation:
 
 
 def _overlap() -> Simulation:
-    """Return accuracies where what overlaps has gained five points over what does not, and a shared
-    tail costs five everywhere."""
+    """Return accuracies in which overlap gains five points.
+
+    A shared tail costs five points everywhere.
+    """
     grid, look = overlap.Grid(steps=(4, 8), batch=(25, 50)), 100
     levels = {
         (point.run_name(method), look): 0.75 + 0.05 * point.overlaps - 0.05 * _shared(method)
@@ -215,8 +229,10 @@ def _shared(method: overlap.Method) -> bool:
 
 
 def _rho() -> Simulation:
-    """Return accuracies whose every contrast is 0.04, those of sums that theory cannot tell apart
-    as well."""
+    """Return accuracies whose every contrast is 0.04.
+
+    The contrasts of sums that theory cannot tell apart are 0.04 too.
+    """
     look = 50
     levels = {
         "average": 0.78, "small rho": 0.70, "large rho": 0.74, "as far, +": 0.78, "as far, -": 0.74,
@@ -243,7 +259,7 @@ def _inner_products() -> Simulation:
             for iteration in scale.iterations
         ),
     ]
-    along = pd.MultiIndex.from_product(  # of what is only shown
+    along = pd.MultiIndex.from_product(  # values that are shown, not judged
         [[v.name for v in inner_products.VARIANTS], seeds(EPOCH, 1), scale.iterations],
         names=["variant", "seed", "iteration"],
     ).to_frame(index=False)
@@ -302,7 +318,7 @@ def _sgd() -> Simulation:
     variants = (small, full, other, (sgd.SMALL, sgd.SETTLED), (sgd.HALF, sgd.HALVED))
     quantities = ("cosine", "inner product", "generalization gap", "test accuracy")
     levels = _levels([(quantity, *variant) for quantity in quantities for variant in variants], 0.5)
-    # Another order does as much as small minibatches do.
+    # Another order changes as much as small minibatches do.
     cosines = {("cosine", *full): 0.4, ("cosine", *other): 0.6}
     return Simulation(
         lambda world: tabulate(sgd.evidence(world.table("quantity", "batch", "variant"))),
@@ -326,7 +342,7 @@ def _sine() -> Simulation:
 
 
 def _few_shot() -> Simulation:
-    """Return logs of error rates: all methods have the published one of Reptile."""
+    """Return logs of error rates: all methods have Reptile's published rate."""
     names = ("benchmark", "shots", "method", "transductive")
     levels = {
         (benchmark.name, shots, method, transductive): _published_log(
@@ -353,7 +369,7 @@ def _published_log(transductive: bool, benchmark: str, shots: int) -> float:
 
 
 def _splits() -> Simulation:
-    """Return logs of shares over the paper's, of runs on both kinds of split."""
+    """Return logs of shares over the paper's, for runs on both kinds of split."""
     names = ("name", "split", "shots", "transductive")
     arms = [
         (name, kind, shots, transductive)
@@ -388,7 +404,7 @@ SIMULATIONS_OF: dict[str, Callable[[], Simulation]] = {
 
 
 def simulated(experiment: str, claim: Claim) -> tuple[Simulation, tuple[str, ...]]:
-    """Return an experiment's simulation, and the claims that share a world with this one."""
+    """Return an experiment's simulation, and the claims that share a world with `claim`."""
     if experiment in SIMULATIONS_OF:
         simulation = SIMULATIONS_OF[experiment]()
         for group in simulation.alike:
@@ -402,14 +418,14 @@ def simulated(experiment: str, claim: Claim) -> tuple[Simulation, tuple[str, ...
 
 @dataclass(frozen=True)
 class Draw:
-    """One evidence for a claim."""
+    """The samples of one evidence for a claim."""
 
     checks: tuple[Sample, ...]
     controls: tuple[Sample, ...]
 
     @classmethod
     def of(cls, evidence: pd.DataFrame, claim: str) -> "Draw":
-        """Return the evidence for a claim, which must have both roles."""
+        """Return the evidence for a claim, which must have checks and controls."""
         found: dict[str, list[Sample]] = {CHECK: [], CONTROL: []}
         for (case, role), part in evidence[evidence.claim == claim].groupby(
             ["case", "role"], sort=False
@@ -428,7 +444,7 @@ class Draw:
         return cls(tuple(found[CHECK]), tuple(found[CONTROL]))
 
     def cut(self, size: int, count: int) -> list["Draw"]:
-        """Return the draws that each so many seeds are."""
+        """Return `count` draws of `size` seeds each, cut one after the other."""
         return [
             Draw(_cut(self.checks, start, start + size), _cut(self.controls, start, start + size))
             for start in range(0, size * count, size)
@@ -451,15 +467,19 @@ def _cut(samples: Sequence[Sample], start: int, stop: int) -> tuple[Sample, ...]
 
 @dataclass(frozen=True)
 class Material:
-    """What the detectors look at. few, many: draws of one population, of the first seeds alone and
-    of more. populations: two draws, one after the other, of each of many populations."""
+    """The draws that the detectors look at.
+
+    few: draws of one population, cut to the first seeds.
+    many: the same draws with more seeds.
+    populations: two draws of each of many populations, one after the other.
+    """
 
     few: Sequence[Draw]
     many: Sequence[Draw]
     populations: Sequence[Draw]
 
     def planted(self, void: "Void") -> "Material":
-        """Return it with a void control in the place of every other."""
+        """Return the material with a void control in place of every control."""
         return Material(
             *([_plant(void, d) for d in draws] for draws in (self.few, self.many, self.populations))
         )
@@ -477,7 +497,7 @@ def tables(experiment: str) -> tuple[list[pd.DataFrame], list[pd.DataFrame], pd.
 
 @cache
 def material(claim: str) -> Material:
-    """Return what the detectors look at, of a claim."""
+    """Return what the detectors look at for a claim."""
     simulated(*EXPERIMENTAL[claim])
     few, many, populations = tables(EXPERIMENTAL[claim][0])
     return Material(
@@ -512,13 +532,15 @@ def alike(claim: str) -> list[Draw]:
 
 
 def is_constant(draws: Sequence[Draw]) -> bool:
-    """Tell whether some control has the same mean whatever is drawn."""
+    """Tell whether some control has the same mean in all draws."""
     return any(bool(np.ptp(_means(draws, i)) <= ROUND_OFF) for i in range(len(draws[0].controls)))
 
 
 def is_function_of_checks(draws: Sequence[Draw]) -> bool:
-    """Tell whether some control is, seed by seed, a sum of multiples of the checks' values, squares
-    and sizes."""
+    """Tell whether some control is a function of its checks, seed by seed.
+
+    The function is a linear combination of the checks' values, squares and sizes.
+    """
     checks = np.array(
         [np.concatenate([d.checks[i].values for d in draws]) for i in range(len(draws[0].checks))]
     )
@@ -530,14 +552,14 @@ def is_function_of_checks(draws: Sequence[Draw]) -> bool:
 
 
 def _explained(columns: Float[np.ndarray, "rows columns"], y: Float[np.ndarray, " rows"]) -> float:
-    """Return R²; 0 of a constant."""
+    """Return R² of a least-squares fit, or 0 for a constant y."""
     rest = y - columns @ np.linalg.lstsq(columns, y, rcond=None)[0]
     varies = np.square(y - y.mean()).sum()
     return float(1 - np.square(rest).sum() / varies) if varies > 1e-12 else 0.0
 
 
 def is_of_other_seeds(few: Sequence[Draw], many: Sequence[Draw]) -> bool:
-    """Tell whether some control changes where more seeds are added."""
+    """Tell whether some control changes where seeds are added."""
     return any(
         _change([draw.controls[i] for draw in few], [draw.controls[i] for draw in many])
         for i in range(len(few[0].controls))
@@ -545,8 +567,11 @@ def is_of_other_seeds(few: Sequence[Draw], many: Sequence[Draw]) -> bool:
 
 
 def _change(few: Sequence[Sample], many: Sequence[Sample]) -> bool:
-    """Tell whether values change: a seed's own value must stay as it is, so that its expectation
-    does; a value of all runs together must stay within four standard errors, in the mean."""
+    """Tell whether values change where seeds are added.
+
+    A seed's own value must stay as it is, so that its expectation does.
+    A value of all runs together must stay within four standard errors, in the mean.
+    """
     of_a_seed, of_all = [], []
     for less, more in zip(few, many, strict=True):
         changes = paired(more, less)
@@ -563,9 +588,11 @@ def _change(few: Sequence[Sample], many: Sequence[Sample]) -> bool:
 
 
 def is_deaf(draws: Sequence[Draw]) -> bool:
-    """Tell whether some control's mean is distributed alike in all populations, as that of a
-    quantity is that knows the seeds and their number alone. Ranks are compared, whatever the
-    distribution."""
+    """Tell whether some control's mean has the same distribution in all populations.
+
+    That holds for a quantity that depends on the seeds and their number alone.
+    Ranks are compared, so that any distribution will do.
+    """
     for i in range(len(draws[0].controls)):
         pairs = rankdata(_means(draws, i)).reshape(-1, 2)
         between, within = 2 * pairs.mean(1).var(ddof=1), pairs.var(1, ddof=1).mean()
@@ -608,7 +635,7 @@ def _mean_over_sd(check: Sample) -> Sample:
 
 
 def _number_of_seeds(check: Sample) -> Sample:
-    """Return one value of all runs together, which no seed's own value shows."""
+    """Return one value of all runs together, which no single seed's value shows."""
     value = np.array([len(check.values) ** -0.5])
     return Sample(
         check.name, CONTROL, np.array([ALL_RUNS]), value, np.array([np.nan]), np.ones(1, int)
@@ -637,7 +664,7 @@ VOIDS: dict[str, tuple[Void, str]] = {
 
 
 def _always_failing(claim: Claim) -> Void:
-    """Return a foil that any treatment beats, or that is outside a band with two ends."""
+    """Return a foil that any treatment beats, or that is outside a two-sided band."""
     return lambda check: _everywhere(check, -10.0 if claim.direction > 0 else 10.0)
 
 
@@ -666,7 +693,7 @@ def test_void_controls_are_found(name: str) -> None:
 
 @pytest.mark.parametrize("name", EXPERIMENTAL)
 def test_a_control_that_always_fails_is_found(name: str) -> None:
-    """In the same worlds: without a control worth the name the claim is supported."""
+    """In the same worlds, a claim is supported once its control always fails."""
     _, claim = EXPERIMENTAL[name]
     draws = [_plant(_always_failing(claim), draw) for draw in alike(name)[: SIMULATIONS // 3]]
     assert share_supported(claim, draws) > 0.9

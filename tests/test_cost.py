@@ -1,5 +1,7 @@
-"""The model of cost: what is traced against products counted by hand, times of toy sweeps against
-pencil and paper."""
+"""The model of cost, against hand counts.
+
+Traced work is compared with products counted by hand, times of toy sweeps with pencil and paper.
+"""
 
 from dataclasses import replace
 
@@ -19,22 +21,29 @@ RUN = configure(sum_of(2), seed=0)
 # Multiply-adds of one example: positions x 9 c_in c_out of each convolution, then the linear layer.
 FIRST = 14 * 14 * 9 * 64
 ALL = FIRST + (7 * 7 + 4 * 4 + 2 * 2) * 9 * 64 * 64 + 256 * 5
-# Forward, and as much again for weights and for inputs, but for the images.
+# The forward pass costs as much as each of the gradients for weights and for inputs; the images
+# need no gradient.
 GRADIENT = 2 * (3 * ALL - FIRST)
 
 
 def test_products_of_an_iteration_are_those_counted_by_hand() -> None:
-    """The statistics of the first layer, from a 9 x 9 covariance, are half a percent more."""
+    """Products of an iteration agree with a count by hand to 1 %.
+
+    The statistics of the first layer, from a 9 x 9 covariance, add half a percent.
+    """
     assert cost.iteration(RUN).flops == pytest.approx(2 * 25 * GRADIENT, rel=0.01)
 
 
 def test_products_of_an_evaluation_are_those_counted_by_hand() -> None:
-    """A task: its steps, one batch of the 5 test examples, and each of these in a batch with all 25
-    of the support."""
+    """Products of an evaluation agree with a count by hand.
+
+    A task takes its steps and one batch of the 5 test examples.
+    Each of these examples is also classified in a batch with all 25 examples of the support set.
+    """
     task = 5 * 25 * GRADIENT + 2 * ALL * (5 + 5 * 26)
     found = cost.evaluation(RUN, EVALUATION, tasks=3)
     assert found.flops == pytest.approx(3 * task, rel=0.01)
-    # Of four queries a class none is with transduction.
+    # With four queries a class there is no transduction.
     many = 5 * 25 * GRADIENT + 2 * ALL * 4 * 5 * 26
     assert cost.evaluation(RUN, EVALUATION, tasks=3, queries=4).flops == pytest.approx(
         3 * many, rel=0.01
@@ -42,7 +51,10 @@ def test_products_of_an_evaluation_are_those_counted_by_hand() -> None:
 
 
 def test_what_decides_no_operation_is_not_traced_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seeds, lengths and sizes of steps; the optimizers and where weights are 0 do decide some."""
+    """Runs that differ only in seeds, lengths and step sizes are traced once.
+
+    The optimizers and the places of zero weights do change operations.
+    """
     count = []
     monkeypatch.setattr(cost, "traced", lambda call: count.append(call) or Work(1))
     cost._iteration.cache_clear()
@@ -58,7 +70,7 @@ def test_what_decides_no_operation_is_not_traced_again(monkeypatch: pytest.Monke
     for run in (RUN, alike):
         cost.iteration(run)
         cost.evaluation(run, EVALUATION, tasks=3)
-    assert len(count) == 1 + 2  # an evaluation of one step, and one of two
+    assert len(count) == 1 + 2  # one iteration; evaluations of one step and of two
     for other in (
         replace(RUN, weights=(0.0, 1.0)),
         replace(RUN, inner=Inner("adam", 0.1)),
@@ -82,7 +94,7 @@ def test_steps_counted_once_are_as_steps_traced() -> None:
 
 
 def test_cost_is_linear_in_k_iterations_and_tasks() -> None:
-    """And a lane costs bytes and flops, but no launch."""
+    """Cost is linear in k, iterations and tasks; a lane adds bytes and flops but no launch."""
     one, two, three = (cost.iteration(configure(sum_of(k), seed=0)) for k in (1, 2, 3))
     assert three.flops - two.flops == two.flops - one.flops > 0
     assert three.launches - two.launches == two.launches - one.launches > 0
@@ -105,12 +117,15 @@ def test_a_run_is_trained_to_its_last_look_and_evaluated_at_each() -> None:
 def test_a_cell_of_the_tables_is_evaluated_at_the_end() -> None:
     trainings, others = cost.few_shot_runs("smoke", seeds=1)
     assert {item.until - item.run.iterations for item in trainings} == {0}
-    assert len(others) == 2 * len(trainings)  # 1-shot and 5-shot
+    assert len(others) == 2 * len(trainings)  # both 1-shot and 5-shot
 
 
 @pytest.mark.parametrize(("cores", "seconds"), [(1, 12), (2, 7), (3, 5), (64, 5)])
 def test_runs_are_handed_out_longest_first(cores: int, seconds: float) -> None:
-    """5, then 3 with it, then 2 on the second core, then 2: on two cores (5 + 2, 3 + 2)."""
+    """Each run goes to the first free core, the longest run first.
+
+    On two cores, 5 and 3 start first, and a 2 follows each: max(5 + 2, 3 + 2) seconds.
+    """
     assert cost.makespan([2, 5, 3, 2], cores) == seconds
 
 

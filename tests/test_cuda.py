@@ -1,5 +1,4 @@
-"""The checks that are made for a GPU: on one where there is one, and else what of them a CPU can
-show.
+"""The GPU's checks: on a GPU where there is one, otherwise the part that a CPU can show.
 
 On a GPU the captured graph is compared with the same run on the CPU, step by step, before chaos
 drives them apart.
@@ -11,7 +10,7 @@ import torch
 from tests.benchmarks import gpu_checks
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-ON_ANY = ("too little memory",)  # lanes on a CPU are what test_lanes.py is about
+ON_ANY = ("too little memory",)  # test_lanes.py tests lanes on a CPU
 CHECKS = gpu_checks.CHECKS if DEVICE == "cuda" else ON_ANY
 
 

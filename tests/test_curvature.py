@@ -1,7 +1,7 @@
 """Curvature against dense Hessians of a tiny network and closed forms on quadratics, in float64.
 
-ROUND_OFF: some tens of parameters and as many additions, each 2^-52 of numbers about 1; eigenvalue
-solvers add a few digits' worth of constants.
+ROUND_OFF: sums of some tens of numbers of size about 1, each off by 2^-52.
+Eigenvalue solvers add a few digits' worth of constants.
 """
 
 from dataclasses import replace
@@ -23,15 +23,20 @@ EIGENVALUES = torch.tensor([-2.0, -0.5, 0.0, 0.0, 0.25, 1.0, 1.0, 4.0], dtype=to
 
 @pytest.fixture(scope="module")
 def network():
-    """A minibatch's loss, the point, and its dense Hessian: 17 parameters, eigenvalues of both
-    signs."""
+    """Return a minibatch's loss, the point and its dense Hessian.
+
+    There are 17 parameters, and eigenvalues of both signs.
+    """
     pool = tanh_network(1)
     return pool.losses[0], pool.phi, hessian(pool.losses[0])(pool.phi)
 
 
 @pytest.fixture(scope="module")
 def known():
-    """A quadratic with EIGENVALUES: two of them double, so that Lanczos' method ends early."""
+    """Return a quadratic with EIGENVALUES, a point and its Hessian.
+
+    Two eigenvalues are double, so that Lanczos' method ends early.
+    """
     q = torch.linalg.qr(normal(8, 8)).Q
     a = q @ EIGENVALUES.diag() @ q.T
     return (lambda phi: phi @ a @ phi / 2), normal(8, seed=1), a
@@ -67,8 +72,12 @@ def test_the_caller_may_be_without_gradients(known):
     [("relu", torch.float32, 1e-4), ("softplus", torch.float64, 1e-10)],
 )
 def test_products_of_the_omniglot_network_equal_forward_over_reverse(activation, dtype, tolerance):
-    """Two nestings, and in float32 the compiled loops against tensor code: round-off grows through
-    four batch norms, and where a ReLU's input is within round-off of 0 the two may differ."""
+    """Products of the Omniglot network equal forward-over-reverse ones.
+
+    The modes are nested differently, and in float32 compiled loops meet tensor code.
+    Round-off grows through four batch norms.
+    Where a ReLU's input is within round-off of 0, the two may differ.
+    """
     network, batch = omniglot(5, activation=activation), minibatch(dtype=dtype)
     loss, phi = CrossEntropy(network, reduction="mean"), network.initialize(0, dtype=dtype)
     v = normal(len(phi), dtype=dtype)
@@ -84,8 +93,8 @@ def test_the_trace_is_within_its_standard_errors_and_a_wrong_one_is_not(network)
     loss, phi, dense = network
     found = trace(loss, phi, samples=400, generator=generator())
     assert abs(found.value - dense.trace()) < 4 * found.standard_error
-    # for random signs the variance is 2 sum of squares off the diagonal; the spread of 400 is known
-    # to 1 / sqrt(800)
+    # For random signs the variance is twice the sum of squares off the diagonal. The spread of 400
+    # samples is known to 1 / sqrt(800).
     off_diagonal = dense - dense.diagonal().diag()
     assert found.standard_error == pytest.approx(
         float((2 * off_diagonal.square().sum() / 400).sqrt()), rel=0.2
@@ -113,7 +122,7 @@ def test_eigenvalues_of_the_dense_hessian(network, which):
     order = {"LA": -every, "SA": every, "LM": -every.abs()}[which].argsort()
     assert_close(found.values, every[order[:3]].sort(descending=True).values, 1e-10)
     assert_close(found.vectors @ found.vectors.T, torch.eye(3, dtype=torch.float64), 1e-10)
-    # Vectors err by gaps.
+    # Errors of eigenvectors grow with the inverse gap between eigenvalues.
     assert_close(found.vectors @ dense, found.values.unsqueeze(-1) * found.vectors, 1e-8)
     assert found.residuals.max() < 1e-8 * dense.norm()
 
@@ -124,7 +133,7 @@ def test_eigenvalues_in_float32_and_from_any_start(known):
         found = extreme_eigenvalues(
             lambda p: p @ a.float() @ p / 2, phi.float(), count=2, generator=generator(seed)
         )
-        # 2^-24 and some tens of products.
+        # Each of some tens of products is off by 2^-24.
         assert_close(found.values, torch.tensor([4.0, 1.0]), 1e-5)
 
 
@@ -146,8 +155,10 @@ def test_full_lanczos_finds_every_eigenvalue_with_the_weight_its_vector_gives_it
 
 
 def test_moments_of_each_vector_are_its_own(network):
-    """Gauss quadrature is exact below degree 2 steps: z . H^n z / P, for the signs z the generator
-    gives."""
+    """Each vector's moments below degree 2 steps are exact: z . H^n z / P.
+
+    That is Gauss quadrature's degree; z are the signs that the generator gives.
+    """
     loss, phi, dense = network
     steps, samples, g = 3, 4, generator()
     density = spectral_density(loss, phi, steps=steps, samples=samples, generator=generator())
@@ -171,7 +182,7 @@ def test_moments_are_traces(network):
     loss, phi, dense = network
     density = spectral_density(loss, phi, steps=6, samples=100, generator=generator())
     assert density.weights.sum(-1) == pytest.approx(torch.ones(100), abs=ROUND_OFF)
-    # The same signs: the same numbers.
+    # Both use the same signs, so that the numbers are the same.
     hutchinson = trace(loss, phi, samples=100, generator=generator())
     assert density.moment(1).value == pytest.approx(hutchinson.value / len(phi), rel=1e-10)
     assert density.moment(1).standard_error == pytest.approx(
@@ -185,8 +196,10 @@ def test_moments_are_traces(network):
 
 
 def test_no_ghosts_where_one_eigenvalue_dominates():
-    """Without reorthogonalization the largest eigenvalue would come back once it has converged,
-    after some steps."""
+    """A dominating eigenvalue appears once, without ghosts.
+
+    Without reorthogonalization it would come back some steps after it has converged.
+    """
     values = torch.cat(
         [torch.linspace(0, 1, 199, dtype=torch.float64), torch.tensor([100.0], dtype=torch.float64)]
     )
@@ -208,13 +221,14 @@ def test_smoothed_density_is_a_sum_of_bells(known):
     density = spectral_density(loss, phi, steps=8, samples=3, generator=generator())
     at = torch.linspace(-6, 8, 2001, dtype=torch.float64)
     curve = density.smoothed(at, width=0.2)
-    # trapezoids of bells far from the ends, at 28 places a width, err by less than round-off
+    # The trapezoidal rule errs by less than round-off for bells far from the ends, at 28 points a
+    # width.
     assert float(torch.trapezoid(curve, at)) == pytest.approx(1, abs=1e-10)
     assert float(torch.trapezoid(curve * at, at)) == pytest.approx(
         density.moment(1).value, abs=1e-10
     )
     single = SpectralDensity(torch.tensor([[1.0]]), torch.tensor([[1.0]]))
-    # 2 / sqrt(2 pi)
+    # The bell's height is 2 / sqrt(2 pi).
     assert float(single.smoothed(torch.tensor([1.0]), width=0.5)) == pytest.approx(0.7978846)
 
 
@@ -262,8 +276,11 @@ def test_a_flat_loss_has_eigenvalues_of_0_and_one_without_derivatives_is_named()
 
 
 def test_signs_that_a_hessian_takes_to_0_hide_no_eigenvalue():
-    """Of (phi_1 - phi_2)^2 the Hessian takes every vector to 0 that has two equal numbers there:
-    half of all signs."""
+    """Signs that a Hessian maps to 0 hide no eigenvalue.
+
+    The Hessian of (phi_1 - phi_2)^2 maps every vector with two equal first numbers to 0.
+    These are half of all sign vectors.
+    """
     phi = torch.ones(6, dtype=torch.float64)
     for seed in range(4):
         found = extreme_eigenvalues(

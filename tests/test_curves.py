@@ -1,5 +1,7 @@
-"""What experiments on training runs share: scales, where runs are kept, contrasts against naive
-ones, diverged runs."""
+"""The shared parts of experiments on training runs.
+
+These are scales, where runs are kept, contrasts against naive ones, and diverged runs.
+"""
 
 from dataclasses import dataclass, field, replace
 from math import isnan
@@ -86,7 +88,7 @@ def test_every_look_is_of_its_own_tasks_and_no_run_goes_further_than_its_last():
 
 @dataclass(frozen=True)
 class AsksFor(MadeUp):
-    """Writes down what is measured."""
+    """A made-up context that writes down what is measured."""
 
     looked_at: list[Measured] = field(default_factory=list)
 
@@ -121,7 +123,7 @@ def test_contrasts_against_naive_ones():
             sum(w * values[key].mean() for key, w in weights.items())
         )
         paired = [
-            values["a", 10] - 0.5 * values["b", 10],  # the same tasks
+            values["a", 10] - 0.5 * values["b", 10],  # both at iteration 10, on the same tasks
             2 * values["a", 20],
             values["b", 0],
         ]

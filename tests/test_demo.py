@@ -1,5 +1,8 @@
-"""The demo without a browser: drawings become images like Omniglot's, adaptation is the core's own,
-bad requests are told in a line, nothing listens beyond this machine."""
+"""The demo without a browser.
+
+Drawings become images like Omniglot's, and adaptation is the core's own.
+Bad requests get a one-line error, and nothing listens beyond this machine.
+"""
 
 import importlib.util
 import json
@@ -52,7 +55,7 @@ def glyphs():
 
 @pytest.fixture(autouse=True)
 def brief(monkeypatch):
-    """Runs of no time, in this process: starting workers would take seconds."""
+    """Shorten runs and train them in this process, as starting workers would take seconds."""
     monkeypatch.setattr(weights, "ITERATIONS", 1)
     monkeypatch.setattr(weights, "TASKS", 1)
     monkeypatch.setattr(
@@ -95,7 +98,7 @@ def test_a_cross_is_drawn_in_the_middle_as_wide_as_omniglots_pen():
     ink = image == 0
     assert ink[13:15].any(1).all() and ink[:, 13:15].any(0).all()
     assert not ink[:8, :8].any() and not ink[-8:, -8:].any()
-    widths = ink[:, 6].sum(), ink[6].sum()  # 5 of 105 pixels are 1.3 of 28
+    widths = ink[:, 6].sum(), ink[6].sum()  # a pen of 5 of 105 pixels is 1.3 of 28 wide
     assert set(widths) <= {1, 2}
 
 
@@ -207,8 +210,11 @@ def test_what_is_no_json_is_told_in_a_line(body):
 )
 @pytest.mark.parametrize("n_way", [3, 5])
 def test_adaptation_is_the_cores_inner_loop_and_evaluation(glyphs, inner, repeats, n_way):
-    """Of a 3-way run; a 5-way run's first three outputs, with batches of many copies as in its own
-    evaluation."""
+    """The demo adapts as the core's inner loop and evaluation do.
+
+    A 3-way run is used as it is; of a 5-way run the first three outputs count.
+    Batches may hold many copies of the examples, as in the run's own evaluation.
+    """
     sampling = Sampling(n_way=n_way, shots=1, batch=N_WAY * repeats, steps=4)
     run = weights.configure(sum_of(2), 1)
     run = replace(run, sampling=replace(run.sampling, n_way=n_way), inner=inner)
@@ -232,8 +238,8 @@ def test_adaptation_is_the_cores_inner_loop_and_evaluation(glyphs, inner, repeat
         losses.append(loss(phi, support).item() / N_WAY)
 
     found = [adapt(initialization(run, state, sampling), support.x, x, steps=4) for x in test.x]
-    # float32: summing copies rounds otherwise than a larger learning rate, and batch norm over four
-    # amplifies it
+    # In float32, summing copies rounds differently from a larger learning rate, and batch norm over
+    # four examples amplifies the difference.
     assert found[0].losses == pytest.approx(losses, rel=2e-3, abs=1e-4)
     assert all(sum(each.probabilities) == pytest.approx(1) for each in found)
     expected = classify(logits, phi, test, support, transductive=False)
@@ -265,7 +271,7 @@ def test_own_runs_are_trained_once_and_kept(context, capsys):
     assert torch.equal(loaded.initializations["Reptile"].phi, state_at(jobs["Reptile"], 1).phi)
     assert "NOT OMNIGLOT" in loaded.warning and str(context.runs) in loaded.origin
     steps = {name: job.run.iterations * job.run.sampling.steps for name, job in jobs.items()}
-    assert len(set(steps.values())) == 1  # as many minibatches for both
+    assert len(set(steps.values())) == 1  # both see as many minibatches
 
     before = {path: path.stat().st_mtime_ns for path in context.runs.rglob("*.safetensors")}
     assert len(before) == 4
@@ -305,7 +311,7 @@ def test_remark_tells_how_long_and_how_accurate(context):
 
 
 def _get(address, body=None):
-    """Return status and content; a body is posted."""
+    """Return status and content; where a body is given, it is posted."""
     try:
         with urllib.request.urlopen(
             urllib.request.Request(address, data=body), timeout=20
@@ -373,7 +379,7 @@ def test_nothing_listens_beyond_this_machine():
         host, port = listener.getsockname()
         assert host == "127.0.0.1"
         socket.create_connection((host, port), timeout=5).close()
-        # Connecting a datagram socket sends nothing.
+        # Connecting a datagram socket sends nothing, but finds this machine's other address.
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
             try:
                 probe.connect(("192.0.2.1", 9))

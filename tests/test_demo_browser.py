@@ -1,5 +1,7 @@
-"""The demo as its visitors meet it: a browser without a network, a mouse, three shapes and one of
-them again."""
+"""The demo as its visitors meet it.
+
+A browser without a network draws three shapes with the mouse, and one of them once more.
+"""
 
 import os
 from collections import deque
@@ -20,13 +22,13 @@ from tests.helpers.server import serving
 pytest.importorskip("uvicorn", reason="needs the extra demo: pip install -e '.[demo]'")
 pytest.importorskip("starlette", reason="needs the extra demo: pip install -e '.[demo]'")
 
-ITERATIONS = 400  # a twelfth of what visitors get, in a few seconds: simple shapes need no more
+ITERATIONS = 400  # a twelfth of the demo's, in a few seconds: enough for simple shapes
 TRIALS, RIGHT = 10, 8
 OFFLINE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
 
 
 def arc(start, end, *, radius=(0.3, 0.3), turns=1.0, points=24):
-    """Return an arc around the middle from one angle to another, in turns."""
+    """Return an arc around the middle, from one angle to another, in turns."""
     angles = 2 * np.pi * np.linspace(start, end, points) * turns
     return np.stack([0.5 + radius[0] * np.cos(angles), 0.5 + radius[1] * np.sin(angles)], -1)
 
@@ -46,8 +48,10 @@ SHAPES = {
 
 
 def drawn(rng, shape):
-    """Return a shape by an unsteady hand: turned by up to some 10 degrees, stretched, shifted, each
-    point off its place."""
+    """Return a shape drawn by an unsteady hand.
+
+    It is turned by up to some 10 degrees, stretched and shifted, and each point is off its place.
+    """
     turn, stretch, shift = (
         rng.normal(0, 0.1),
         np.exp(rng.normal(0, 0.12, 2)),
@@ -59,8 +63,7 @@ def drawn(rng, shape):
 
 
 def trial(rng):
-    """Return three different shapes, each drawn once, one of them drawn again, and which one that
-    is."""
+    """Return drawings of three different shapes and of one of them again, and that one's index."""
     chosen = rng.choice(list(SHAPES), 3, replace=False)
     answer = int(rng.integers(3))
     return [*(drawn(rng, shape) for shape in chosen), drawn(rng, chosen[answer])], answer
@@ -68,8 +71,10 @@ def trial(rng):
 
 @pytest.fixture(scope="module")
 def address():
-    """The address of a page with a briefly trained Reptile, and its own start in the place of joint
-    training."""
+    """Yield the address of a page with a briefly trained Reptile.
+
+    Its own start takes the place of joint training.
+    """
     characters = datasets.load(
         "omniglot" if os.environ.get("REPTILE_DATA") else "glyphs", quiet=True
     )
@@ -93,7 +98,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, address):
-    """The page just opened; nothing may go wrong in it, and it may ask nobody else."""
+    """Yield the page just opened; it may log no error and ask no other server."""
     page = browser.new_page(viewport={"width": 1100, "height": 1000})
     asked, page.wrong = [], []
     page.on("request", lambda request: asked.append(request.url))
@@ -108,7 +113,7 @@ def page(browser, address):
 
 
 def draw(page, paper, strokes):
-    """Draw with the mouse, as a hand does: down, along, up."""
+    """Draw with the mouse as a hand does: down, along, up."""
     box = paper.bounding_box()
     for stroke in strokes:
         (x, y), *rest = [
@@ -122,8 +127,7 @@ def draw(page, paper, strokes):
 
 
 def verdict(page, name):
-    """Return the letter that a network holds most likely, once all answers are in; None where it
-    has none."""
+    """Wait for all answers, and return the letter that a network holds most likely, or None."""
     page.wait_for_selector("#results[aria-busy=false]")
     letter = page.locator(f"article[aria-label='{name}'] tr.first th")
     return letter.inner_text() if letter.count() else None
@@ -157,7 +161,7 @@ def test_samples_and_slider_answer_and_curves_have_their_steps(page):
         assert [len(curve.get_attribute("points").split()) for curve in curves] == [steps + 1] * 2
     for name in weights.NAMES:
         cells = page.locator(f"article[aria-label='{name}'] td:last-child").all_inner_texts()
-        # Rounded.
+        # The shown percentages are rounded.
         assert sum(float(cell.removesuffix(" %")) for cell in cells) == pytest.approx(100, abs=0.3)
     page.locator("#spoken", has_text="Reptile says").wait_for(state="attached")
     page.get_by_role("button", name="Others").click()
@@ -190,7 +194,7 @@ def test_an_error_is_told_until_the_next_answer(page):
     page.get_by_role("slider").fill("10")
     assert verdict(page, "Reptile") in ("A", "B", "C")
     assert page.get_by_role("alert").count() == 0
-    assert len(page.wrong) == 1 and "400" in page.wrong.pop()  # the console's word for it
+    assert len(page.wrong) == 1 and "400" in page.wrong.pop()  # the console logs the failed request
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -1,4 +1,4 @@
-"""What a command would do: counted before, half-way and after, with nothing trained or written."""
+"""The plan of a command, counted before, half-way and after, with nothing trained or written."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The script where it is called from: a stream of another encoding, a thread."""
+"""The script in unusual places: a stream with another encoding, a thread."""
 
 import io
 import signal
@@ -21,7 +21,10 @@ from analysis.ending import guarded
     ],
 )
 def test_characters_that_a_stream_cannot_encode_end_no_run(monkeypatch, encoding, errors):
-    """With "surrogateescape" Python opens stdout in the C locale."""
+    """A character that a stream cannot encode is replaced and ends no run.
+
+    With "surrogateescape" Python opens stdout in the C locale.
+    """
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors)
     monkeypatch.setattr(sys, "stdout", stream)
     assert guarded(lambda _: print("1 → 2 … ≤ 3") or 0, []) == 0

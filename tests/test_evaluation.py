@@ -1,8 +1,9 @@
-"""Few-shot evaluation against the naive one: torch.optim on copied weights, then test examples one
-by one or together.
+"""Few-shot evaluation against a naive one.
 
+The naive one runs torch.optim on copied weights, then test examples one by one or together.
 Predictions are compared exactly: logits agree to 1e-10 (test_networks), and the largest two are
-never so close here. The images are learnable, so that accuracies vary from task to task.
+never so close here.
+The images are learnable, so that accuracies vary from task to task.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ OPTIMIZERS: dict[str, tuple[InnerOptimizer, oracles.MakeOptimizer]] = {
 
 @dataclass(frozen=True)
 class Naive:
-    """Accuracy of each task, by the oracle."""
+    """The oracle's accuracy of each task."""
 
     one_by_one: list[float]
     together: list[float]
@@ -77,7 +78,7 @@ def naive(optimizer: str, warm_up: list[Minibatch] | None = None, *, queries: in
 
 
 def evaluate(*arguments: Any, **options: Any) -> dict[str, Estimate]:
-    """Return the means of what is measured of each task."""
+    """Return the mean of each accuracy over tasks."""
     return {
         name: estimate(per_task) for name, per_task in accuracies(*arguments, **options).items()
     }
@@ -105,7 +106,7 @@ def test_equals_the_naive_evaluation(optimizer: str, carried: bool) -> None:
 
 @pytest.mark.parametrize("queries", [2, 5])
 def test_many_queries_equal_the_naive_evaluation(queries: int) -> None:
-    """Without transduction each is alone with the support set, however many there are."""
+    """Without transduction each query is alone with the support set, however many there are."""
     expected = naive("sgd", queries=queries).one_by_one
     mine = OPTIMIZERS["sgd"][0]
     for lanes in (1, 3):
@@ -117,8 +118,10 @@ def test_many_queries_equal_the_naive_evaluation(queries: int) -> None:
 
 
 def test_the_two_ways_differ_and_learn() -> None:
-    """The control of the test above: equal or chance-level numbers could not tell one way from the
-    other."""
+    """The two ways of evaluating give different accuracies, above chance.
+
+    This is the control of the test above, which equal or chance-level numbers could not fail.
+    """
     accuracies = naive("adam")
     assert accuracies.one_by_one != accuracies.together
     assert np.mean(accuracies.together) > 0.3
@@ -127,8 +130,10 @@ def test_the_two_ways_differ_and_learn() -> None:
 @pytest.mark.parametrize("lanes", [0, 1, 3])
 @pytest.mark.parametrize("transductive", [False, True])
 def test_predictions_one_task_at_a_time(lanes: int, transductive: bool) -> None:
-    """With and without a lane axis, and with as many test examples as make coincidences
-    improbable."""
+    """Predictions agree with the oracle's, with and without a lane axis.
+
+    There are so many test examples that a coincidence is improbable.
+    """
     shape = (lanes,) if lanes else ()
     test, support = minibatches(2, *shape, batch=9)
     phi = torch.stack(
@@ -164,7 +169,11 @@ def test_one_task_has_no_standard_error() -> None:
 
 
 def test_tasks_are_those_of_the_evaluation_stream() -> None:
-    """The same whatever their count, one test example a class, and other tasks than in training."""
+    """Tasks come from the evaluation stream.
+
+    They are the same whatever their count, have one test example a class, and differ from the
+    training tasks.
+    """
     few, many = (evaluation_tasks(SAMPLING, POOL, seed=4, count=count) for count in (2, 5))
     assert torch.equal(many.test.index[:2], few.test.index) and torch.equal(
         many.support.index[:2], few.support.index

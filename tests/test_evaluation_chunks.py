@@ -1,5 +1,7 @@
-"""Evaluations of runs: nothing is trained for them, how tasks are cut changes no number, each is
-measured once."""
+"""Evaluations of runs: nothing is trained for them, and each is measured once.
+
+How tasks are cut into chunks changes no number.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -41,7 +43,7 @@ def source() -> Source:
 
 @pytest.fixture
 def job(source: Source, tmp_path: Path) -> Job:
-    """Trained to 6, and kept at 3."""
+    """Return a job that was trained to iteration 6 and kept at 3."""
     job = Job(RUN, source, tmp_path, "g1+g2", until=6, keep=(3,))
     execute(job)
     return job
@@ -59,7 +61,7 @@ def assert_equal(found: Accuracies, expected: Accuracies) -> None:
 @pytest.mark.parametrize("iteration", [0, 3, 6])
 @pytest.mark.parametrize("evaluation", [EVALUATION, Evaluation(SAMPLING, 10, queries=3, look=6)])
 def test_accuracies_are_those_of_the_core(iteration: int, evaluation: Evaluation, job: Job) -> None:
-    """At the state after that iteration, moments included."""
+    """Accuracies are those that the core measures at that iteration's state, moments included."""
     found = measured(job, iteration, evaluation)
     state = ([training.start(RUN), *training.train(RUN, job.pool("train"), training.start(RUN))])[
         iteration
@@ -106,7 +108,7 @@ def test_how_tasks_are_cut_changes_no_number(
 
 
 def test_more_tasks_begin_with_the_same(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And whole chunks of them are not measured a second time."""
+    """More tasks begin with the same ones, and whole chunks of them are not measured again."""
     monkeypatch.setattr(evaluation_chunks, "CHUNK", 5)
     more = dataclasses.replace(EVALUATION, tasks=15)
     assert [chunk.key for chunk in chunks(job, 6, more)[:2]] == [
@@ -172,8 +174,10 @@ def test_key_depends_on_all_that_decides_and_on_nothing_else(job: Job, tmp_path:
 
 
 def test_runs_that_begin_alike_share_their_start(source: Source, tmp_path: Path) -> None:
-    """Whatever training asks for, as long as the same phi is adapted in the same way; and each
-    measures the same."""
+    """Runs share the measurement of their start where they adapt the same phi in the same way.
+
+    Nothing else that training asks for matters, and each run by itself measures the same.
+    """
     alike: Sequence[dict[str, Any]] = [
         {}, {"weights": (0.0, 1.0)}, {"weights": "maml"}, {"outer": Outer(0.1)}, {"meta_batch": 2},
         {"iterations": 5}, {"sampling": dataclasses.replace(RUN.sampling, shots=4)},
@@ -241,8 +245,11 @@ def test_errors(name: str) -> None:
 
 
 def test_progress_counts_steps(job: Job) -> None:
-    """Two steps of two examples a task; both queries, each with a support set of two, take half a
-    step more."""
+    """Progress counts steps.
+
+    A task takes two steps of two examples.
+    Each of its two queries, in a batch with the support set of two, takes half a step more.
+    """
     reported: list[int] = []
     (chunk,) = chunks(job, 6, EVALUATION)
     evaluate_chunk(chunk, lambda done, note="": reported.append(done))

@@ -80,7 +80,8 @@ def test_coefficients_meet_the_theorem_and_miss_each_others(k):
     )
     expected = [*(predicted(w) for w in weights.tolist()), predicted_maml(k)]
     for measured, (avg_grad, avg_grad_inner) in zip(found, expected, strict=True):
-        # Richardson leaves (alpha times curvature)^4, 1e-10 here, and round-off over alpha, 1e-12
+        # Richardson's method leaves (alpha times curvature)^4, 1e-10 here, and round-off / alpha,
+        # 1e-12.
         assert measured.avg_grad == pytest.approx(avg_grad, abs=1e-8)
         assert measured.avg_grad_inner == pytest.approx(avg_grad_inner, abs=1e-8)
         assert measured.unexplained < 1e-8
@@ -111,8 +112,8 @@ def test_the_papers_table():
         assert predicted_maml(k) == (1, -2 * (k - 1))
 
 
-# Sampled. The largest of some tens of dependent deviations stays below 4.5 standard errors but for
-# one time in some thousand; with the seeds fixed it either does or does not.
+# Sampled. The largest of some tens of dependent deviations exceeds 4.5 standard errors about once
+# in some thousand draws; with the seeds fixed, the result never changes.
 
 
 def _standard_errors(found, expected, standard_error):
@@ -134,13 +135,16 @@ def test_sampled_inner_gradients_are_within_their_standard_errors(pool):
         [torch.stack(inner_gradients(o, pool.phi, alpha)) for o in permutations(pool.losses, k)]
     )
     true_error = orders.std(0, correction=0) / 400**0.5
-    # 1 / sqrt(800), times 4.5, times what tails heavier add.
+    # 4.5 / sqrt(800), and some room for heavier tails.
     assert ((error / true_error - 1).abs() < 0.25).all()
 
 
 def test_sampled_minibatches_do_not_repeat(pool):
-    """All m of m: every order holds each once, so that one step on linear losses has the same
-    gradients summed."""
+    """A sampled order holds no minibatch twice.
+
+    All m of m minibatches are drawn, so that every order holds each once.
+    The gradients of linear losses then have the same sum in every order.
+    """
     linear = [lambda phi, c=c: c * phi.sum() for c in range(4)]
     mean, error = sampled_inner_gradients(
         linear, pool.phi, 0.1, 4, samples=50, generator=generator()
@@ -156,7 +160,7 @@ def test_sampled_terms_are_within_their_standard_errors(pool):
     )
     assert _standard_errors(mean, expected, error) < 4.5
     repeated = torch.stack([expected[0], pair_expectation(pool.losses, pool.phi, "repeated")])
-    # Pairs of the same minibatch would be seen.
+    # Pairs of the same minibatch would show.
     assert _standard_errors(mean, repeated, error) > 4.5
 
 
@@ -169,7 +173,7 @@ def test_samples_follow_from_the_generator_alone(pool):
 
 
 def test_means_and_standard_errors_of_known_numbers():
-    numbers = 1e8 + torch.arange(10.0, dtype=torch.float64)  # squares of them would cancel
+    numbers = 1e8 + torch.arange(10.0, dtype=torch.float64)  # their squares would cancel
     draws = iter(numbers)
     mean, error = monte_carlo(lambda: next(draws), 10)
     assert float(mean) == 1e8 + 4.5
