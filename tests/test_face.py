@@ -1,8 +1,7 @@
-"""What `reptile_core` exports, and the loop of plain torch in its docstring, to which `train` is
-held in float64.
+"""What `reptile_core` exports, and its docstring's plain torch loop against `train` in float64.
 
-Tolerance: round-off of two programs through a dozen steps of SGD, on the way travelled, as in
-test_training.
+Tolerance: round-off of two programs through a dozen steps of SGD, relative to the distance
+travelled, as in test_training.
 """
 
 import copy
@@ -37,7 +36,7 @@ def snippets() -> list[str]:
 
 
 def trained() -> dict[str, Any]:
-    """Return what the docstring's second snippet leaves behind, in float64."""
+    """Run the docstring's second snippet in float64, and return its variables."""
     names = {name: getattr(reptile_core, name) for name in reptile_core.__all__}
     space = names | SYMBOLS | {"pool": POOL, "Run": partial(Run, dtype="float64")}
     exec(snippets()[1], space)

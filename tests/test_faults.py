@@ -1,6 +1,6 @@
 """Faults, injected: kills, full disks, folders in use, files that changed, runs that diverge.
 
-Nothing that was written is lost, nothing else is taken for it, and one line says what happened.
+Nothing that was written is lost, no other file is mistaken for it, and one line says what happened.
 
 REPTILE_FULL=1 kills a hundred times instead of a few, and with real processes too.
 """
@@ -48,8 +48,8 @@ COMMAND = [
     "glyphs",
     "--quiet",
 ]
-# The script, in a child that is forked on request: libraries and data are loaded once. It says the
-# child's number, and once it is asked, how the child ended.
+# Runs the script in children that are forked on request, so that libraries and data are loaded
+# once. It prints the child's process id and, once asked, how the child ended.
 FORKS = """
 import os, sys, torch
 from dataclasses import replace
@@ -88,21 +88,27 @@ def _job(folder: Path, iterations: int) -> Job:
 
 
 def _stands(out: Path) -> dict[str, int]:
-    """Return how far each run is; all of them can be read, and nothing else has a run's name."""
+    """Return the iteration that each run has reached.
+
+    Every file with a run's name must be readable.
+    """
     return {
         path.name: load_checkpoint(path)[1]["iteration"]
         for path in (out / "runs").glob("*.safetensors")
     }
 
 
-WITH_TIMES = {  # which have times and names in them
+WITH_TIMES = {  # files that hold times and names
     "manifest.json", "report.md", "report.html", "tables.tex", "claims.json", "SHA256SUMS",
     "ablation_evidence.csv",
 }  # fmt: skip
 
 
 def _assert_same(one: Path, other: Path) -> None:
-    """Compare runs, tables, figures and the ledger bit for bit; there may be no other files."""
+    """Check that runs, tables, figures and the ledger are the same bit for bit.
+
+    Neither folder may hold other files.
+    """
     names = [
         {path.relative_to(out) for path in out.rglob("*") if path.is_file()} for out in (one, other)
     ]
@@ -117,8 +123,11 @@ def _assert_same(one: Path, other: Path) -> None:
 
 
 def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path: Path) -> None:
-    """SIGKILL, again and again, writes included; a run that gets through is compared, and the next
-    one begins."""
+    """A run that is killed at random moments and resumed gives the same bits.
+
+    SIGKILL comes again and again, also during writes.
+    A run that gets through is compared, and the next one begins.
+    """
     scale, enough = ("30 4 2", 100) if FULL else ("4 2 1", 3)  # until, tasks, seeds
     chance, kills, rounds = random.Random(0), 0, 0
     forks = subprocess.Popen(
@@ -127,13 +136,13 @@ def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path: P
     )  # fmt: skip
 
     def run(out: Path, seconds: float | None) -> int:
-        """Return how it ended: 0, or by which signal."""
+        """Run into `out`, killed after `seconds`, and return the wait status: 0, or the signal."""
         assert forks.stdin is not None and forks.stdout is not None
         print(out, file=forks.stdin, flush=True)
         child = int(forks.stdout.readline())
         if seconds is not None:
             time.sleep(seconds)
-            # It may have ended, but keeps its number until it is asked how.
+            # It may have ended, but keeps its process id until waitpid is called.
             os.kill(child, signal.SIGKILL)
         print("how?", file=forks.stdin, flush=True)
         return int(forks.stdout.readline())
@@ -147,7 +156,7 @@ def test_killed_at_random_moments_and_resumed_it_gives_the_same_bits(tmp_path: P
                 stands = _stands(out)
                 # Nothing was lost.
                 assert all(stands[name] >= iteration for name, iteration in reached.items())
-                patience *= 1.0 if stands != reached else 1.3  # a busy machine must get on as well
+                patience *= 1.0 if stands != reached else 1.3  # a busy machine must progress too
                 reached = stands
             _assert_same(out, tmp_path / "whole")
             rounds += 1
@@ -167,7 +176,7 @@ def test_what_a_killed_writer_leaves_is_removed_and_nothing_else(tmp_path: Path)
 
 
 def _alive() -> dict[int, int]:
-    """Return the parent of every process that has not ended, by number."""
+    """Return the parent's process id of every live process."""
     found = {}
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -190,8 +199,10 @@ def _wait(for_what: str, condition: object, seconds: float = 300) -> None:
 
 @contextlib.contextmanager
 def _started(out: Path, until: str) -> Iterator[subprocess.Popen[str]]:
-    """Start the script, and return it as soon as it has written such a file. It hears Ctrl-C even
-    where these tests do not."""
+    """Start the script, and yield its process once a file that matches `until` is there.
+
+    It reacts to Ctrl-C even where these tests ignore it.
+    """
     command = [*COMMAND, "--workers", "1", "--out", str(out)]
     with subprocess.Popen(
         command,
@@ -246,7 +257,7 @@ def test_a_request_to_end_is_an_interrupt(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(not FULL, reason="REPTILE_FULL=1 runs it: minutes")
 def test_kills_of_scripts_and_workers_change_no_bit(tmp_path: Path) -> None:
-    """With real processes: the script, a worker, or all of them at once."""
+    """Kills of real processes change no bit: the script, a worker, or all of them at once."""
     subprocess.run(
         [*COMMAND, "--out", str(tmp_path / "whole")], cwd=ROOT, check=True, capture_output=True
     )
@@ -277,8 +288,10 @@ def test_kills_of_scripts_and_workers_change_no_bit(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_ends_in_one_line_and_the_rest_is_done_later(tmp_path: Path) -> None:
-    """A limit to the size of files stands for the disk: files of runs are larger, all others are
-    not."""
+    """A full disk ends the script in one line, and the rest is done later.
+
+    A limit to the size of files stands for the disk: only files of runs are larger.
+    """
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, most))
     try:
@@ -296,7 +309,7 @@ def test_a_full_disk_ends_in_one_line_and_the_rest_is_done_later(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["tables", "runs", "claims.json", "tables/SHA256SUMS"])
 def test_something_else_in_the_place_of_an_output(tmp_path: Path, name: str) -> None:
-    """A file where a folder should be, or a folder where a file should be."""
+    """A file in place of a folder, or a folder in place of a file, is named."""
     if name != "runs":
         finished_in(tmp_path, only="runs")
     if "." in name or "SUMS" in name:
@@ -475,7 +488,7 @@ def test_a_run_that_diverges_stops_and_the_others_go_on(tmp_path: Path, monkeypa
         .set_index("iteration")
         .value
     )
-    assert ended[1] == ended[2] == 0.2  # a run that diverged counts, at chance
+    assert ended[1] == ended[2] == 0.2  # a run that diverged counts at the level of chance
     diverged = {verdict.claim.id: verdict.diverged for verdict in ledger.read(tmp_path)}
     assert diverged["ablation-g2-beats-sum"] == (line,)
     assert line in (tmp_path / "report.md").read_text()

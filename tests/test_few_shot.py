@@ -1,5 +1,4 @@
-"""Section 6.1: settings against the paper's numbers, pieces against the whole, data found or not,
-ledger, figure."""
+"""Section 6.1: settings against the paper's, chunks against the whole, data, ledger, figure."""
 
 from dataclasses import replace
 from math import isnan, log
@@ -41,7 +40,7 @@ def source():
 
 @pytest.fixture
 def context(source, tmp_path, monkeypatch):
-    """On the glyphs, in this process, where no other data are to be found."""
+    """Return a context on the glyphs, in this process, where no other data can be found."""
     monkeypatch.delenv("REPTILE_DATA", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -117,7 +116,7 @@ def test_a_tail_is_a_minibatch_and_all_else_is_reptiles(benchmark):
 
 
 def test_published_numbers():
-    """A number of each row and column of the paper's two tables."""
+    """One number from each row and column of the paper's two tables is as published."""
     assert PUBLISHED["maml", True, "mini-imagenet", 1][:2] == (48.70, 1.84)
     assert PUBLISHED["fomaml", True, "mini-imagenet", 5][:2] == (63.15, 0.91)
     assert PUBLISHED["reptile", False, "omniglot-5way", 1][:2] == (95.39, 0.09)
@@ -132,7 +131,7 @@ def test_published_numbers():
 
 
 def _small(monkeypatch, name, scale, **changes):
-    """Make the smoke profile one benchmark in miniature, evaluated in pieces of two tasks."""
+    """Reduce the smoke profile to one small benchmark, evaluated in chunks of two tasks."""
     small = replace(BENCHMARK[name], batch=5, steps=2, train_shots=2, **changes)
     monkeypatch.setattr(few_shot, "BENCHMARKS", [small])
     monkeypatch.setitem(few_shot.SCALES, "smoke", {name: scale})
@@ -280,7 +279,7 @@ def test_unknown_cells_are_told_before_work(tmp_path, capsys):
 
 
 def _photographs(folder, classes=5, images=3):
-    """Return Mini-ImageNet in miniature: one colour for each class, and noise."""
+    """Write Mini-ImageNet in miniature: a colour for each class, and noise."""
     rng = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         for c in range(classes):
@@ -300,13 +299,13 @@ def test_mini_imagenet_from_a_folder_of_the_users(context, monkeypatch, tmp_path
     summary = result.tables["few_shot_summary"]
     assert set(summary.status) == {"measured"} and len(summary) == 8
     assert set(result.tables["few_shot"].method) == {"reptile", "fomaml", "maml", "untrained"}
-    assert set(result.evidence.role) == {"shown"}  # five colours are not the published classes
+    assert set(result.evidence.role) == {"shown"}  # these classes are not the published ones
     assert set(result.evidence.data) == {"Mini-ImageNet"}
     assert result.data == ["Mini-ImageNet"]
     near = replace(context, source=replace(context.source, directory=tmp_path / "data"))
     assert near.find("mini_imagenet").directory == tmp_path / "data"
     elsewhere = replace(context, source=replace(context.source, directory=tmp_path))
-    assert elsewhere.find("mini_imagenet").directory is None  # found by $REPTILE_DATA
+    assert elsewhere.find("mini_imagenet").directory is None  # None: found by $REPTILE_DATA
 
 
 def test_too_few_photographs_are_a_reason(context, monkeypatch, tmp_path):
@@ -335,8 +334,10 @@ BOTH = dict.fromkeys(("omniglot-5way", "omniglot-20way"))
 
 
 def _table(accuracy, *, benchmarks=tuple(BOTH), seeds=5, split="seed"):
-    """Return made-up results: accuracy(method, transductive, benchmark, shots) in %, and error
-    rates that are a hundredth larger from seed to seed."""
+    """Return made-up results: accuracy(method, transductive, benchmark, shots) in %.
+
+    From seed to seed, error rates grow by a hundredth.
+    """
     rows = []
     for benchmark in benchmarks:
         for shots in (1, 5):
@@ -365,14 +366,17 @@ def _table(accuracy, *, benchmarks=tuple(BOTH), seeds=5, split="seed"):
 
 
 def _as_published(method, transductive, benchmark, shots):
-    """Return the paper's number where it has one, MAML as Reptile; little without training."""
+    """Return the paper's number for Reptile, also for the other methods; 20 % without training."""
     if method == "untrained":
         return 20.0
     return PUBLISHED["reptile", transductive, benchmark, shots][0]
 
 
 def _worse(ratio, shots=1):
-    """Return Reptile's error rate of one number of shots `ratio` times the published."""
+    """Return accuracies in which Reptile's error rate is `ratio` times the published one.
+
+    That holds for one number of shots; all other accuracies are as published.
+    """
 
     def accuracy(method, transductive, benchmark, cell):
         found = _as_published(method, transductive, benchmark, cell)
@@ -471,7 +475,7 @@ def test_summary_and_the_papers_table():
         few_shot.HINDERED,
         "nowhere",
     )
-    # Tasks alone, and 0.2 of splits too.
+    # In % points: 0.01 from tasks alone; another 0.2 where seeds choose the split.
     for split, half in (("authors", 0.01), ("seed", 0.01 * (1 + 20**2) ** 0.5)):
         one = few_shot.summary(_table(_as_published, seeds=1, split=split), {}).set_index(
             few_shot.CELL
@@ -479,7 +483,7 @@ def test_summary_and_the_papers_table():
         cell = one.loc["omniglot-5way", 1, "reptile", False]
         assert cell.high - cell["mean"] == pytest.approx(1.96 * half)
     table = papers(summary, "omniglot-5way").set_index("row")
-    # Student's t, 4 degrees of freedom.
+    # Student's t with 4 degrees of freedom.
     ours = 2.776445 * 4.61 * np.std(1.01 ** np.arange(-2, 3), ddof=1) / 5**0.5
     assert table.loc["Reptile", "1-shot"] == f"95.39 ± {ours:.2f} (95.39 ± 0.09)"
     assert papers(summary, "mini-imagenet").row.tolist() == []

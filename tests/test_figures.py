@@ -1,5 +1,7 @@
-"""Figures from made-up tables: they are drawn from the numbers given, the same table gives the same
-file."""
+"""Figures from made-up tables: they show the numbers given.
+
+The same table gives the same file.
+"""
 
 import matplotlib
 import pandas as pd
@@ -86,7 +88,10 @@ def test_methods_that_were_not_trained_have_no_panel(tables):
 
 
 def test_a_variant_of_ones_own_has_a_curve_and_is_named_in_the_caption(tables):
-    """Its kind is "other", which no colour had; its name may hold a space."""
+    """A variant of the user's own has a curve and is named in the caption.
+
+    Its kind is "other", which had no colour once; its name may hold a space.
+    """
     mine = SETTINGS | {"variants": SETTINGS["variants"] | {"my sum": (0.0, 0.0, 1.0, 1.0)}}
     shown = {
         name: pd.concat([table, table[table.variant == "g4"].assign(variant="my sum", mean=0.5)])
@@ -94,7 +99,7 @@ def test_a_variant_of_ones_own_has_a_curve_and_is_named_in_the_caption(tables):
     }
     with style():
         figure = draw(shown, mine)["ablation"]
-        figure.canvas.draw()  # the legend's formula can be read
+        figure.canvas.draw()  # fails where the legend's formula cannot be parsed
     curves = [{line.get_label() for line in ax.get_lines()} for ax in figure.axes]
     assert [r"$\mathrm{my~sum}$" in labels for labels in curves] == [False, False, True]
     words = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)

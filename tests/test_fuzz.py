@@ -1,8 +1,8 @@
-"""Malformed inputs at random: arguments, manifests, checkpoints, tables, archives, images and
-caches.
+"""Malformed inputs at random: arguments, manifests, checkpoints, tables, archives, images, caches.
 
-Whatever is given, the script ends in one line and an exit code, soon, and touches nothing but its
-output and cache folders. REPTILE_FULL=1 tries well over a thousand inputs instead of a few dozen.
+Whatever is given, the script soon ends in one line and an exit code, and touches nothing but its
+output and cache folders.
+REPTILE_FULL=1 tries well over a thousand inputs instead of a few dozen.
 """
 
 import io
@@ -41,7 +41,7 @@ from tests.test_faults import _job as small_job
 from tests.test_omniglot import ZIPS
 
 FULL = bool(os.environ.get("REPTILE_FULL"))
-SECONDS = 60  # more than any of these takes on a busy machine: a hang
+SECONDS = 60  # longer than any of these takes on a busy machine; more is a hang
 fuzz = settings(
     max_examples=250 if FULL else 15,
     suppress_health_check=[
@@ -91,13 +91,13 @@ def _watch(event: str, arguments: tuple[Any, ...]) -> None:
             touched.append(f"{event}: {where}")
 
 
-# There is no way to take one away; it sees nothing but between the braces of `contained`.
+# An audit hook cannot be removed; this one records nothing outside of `contained`.
 sys.addaudithook(_watch)
 
 
 @contextmanager
 def contained(*folders: Path) -> Iterator[None]:
-    """Fail if anything outside these folders is written, or if it takes forever."""
+    """Check that nothing outside these folders is written, and that it ends in time."""
 
     def hang(*_: object) -> None:
         raise AssertionError(f"still at it after {SECONDS} seconds")
@@ -131,7 +131,7 @@ def _say() -> Iterator[None]:
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to stand in, with a cache and no data or network."""
+    """Return the working folder, which has a cache and neither data nor network."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("REPTILE_DATA", raising=False)
@@ -145,13 +145,15 @@ def _no_network(url: str, **_: object) -> None:
 
 
 def ends_well(*arguments: object) -> int:
-    """Return the exit code of a script, which may have said at most one line of an error and no
-    traceback."""
+    """Return a script's exit code.
+
+    The script may print at most one line of an error, and no traceback.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             said = script(*arguments)
-        except SystemExit as stop:  # argparse's
+        except SystemExit as stop:  # raised by argparse
             return int(stop.code or 0)
     assert "Traceback" not in said.err and "unexpected" not in said.err, said.err
     if said.code:
@@ -164,7 +166,7 @@ def ends_well(*arguments: object) -> int:
 
 # ---- arguments
 
-WORDS = st.sampled_from(  # as a shell would cut them
+WORDS = st.sampled_from(  # split as a shell splits them
     shlex.split("""theory ablation --profile smoke paper --seeds --epoch --budget 1h --until-decided
     --workers --cells omniglot --fresh --list --data
     --dataset glyphs --device cpu cuda --quiet --json --strict --from -- - -h 0 -1 1e3
@@ -200,7 +202,7 @@ def _manifest() -> str:
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Return where something stands in a JSON value."""
+    """Return the path of every entry in a JSON value."""
     inner = (
         value.items()
         if isinstance(value, dict)
@@ -263,8 +265,10 @@ def _mutated(content: bytes, cuts: list[tuple[float, int, bytes]]) -> bytes:
 @fuzz
 @given(cuts=CUTS, header=st.booleans(), end=st.none() | st.floats(0, 1))
 def test_checkpoints_of_any_bytes(finished: Job, cuts, header: bool, end: float | None) -> None:
-    """Refused with the file's name; or, where the change was of no meaning, exactly what was
-    written."""
+    """A checkpoint of any bytes is refused with the file's name, or gives exactly what was written.
+
+    The latter happens where the change has no meaning.
+    """
     _count("checkpoints of any bytes")
     whole = finished.path.read_bytes()
     tensors, record = load_checkpoint(finished.path)
@@ -293,8 +297,10 @@ DTYPES = st.sampled_from([torch.float32, torch.float64, torch.int64])
 @fuzz
 @given(data=st.data())
 def test_checkpoints_that_are_whole_but_of_another_make(finished: Job, data: st.DataObject) -> None:
-    """Their digest is right, their entries are anything: other versions may write what they
-    like."""
+    """A whole checkpoint of another make is handled, as other versions may write what they like.
+
+    Its digest is right, and its entries are anything.
+    """
     _count("checkpoints of another make")
     tensors, record = load_checkpoint(finished.path)
     record = json.loads(json.dumps(record))
@@ -331,7 +337,7 @@ def test_checkpoints_that_are_whole_but_of_another_make(finished: Job, data: st.
 
 @pytest.fixture(scope="module")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A folder of tables as the script leaves it."""
+    """Return a folder of tables as the script leaves it, as bytes by name."""
     place = tmp_path_factory.mktemp("tables")
     rows = [
         {"claim": "ablation-g1", "case": "g1", "role": role, "seed": 1000 * EPOCH + i, "value": 0.1}
@@ -394,7 +400,7 @@ NAMES = st.sampled_from(
 def _archive(base: bytes, added: list[tuple[str, bytes]], links: bool, dense: bool) -> bytes:
     buffer = io.BytesIO(base)
     with warnings.catch_warnings(), zipfile.ZipFile(buffer, "a") as archive:
-        warnings.simplefilter("ignore")  # of names that are there twice
+        warnings.simplefilter("ignore")  # about duplicate names
         for name, content in added:
             info = zipfile.ZipInfo(name)
             info.external_attr = (0o120777 if links else 0o100644) << 16
@@ -413,7 +419,7 @@ def _archive(base: bytes, added: list[tuple[str, bytes]], links: bool, dense: bo
     end=st.none() | st.floats(0, 1),
 )
 def test_archives(home: Path, part, added, links, dense, cuts, end) -> None:
-    """As --data: none is the published one, so every one of them is refused."""
+    """Every archive given with --data is refused, as none is the published one."""
     _count("archives")
     folder = home / "data" / "omniglot"
     folder.mkdir(parents=True, exist_ok=True)
@@ -430,7 +436,7 @@ def test_archives(home: Path, part, added, links, dense, cuts, end) -> None:
     content=st.binary(max_size=300) | st.builds(_mutated, st.just(next(iter(ZIPS.values()))), CUTS)
 )
 def test_caches(home: Path, content: bytes) -> None:
-    """A cache of anything is named, rebuilt if it can be, and not used."""
+    """A cache of any bytes is named and not used; it is rebuilt if it can be."""
     _count("caches")
     cache = home / "cache" / "reptile-verification"
     cache.mkdir(parents=True, exist_ok=True)

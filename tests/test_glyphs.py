@@ -17,7 +17,7 @@ def test_shape_and_values(images: np.ndarray) -> None:
     assert set(np.unique(images)) == {0, 1}
 
 
-@pytest.mark.parametrize("characters, drawings", [(1, 1), (7, 3), (51, 20)])  # 51: over one batch
+@pytest.mark.parametrize("characters, drawings", [(1, 1), (7, 3), (51, 20)])  # 51: beyond one batch
 def test_more_changes_none_of_the_earlier(
     images: np.ndarray, characters: int, drawings: int
 ) -> None:
@@ -38,8 +38,10 @@ def test_ink_is_like_omniglots(images: np.ndarray) -> None:
 
 
 def test_difficulty_is_like_omniglots(images: np.ndarray) -> None:
-    """5-way 1-shot by the nearest in pixel space: Omniglot 0.38, chance 0.2; 2,000 queries' error
-    is 0.02."""
+    """The nearest drawing in pixel space is right about as often as on Omniglot, 5-way and 1-shot.
+
+    Omniglot's accuracy is 0.38 and chance 0.2; 2,000 queries have an error of 0.02.
+    """
     rng = np.random.default_rng(0)
     flat = images.reshape(300, 20, -1).astype(np.float32)
     hits = []
@@ -54,8 +56,11 @@ def test_difficulty_is_like_omniglots(images: np.ndarray) -> None:
 
 @pytest.mark.parametrize("size", [14, 28, 105])
 def test_ink_does_not_depend_on_the_resolution(size: int) -> None:
-    """At 14 pixels every pixel that the line touches is inked, though it is thinner: hence the wide
-    bound."""
+    """The share of ink depends little on the resolution.
+
+    At 14 pixels the line is thinner, but every pixel that it touches is inked.
+    Hence the bounds are wide.
+    """
     ink = 1 - generate(characters=20, drawings=5, size=size).mean()
     assert 0.05 < ink < 0.22
 

@@ -1,13 +1,16 @@
-"""The inner loop against torch.optim on copied weights: phi_1 … phi_{k+1} and g_1 … g_k, for SGD
-and Adam.
+"""The inner loop against torch.optim on copied weights: phi_1 … phi_{k+1} and g_1 … g_k.
 
-Tolerances. Two programs differ by round-off in g, r times its largest number, r = 1e-12 in float64
-and 1e-4 in float32 (test_networks: sums and batch norm). Adam divides g by its own size, which
-lifts round-off in small numbers of g to any height up to its eps of 1e-8: 1e-12 / 1e-8 = 1e-4 of a
-step. Hence Adam is compared in the norm over all parameters, and in displacements, not in phi
-itself, which hardly moves. Over steps a ReLU network at this learning rate lifts round-off a
-thousandfold or more, differently on each machine: float64 bears that, float32 is compared step by
-step.
+Tolerances for SGD and Adam.
+Two programs differ by round-off in g, r times its largest number, where r is 1e-12 in float64 and
+1e-4 in float32 (test_networks: sums and batch norm).
+Adam divides g by its own size.
+This lifts round-off in small numbers of g to any height up to its eps of 1e-8, that is to
+1e-12 / 1e-8 = 1e-4 of a step.
+Hence Adam is compared in the norm over all parameters, and in displacements, not in phi itself,
+which hardly moves.
+Over several steps a ReLU network at this learning rate lifts round-off a thousandfold or more,
+differently on each machine.
+Float64 bears that; float32 is compared step by step.
 """
 
 from collections.abc import Callable
@@ -36,7 +39,7 @@ BOTH = pytest.mark.parametrize("optimizer", OPTIMIZERS)
 
 
 def assert_same_course(steps: list[Step], trace: oracles.Trace, tolerance: float) -> None:
-    """Compare each step's gradient and displacement, in norm."""
+    """Check each step's gradient and displacement, in norm."""
     assert len(steps) == len(trace.gradients)
     for i, step in enumerate(steps):
         found, expected = step.after - step.before, trace.phis[i + 1] - trace.phis[i]
@@ -47,9 +50,12 @@ def assert_same_course(steps: list[Step], trace: oracles.Trace, tolerance: float
 @BOTH
 @DTYPES
 def test_equals_torch_optim_over_two_tasks(optimizer: str, dtype: torch.dtype) -> None:
-    """The second task starts from phi_1 again, with the state that the first one left. In float64
-    the oracle goes its own way through a task; in float32 it is put back on the course before each
-    step."""
+    """Two tasks in a row give the same steps as torch.optim.
+
+    The second task starts from phi_1 again, with the state that the first one left.
+    In float64 the oracle runs through the whole task by itself.
+    In float32 it starts each step from our phi.
+    """
     mine, make = OPTIMIZERS[optimizer]
     module = oracles.omniglot_module(5, dtype=dtype)
     theirs = make(module.parameters())
@@ -68,15 +74,15 @@ def test_equals_torch_optim_over_two_tasks(optimizer: str, dtype: torch.dtype) -
 
 @BOTH
 def test_state_makes_a_difference(optimizer: str) -> None:
-    """The control of the test above: forgotten moments would show."""
+    """The state changes Adam's steps: otherwise the test above would miss lost moments."""
     mine, _ = OPTIMIZERS[optimizer]
     phi, batches = NETWORK.initialize(0), minibatches(1, dtype=torch.float32)
     first = next(inner_loop(LOSS, phi, batches, mine))
     again = next(inner_loop(LOSS, phi, batches, mine, first.state))
     afresh = next(inner_loop(LOSS, phi, batches, mine))
     assert torch.equal(afresh.after, first.after)
-    # the same gradient twice: v is (1 - 0.999^2) g^2, corrected to g^2, up to round-off and eps
-    # next to small g
+    # The gradient is the same twice, so that v is (1 - 0.999^2) g^2. Bias correction makes it g^2,
+    # up to round-off and to eps where g is small.
     assert_close(again.after - phi, first.after - phi, 0.01)
     other = next(
         inner_loop(LOSS, phi, minibatches(1, dtype=torch.float32, seed=5), mine, first.state)
@@ -101,7 +107,7 @@ def test_steps_hang_together(optimizer: str) -> None:
 @BOTH
 @pytest.mark.parametrize("carried", [False, True])
 def test_lanes_equal_one_at_a_time(optimizer: str, carried: bool) -> None:
-    """Also where one state from before is shared by all lanes, as in evaluation."""
+    """Lanes equal one run at a time, also where all share an earlier state, as in evaluation."""
     mine, _ = OPTIMIZERS[optimizer]
     phi = torch.stack([NETWORK.initialize(seed, dtype=torch.float64) for seed in range(3)])
     batches = minibatches(3, 3)
@@ -131,18 +137,24 @@ def scalar_steps(
 
 
 def test_adam_by_hand() -> None:
-    """First step: alpha g / (|g| + eps). Second: v = 0.999·0.001·9 + 0.001·16, corrected by 1 -
-    0.999^2 = 0.001999."""
+    """Adam's first two steps are as computed by hand.
+
+    The first is alpha g / (|g| + eps).
+    In the second, v = 0.999·0.001·9 + 0.001·16, corrected by 1 - 0.999^2 = 0.001999.
+    """
     first, second = scalar_steps(Adam(0.1, eps=0.5), [3.0, -4.0], torch.float64)
     corrected = (0.999 * 0.001 * 9 + 0.001 * 16) / 0.001999
-    # 1 - 0.999^t in float64: 2^-52 / 0.001.
+    # 1 - 0.999^t is off by 2^-52 / 0.001 in float64.
     assert float(first) == pytest.approx(-0.1 * 3 / 3.5, rel=1e-12)
     assert float(second) == pytest.approx(0.1 * 4 / (corrected**0.5 + 0.5), rel=1e-12)
 
 
 def test_adam_in_float32_is_as_good_as_torchs() -> None:
-    """0.999 is off by 1.3e-8 in float32, which 1 - 0.999^t magnifies to 1.3e-5 at t = 1 and its
-    root halves."""
+    """Adam in float32 has steps of the right size under a constant gradient.
+
+    In float32 0.999 is off by 1.3e-8.
+    1 - 0.999^t magnifies this to 1.3e-5 at t = 1, and its root halves it.
+    """
     for step in scalar_steps(Adam(1.0), [2.0, 2.0, 2.0], torch.float32):
         assert float(step) == pytest.approx(-1.0, rel=1e-5)
 
@@ -153,7 +165,7 @@ def test_adam_stays_finite_without_gradient(g: float) -> None:
 
 
 def test_sgd_with_a_sum_is_sgd_with_the_mean_at_a_larger_rate() -> None:
-    """The trap of section 6.2: 0.003 on the sum over 25 examples is 0.075 on the mean."""
+    """A sum over 25 examples at rate 0.003 is their mean at rate 0.075: the trap of section 6.2."""
     phi, batches = NETWORK.initialize(0, dtype=torch.float64), minibatches(2, batch=25)
     summed = list(inner_loop(LOSS, phi, batches, SGD(0.003)))[-1].after
     averaged = list(inner_loop(CrossEntropy(NETWORK, reduction="mean"), phi, batches, SGD(0.075)))[
@@ -163,7 +175,10 @@ def test_sgd_with_a_sum_is_sgd_with_the_mean_at_a_larger_rate() -> None:
 
 
 def test_differentiable_steps_have_a_derivative() -> None:
-    """phi_2 = phi - alpha 2 A phi on phi^T A phi: its Jacobian is 1 - 2 alpha A, exactly known."""
+    """A differentiable step on phi^T A phi has the Jacobian 1 - 2 alpha A.
+
+    The step is phi_2 = phi - alpha 2 A phi.
+    """
     a = normal(3, 3)
     a = a + a.mT
     phi = normal(3, seed=1).requires_grad_()

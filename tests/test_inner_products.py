@@ -1,6 +1,6 @@
-"""Gram matrices against stacked gradients, their means against loops over pairs, standard errors
-against simulation.
+"""Gram matrices against stacked gradients, their means against loops over pairs.
 
+Standard errors are tested against simulation.
 ROUND_OFF: float64, inner products of some tens to some thousands of numbers about 1.
 """
 
@@ -56,8 +56,10 @@ def test_gram_of_minibatches_in_blocks(pool, gram, block):
 
 @pytest.fixture
 def from_now_on():
-    """The garbage collector lists what is made from now on: all else would take a second to go
-    through."""
+    """Make the garbage collector list only objects that are made from now on.
+
+    Going through all others would take a second.
+    """
     gc.freeze()
     yield
     gc.unfreeze()
@@ -65,7 +67,10 @@ def from_now_on():
 
 @pytest.mark.parametrize("block", [1, 3, 7])
 def test_no_more_than_two_blocks_are_held(pool, gram, block, from_now_on):
-    """Counted among the living tensors whenever a gradient is taken."""
+    """At most two blocks are held.
+
+    They are counted among the living tensors whenever a gradient is taken.
+    """
 
     def held():
         blocks = (t for t in gc.get_objects() if type(t) is torch.Tensor and t.ndim == 2)
@@ -81,7 +86,7 @@ def test_no_more_than_two_blocks_are_held(pool, gram, block, from_now_on):
         gradient_gram(losses, pool.phi, max_bytes=_bytes(pool, 2 * block)), gram, ROUND_OFF
     )
     assert max(seen) == min(2 * block, N)
-    assert len(seen) <= N * (1 + -(-N // block)) / 2  # gradients computed
+    assert len(seen) <= N * (1 + -(-N // block)) / 2  # number of gradients computed
 
 
 def test_too_little_memory_is_named(pool):
@@ -101,7 +106,7 @@ def examples():
 def test_gram_of_examples_is_that_of_the_jacobian_of_their_terms(examples):
     network, batch, phi = examples
     jacobian = jacrev(example_terms(network, batch))(phi)
-    room = 2 * 3 * len(phi) * 8  # blocks of 3 and 1
+    room = 2 * 3 * len(phi) * 8  # room for blocks of 3 and 1
     assert_close(
         example_gram(example_terms(network, batch), phi, max_bytes=room),
         jacobian @ jacobian.T,
@@ -114,7 +119,7 @@ def test_gradients_of_examples_add_up_to_the_batchs_and_not_without_the_batch(ex
     whole = gradient(CrossEntropy(network, reduction="sum"), phi, batch)
     found = example_gram(example_terms(network, batch), phi)
     assert float(found.sum()) == pytest.approx(float(whole @ whole), rel=1e-10)
-    # each in a batch of its own they are others
+    # Batch norm makes gradients differ where each example is a batch of its own.
     alone = torch.stack(
         [
             grad(lambda p, i=i: example_terms(network, _one(batch, i))(p).sum())(phi)
@@ -153,7 +158,7 @@ def test_cosines(gram):
 
 
 def _naive(matrix, tasks):
-    """Return means over pairs, by loops: every task and every pair of tasks counts the same."""
+    """Return means over pairs, by loops; every task and every pair of tasks has the same weight."""
 
     def pairs(s, t):
         return [
@@ -201,9 +206,12 @@ def test_standard_errors_leave_out_one_task_at_a_time():
 
 
 def test_standard_errors_are_those_of_repeated_experiments():
-    """200 experiments of 8 tasks with 6 gradients: the mean standard error against the spread of
-    the means. A spread of 200 is known to 5 %, the jackknife errs by some percent at 8 tasks;
-    errors over pairs would be less than half."""
+    """Standard errors are the spread of the means over 200 repeated experiments.
+
+    Each experiment has 8 tasks with 6 gradients.
+    A spread of 200 is known to 5 %, and the jackknife errs by some percent at 8 tasks.
+    Standard errors computed over pairs would be less than half as large.
+    """
     tasks = torch.arange(8).repeat_interleave(6)
     found, over_pairs = [], []
     for seed in range(200):

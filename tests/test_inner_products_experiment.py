@@ -1,6 +1,6 @@
-"""Inner products along training and after one step: against stacked gradients and loops over pairs
-and orders.
+"""Inner products along training and after one step, against plain loops.
 
+The loops run over stacked gradients, pairs and orders.
 ROUND_OFF: float64, a few hundred operations on numbers about 1.
 """
 
@@ -38,7 +38,7 @@ SEEDS = range(FIRST_SEED, FIRST_SEED + 5)
 
 
 def _point(iteration=7):
-    """Return a point of a run on made-up images, as far as the measurement looks at it."""
+    """Return what the measurement uses of a point of a run, on made-up images."""
     pools = {
         part: image_pool(classes=12, dtype=torch.float32, seed=seed)
         for seed, part in enumerate(("train", "test"))
@@ -57,7 +57,7 @@ def _cosine(a, b):
 
 
 def test_a_task_is_cut_into_all_its_disjoint_minibatches():
-    assert RUN.sampling == inner_products.SAMPLING  # of Reptile with 4 steps, in figure 3
+    assert RUN.sampling == inner_products.SAMPLING  # figure 3's sampling for Reptile with 4 steps
     assert inner_products.REPTILE in inner_products.VARIANTS
     assert {v.k for v in inner_products.VARIANTS} == {1, 2, 4}
 
@@ -75,8 +75,11 @@ def test_losses_are_of_the_same_tasks_at_every_point(characters):
 
 
 def test_gram_matrix_after_adaptation():
-    """Two tasks of three minibatches; each adapts to its first, and its others are taken where that
-    ends."""
+    """The Gram matrix after adaptation is that of stacked gradients.
+
+    Two tasks have three minibatches each.
+    Each task adapts to its first, and the gradients of the others are taken at the end point.
+    """
     pool, alpha = tanh_network(6), 0.3
     losses = [pool.losses[:3], pool.losses[3:]]
     after = inner_products.adapted_gram(losses, pool.phi, alpha=alpha, steps=2)
@@ -113,8 +116,11 @@ def test_summaries_are_means_over_pairs():
 
 
 def test_rise_is_the_change_of_the_difference_with_its_own_error():
-    """Two points of the same three tasks: the error, by leaving out a task, is that of the
-    change."""
+    """The rise is the change of the difference between two points, with an error of its own.
+
+    Both points have the same three tasks.
+    The error, by leaving out a task, is that of the change.
+    """
 
     def difference(phi, kept):
         g = [grad(loss)(phi) for loss in pool.losses]
@@ -184,8 +190,11 @@ def _named(variant, seed, iteration):
 
 
 def test_a_step_is_along_what_the_expected_update_has_beyond_avg_grad():
-    """By plain loops over all orders, on a network; lengths equal; first order in the step's
-    length."""
+    """A step goes along the part of the expected update that AvgGrad does not explain.
+
+    Expected values come from plain loops over all orders, on a network.
+    Steps in all directions have the same length.
+    """
     pool, alpha, k = tanh_network(3), 0.05, 3
     sums = []
     for order in permutations(pool.losses):
@@ -217,15 +226,17 @@ def test_a_step_is_along_what_the_expected_update_has_beyond_avg_grad():
         for quantity in before:
             row = rows[direction, quantity]
             assert row["before"] == pytest.approx(before[quantity], rel=1e-10)
-            # the difference of two means of which ten digits are right
+            # The means are right to ten digits, their difference to six.
             assert row["after"] - row["before"] == pytest.approx(
                 after[quantity] - before[quantity], rel=1e-6
             )
 
 
 def test_a_step_on_quadratics_raises_the_inner_product():
-    """There the part beyond AvgGrad is -alpha k (k-1)/2 AvgGradInner and terms in alpha^2, and the
-    sign is certain."""
+    """A step along the part beyond AvgGrad raises the inner product on quadratics.
+
+    There that part is -alpha k (k-1)/2 AvgGradInner and terms in alpha^2: its sign is certain.
+    """
     pool = quadratic(4)
     rows = {
         r["direction"]: r["after"] - r["before"]
@@ -254,9 +265,9 @@ def test_changes_are_of_means_over_tasks():
     found = inner_products.changes(steps).set_index("quantity")
     assert found.value["inner product"] == pytest.approx((12 - 6) / (12 + 6))
     assert found.value["cosine"] == pytest.approx(2.0)
-    without = np.array([(10 - 5) / 15, (8 - 3) / 11, (6 - 4) / 10])  # one task left out
+    without = np.array([(10 - 5) / 15, (8 - 3) / 11, (6 - 4) / 10])  # leaving one task out
     assert found.task_error["inner product"] == pytest.approx((2 * without.var()) ** 0.5)
-    assert found.task_error["cosine"] == pytest.approx(1.0)  # 1, 1, 4: sd of a mean, sqrt(3 / 3)
+    assert found.task_error["cosine"] == pytest.approx(1.0)  # of 1, 1, 4: sqrt(3 / 3)
 
 
 def _noise(seed):
@@ -264,8 +275,11 @@ def _noise(seed):
 
 
 def _tables(sums=0.3, lasts=0.3, joint=0.0, beyond=0.02, avg_grad=-0.1, seeds=SEEDS):
-    """Return how much the difference of cosines rises, by kind, and how the inner product changes,
-    by direction of a step."""
+    """Return made-up tables: inner products along training, rises and changes.
+
+    Rises of the difference of cosines are given by kind of variant.
+    Changes of the inner product are given by direction of a step.
+    """
     of_kind = {"joint": joint, "sum": sums, "last": lasts}
     rises = [
         {
@@ -312,7 +326,7 @@ def _tables(sums=0.3, lasts=0.3, joint=0.0, beyond=0.02, avg_grad=-0.1, seeds=SE
         ({"sums": 0.05, "beyond": 0.0}, ["undecided", "supported", "undecided"]),
         ({"lasts": 0.0}, ["supported", "refuted", "supported"]),
         ({"joint": 0.4}, ["undecided", "undecided", "supported"]),  # joint training does it as well
-        # As does a step along AvgGrad.
+        # A step along AvgGrad raises the inner product as well.
         ({"avg_grad": 0.05}, ["supported", "supported", "undecided"]),
     ],
 )
@@ -337,7 +351,7 @@ def test_only_training_characters_before_adaptation_are_judged():
 def test_the_inner_product_is_shown_as_a_bounded_change():
     rows = inner_products.evidence(*_tables(), SCALE, SEEDS)
     shown = rows[rows["case"] == "g1+g2, change of the inner product, bounded"]
-    assert list(shown.value) == pytest.approx([0.2] * 5)  # from 0.2 to 0.3
+    assert list(shown.value) == pytest.approx([0.2] * 5)  # from 0.2 to 0.3: 0.1 / 0.5
 
 
 def test_a_run_that_diverged_leaves_the_claims_undecided():

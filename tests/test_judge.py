@@ -1,4 +1,4 @@
-"""The judge: its rules one by one, and its error rates by simulation against the stated limits."""
+"""The judge: its rules one by one, and its simulated error rates against the stated limits."""
 
 from math import inf, isnan, log, nan
 
@@ -22,8 +22,8 @@ from analysis.results.judge import (
 
 FOIL = Control(kind="foil", words="another treatment")
 SIMULATIONS = 2_000
-# Four standard errors of a rate of 0.03 over so many simulations, on top of the limit: a false
-# alarm in 30,000 tests.
+# Added to the limit: four standard errors of a rate of 0.03 over the simulations. One test in
+# 30,000 fails by chance.
 MARGIN = 4 * (0.03 * 0.97 / SIMULATIONS) ** 0.5
 
 
@@ -107,7 +107,7 @@ def test_a_foil_that_does_as_well_gates_support_alone():
 
 
 def test_a_foil_is_paired_by_seed():
-    """Far apart between seeds, close within: only the paired difference tells."""
+    """A foil is paired by seed: seeds differ so much that only the paired difference shows it."""
     base = np.array([10.0, 40.0, 20.0, 30.0, 50.0])
     check = dict(zip(range(5), base + np.array([1.0, 1.1, 0.9, 1.0, 1.0]), strict=True))
     foil = {seed: base[seed] for seed in reversed(range(5))}
@@ -164,7 +164,10 @@ def test_every_case_must_be_inside_and_any_may_refute():
 
 
 def test_holm_divides_the_error_among_cases():
-    """Refuted alone (p about 0.008), and not as one of four."""
+    """Holm's method divides the error among cases.
+
+    A p of about 0.008 refutes alone, but not as one of four.
+    """
     values = [-1.0, -2.6, -0.5, -2.2, -1.7]
     assert verdict({"a": values}).decision == "refuted"
     wide = [1.0, -1.0, 2.0, -2.0, 0.1]
@@ -293,8 +296,8 @@ def test_a_control_of_the_wrong_kind_is_refused():
 
 DRAWS = {
     "normal": lambda rng, shape: rng.standard_normal(shape),
-    # Gamma of shape 16: skewness 1/2, to the right and to the left. Beyond, see the bound in
-    # judge's docstring.
+    # A gamma distribution of shape 16 has skewness 1/2. For more skewness see the bound in judge's
+    # docstring.
     "skewed to the right": lambda rng, shape: (rng.gamma(16.0, size=shape) - 16.0) / 4.0,
     "skewed to the left": lambda rng, shape: (16.0 - rng.gamma(16.0, size=shape)) / 4.0,
 }
@@ -313,7 +316,7 @@ def sample(name, role, values, looks=None):
 
 
 def rates(draw, *, cases, n, mean=0.0, looks=None, foil=-20.0, seed=0, band=(0.0, inf)):
-    """Return how often each decision falls."""
+    """Return how often each decision is taken."""
     rng = np.random.default_rng(seed)
     of, found = claim(band=band), {"supported": 0.0, "refuted": 0.0, "undecided": 0.0}
     for _ in range(SIMULATIONS):
@@ -334,7 +337,10 @@ def test_a_mean_at_the_bands_end_is_rarely_decided(name, cases, n):
 
 @pytest.mark.parametrize("cases", [1, 4])
 def test_so_it_is_with_several_looks(cases):
-    """Five seeds, then one more at each of five looks, stopping as soon as it is decided."""
+    """Errors stay as rare with several looks.
+
+    There are five seeds, then one more at each of five looks, and judging stops at a decision.
+    """
     found = rates(
         DRAWS["normal"], cases=cases, n=10, looks=np.array([1] * 5 + [2, 3, 4, 5, 6]), seed=1
     )
@@ -352,7 +358,10 @@ def test_power_two_standard_deviations_inside():
 
 
 def test_a_check_that_is_its_control_is_rarely_supported():
-    """The treatment replaced by the foil's: however far inside both lie, the foil does as well."""
+    """A claim whose treatment is its foil is rarely supported.
+
+    However far inside the band both are, the foil does as well.
+    """
     assert (
         rates(DRAWS["normal"], cases=1, n=5, mean=3.0, foil=0.0, seed=4)["supported"]
         <= 0.03 + MARGIN
@@ -373,7 +382,7 @@ def test_a_check_that_is_its_sham_is_rarely_supported():
 
 
 def test_plans_hold():
-    """A claim planned at its true effect is decided with the power that the plan promises."""
+    """A claim planned at its true effect is decided with the power that its plan promises."""
     pilot = np.array([0.2, 1.8, 1.0, 0.4, 1.6])
     pilot = (pilot - pilot.mean()) / pilot.std(ddof=1)
     plan = verdict({"a": pilot + 1.0}).plan
@@ -384,7 +393,7 @@ def test_plans_hold():
 
 
 def test_log_ratios_are_what_ratios_with_heavy_tails_should_be():
-    """Log-normal ratios at the end of their band: judged by their logs the error is as stated."""
+    """Log-normal ratios at the end of their band, judged by their logs, have the stated error."""
     found = rates(
         lambda rng, shape: rng.normal(log(1.5), 1.0, shape),
         cases=1,

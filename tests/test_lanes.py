@@ -1,4 +1,4 @@
-"""Lanes against the runs they stand for, one by one, in float64: the same sums in another order.
+"""Lanes in float64 against single runs: the same sums in another order.
 
 A few iterations of inner steps enlarge round-off, 1e-16, by far less than 1e5 on this network at
 these learning rates.
@@ -22,10 +22,9 @@ SAMPLING = SGD_RUN.sampling
 
 
 def _lanes(run):
-    """Return two variants of one seed and one of another, whose images are others; with their
-    pools."""
+    """Return two variants of one seed, a run of another seed with other images, and their pools."""
     other = run.weights if run.weights == "maml" else (0.0, -0.5)
-    # No two ends alike: an order turned round shows.
+    # No two lanes at the ends are alike, so that a reversed order shows.
     runs = [replace(run, weights=other), run, replace(run, seed=7)]
     first, second = image_pool(classes=6, seed=1), image_pool(classes=6, seed=2)
     return runs, [first, first, second]
@@ -63,7 +62,7 @@ def test_one_lane_alone_and_beside_others():
 
 
 def test_streams_of_many_seeds_are_each_ones_own():
-    pool, span = image_pool(classes=6), range(60, 70)  # over the edge of a block
+    pool, span = image_pool(classes=6), range(60, 70)  # across the end of a block
     seeds = torch.tensor([3, 2**40 + 5])
     together = training_stream(SAMPLING, pool, seed=seeds, iterations=span, meta_batch=2)
     alone = [
@@ -97,8 +96,10 @@ def test_lanes_that_do_not_belong_together_are_refused():
 
 
 def test_memory_of_a_lane_covers_what_an_inner_step_keeps(monkeypatch):
-    """Counted by torch on a step of one lane with autograd: every tensor saved for the backward
-    pass, each once."""
+    """The memory reckoned for a lane covers what an inner step keeps.
+
+    Torch counts on a step of one lane with autograd: each tensor saved for the backward pass, once.
+    """
     monkeypatch.setattr(native, "supports_tensor", lambda x: False)  # as on a GPU
     run = replace(SGD_RUN, sampling=replace(SAMPLING, batch=9, shots=9), weights=(1.0, 1.0))
     network = build_network(run)

@@ -1,10 +1,11 @@
-"""Layers against loops, nn.Conv2d and nn.BatchNorm2d; their derivatives of every order against
-central differences.
+"""Layers against loops and torch's layers; their derivatives against central differences.
 
-Central differences of step h in float64 err by truncation, about h^2, and by round-off, about 2^-52
-/ h: both are 1e-10 at h = 1e-5 on functions whose values and derivatives are about 1. TOLERANCE
-leaves a factor 1,000 for constants (third derivatives, sums over parameters). A wrong term is off
-by far more: 1e-2 and above here.
+The layers are nn.Conv2d and nn.BatchNorm2d; derivatives are tested in every order.
+Central differences of step h in float64 err by truncation, about h^2, and by round-off, about
+2^-52 / h.
+Both are 1e-10 at h = 1e-5 on functions whose values and derivatives are about 1.
+TOLERANCE leaves a factor 1,000 for constants (third derivatives, sums over parameters).
+A wrong term is off by far more: 1e-2 and above here.
 """
 
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from tests.helpers.data import EPS32, EPS64, assert_close, normal
 from tests.helpers.oracles import naive_patches
 
 STEP, TOLERANCE = 1e-5, 1e-7
-ROUND_OFF = 1e-12  # float64 and a few thousand additions: 4,000 · 2^-52 at the very most
+ROUND_OFF = 1e-12  # float64, a few thousand additions: at most 4,000 · 2^-52
 
 SIZES = [(28, 28), (14, 14), (7, 7), (4, 4), (5, 5), (2, 2), (1, 1), (3, 3), (5, 4), (1, 6), (7, 2)]
 ROUTES = {
@@ -36,7 +37,7 @@ ROUTES = {
 
 @pytest.fixture
 def garbage_shows() -> Iterator[None]:
-    """Memory that is not written holds nan: `fold` may not read what it has not put there."""
+    """Fill uninitialized memory with nan, as `fold` must not read what it has not written."""
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
@@ -77,13 +78,15 @@ def test_patches_equal_loops(height: int, width: int, stride: int, dtype: torch.
 def test_fold_is_the_transpose_of_patches(
     height: int, width: int, stride: int, dtype: torch.dtype, garbage_shows: None
 ) -> None:
-    """Pixel by pixel, of at most 30 of them at the end: what the patches of this pixel alone take
-    from y."""
+    """Fold's output at a pixel is the sum of what that pixel's patches take from y.
+
+    At most the last 30 pixels are tested.
+    """
     rows = min(height * width, 30)
     x = torch.eye(height * width, dtype=dtype)[-rows:].view(rows, height, width, 1)
     y = normal(1, same_size(height, stride), same_size(width, stride), 9, dtype=dtype)
     inner = torch.stack([(naive_patches(pixel, stride) * y[0]).sum() for pixel in x])
-    # up to nine numbers are added, in any order
+    # Up to nine numbers are added, in any order.
     found = Fold.apply(y, height, width, stride).flatten()[-rows:]
     assert_close(found, inner, 9 * (EPS64 if dtype == torch.float64 else EPS32))
 
@@ -96,14 +99,14 @@ def test_fold_is_the_transpose_of_patches(
 def test_fold_is_adjoint_with_lanes_and_channels(
     height: int, width: int, stride: int, channels: int, dtype: torch.dtype, garbage_shows: None
 ) -> None:
-    """<Patches x, y> = <x, Fold y>, on inputs that do not lie contiguously in memory."""
+    """<Patches x, y> = <x, Fold y> holds for inputs that are not contiguous in memory."""
     x = normal(3, 2, channels, height, width, dtype=dtype).movedim(2, -1).transpose(0, 1)
     y = normal(
         2, 3, same_size(height, stride), same_size(width, stride), 9 * channels, seed=1, dtype=dtype
     )
     left = (Patches.apply(x, stride) * y).double().flatten(2).sum(-1)
     right = (x * Fold.apply(y, height, width, stride)).double().flatten(2).sum(-1)
-    # each product is off by a rounding or nine of numbers about 1 to 10; added up here in float64
+    # Each product is off by one to nine roundings of numbers about 1 to 10; float64 adds them here.
     size = 9 * y[0, 0].numel()
     assert (left - right).abs().max() <= 10 * size**0.5 * (
         EPS64 if dtype == torch.float64 else EPS32
@@ -182,8 +185,8 @@ def naive_convolution_batch_norm(
         return norm(convolution(padded)).permute(0, 2, 3, 1)
 
 
-# Lanes of x and of phi; (2, 1) against (2, 3) is how evaluation shares one task's phi between its
-# test examples
+# Lanes of x and of phi. With (2, 3) and (2, 1) evaluation shares one task's phi among its test
+# examples.
 LANES = [((), ()), ((3,), ()), ((), (3,)), ((3,), (3,)), ((2, 3), (2, 1)), ((2, 3), (2, 3))]
 
 
@@ -215,14 +218,14 @@ def test_convolution_batch_norm_equals_torchs(
     )
     for lane in product(*map(range, lanes)):
         expected = naive_convolution_batch_norm(x[lane], *(p[lane] for p in phi), stride)
-        # sums over at most 120 samples and 18 products, each half a unit of round-off off: 100 of
-        # them is generous
+        # Sums over at most 120 samples and 18 products, each off by half a unit of round-off: 100
+        # units are generous.
         assert_close(found[lane], expected, 100 * (EPS64 if dtype == torch.float64 else EPS32))
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_constant_images_stay_finite(route: str) -> None:
-    """No variance at all: batch norm's eps alone is under the root."""
+    """Constant images give finite outputs and gradients, with only eps under batch norm's root."""
     x, weight, scale, shift = layer_arguments(route, (), (), torch.float64)
     x = torch.zeros_like(x).requires_grad_()
     out = convolution_batch_norm(x, weight, scale, shift, stride=2)
@@ -239,7 +242,7 @@ def test_derivatives_of_convolution_batch_norm(route: str) -> None:
     def function(*arguments: Tensor) -> Tensor:
         return convolution_batch_norm(*arguments, stride=2)
 
-    # fast mode: one random direction of each Jacobian, the full ones take minutes
+    # Fast mode checks one random direction of each Jacobian; full Jacobians take minutes.
     assert gradcheck(function, arguments, check_forward_ad=True, fast_mode=True)
     assert gradgradcheck(function, arguments, check_fwd_over_rev=True, fast_mode=True)
 
@@ -253,7 +256,10 @@ IMAGES, READ_OUT = normal(3, 6, 6, 1, seed=9), normal(3, 3, 3, 2, seed=10)
 
 
 def network_loss(phi: Tensor) -> Tensor:
-    """Return two blocks of convolution, batch norm and softplus; about 1 at random weights."""
+    """Return a scalar from two blocks of convolution, batch norm and softplus.
+
+    It is about 1 at random weights.
+    """
     parts = zip(phi.split(NUMBERS), SHAPES, strict=True)
     w0, a0, b0, w1, a1, b1 = (part.view(shape) for part, shape in parts)
     x = F.softplus(convolution_batch_norm(IMAGES, w0, a0, b0, stride=2))
@@ -268,7 +274,7 @@ def directions() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def along(function: Callable[[Tensor], Tensor], v: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return the derivative in a direction, by forward mode."""
+    """Return the function's derivative along v, by forward mode."""
     return lambda phi: jvp(function, (phi,), (v,))[1]
 
 
@@ -277,7 +283,7 @@ def difference(function: Callable[[Tensor], Tensor], phi: Tensor, v: Tensor) -> 
 
 
 def assert_derivative(found: Tensor, expected: Tensor) -> None:
-    assert expected.abs().max() > 1e-3  # there is something to miss
+    assert expected.abs().max() > 1e-3  # a wrong 0 would show
     assert (found - expected).abs().max() < TOLERANCE
 
 
@@ -344,7 +350,7 @@ def test_third_derivatives(nesting: str, directions: tuple[Tensor, ...]) -> None
 
 
 def test_third_derivative_all_forward(directions: tuple[Tensor, ...]) -> None:
-    """As the expansion in alpha is taken: forward mode alone, nested."""
+    """Nested forward mode alone gives third derivatives, as the expansion in alpha takes them."""
     phi, u, v, w = directions
     expected = difference(lambda p: reverse_twice(p, v), phi, w) @ u
     assert_derivative(along(along(along(network_loss, u), v), w)(phi), expected)

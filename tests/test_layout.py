@@ -1,5 +1,4 @@
-"""Imports go one way: no module imports from a room above its own, and none imports itself through
-others."""
+"""Imports go one way: no package imports from one above it, and no imports are circular."""
 
 import ast
 from graphlib import TopologicalSorter
@@ -8,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the ground up. Rooms on one floor do not know each other.
+# From the bottom up. Packages on one floor do not import each other.
 FLOORS = (
     ("reptile_core", "analysis.program"),
     ("analysis.paper", "analysis.theory"),
@@ -23,7 +22,7 @@ FLOORS = (
     ("figures",),
     ("reproduce",),
 )
-# `Network.of` makes a network that builds on this module, and imports it when it is called.
+# `Network.of` imports own_network only when it is called, and own_network builds on networks.
 ALLOWED = {("reptile_core.networks", "reptile_core.own_network")}
 
 
@@ -42,7 +41,7 @@ def modules() -> dict[str, Path]:
 
 
 def imported(path: Path, known: set[str]) -> set[str]:
-    """Return which of these modules a file imports, also inside functions."""
+    """Return which of the known modules a file imports, also inside functions."""
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -56,7 +55,7 @@ def imported(path: Path, known: set[str]) -> set[str]:
 
 
 def floor(module: str) -> tuple[int, str]:
-    """Return on which floor a module is, and in which room."""
+    """Return the number of a module's floor and the package that holds it."""
     for number, rooms in enumerate(FLOORS):
         for room in rooms:
             if module == room or module.startswith(f"{room}."):
@@ -86,7 +85,7 @@ def test_no_import_runs_upwards(graph: dict[str, set[str]]) -> None:
 
 
 def test_no_import_runs_in_a_circle(graph: dict[str, set[str]]) -> None:
-    # CycleError names a circle.
+    # CycleError names a cycle.
     assert len(list(TopologicalSorter(graph).static_order())) == len(graph)
 
 

@@ -55,7 +55,7 @@ def test_the_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:
     undecided = judge([CLAIM], found([1.0, -0.6, 1.6, 0.2, 0.9]).assign(epoch=1.0))
     for written in (verdicts, undecided):
         ledger.write(written, tmp_path)
-        assert str(ledger.read(tmp_path)) == str(written)  # as text, for NaN is not itself
+        assert str(ledger.read(tmp_path)) == str(written)  # as text, as NaN is unequal to itself
 
 
 def test_its_objects_hold_what_other_programs_ask_for() -> None:
@@ -67,7 +67,7 @@ def test_its_objects_hold_what_other_programs_ask_for() -> None:
         or record["cases"][0]["seeds"][0] == 1000
     )
     assert record["control"]["outcome"] == "failed" and record["control"]["kind"] == "sham"
-    assert record["band"] == [0.0, None]  # no end
+    assert record["band"] == [0.0, None]  # None: no upper end
     json.dumps(record, allow_nan=False)
 
 
@@ -113,7 +113,7 @@ def test_the_script_completes_evidence() -> None:
         and set(table.epoch) == {1}
         and set(table.diverged) == {"d"}
     )
-    assert set(table.seconds) == {2.0}  # of ten seconds, five seeds
+    assert set(table.seconds) == {2.0}  # ten seconds for five seeds
     own = folder.complete(
         found([1.0] * 5).assign(seconds=30.0, data="mine"),
         data="x",
@@ -133,7 +133,7 @@ def test_more_seeds_in_one_folder_are_another_look(tmp_path: Path) -> None:
     assert pd.read_csv(path).look.max() == 2
     assert folder.judge_all(tmp_path, claims)[0].look == 2
     write(tmp_path, [1.0, -1.0, 1.6, 0.2, 0.3, 0.5, 0.4])
-    assert folder.judge_all(tmp_path, claims)[0].look == 2  # the same once more is none
+    assert folder.judge_all(tmp_path, claims)[0].look == 2  # the same seeds are no new look
 
 
 def test_other_seeds_or_another_scale_begin_from_the_first_look(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ PUBLISHED = sorted((Path(__file__).parents[1] / "figures" / "published").rglob("
 def begun(
     *experiments: str, command: str = "a", before: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Return a manifest as a command begins it, but for what is the same in all."""
+    """Return a manifest as a command begins it, without the fields that all commands share."""
     record = {
         "status": "running",
         "command": [command],
@@ -34,7 +34,7 @@ def begun(
 
 
 def ended(record: dict[str, Any], *experiments: str, status: str = "finished") -> dict[str, Any]:
-    """Return the same after these experiments, each with a table."""
+    """Return the manifest after these experiments have finished, each with a table."""
     tables = {name: {f"{name}.csv": f"{record['command'][0]} {name}"} for name in experiments}
     return complete(
         record,
@@ -112,7 +112,7 @@ def test_published_manifests_of_every_age_are_read(path: Path) -> None:
 
 
 def wanted(path: Path) -> list[object]:
-    """Return a published manifest whole, and each experiment of it."""
+    """Return test parameters for a published manifest: the whole, and each of its experiments."""
     name = path.relative_to(PUBLISHED[0].parent).as_posix()
     names = json.loads(path.read_text())["experiments"]
     every = [[], *([[one] for one in names] if len(names) > 1 else [])]
@@ -123,7 +123,10 @@ def wanted(path: Path) -> list[object]:
 def test_published_manifests_are_taken_whole_or_in_part(
     path: Path, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The plan is made, and says in what today's code differs; nothing is run."""
+    """Published manifests are planned in whole or in part, and changed sources are reported.
+
+    Nothing is run.
+    """
     if data := json.loads(path.read_text())["data"]:  # None where no experiment takes images
         omniglot = replace(glyphs(), name="omniglot", real=True, content=data["content_sha256"])
         monkeypatch.setattr(datasets, "load", lambda *_, **__: omniglot)

@@ -1,5 +1,7 @@
-"""Update directions against the naive loop, and MAML against functional_call with its graph kept
-through the loop."""
+"""Update directions against the naive loop, and MAML against functional_call.
+
+functional_call keeps the graph through the loop.
+"""
 
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +20,8 @@ from reptile_core.points import HELD
 from tests.helpers import oracles
 from tests.helpers.data import assert_close, minibatches, normal, pairs
 
-# softplus where second derivatives are taken: a ReLU that is off has gradient 0, at which Adam's
-# root has no derivative
+# Softplus serves where second derivatives are taken: a ReLU that is off has gradient 0, where
+# Adam's root has no derivative.
 SMOOTH = omniglot(5, activation="softplus")
 LOSS = CrossEntropy(SMOOTH, reduction="sum")
 ALPHA = 0.003
@@ -28,8 +30,8 @@ OPTIMIZERS: dict[str, tuple[InnerOptimizer, oracles.MakeOptimizer]] = {
     "adam": (Adam(ALPHA), oracles.adam(ALPHA)),
 }
 BOTH = pytest.mark.parametrize("optimizer", OPTIMIZERS)
-# Round-off of 1e-13 in g; Adam divides by |g| + 1e-8, and numbers of g go down to 1e-5 here (see
-# test_inner_loop)
+# Round-off in g is 1e-13. Adam divides by |g| + 1e-8, and entries of g go down to 1e-5 here (see
+# test_inner_loop).
 TOLERANCES = {"sgd": 1e-10, "adam": 1e-7}
 
 
@@ -85,7 +87,7 @@ def test_state_after_the_task() -> None:
     assert all(torch.equal(f, e) for f, e in zip(state, expected, strict=True))
     following = weighted_sum(LOSS, phi_1(), batches, Adam(ALPHA), (1, 1, 1), state)[0]
     steps = list(inner_loop(LOSS, phi_1(), batches, Adam(ALPHA), expected))
-    # Differences of phi, 2^-52 / ALPHA.
+    # Differences of phi, off by 2^-52, are divided by ALPHA.
     assert_close(following, steps[0].before - steps[-1].after, 1e-10)
     assert float(state[1]) == 3
 
@@ -103,12 +105,12 @@ def test_lanes_equal_one_at_a_time() -> None:
 
 
 def test_one_step_of_reptile_is_joint_training() -> None:
-    """k = 1, averaged over tasks: a step of SGD on the mixture of their losses."""
+    """One step of Reptile, averaged over tasks, is a step of SGD on the mixture of their losses."""
     tasks = minibatches(3)
     mean = sum(weighted_sum(LOSS, phi_1(), [task], SGD(ALPHA), (1.0,))[0] for task in tasks) / 3
     module = oracles.load(oracles.omniglot_module(5, activation="softplus"), phi_1())
     module.zero_grad()
-    for x, y in pairs(tasks):  # not one batch: each task is normalized by itself
+    for x, y in pairs(tasks):  # not as one batch: batch norm treats each task by itself
         (torch.nn.functional.cross_entropy(module(x), y, reduction="sum") / 3).backward()
     joint = oracles.flat(p.grad for p in oracles.learned(module).values() if p.grad is not None)
     assert_close(mean, ALPHA * joint, TOLERANCES["sgd"])
@@ -133,7 +135,7 @@ def test_maml_equals_functional_call(k: int, optimizer: str) -> None:
 
 @BOTH
 def test_maml_by_the_tensor_code_alone(optimizer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And through more steps than there are buffers for."""
+    """MAML by tensor code alone equals MAML by hand, with more steps than there are buffers."""
     batches = minibatches(5, batch=3)
     by_hand, state = maml(LOSS, phi_1(), batches, OPTIMIZERS[optimizer][0])
     monkeypatch.setattr(native, "supports_tensor", lambda x: False)
@@ -155,7 +157,10 @@ def test_maml_by_the_tensor_code_alone(optimizer: str, monkeypatch: pytest.Monke
 def test_mamls_memory_does_not_grow_with_k(
     optimizer: str, by_hand: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of what graphs save, as much is alive at a time; and buffers are HELD at most."""
+    """MAML's memory does not grow with k.
+
+    As many saved tensors of graphs are alive at a time, and at most HELD buffers are kept.
+    """
     if not by_hand:
         monkeypatch.setattr(native, "supports_tensor", lambda x: False)
     loss = CrossEntropy(SMOOTH, reduction="sum")
@@ -179,13 +184,13 @@ def test_mamls_memory_does_not_grow_with_k(
 
 @dataclass(eq=False)
 class Saved:
-    """A tensor that a graph holds on to."""
+    """A tensor that a graph keeps alive."""
 
     tensor: Tensor
 
 
 def test_maml_with_moments_of_an_earlier_task() -> None:
-    """They are constants of the derivative."""
+    """MAML's derivative takes the moments of an earlier task as constants."""
     module, step = oracles.omniglot_module(5, activation="softplus"), oracles.WrittenAdam(ALPHA)
     state = None
     for task in range(2):
@@ -206,7 +211,7 @@ def test_maml_without_inner_steps_is_the_plain_gradient(optimizer: str) -> None:
 
 
 def test_maml_is_not_fomaml() -> None:
-    """The control: had the second derivatives no weight, the tests above could not see them."""
+    """MAML differs from FOMAML: otherwise the tests above could not see second derivatives."""
     batches = minibatches(3)
     second_order, _ = maml(LOSS, phi_1(), batches, SGD(ALPHA))
     first_order, _ = weighted_sum(LOSS, phi_1(), batches, SGD(ALPHA), last(3).weights)
@@ -214,7 +219,11 @@ def test_maml_is_not_fomaml() -> None:
 
 
 def test_maml_on_quadratics_in_closed_form() -> None:
-    """L_i = 1/2 (phi - c_i)' A_i (phi - c_i): g_MAML = (1 - a A_1)(1 - a A_2) A_3 (phi_3 - c_3)."""
+    """MAML's gradient on quadratics is as in closed form.
+
+    The losses are L_i = 1/2 (phi - c_i)' A_i (phi - c_i).
+    Their gradient is g_MAML = (1 - a A_1)(1 - a A_2) A_3 (phi_3 - c_3).
+    """
     a = [m @ m.mT for m in normal(3, 4, 4)]
     c, phi, one = normal(3, 4, seed=1), normal(4, seed=2), torch.eye(4, dtype=torch.float64)
 
@@ -232,8 +241,11 @@ def test_maml_on_quadratics_in_closed_form() -> None:
 
 
 def test_maml_with_adam_where_gradients_are_exactly_zero() -> None:
-    """A ReLU that is off for a whole batch: its step is 0 whatever phi_1, so that its derivative is
-    0, not nan."""
+    """MAML with Adam is finite where gradients are exactly zero.
+
+    A ReLU that is off for a whole batch has step 0 for any phi_1.
+    Its derivative is then 0, not nan.
+    """
     relu = omniglot(5)
     loss, batches = CrossEntropy(relu, reduction="sum"), minibatches(2)
     phi = relu.initialize(0, dtype=torch.float64)
@@ -259,8 +271,10 @@ def test_figure_3_has_the_papers_ten_curves() -> None:
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7])
 def test_weights_follow_from_k(k: int) -> None:
-    """Totals, and the ratio rho = sum w_i (i - 1) / sum w_i of the facts: (k - 1) / 2 for sums, k -
-    1 for the last."""
+    """Weights follow from k: their total, and rho = sum w_i (i - 1) / sum w_i.
+
+    rho is (k - 1) / 2 for sums and averages, and k - 1 for the last gradient.
+    """
     for make, weight, rho in (
         (sum_of, k, (k - 1) / 2),
         (average, 1, (k - 1) / 2),

@@ -1,5 +1,4 @@
-"""Mini-ImageNet as users have it: made-up photographs in all three layouts, every fault of them,
-and the cache."""
+"""Mini-ImageNet as users have it: made-up photographs in three layouts, their faults, the cache."""
 
 import hashlib
 import io
@@ -19,9 +18,9 @@ from reptile_core.datasets import DataError, Unavailable, mini_imagenet
 from reptile_core.datasets.common import ColourImages
 from reptile_core.datasets.mini_imagenet import Resampling
 
-# Not in order of their names.
+# The names are out of alphabetical order, so that sorting shows.
 CLASSES = {"train": ["n03", "n01", "n02"], "val": ["n05"], "test": ["n07", "n04"]}
-WIDTH, HEIGHT = 100, 90  # where no centre of one of 84 pixels falls between two of these
+WIDTH, HEIGHT = 100, 90  # no centre of the 84 pixels falls on a border between these
 
 
 def jpeg(image: Image.Image) -> bytes:
@@ -35,7 +34,7 @@ def photograph(rng: np.random.Generator) -> bytes:
 
 
 def nearest(pixels: np.ndarray) -> np.ndarray:
-    """Return the oracle: the source pixel under the centre of each of 84×84 pixels."""
+    """Return the oracle's image: the source pixels under the centres of 84×84 pixels."""
     rows, columns = (((np.arange(84) + 0.5) * size / 84).astype(int) for size in pixels.shape[:2])
     return pixels[rows][:, columns]
 
@@ -78,7 +77,7 @@ def tables(root: Path) -> None:
     for split, names in CLASSES.items():
         lines = ["filename,label"]
         for name in names:
-            # So that no name is as in the folders.
+            # The order is reversed, so that no image has its name from the folders.
             for i, content in enumerate(reversed(PHOTOGRAPHS[name])):
                 lines.append(f"{name}{i:08}.jpg,{name}")
                 write(root / "images" / f"{name}{i:08}.jpg", content)
@@ -86,8 +85,10 @@ def tables(root: Path) -> None:
 
 
 def lists(root: Path, *, images: bool = False) -> None:
-    """Return folders of all classes, one more than the lists name; `images`: of each class also an
-    image that is not named."""
+    """Write folders of all classes and one more, and lists of the classes or of their images.
+
+    With `images`, each class has an image that is not in the list.
+    """
     for split, names in CLASSES.items():
         chosen = [f"{name}/{name}_{i}.JPEG" for name in names for i in range(3)]
         write(root / f"{split}.txt", "\n".join(chosen if images else names).encode() + b"\n")
@@ -108,7 +109,7 @@ LAYOUTS: list[Callable[[Path], None]] = [folders, tables, lists, lists_of_images
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test meets this machine's data but by asking."""
+    """Hide this machine's data from tests that don't ask for them."""
     monkeypatch.delenv("REPTILE_DATA", raising=False)
 
 
@@ -122,7 +123,7 @@ def assert_expected(found: ColourImages) -> None:
     for split, images in zip(EXPECTED, (found.train, found.validation, found.test), strict=True):
         np.testing.assert_array_equal(images, EXPECTED[split])
         assert not images.flags.writeable
-    # Three images of six classes are not the whole.
+    # Three images of six classes are not the whole data set.
     assert (found.name, found.real) == ("mini_imagenet", False)
 
 
@@ -130,7 +131,7 @@ def no_decoding(*_: object, **__: object) -> None:
     pytest.fail("an image was decoded")
 
 
-# ---- where the data lie
+# ---- where the data are
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__)
@@ -187,7 +188,7 @@ def test_real_is_said_of_the_published_classes_and_numbers_alone(
 def test_bicubic_is_another_set(tmp_path: Path) -> None:
     folders(tmp_path)
     nearest, bicubic = get(tmp_path, tmp_path), get(tmp_path, tmp_path, "bicubic")
-    # PIL's default.
+    # PIL's default is bicubic.
     expected = [np.asarray(Image.open(io.BytesIO(p)).resize((84, 84))) for p in PHOTOGRAPHS["n05"]]
     np.testing.assert_array_equal(bicubic.validation[0], canonical(expected))
     assert nearest.content != bicubic.content
@@ -201,7 +202,10 @@ def test_bicubic_is_another_set(tmp_path: Path) -> None:
 def test_photographs_of_any_mode_come_out_as_the_authors_code_has_them(
     tmp_path: Path, mode: str
 ) -> None:
-    """ImageNet has some grey and some CMYK photographs, and a PNG that is called JPEG."""
+    """Photographs of any mode come out as the authors' code has them.
+
+    ImageNet has some grey and some CMYK photographs, and a PNG that is called JPEG.
+    """
     folders(tmp_path)
     odd = Image.open(io.BytesIO(PHOTOGRAPHS["n05"][0])).convert(mode)
     odd.save(tmp_path / "val" / "n05" / "n05_0.JPEG", "png" if mode in ("RGBA", "P") else "jpeg")
@@ -228,7 +232,10 @@ def test_tables_as_other_programs_leave_them(tmp_path: Path, kind: str) -> None:
 
 
 def test_sixteen_bits_are_scaled_to_eight(tmp_path: Path) -> None:
-    """Pillow clips them at 255: all but the darkest pixels became white."""
+    """Sixteen bits are scaled to eight.
+
+    Pillow clips them at 255, so that all but the darkest pixels became white.
+    """
     folders(tmp_path)
     grey = np.random.default_rng(0).integers(0, 256, (84, 84), np.uint8)
     Image.fromarray(grey.astype(np.uint16) * 257).save(
@@ -371,7 +378,7 @@ def test_faults(tmp_path: Path, fault: str) -> None:
     layout, name, content, message = FAULTS[fault]
     root = tmp_path / "data"
     layout(root)
-    get(root, tmp_path)  # a cache that knows them as they were must not hide it
+    get(root, tmp_path)  # the cache of the intact data must not hide the fault
     if content is None:
         (root / name).rename(tmp_path / "elsewhere")
     else:
@@ -404,7 +411,7 @@ def test_named_but_not_there(tmp_path: Path) -> None:
     cuts=st.lists(st.tuples(st.floats(0, 1), st.integers(0, 8), st.binary(max_size=8)), max_size=4),
     junk=st.none() | st.binary(max_size=200),
 )
-@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # what it thinks of them
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow's warnings about damaged images
 def test_no_image_raises_anything_else(
     tmp_path: Path, cuts: list[tuple[float, int, bytes]], junk: bytes | None
 ) -> None:

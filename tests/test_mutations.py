@@ -1,9 +1,8 @@
-"""The ledger's checks can fail: each of these changes to the source, a sign, factor, bar or index,
-turns a verdict.
+"""The ledger's checks can fail: each small change to the source turns a verdict.
 
-A change is made to the text of one module, which is run once more and put in the place of the right
-one wherever that is in use; then the ledger is drawn up from one small check on a tanh network or a
-cubic.
+A change is one to a sign, factor, bar or index in the text of one module.
+The changed module is run, and its functions replace the right ones wherever these are in use.
+Then the ledger is drawn up from one small check on a tanh network or a cubic.
 """
 
 import inspect
@@ -26,7 +25,7 @@ Checks = tuple[Check, ...]
 GRADIENTS, IDENTITIES, SGD, ANY_ORDER = (
     (Check(name, "tanh network"),) for name in ("gradients", "identities", "sgd", "any order")
 )
-# The control of the second order is among the gradients.
+# The checks of gradients hold the second-order control.
 UPDATES = {k: (*GRADIENTS, Check("updates", "tanh network", k)) for k in (2, 3, 4)}
 SUMS, MANIFOLDS = (Check("expected sums", "tanh network"),), (Check("solution manifolds"),)
 EXPECTATIONS = (*SUMS, Check("expected MAML", "tanh network", 2))
@@ -34,8 +33,10 @@ EXPECTATIONS = (*SUMS, Check("expected MAML", "tanh network", 2))
 
 @dataclass(frozen=True)
 class Mutation:
-    """A change of `right`, which stands once in the module, to `wrong`, and the checks that are to
-    notice."""
+    """A change of `right` to `wrong` in a module, and the checks that must notice it.
+
+    `right` occurs once in the module.
+    """
 
     module: ModuleType
     right: str
@@ -134,7 +135,7 @@ MUTATIONS = [
 
 @pytest.fixture(autouse=True)
 def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums of two gradients show what sums of five do, in a tenth of the time."""
+    """Reduce sums to two gradients, which show what five do in a tenth of the time."""
     monkeypatch.setattr(theory, "K_MAX", 2)
 
 
@@ -146,8 +147,7 @@ def verdicts(checks: Checks) -> set[str]:
 
 
 def mutate(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put what the changed module defines in the place of the right, in every module of
-    `analysis`."""
+    """Replace functions by those of the changed module, in every module of `analysis`."""
     module, source = mutation.module, inspect.getsource(mutation.module)
     assert source.count(mutation.right) == 1, mutation
     namespace = {"__name__": module.__name__}

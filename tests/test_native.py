@@ -1,9 +1,10 @@
-"""The C loops against the tensor code they stand in for; a machine without a compiler is served
-too.
+"""The C loops against the tensor code that they replace; machines without a compiler work too.
 
-Patches must agree to the bit. Sums are taken in another order: round-off, 6e-8 in float32, grows at
-most with the root of the terms, and cancels in no result here, so that 1e-5 of the largest number
-is ample. Float64's is 2^29 times less.
+Patches must agree to the bit.
+Sums are taken in another order.
+Round-off, 6e-8 in float32, grows at most with the root of the number of terms, and no result here
+suffers from cancellation: 1e-5 of the largest number is ample.
+Float64's is 2^29 times less.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ SIZES = [(28, 28), (14, 14), (7, 7), (4, 4), (1, 1), (2, 3), (11, 6)]
 
 @pytest.fixture
 def without_native(monkeypatch):
-    """Switch the loops off when called."""
+    """Return a function that switches the loops off."""
     return lambda: monkeypatch.setattr(native, "supports_tensor", lambda x: False)
 
 
@@ -80,8 +81,11 @@ def _trilinear(size, stride, lanes, batch, channels, filters):
 def test_convolutions_and_their_gradients(
     size, stride, lanes, batch, channels, filters, dtype, without_native
 ):
-    """Every number of rows of a tile, and numbers of channels that fill none, one, and several of
-    them."""
+    """Convolutions and their gradients agree with tensor code, for tiles of all kinds.
+
+    Tiles have every number of rows.
+    The channels fill no tile, one, or several.
+    """
     x, w, g = (part.to(dtype) for part in _trilinear(size, stride, lanes, batch, channels, filters))
     found = (
         Convolution.apply(x, w, stride),
@@ -100,8 +104,10 @@ def test_convolutions_and_their_gradients(
 @needs_compiler
 @pytest.mark.parametrize("stride", [1, 2])
 def test_higher_derivatives_of_convolutions(stride, without_native):
-    """Of the second and third order, which pass through each of the three functions in each of its
-    arguments."""
+    """Second and third derivatives of convolutions agree with tensor code.
+
+    They pass through each of the three functions in each of its arguments.
+    """
     parts = _trilinear((5, 4), stride, (2,), 3, 16, 32)
     results = []
     for dtype in (torch.float32, torch.float64):
@@ -124,7 +130,10 @@ def test_higher_derivatives_of_convolutions(stride, without_native):
 @needs_compiler
 @pytest.mark.parametrize("x_lanes, w_lanes", [((2, 3), (2, 1)), ((), (2,)), ((3,), ())], ids=str)
 def test_lanes_of_images_and_weights_may_differ(x_lanes, w_lanes, without_native):
-    """As in classification, where copies of a batch meet one set of weights."""
+    """Images and weights may differ in lanes.
+
+    They do in classification, where copies of a batch share one set of weights.
+    """
     x = torch.rand(*x_lanes, 4, 28, 28, generator=generator())
     phi = omniglot(5).initialize(0) + 0.01 * normal(
         *w_lanes, omniglot(5).n_parameters, dtype=torch.float32
@@ -135,8 +144,10 @@ def test_lanes_of_images_and_weights_may_differ(x_lanes, w_lanes, without_native
 
 
 def _block(lanes, rows, channels):
-    """Return inputs of the two epilogues, and a cotangent: x far from centred, so that a careless
-    variance would show."""
+    """Return inputs of the two fused functions, and a cotangent.
+
+    x is far from centred, so that a careless variance would show.
+    """
     x = 10 + normal(*lanes, rows, channels, dtype=torch.float32)
     scale, shift = (normal(*lanes, 1, channels, seed=seed, dtype=torch.float32) for seed in (1, 2))
     return x, scale, shift, normal(*lanes, rows, channels, seed=3, dtype=torch.float32)
@@ -173,15 +184,18 @@ def test_fused_epilogues_and_their_first_and_second_derivatives(name, extent):
         results.append([out, *first, *graph, *second])
     for fused, tensor_code in zip(*results, strict=True):
         if tensor_code.any():
-            # X, as far from 0 as here, costs a digit.
+            # An x this far from 0 costs a digit.
             assert_close(fused.detach(), tensor_code.detach(), 10 * SUMS)
         else:
-            assert not fused.any()  # where the loss is linear, as in the shift
+            assert not fused.any()  # 0 where the loss is linear, as in the shift
 
 
 @needs_compiler
 def test_third_derivatives_of_the_fused_normalization():
-    """Beyond the second, what C computed must be connected to the input again."""
+    """Third derivatives of the fused normalization agree with tensor code.
+
+    Beyond the second order, results of C code must still be connected to the input.
+    """
     *inputs, cotangent = _block((2,), 70, 8)
     results = []
     for f in FUSED["normalize"]:
@@ -211,8 +225,8 @@ def test_network_gradient_and_maml_with_and_without(without_native):
         (gradient(loss, phi, batches[0]), maml(loss, phi, batches, SGD(0.01))[0]),
         strict=True,
     ):
-        # ReLU may switch where it is within round-off of 0: compare in the mean, not at the worst
-        # parameter
+        # A ReLU may switch where it is within round-off of 0, so that norms are compared, not the
+        # worst parameter.
         assert float((found - expected).norm() / expected.norm()) < 1e-3
 
 
@@ -225,14 +239,15 @@ BY_HAND = {
     "softplus": (omniglot(5, activation="softplus"), (28, 28), 5, 10),
     "tanh": (omniglot(5, activation="tanh"), (28, 28), 5, 4),
 }
-# Float32 images differ from float64 ones by round-off too, and the kinks make more of it than of
-# the rest.
+# Float32 images differ from float64 ones by round-off too, which the kinks magnify most.
 DERIVATIVES = {torch.float32: 1e-4, torch.float64: 1e-12}
 
 
 def _phi(network, dtype):
-    """Return phi in float64, where no kink is near, with scales, shifts and biases that are not all
-    alike."""
+    """Return phi: the initialization, in float64 with noise.
+
+    The noise makes scales, shifts and biases differ; no kink is near.
+    """
     start = network.initialize(1, dtype=dtype)
     return start + 0.03 * normal(network.n_parameters, seed=7) if dtype == torch.float64 else start
 
@@ -242,13 +257,15 @@ def _phi(network, dtype):
 @pytest.mark.parametrize("network, shape, n_way, batch", BY_HAND.values(), ids=BY_HAND)
 @DTYPES
 def test_gradient_by_hand(network, shape, n_way, batch, reduction, dtype, without_native):
-    """Against autograd in float64 without C. ReLU may switch within round-off of 0: compared by
-    norm."""
+    """The gradient by hand agrees with autograd in float64 without C.
+
+    A ReLU may switch within round-off of 0, so that norms are compared.
+    """
     loss, phi = CrossEntropy(network, reduction), _phi(network, dtype)
     extent = {"batch": batch, "n_way": n_way, "shape": shape}
     found = [loss.gradient(phi, minibatch(**extent, dtype=dtype, seed=seed)) for seed in (0, 1)]
     without_native()
-    for seed, g in enumerate(found):  # of two minibatches, whose buffers are the same
+    for seed, g in enumerate(found):  # both minibatches use the same buffers
         expected = gradient(loss, phi.double(), minibatch(**extent, seed=seed))
         if g is None:
             assert dtype == torch.float32 and network.blocks.activation != "relu"
@@ -258,8 +275,11 @@ def test_gradient_by_hand(network, shape, n_way, batch, reduction, dtype, withou
 
 @needs_compiler
 def test_equal_maxima_share_the_gradient():
-    """Images of one colour but for a corner: nearly all windows tie, as in saturated
-    photographs."""
+    """Equal maxima share the gradient.
+
+    Images have one colour but for a corner, so that nearly all windows tie, as in saturated
+    photographs.
+    """
     network, batch = (
         mini_imagenet(5, size=32),
         minibatch(batch=4, shape=(32, 32, 3), dtype=torch.float32),
@@ -328,8 +348,11 @@ def test_each_thread_has_buffers_of_its_own():
 
 @needs_compiler
 def test_adam_of_a_constant_gradient_is_differentiable():
-    """The gradient of a linear loss has no graph, but what comes after the step still depends on
-    where it began."""
+    """Adam's step is differentiable where the gradient is constant.
+
+    The gradient of a linear loss has no graph.
+    What follows the step still depends on its start.
+    """
     phi = normal(10, dtype=torch.float32).requires_grad_()
     after, _ = Adam(0.1).step(phi, torch.ones(10), Adam(0.1).start(phi.detach()))
     assert torch.equal(torch.autograd.grad(after.sum(), phi)[0], torch.ones(10))
@@ -364,7 +387,7 @@ def test_adam_of_lanes_that_share_their_moments(dtype):
 
 @needs_compiler
 def test_lanes_with_shared_parameters(without_native):
-    """As in evaluation: many batches, one set of weights."""
+    """Lanes may share parameters, as in evaluation: many batches, one set of weights."""
     network = omniglot(5)
     phi = network.initialize(0)
     x = torch.rand(3, 8, 28, 28, generator=generator())

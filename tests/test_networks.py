@@ -1,10 +1,10 @@
-"""The flat-vector networks against nn.Modules with the same weights: logits, losses, gradients,
-lanes; initialization.
+"""The flat-vector networks against nn.Modules with the same weights, and their initialization.
 
-Float64 tolerance: sums of up to a few thousand terms at 2^-52 each stay below 1e-12, and the
-gradient of a batch norm loses two digits more where a channel's variance is small. Float32's is the
-same in units of its own round-off, 2^-23 / 2^-52 = 5e8 times larger, but for what is never asked of
-it: agreement beyond 1e-3 in the gradient.
+Logits, losses, gradients and lanes are compared.
+Float64 tolerance: sums of up to a few thousand terms at 2^-52 each stay below 1e-12.
+The gradient of a batch norm loses two digits more where a channel's variance is small.
+Float32's tolerance is the same in units of its own round-off, 2^-23 / 2^-52 = 5e8 times larger, but
+agreement in the gradient is never asked beyond 1e-3.
 """
 
 from collections.abc import Callable
@@ -130,8 +130,8 @@ def test_two_lane_axes() -> None:
 @pytest.mark.parametrize(
     "network, expected",
     [
-        # convolutions 9·c_in·filters, two numbers a channel, and the linear layer of 2·2·64 or
-        # 6·6·32 features
+        # Convolutions have 9·c_in·filters numbers and two a channel; the linear layer has 2·2·64 or
+        # 6·6·32 features.
         (omniglot(5), 9 * 64 + 3 * 9 * 64**2 + 4 * 2 * 64 + 256 * 5 + 5),
         (omniglot(20), 9 * 64 + 3 * 9 * 64**2 + 4 * 2 * 64 + 256 * 20 + 20),
         (mini_imagenet(5), 27 * 32 + 3 * 9 * 32**2 + 4 * 2 * 32 + 36 * 32 * 5 + 5),
@@ -147,7 +147,7 @@ def test_number_of_parameters(network: Network, expected: int) -> None:
 
 
 def fans(name: str, shape: tuple[int, ...]) -> int:
-    """Return fan in + fan out as TensorFlow counts them: a convolution's are 9 c_in and 9 c_out."""
+    """Return fan in + fan out as TensorFlow counts them: 9 c_in and 9 c_out for a convolution."""
     return shape[0] + (9 if name.startswith("conv") else 1) * shape[1]
 
 
@@ -160,10 +160,10 @@ def test_initialization(network: Network) -> None:
             bound = sqrt(6 / fans(name, network.shapes[name]))
             n = values.numel()
             assert values.abs().max() <= bound
-            # The largest of n uniform |w| falls short of the bound by bound / n in the mean; e^-20
-            # is its false alarm
+            # The largest of n uniform |w| is below the bound by bound / n in the mean, and by more
+            # than 20 times that with probability e^-20.
             assert values.abs().max() >= bound * (1 - 20 / n)
-            # variance bound^2 / 3, mean 0: five standard errors
+            # The mean is 0 and the variance bound^2 / 3, to five standard errors.
             assert abs(values.mean()) < 5 * bound / sqrt(3 * n)
             assert abs(values.square().mean() / bound**2 - 1 / 3) < 5 * sqrt(4 / 45 / n)
         else:

@@ -1,5 +1,7 @@
-"""Omniglot found, verified and cached: faults by made-up zips of a few characters, then real
-data."""
+"""Omniglot found, verified and cached.
+
+Faults are tested on made-up zips of a few characters, then the real data.
+"""
 
 import hashlib
 import http.server
@@ -29,7 +31,7 @@ Pngs = dict[str, bytes]
 
 
 def nearest(drawing: np.ndarray) -> np.ndarray:
-    """Return the oracle: the source pixel under the centre of each of 28×28 pixels."""
+    """Return the oracle's image: the source pixels under the centres of 28×28 pixels."""
     centres = ((np.arange(28) + 0.5) * 105 / 28).astype(int)
     return drawing[centres][:, centres].astype(np.uint8)
 
@@ -54,8 +56,10 @@ def content(pngs: Pngs) -> str:
 
 
 def _made_up() -> tuple[dict[str, Pngs], np.ndarray, omniglot.Edition]:
-    """Return two parts of 2 and 1 characters, whose order by number is not that of their alphabets'
-    names."""
+    """Return made-up drawings in two parts, their images and their edition.
+
+    The parts hold 2 and 1 characters, and the order of numbers is not that of alphabets' names.
+    """
     drawings = np.random.default_rng(0).random((3, 20, 105, 105)) < 0.9
     pngs: dict[str, Pngs] = {"images_background": {}, "images_evaluation": {}}
     background, evaluation = pngs
@@ -81,7 +85,7 @@ FIRST = "images_background/Zulu/character01/0001_01.png"
 
 @pytest.fixture(autouse=True)
 def alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test meets this machine's data or the network but by asking."""
+    """Hide this machine's data and the network from tests that don't ask for them."""
 
     def refuse(url: str, **_: object) -> None:
         raise Unavailable(f"{url}: there is no network")
@@ -92,7 +96,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A folder with the made-up zips."""
+    """Return a folder with the made-up zips."""
     folder = tmp_path / "data"
     folder.mkdir()
     for name, archive in ZIPS.items():
@@ -114,7 +118,7 @@ def no_decoding(*_: object) -> None:
     pytest.fail("a drawing was decoded")
 
 
-# ---- where the data lie
+# ---- where the data are
 
 
 @pytest.mark.parametrize("below", ["", "omniglot", "python", "omniglot/python"])
@@ -161,7 +165,7 @@ def test_environment_is_second_and_may_hold_other_data(
 ) -> None:
     (tmp_path / "other").mkdir()
     monkeypatch.setenv("REPTILE_DATA", str(tmp_path / "other"))
-    with pytest.raises(Unavailable):  # went on to the network
+    with pytest.raises(Unavailable):  # the search went on to the network
         get(None, tmp_path)
     np.testing.assert_array_equal(get(data, tmp_path).images, IMAGES)
     monkeypatch.setenv("REPTILE_DATA", str(data))
@@ -172,7 +176,7 @@ def test_environment_is_second_and_may_hold_other_data(
 
 
 def encrypted() -> bytes:
-    """Set the flag in each header, local and central, as an encrypting packer does."""
+    """Return a zip with the encryption flag set in each header, local and central."""
     archive = bytearray(zipped(BACKGROUND))
     for signature, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
         at = archive.find(signature)
@@ -196,7 +200,7 @@ def without(*names: str) -> Pngs:
 
 
 def corrupt() -> bytes:
-    """Flip one bit of one stored drawing, which the zip's own checksum notices."""
+    """Return a zip with one bit of a stored drawing flipped, as its own checksum notices."""
     archive = bytearray(zipped(BACKGROUND, zipfile.ZIP_STORED))
     archive[archive.find(b"IDAT") + 20] ^= 1
     return bytes(archive)
@@ -256,7 +260,7 @@ def test_faults_of_a_zip(tmp_path: Path, data: Path, fault: str) -> None:
     with pytest.raises(DataError, match=message) as caught:
         get(data, tmp_path)
     assert str(caught.value).startswith(str(data)) and "\n" not in str(caught.value)
-    # Which "auto" would take for a reason to go on.
+    # "auto" would go on to the next source if it were Unavailable.
     assert not isinstance(caught.value, Unavailable)
 
 
@@ -297,7 +301,7 @@ def test_no_bytes_raise_anything_else(
         images = omniglot._read_part(io.BytesIO(archive), part, 3, lambda: None)
     except DataError:
         return
-    np.testing.assert_array_equal(images, IMAGES[2:])  # the change was of no content
+    np.testing.assert_array_equal(images, IMAGES[2:])  # the change did not touch the content
 
 
 # ---- the cache
@@ -396,7 +400,7 @@ def test_downloaded_once_and_kept_once_verified(
     monkeypatch.setattr(omniglot, "download", no_decoding)
     (cached,) = (tmp_path / "cache").glob("*.npy")
     cached.unlink()
-    # From the zips that were kept.
+    # The zips that were kept are enough.
     np.testing.assert_array_equal(get(None, tmp_path).images, IMAGES)
     cached.unlink()
     (tmp_path / "cache" / "images_background.zip").write_bytes(b"damaged")
@@ -422,7 +426,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(data: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """The made-up zips behind a real HTTP server on the loopback interface."""
+    """Yield the address of a real HTTP server on the loopback interface, with the made-up zips."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(omniglot, "download", download.download)
     with http.server.ThreadingHTTPServer(
@@ -484,7 +488,7 @@ def test_real_content(loaded: Characters) -> None:
     assert loaded.images.shape == (1623, 20, 28, 28) and loaded.images.dtype == np.uint8
     assert loaded.content == images_digest(loaded.images) == omniglot.PUBLISHED.decoded
     assert set(np.unique(loaded.images)) == {0, 1}
-    # Paper, in the verified originals.
+    # The share of paper in the verified originals.
     assert loaded.images.mean() == pytest.approx(0.9195, abs=1e-4)
     assert loaded.real
 
@@ -500,7 +504,10 @@ def test_real_second_start(
 
 
 def test_real_drawings_are_resized_as_by_hand(loaded: Characters, real: Path) -> None:
-    """Against files read here, by their number: the first, the last, and the two that are alike."""
+    """Real drawings are resized as by hand, compared with files read here by their number.
+
+    These are the first, the last, those at the border of the two parts, and two that are alike.
+    """
     sources = omniglot._locate(real, omniglot.PUBLISHED)
     wanted = {"0001_01", "0192_03", "0192_19", "0964_20", "0965_01", "1623_20"}
     seen = set()
@@ -524,7 +531,7 @@ def test_real_folders_give_the_same(
         if source.is_dir():
             pytest.skip("$REPTILE_DATA holds folders already")
         with zipfile.ZipFile(source) as archive:
-            archive.extractall(tmp_path)  # the test's own: the content was verified above
+            archive.extractall(tmp_path)  # safe to extract, as the content was verified above
         assert (tmp_path / part).is_dir()
     folders = datasets.load("omniglot", data=tmp_path, cache=tmp_path / "cache", quiet=True)
     np.testing.assert_array_equal(folders.images, loaded.images)

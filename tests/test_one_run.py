@@ -1,5 +1,7 @@
-"""One run of a manifest done again: the same bits on the same kind of machine, a tolerance on
-another."""
+"""One run of a manifest done again.
+
+The same kind of machine gives the same bits; another one may differ by a tolerance.
+"""
 
 import hashlib
 import json
@@ -22,7 +24,7 @@ RUN = f"ablation/g1+g2/{FIRST_SEED}"
 
 @pytest.fixture
 def then(finished_ablation: Path, tmp_path: Path) -> Path:
-    """The manifest of a finished run, with its tables and without its runs."""
+    """Return the manifest of a finished run, with its tables and without its runs."""
     shutil.copytree(finished_ablation, tmp_path / "then", ignore=shutil.ignore_patterns("runs"))
     return tmp_path / "then" / "manifest.json"
 
@@ -32,8 +34,7 @@ def again(then: Path, *more: object, run: str = RUN):
 
 
 def changed(then: Path, **columns: object) -> None:
-    """Return the table of runs with other entries in the row of RUN, written as if it had been
-    so."""
+    """Change entries of RUN's row in the table of runs, as if it had been written so."""
     path = then.parent / "tables" / "ablation_runs.csv"
     table = pd.read_csv(path)
     for name, value in columns.items():

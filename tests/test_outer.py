@@ -1,5 +1,7 @@
-"""Reptile, MAML and Adam outside: settings, contrasts, the chosen step, verdicts on made-up
-curves."""
+"""Reptile, MAML and an outer Adam: settings, contrasts, the chosen step, verdicts.
+
+Verdicts are tested on made-up curves.
+"""
 
 import json
 
@@ -52,8 +54,10 @@ def test_the_seed_that_chooses_is_not_judged():
 
 
 def _run(curve, *, seeds=5, profile="smoke"):
-    """Return made-up curves(method, share of what is trained, outer step), a little better from
-    seed to seed, not by the same in every method."""
+    """Return the results of made-up curves(method, share of what is trained, outer step).
+
+    Accuracy grows a little from seed to seed, by another amount in each method.
+    """
     until = outer.SCALES[profile].until
 
     def accuracy(job, iteration):
@@ -66,8 +70,11 @@ def _run(curve, *, seeds=5, profile="smoke"):
 
 
 def _as_claimed(method, share, step):
-    """Return curves where Reptile arrives half way and stays, MAML at the end; joint training
-    falls; Adam as good, best at 1e-3."""
+    """Return curves as the paper claims them.
+
+    Reptile reaches its final accuracy half way, MAML at the end, and joint training falls.
+    Adam is as good, and best at step 1e-3.
+    """
     if method == "joint training":
         return 0.6 - 0.2 * share
     rate = 2.0 if method.startswith("Reptile") else 1.0

@@ -1,5 +1,7 @@
-"""Figure 4's runs against the paper's setting, which minibatches really overlap, verdicts on
-made-up accuracies."""
+"""Figure 4's runs against the paper's setting.
+
+Also which minibatches really overlap, and verdicts on made-up accuracies.
+"""
 
 import json
 from dataclasses import replace
@@ -88,8 +90,10 @@ def test_every_scale_anneals_within_its_own_run():
 
 
 def _run(final, *, seeds=5):
-    """Return made-up final accuracies by (method's name, steps, batch), a little better from seed
-    to seed."""
+    """Return the results of made-up final accuracies by (method's name, steps, batch).
+
+    Accuracy grows a little from seed to seed.
+    """
     grid = Grid(steps=(2, 4, 6, 8), batch=(25, 100), outer_step=(0.25,))
     scale = replace(overlap.SCALES["smoke"], grid=grid, seeds=seeds)
 
@@ -123,7 +127,7 @@ def test_controls_can_pass():
         found = judged(overlap.EXPERIMENT, _run(final)[0])
         return {claim: verdict.why for claim, verdict in found.items()}
 
-    def always_behind(method, steps, batch):  # not by overlap
+    def always_behind(method, steps, batch):  # whether or not there is overlap
         return 0.9 if method in (SHARED.name, REPLACEMENT.name) else 0.96
 
     assert why(always_behind)["overlap-tail"] == "the control does not fail"
@@ -137,7 +141,8 @@ def test_drawing_with_replacement_is_a_case_of_its_own():
     verdict = judged(overlap.EXPERIMENT, _run(final)[0])["overlap-tail"]
     by_case = {case.name: case.decision for case in verdict.cases}
     assert verdict.decision == REFUTED
-    # The sweep of minibatches has no point at which drawing afresh overlaps and is not cycling.
+    # In the sweep of minibatches, drawing with replacement has no point at which it overlaps and
+    # differs from cycling.
     assert by_case == {
         f"inner steps: {SHARED.name}": SUPPORTED,
         f"inner steps: {REPLACEMENT.name}": REFUTED,

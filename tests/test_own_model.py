@@ -1,5 +1,7 @@
-"""Models of one's own against networks written by hand, with dense Hessians or double backward of
-plain autograd."""
+"""Models of the user's own against networks written by hand.
+
+The latter take dense Hessians or double backward passes of plain autograd.
+"""
 
 import warnings
 from contextlib import nullcontext
@@ -14,9 +16,9 @@ from tests.helpers.data import assert_close, generator, normal
 
 pytestmark = pytest.mark.usefixtures("no_search_for_noise")
 
-# float64; MAML's remainders and third derivatives are differences of larger numbers.
+# In float64; MAML's remainders and third derivatives are differences of larger numbers.
 ROUND_OFF = 1e-10
-SMALL = 1e-3  # a rate at which the series' next term is a hundredth or less of the one before
+SMALL = 1e-3  # at this rate each term is at most a hundredth of the one before
 
 
 def layer_norm_mlp():
@@ -42,7 +44,7 @@ def convolutions():
 
 
 class Tied(nn.Module):
-    """Words in, words out, by the same matrix; the middle bias is frozen."""
+    """A network of words in and words out with one shared matrix; the middle bias is frozen."""
 
     def __init__(self):
         super().__init__()
@@ -63,9 +65,11 @@ def batch_norm_net(**options):
 
 
 def made(make, seed=0):
-    """Make a module in float64, all parameters random: scales and shifts of norms begin at 1 and
-    0."""
-    torch.manual_seed(seed)  # torch's own initialization knows no generator
+    """Make a module in float64 whose parameters are all random, also norms' scales and shifts.
+
+    These begin at 1 and 0.
+    """
+    torch.manual_seed(seed)  # torch's own initialization takes no generator
     network, g = make().double(), generator(seed)
     with torch.no_grad():
         for p in network.parameters():
@@ -133,7 +137,7 @@ def gradient(loss, phi):
 
 
 def by_double_backward(loss, phi, *vectors):
-    """Return L'' u, or L'''[u, v]."""
+    """Return L'' u, or L'''[u, v], by repeated backward passes."""
     phi = phi.clone().requires_grad_()
     (g,) = torch.autograd.grad(loss(phi), phi, create_graph=True)
     for v in vectors:
@@ -151,8 +155,10 @@ def by_dense_hessian(loss, phi, u):
 
 
 def by_hand(losses, phi, alpha, product):
-    """Return (exact, terms) of g_1 … g_k and MAML, from the paper's sums; MAML's exactly, by
-    autograd through the loop."""
+    """Return (exact, terms) of g_1 … g_k and MAML, from the paper's sums.
+
+    MAML's exact gradient comes from autograd through the loop.
+    """
     k, zero = len(losses), torch.zeros_like(phi)
     g_bar = [gradient(loss, phi) for loss in losses]
     s = [sum(g_bar[:i], zero) for i in range(k)]
@@ -163,8 +169,8 @@ def by_hand(losses, phi, alpha, product):
             product(loss, phi, sum(hs[:i], zero)) + by_double_backward(loss, phi, s[i], s[i]) / 2
         )
         terms.append([g_bar[i], -alpha * hs[i], alpha**2 * second])
-    # MAML's: prod_{j<k} (I - alpha L_j''(phi_j)) g_k, with L_j''(phi_j) = H_j - alpha T_j[s_j] + …,
-    # multiplied out.
+    # MAML's terms: prod_{j<k} (I - alpha L_j''(phi_j)) g_k is multiplied out, with
+    # L_j''(phi_j) = H_j - alpha T_j[s_j] + ….
     last, first, second = g_bar[-1], -hs[-1], terms[-1][2] / alpha**2
     for j in range(k - 1):
         first = first - product(losses[j], phi, last)
@@ -266,7 +272,7 @@ def entropy(logits, labels):
 
 
 def slopes(analysis):
-    """Return the slopes of all gradients but g_1, which is g_bar_1."""
+    """Return the slopes of all gradients but g_1, which equals g_bar_1."""
     table = analysis.expansion
     return table[table.gradient != "g_1"].pivot(index="gradient", columns="order", values="slope")
 
@@ -277,7 +283,8 @@ def test_remainders_fall_with_the_next_power_of_alpha(name):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         found = slopes(analyse(made(make), entropy, minibatches, SMALL, most_orders=0))
-    # The next term moves log2 of the ratio by about alpha times a ratio of terms of some tens.
+    # The next term moves the slope, log2 of a ratio, by about alpha times a ratio of terms: some
+    # tens.
     assert (found - [1, 2, 3]).abs().to_numpy().max() < 0.05, found
 
 
@@ -289,8 +296,11 @@ def test_a_transformer_in_training_or_evaluation(train):
 
 
 def test_the_slope_shows_torchs_own_third_derivatives_to_be_wrong(monkeypatch):
-    """The control: with torch's layer norm the second-order term is wrong, and its remainder falls
-    as alpha^2 only."""
+    """The slope shows torch's own third derivatives to be wrong.
+
+    This is the control.
+    With torch's layer norm the second-order term is wrong, and its remainder falls as alpha^2 only.
+    """
     monkeypatch.setattr(losses, "right_derivatives", nullcontext)
     found = slopes(
         analyse(made(layer_norm_mlp), entropy, labelled(3, 3), SMALL, most_orders=0, certify=False)
@@ -386,7 +396,7 @@ def test_vectors_go_back_into_the_models_own_structure():
     network = made(Tied)
     found = analyse(network, entropy, words(2), SMALL, order=0)
     back = found.unflatten(found.avg_grad)
-    assert list(back) == ["embed.weight", "middle.weight"]  # tied once, frozen never
+    assert list(back) == ["embed.weight", "middle.weight"]  # tied weights once, frozen ones never
     sum(entropy(network(x), y) / 2 for x, y in words(2)).backward()
     assert_close(back["embed.weight"], network.embed.weight.grad, ROUND_OFF)
     assert_close(back["middle.weight"], network.middle.weight.grad, ROUND_OFF)
