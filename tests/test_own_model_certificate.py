@@ -16,10 +16,10 @@ RANDOM_MODELS = 200
 
 
 class Sine(torch.autograd.Function):
-    """sin's n-th derivative, whose own derivative is another such, made wrong by a fault in one
-    order and some modes.
+    """A derivative of sin, made wrong by a fault in one order and some modes.
 
-    One class for each order and fault is made by `sine`, as torch.func takes no options.
+    Its own derivative is another such function.
+    `sine` makes a class for each order and fault, as torch.func takes no options.
     """
 
     order, at, fault, modes = 0, 0, staticmethod(lambda d, x: d), ("backward", "jvp")
@@ -71,8 +71,10 @@ class Middle(nn.Module):
 
 
 class Late(torch.autograd.Function):
-    """A gradient that is right, made of constants: it has no derivative of its own (as with fused
-    kernels)."""
+    """A function with a right gradient that is made of constants.
+
+    The gradient has no derivative of its own, as with fused kernels.
+    """
 
     @staticmethod
     def forward(ctx, x):
@@ -106,7 +108,7 @@ class FusedNorm(torch.autograd.Function):
 
 
 def once_for_some(x):
-    """Return a wrong second derivative of one number in thirty."""
+    """Return sin(x), with a wrong second derivative of one number in thirty."""
     return torch.cat([Late.apply(x.flatten()[:1]), x.flatten()[1:].sin()])
 
 
@@ -151,8 +153,10 @@ def test_a_wrong_derivative_is_flagged_with_its_layer(name):
 
 @pytest.mark.filterwarnings("ignore:analyse. torch")
 def test_without_a_fault_the_same_function_is_right():
-    """Twice in forward mode torch 2.13 takes it for linear, which is said; reverse mode is
-    right."""
+    """The function without a fault is found right in reverse mode.
+
+    Torch 2.13 takes it for linear in forward mode twice, which the analysis reports.
+    """
     found = analyse(network(Middle(sine(0, 0, None))), F.cross_entropy, task(), 0.05, most_orders=0)
     expected = analyse(network(Middle(torch.sin)), F.cross_entropy, task(), 0.05, most_orders=0)
     assert found.verdict("terms") == "holds" and not found.withheld and expected.distrust == ()

@@ -1,9 +1,9 @@
-"""Layers, losses and operations of torch, in a small network each: right, flagged by name or
-refused by name.
+"""Layers, losses and operations of torch, each in a small network: right, flagged or refused.
 
-The numbers are held to `plain_differences`, which imports nothing of ours. What is neither flagged
-nor refused must be right to 1e-6; what is flagged holds nan, or is right, or the flag says what
-else it is.
+The numbers are compared with `by_differences`, whose module imports nothing of ours.
+A number that is neither flagged nor refused must be right to 1e-6.
+A flagged one holds nan, or is right, or the flag says what else it is.
+Flags and refusals name the layer.
 """
 
 import copy
@@ -25,8 +25,10 @@ ALPHA = 0.01
 
 
 class Around(nn.Module):
-    """An operation or layer between two linear maps: (5, 4) -> (5, 6), shaped as it likes ->
-    whatever -> numbers."""
+    """A linear map, followed by an operation or a layer.
+
+    The linear map goes (5, 4) -> (5, 6), and its outputs are reshaped to what the operation takes.
+    """
 
     def __init__(self, middle, shape=(5, 6)):
         super().__init__()
@@ -314,8 +316,10 @@ def network_of(name):
 
 
 def copies_of(name):
-    """Return what makes the network again: by a copy, if it can be copied, as seeding torch takes
-    longer than all else."""
+    """Return a function that makes the network again.
+
+    It copies the network where it can, as seeding torch takes longer than all else.
+    """
     network = network_of(name)
     return (
         (lambda: network_of(name))
@@ -330,8 +334,10 @@ def pairs(seed=0):
 
 
 def wrong_numbers(found, make, loss, minibatches):
-    """Return what is finite and at no step what differences say, to 1e-6 of its size or of what is
-    natural for it."""
+    """Return the finite numbers that disagree with differences at every step size.
+
+    The limit is 1e-6 of a number's size or of its natural size.
+    """
     wrong = None
     for step in STEPS:
         apart = _apart(found, by_differences(make, loss, minibatches, found.alpha, step))
@@ -361,14 +367,14 @@ def _apart(found, expected):
     apart = {}
     for name, (ours, theirs, natural) in compared.items():
         theirs = torch.as_tensor(theirs, dtype=torch.float64)
-        held = bool(ours.isfinite().all())  # else withheld
+        held = bool(ours.isfinite().all())  # otherwise the number is withheld
         apart[name] = (
             float((ours - theirs).norm()) / max(float(theirs.norm()), natural) if held else 0.0
         )
     return apart
 
 
-# Where torch has no second derivative in any mode, which is said with the layer.
+# Torch has no second derivative in any mode; the error names the layer.
 REFUSED = {
     "hardsigmoid",
     "ldl_factor",
@@ -378,7 +384,7 @@ REFUSED = {
     "multilabel_margin_loss",
     "ctc_loss",
 }
-# Where its forward mode is wrong or the loss jumps, which is said with the function and the layer.
+# Torch's forward mode is wrong or the loss jumps; the flag names the function and the layer.
 FLAGGED = {
     "linalg.solve": "linalg_solve",
     "linalg.det": "linalg_det",
@@ -388,7 +394,7 @@ FLAGGED = {
     "householder_product": "linalg_householder_product",
     "parametrizations.orthogonal": "linalg_householder_product",
 }
-JUMPS = {"parametrizations.orthogonal"}  # it makes whole numbers of a diagonal that SGD never moves
+JUMPS = {"parametrizations.orthogonal"}  # it rounds a diagonal that SGD never moves
 
 
 @pytest.mark.parametrize("name", [*OPERATIONS, *LAYERS])

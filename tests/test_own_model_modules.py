@@ -1,5 +1,4 @@
-"""Modules of every kind: none is changed, whatever it holds, and each gives what plain torch gives,
-or says why not."""
+"""Modules of every kind: none is changed, and each gives what plain torch gives or says why not."""
 
 import collections
 import copy
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("no_search_for_noise")
 ROUND_OFF = 1e-11
 
 
-# What a module holds, and whether it is as it was.
+# A module's state, before and after.
 
 
 class Shared(nn.Module):
@@ -42,7 +41,10 @@ class Shared(nn.Module):
 
 
 class Caching(nn.Module):
-    """Keeps activations, counts its calls, and alters lists, options and its own training mode."""
+    """A module that keeps activations, counts its calls, and alters its own state.
+
+    It alters lists, options and its own training mode.
+    """
 
     def __init__(self):
         super().__init__()
@@ -124,7 +126,7 @@ HOLDING = {
 
 
 def held(thing, depth=0):
-    """Return identities and bits of all that is reachable."""
+    """Return identities and bits of all that can be reached."""
     if isinstance(thing, nn.Module):
         return id(thing), type(thing), [(k, held(v, depth + 1)) for k, v in vars(thing).items()]
     if isinstance(thing, torch.Tensor):
@@ -181,7 +183,7 @@ def test_the_module_is_as_it_was(name, after):
     assert held(net) == before and held(minibatches) == data and kept == ACTIVATIONS
     assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
     assert (states[2] == np.random.get_state()[1]).all()
-    if name != "old_norms":  # their weights are no leaves, before as after
+    if name != "old_norms":  # their weights are not leaves
         copy.deepcopy(net)
     if after == "an analysis":
         assert found.verdict("g_bar") in ("holds", "stopped gradient") and not found.withheld
@@ -233,7 +235,7 @@ def test_what_is_written_through_data_of_a_constant_counts():
             scales.detach().add_(1)
             h = super().forward(x).tanh()
             kept = torch.zeros_like(h)
-            kept.data.copy_(h)  # which is h, as torch lets no backward pass through it
+            kept.data.copy_(h)  # equals h, and torch allows no backward pass through it
             return h * scales + 0 * kept
 
     found = quick(seeded(lambda: Writing(3, 4)))
@@ -262,7 +264,10 @@ def test_values_that_depend_on_whether_gradients_are_on_are_not_called_noise():
 
 
 def test_a_model_that_takes_gradients_itself_is_right():
-    """The slopes of an energy, as in physics: evaluated without a graph it has none."""
+    """A model that takes gradients itself is right.
+
+    Its outputs are the slopes of an energy, as in physics, which evaluation without a graph lacks.
+    """
 
     class Slopes(nn.Module):
         def __init__(self):
@@ -369,7 +374,7 @@ class Record:
 
 
 class OfOne(nn.Module):
-    """Takes a batch of some kind as its only argument."""
+    """A module that takes a batch of some kind as its only argument."""
 
     def __init__(self):
         super().__init__()
@@ -473,7 +478,7 @@ def test_inside_inference_mode_numbers_are_the_same():
     assert_close(without.terms, expected.terms, ROUND_OFF)
 
 
-# What is refused, by the layer's name and with the way out.
+# Refusals, which name the layer and the remedy.
 
 
 def embedding(**options):
@@ -609,13 +614,16 @@ def test_a_stopped_gradient_has_one_meaning_and_is_flagged(name):
 
 
 def test_a_stopped_value_that_becomes_a_leaf_is_flagged():
-    """torch.func makes no leaves, so that terms are differences."""
+    """A stopped value that becomes a leaf is flagged.
+
+    torch.func makes no leaves, so that terms come from differences.
+    """
     net = seeded(lambda: SimSiam(lambda h: h.detach().clone().requires_grad_()))
     with pytest.warns(UserWarning, match="gradients are stopped: detach in SimSiam"):
         found = analyse(net, similarity, task(), 1e-3, most_orders=0)
     expected = quick(seeded(lambda: SimSiam(torch.detach)), similarity)
     assert_close(found.exact, expected.exact, ROUND_OFF)
-    assert_close(found.terms[:, 1], expected.terms[:, 1], 1e-6)  # by differences
+    assert_close(found.terms[:, 1], expected.terms[:, 1], 1e-6)  # terms come from differences
 
 
 def test_a_number_taken_out_of_torch_is_flagged():
@@ -632,7 +640,7 @@ def test_a_stop_that_changes_nothing_is_not_flagged():
     class Stable(nn.Linear):
         def forward(self, x):
             h = super().forward(x)
-            h = h - h.max(-1, keepdim=True).values.detach()  # as softmax does not mind
+            h = h - h.max(-1, keepdim=True).values.detach()  # softmax is the same for any shift
             return h.exp() / h.exp().sum(-1, keepdim=True)
 
     found = quick(seeded(lambda: Stable(3, 4)))
@@ -656,7 +664,7 @@ def test_kinks_are_named_where_they_spoil_a_slope():
 def test_a_kink_at_the_very_point_is_flagged():
     net = seeded(lambda: nn.Sequential(nn.Linear(3, 5), nn.ReLU(), nn.Linear(5, 4)))
     nn.init.zeros_(net[0].bias)
-    # One input is 0, as black borders are.
+    # One input is 0, like black borders.
     minibatches = [(x * (torch.arange(6) > 0)[:, None], y) for x, y in task()]
     with pytest.warns(
         UserWarning, match=r"slope of the loss jumps at this very point \(relu in '1' \(ReLU\)"
@@ -665,7 +673,7 @@ def test_a_kink_at_the_very_point_is_flagged():
     assert found.verdict("g_bar") == "kink" and not found.withheld
 
 
-# What it says in all.
+# The whole analysis.
 
 
 def test_a_summary_has_five_lines():
@@ -693,7 +701,7 @@ def test_first_order_explains_nine_tenths_as_far_as_it_says():
         warnings.simplefilter("ignore")
         found = analyse(net, F.cross_entropy, task(), reach, most_orders=0).expansion
     explained = float(found[(found.gradient == name) & (found.order == 1)].explained.iloc[0])
-    assert 0.8 < explained < 0.95  # terms of third order move it
+    assert 0.8 < explained < 0.95  # terms of third order move it from 0.9
 
 
 def test_every_quantity_has_agreements_and_a_verdict():
@@ -706,8 +714,7 @@ def test_every_quantity_has_agreements_and_a_verdict():
 
 
 def near_start(penalty):
-    """Return a model with a penalty on how far its parameters are from where they start, its loss,
-    and the start."""
+    """Return a model with a penalty on its distance from the start, its loss, and the start."""
     net = seeded(lambda: nn.Linear(3, 4))
     start = {name: p.detach().clone() for name, p in net.named_parameters()}
 
@@ -719,7 +726,10 @@ def near_start(penalty):
 
 
 def test_the_square_of_the_norm_of_zero_is_the_sum_of_squares():
-    """torch's second derivative of a norm at 0 is 0 or nan (pytorch 92075)."""
+    """The square of the norm of zero is analysed as the sum of squares.
+
+    Torch's second derivative of a norm at 0 is 0 or nan (pytorch 92075).
+    """
     of_squares, loss, start = near_start(lambda d: d.square().sum())
     right = quick(of_squares, loss, parameters=start)
     found = quick(near_start(lambda d: torch.norm(d) ** 2)[0], loss, parameters=start)

@@ -1,4 +1,4 @@
-"""What an analysis costs in evaluations, and how surely it finds that a loss is random."""
+"""The cost of an analysis in evaluations, and how surely it finds that a loss is random."""
 
 import random
 
@@ -13,7 +13,10 @@ from tests.helpers.own_models import quick, seeded, task
 
 
 class Skipping(nn.Module):
-    """Stochastic depth: a block is skipped once in ten calls, by some source of chance."""
+    """A network with stochastic depth: by chance it skips a block once in ten calls.
+
+    `draw` is the source of chance.
+    """
 
     def __init__(self, draw):
         super().__init__()
@@ -28,7 +31,7 @@ class Skipping(nn.Module):
 def test_noise_of_one_block_in_ten_is_missed_less_than_once_in_a_thousand_calls(m):
     n = evaluations_against_noise(m)
     assert (0.9**n + 0.1**n) ** m < 1e-3
-    assert m * n < 110  # of a loss, and no more than it takes
+    assert m * n < 110  # the number of evaluations stays small
 
 
 SOURCES = {

@@ -1,5 +1,4 @@
-"""Modules of one's own in the core, against loops of plain torch; images of other shapes are
-named."""
+"""Modules of the user's own in the core, against loops of plain torch; images of wrong shapes."""
 
 import copy
 import pickle
@@ -80,7 +79,10 @@ def run_of(network, weights=REPTILE, **options):
 
 
 def by_plain_torch(net, weights, images, seed=0):
-    """Meta-train by a loop over the module's own parameters; MAML by autograd through its steps."""
+    """Meta-train by a loop over the module's own parameters.
+
+    MAML's gradient comes from autograd through the steps.
+    """
     phi = {name: p.detach().clone() for name, p in net.named_parameters()}
     for iteration, tasks in enumerate(
         training_stream(LEARN, images, seed=seed, iterations=range(3), meta_batch=1)
@@ -147,7 +149,7 @@ def test_evaluation_classifies_as_the_module_does():
         network, loss, phi, pool(), drawn, run.inner.build(), transductive=False, lanes=3
     )["accuracy"]
     assert torch.equal(found, lanes)
-    # Without transduction: each query in front of the support, in a batch of its own.
+    # Without transduction each query is in a batch of its own, in front of the support set.
     for task in range(4):
         adapted = phi
         for batch in drawn.minibatches:
@@ -170,7 +172,7 @@ def test_a_run_of_it_is_a_file_that_resumes_to_the_same_bits(tmp_path, monkeypat
     execute(jobs["whole"])
     execute(replace(jobs["cut"], until=1))
     resumed = replace(jobs["cut"], run=pickle.loads(pickle.dumps(run)))  # as in a worker process
-    # Made once more.
+    # The same network made again has the same key.
     assert resumed.key == replace(jobs["cut"], run=run_of(Network.of(module(), SHAPE))).key
     execute_together([resumed])
     found = [load(job).state for job in (jobs["whole"], resumed)]
@@ -181,7 +183,10 @@ def test_a_run_of_it_is_a_file_that_resumes_to_the_same_bits(tmp_path, monkeypat
 
 
 def test_the_built_in_network_as_a_module_has_its_gradient():
-    """Features come flattened channel, height, width there, and here height, width, channel."""
+    """The built-in network as a module has the built-in gradient.
+
+    The module flattens features as channel, height, width, the core as height, width, channel.
+    """
     built, batch = omniglot(5), minibatch(batch=6)
     phi = built.initialize(0, dtype=torch.float64)
     net = load_phi(plain.model_of(5).double(), phi)
@@ -195,12 +200,12 @@ def test_the_built_in_network_as_a_module_has_its_gradient():
     parts = {name: g[name] for name in learned(net)}
     parts["17.weight"] = parts["17.weight"].reshape(5, 64, 2, 2).permute(0, 2, 3, 1).flatten(1)
     expected = inner_loop.gradient(CrossEntropy(built, "sum"), phi, batch)
-    # Some hundred sums of some thousand terms each.
+    # Round-off of some hundred sums of some thousand terms each.
     assert_close(as_phi(parts.values()), expected, 1e-11)
 
 
 class Viewing(nn.Module):
-    """Takes a view that needs channels first in memory."""
+    """A module that takes a view, which needs channels first in memory."""
 
     def __init__(self):
         super().__init__()

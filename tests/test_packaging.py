@@ -1,5 +1,7 @@
-"""Metadata, what a wheel holds, the command that it installs, and that an installation knows its
-own code alone."""
+"""Metadata, the wheel, the command that it installs, and the code that an installation knows.
+
+An installation must know its own code alone.
+"""
 
 import importlib.util
 import os
@@ -30,7 +32,7 @@ PARTS = (*PACKAGES, "reproduce.py", "pyproject.toml", "README.md", "LICENSE")
 
 
 def git(folder: Path, *arguments: str) -> str:
-    """Return what git says, of a repository that nobody's settings reach."""
+    """Run git without anyone's settings, and return what it prints."""
     names = {
         f"GIT_{role}_{what}": "x@example.org"
         for role in ("AUTHOR", "COMMITTER")
@@ -72,7 +74,7 @@ def copy_of_the_project(folder: Path) -> Path:
 
 
 def manifest_of(root: Path) -> ModuleType:
-    """Return analysis.results.manifest as it is at another root."""
+    """Return the module analysis.results.manifest of another root."""
     path = root / "analysis" / "results" / "manifest.py"
     spec = importlib.util.spec_from_file_location("manifest_elsewhere", path)
     assert spec is not None and spec.loader is not None
@@ -163,7 +165,7 @@ def test_every_pattern_of_data_matches_files_and_all_packages_are_typed() -> Non
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> zipfile.ZipFile:
-    """A wheel built from a copy: half a second of work."""
+    """Return a wheel built from a copy of the project, which takes half a second."""
     setuptools = pytest.importorskip("setuptools")
     if int(setuptools.__version__.split(".")[0]) < 77:
         pytest.skip("a licence by its SPDX name needs setuptools 77")

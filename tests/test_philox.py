@@ -1,5 +1,4 @@
-"""Philox against Random123's known answers and Python integers; the draws made of it against exact
-uniformity."""
+"""Philox against Random123's known answers and Python integers, and draws against uniformity."""
 
 import itertools
 from collections import Counter
@@ -10,10 +9,10 @@ from scipy.stats import chi2
 
 from reptile_core.philox import Purpose, bits, distinct, permutations, philox, uniform
 
-FALSE_ALARM = 1e-4  # of each chi-square below, if its seed were drawn again; the seeds are fixed
+FALSE_ALARM = 1e-4  # of each chi-square below over random seeds; the seeds are fixed
 FULL = 0xFFFFFFFF
 
-KNOWN_ANSWERS = [  # kat_vectors of Random123: counter, key, answer of philox4x32-10
+KNOWN_ANSWERS = [  # Random123's kat_vectors: counter, key, answer of philox4x32-10
     ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
     ((FULL,) * 4, (FULL,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
     (
@@ -25,7 +24,7 @@ KNOWN_ANSWERS = [  # kat_vectors of Random123: counter, key, answer of philox4x3
 
 
 def in_integers(key: tuple[int, ...], counter: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the published algorithm in unbounded integers."""
+    """Return Philox's words by the published algorithm in unbounded integers."""
     (a, b, c, d), (k, m) = counter, key
     for _ in range(10):
         x, y = 0xD2511F53 * a, 0xCD9E8D57 * c
@@ -37,7 +36,7 @@ def in_integers(key: tuple[int, ...], counter: tuple[int, ...]) -> tuple[int, ..
 def assert_uniform(outcomes: Counter, cells: int) -> None:
     expected = outcomes.total() / cells
     statistic = sum((n - expected) ** 2 / expected for n in outcomes.values())
-    statistic += (cells - len(outcomes)) * expected  # cells that were never met
+    statistic += (cells - len(outcomes)) * expected  # cells without an outcome
     assert statistic < chi2.isf(FALSE_ALARM, cells - 1)
 
 
@@ -56,8 +55,10 @@ def test_many_counters_at_once_equal_integer_arithmetic() -> None:
 
 
 def test_an_address_is_a_counter() -> None:
-    """Written down here so that it cannot change unnoticed: it would change every task of every
-    run."""
+    """An address is a counter, written down here so that it cannot change unnoticed.
+
+    A change would alter every task of every run.
+    """
     found = bits(7 + (9 << 32), Purpose.EVALUATION, 10, iteration=5, task=3).tolist()
     expected = [word for block in range(3) for word in in_integers((7, 9), (block, 3, 5, 1))]
     assert found == expected[:10]
@@ -85,8 +86,7 @@ def test_nothing_depends_on_what_else_is_asked() -> None:
 def test_streams_differ() -> None:
     addresses = itertools.product((0, 1, 1 << 32), Purpose, (0, 1), (0, 1))
     streams = [bits(seed, purpose, 64, iteration=i, task=t) for seed, purpose, i, t in addresses]
-    # 60 x 64 numbers of 32 bits: one coincidence has probability 2e-3, and none is met with these
-    # seeds
+    # Among 60 x 64 numbers of 32 bits, a coincidence has probability 2e-3. These seeds have none.
     assert len(set(torch.cat(streams).tolist())) == 60 * 64
 
 
@@ -99,8 +99,11 @@ def test_uniform_lies_inside_the_open_interval_and_is_flat() -> None:
 
 @pytest.mark.parametrize("population, m", [(1, 1), (4, 2), (5, 5), (6, 3)])
 def test_distinct_meets_every_ordered_choice_equally_often(population: int, m: int) -> None:
-    """The i-th pick depends on floor(key (population - i) / 2^32) alone: one key from the middle of
-    each bin."""
+    """`distinct` gives every ordered choice equally often.
+
+    The i-th pick depends on floor(key (population - i) / 2^32) alone.
+    Hence one key from the middle of each bin is tried.
+    """
     bins = [
         [int((r + 0.5) / (population - i) * 2**32) for r in range(population - i)] for i in range(m)
     ]

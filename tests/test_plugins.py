@@ -1,5 +1,7 @@
-"""A file of the user's own: its claim is in the ledger, the report and the figures; what is wrong
-with one is named."""
+"""A file of the user's own: its claim is in the ledger, the report and the figures.
+
+An error in such a file is named.
+"""
 
 import json
 from pathlib import Path

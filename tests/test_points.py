@@ -1,8 +1,8 @@
-"""Derivatives by hand up to the fourth, against the tensor code under autograd, and against
-differences of each other.
+"""Derivatives by hand up to the fourth order, against autograd of the tensor code.
 
-Float64 and sums of thousands of terms: 1e-12 of the largest is ample; in the fourth derivative and
-in mixed third ones, which are differences, a digit more goes.
+They are also compared with differences of each other.
+In float64 with sums of thousands of terms, 1e-12 of the largest is ample.
+The fourth derivative and mixed third ones are differences and lose a digit more.
 """
 
 import gc
@@ -45,8 +45,10 @@ def directions(phi, count):
 
 
 def course(loss, phi, batch, along):
-    """Return the loss, its gradient, and this differentiated along one direction after the other,
-    in reverse mode."""
+    """Return the loss, its gradient, and the gradient's derivatives along the given directions.
+
+    Each direction differentiates the result before it once more, in reverse mode.
+    """
     point = phi.clone().requires_grad_()
     found = [loss(point, batch)]
     found.append(torch.autograd.grad(found[-1], point, create_graph=True)[0])
@@ -62,7 +64,7 @@ def close(found, expected, tolerance=ROUND_OFF):
 
 @pytest.fixture
 def tensor_code(monkeypatch):
-    """What a function gives without the loops."""
+    """Return a function that calls another one without the compiled loops."""
 
     def call(function, *arguments):
         with monkeypatch.context() as patch:
@@ -74,7 +76,10 @@ def tensor_code(monkeypatch):
 
 @EACH
 def test_every_derivative_equals_the_tensor_codes(case, tensor_code):
-    """Along different directions: what takes one is a special case."""
+    """Every derivative equals the tensor code's, along different directions.
+
+    A single direction is a special case with a test of its own.
+    """
     loss, phi, batch = setting(case)
     along = directions(phi, 3)
     assert isinstance(loss.point(phi, batch), points.Point)
@@ -95,8 +100,10 @@ def test_twice_along_one_direction(case, tensor_code):
 
 @EACH
 def test_float32(case, tensor_code):
-    """ReLU may switch within round-off of 0, where derivatives jump: compared by norm, against
-    float64."""
+    """Float32 derivatives agree with float64 ones in norm.
+
+    A ReLU may switch within round-off of 0, where derivatives jump.
+    """
     loss, phi, batch = setting(case, torch.float32)
     v = directions(phi, 1)[0]
     double = setting(case)[2]
@@ -109,8 +116,10 @@ def test_float32(case, tensor_code):
 
 @pytest.mark.parametrize("case", ["softplus", "tanh"])
 def test_central_differences(case):
-    """Of step 1e-4: truncation 1e-8 of what follows, times third differences; round-off 1e-12 and
-    less."""
+    """Derivatives equal central differences of step 1e-4.
+
+    Truncation is 1e-8 times third differences; round-off is 1e-12 and less.
+    """
     loss, phi, batch = setting(case)
     v, step = directions(phi, 1)[0], 1e-4
     v = v / v.norm()
@@ -134,7 +143,7 @@ def test_derivatives_are_linear_and_symmetric():
 
 def test_what_is_no_number_shows():
     loss, phi, batch = setting("softplus")
-    phi[-1000] = torch.nan  # of the weights that the last activation meets
+    phi[-1000] = torch.nan  # a weight behind the last activation
     assert loss(phi.requires_grad_(), batch).isnan()
     phi = setting("softplus")[1]
     phi[0] = torch.nan
@@ -157,7 +166,10 @@ def test_a_product_between_two_derivatives_along_one_direction_does_no_harm():
 
 
 def test_points_that_share_buffers_do_not_meet():
-    """More of them than buffers, each asked again after all others."""
+    """Points that share buffers do not disturb each other.
+
+    There are more points than buffers, and each is used again after all others.
+    """
     loss, phi, _ = setting("softplus")
     batches = [minibatch(batch=3, seed=seed) for seed in range(points.HELD + 2)]
     v = directions(phi, 1)[0]

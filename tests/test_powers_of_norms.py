@@ -1,5 +1,7 @@
-"""Even powers of norms, under every name of both: the sums under the roots, at 0 too, in every
-order of nesting."""
+"""Even powers of norms, under every name of both, against the sums under the roots.
+
+They are tested at 0 too, in every order of nesting.
+"""
 
 from itertools import product
 

@@ -1,5 +1,7 @@
-"""Publishing: an output folder as a page, complete and nothing else; and README's numbers are the
-published ones."""
+"""Publishing: an output folder becomes a page, complete and nothing else.
+
+The numbers in README are the published ones.
+"""
 
 import json
 import re
@@ -98,14 +100,17 @@ def test_what_is_not_finished_is_not_published(
 
 CITED = re.compile(r"`([a-z0-9-]+)`:\s([^)]*)\)")  # (`claim-id`: numbers and words)
 HOUR = (
-    # From here to the end of the paragraph, the numbers are that run's.
+    # The numbers from here to the end of the paragraph come from that run.
     "[An hour](figures/published/hour/README.md)"
 )
 
 
 def _numbers(claim: dict) -> set[str]:
-    """Return what may be written of a claim: means and ends of its cases, plain or in points, with
-    0 to 3 decimals, and the number of seeds."""
+    """Return the numbers that a text may quote for a claim.
+
+    These are the number of seeds, and means and ends of intervals of its cases.
+    They are plain or in points, with 0 to 3 decimals.
+    """
     found = {str(len(case["seeds"])) for case in claim["cases"]}
     for case in (*claim["cases"], *claim["control"]["cases"], *claim["shown"]):
         for value in (case["mean"], case["low"], case["high"]):

@@ -1,5 +1,7 @@
-"""What READMEs print runs, and what they name is there: code, commands, links, functions,
-claims."""
+"""READMEs: the code and commands that they print run, and what they name exists.
+
+Names are those of links, functions and claims.
+"""
 
 import re
 from importlib import import_module
@@ -18,7 +20,7 @@ READMES = [
     ROOT / "README.md",
     *(path for name in FOLDERS for path in sorted((ROOT / name).rglob("README.md"))),
 ]
-LINES, WORDS = 160, 1_500  # of the first page, so that it stays one
+LINES, WORDS = 160, 1_500  # limits for the first page
 TOUR = ROOT / "analysis" / "theory" / "README.md"
 
 
@@ -27,7 +29,7 @@ def name_of(path: Path) -> str:
 
 
 def blocks(text: str, language: str) -> list[str]:
-    """Return fenced blocks of one language."""
+    """Return the fenced blocks of one language."""
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
@@ -36,7 +38,7 @@ def without_code(text: str) -> str:
 
 
 def prose_words(text: str) -> list[str]:
-    """Return words outside code blocks, tables, HTML comments and the targets of links."""
+    """Return the words outside code blocks, tables, HTML comments and the targets of links."""
     text = re.sub(r"<!--.*?-->", "", without_code(text), flags=re.DOTALL)
     text = re.sub(r"\]\([^)]*\)", "]", text)
     lines = [line for line in text.splitlines() if not line.startswith("|")]
@@ -53,7 +55,7 @@ def snippets() -> list[object]:
 
 
 def commands() -> list[object]:
-    """Return command lines of this script, without their comments."""
+    """Return the command lines of this script, without their comments."""
     found = []
     for path in READMES:
         text = path.read_text()
@@ -68,7 +70,7 @@ def commands() -> list[object]:
 
 
 def slugs(path: Path) -> set[str]:
-    """Return anchors of a page's headings, as GitHub makes them."""
+    """Return the anchors of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", without_code(path.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -1,5 +1,7 @@
-"""The report from a made-up folder: it says what the folder holds, in three languages that nothing
-in it can break."""
+"""The report from a made-up folder: it says what the folder holds.
+
+It comes in three languages, and nothing in the folder can break them.
+"""
 
 import json
 import re
@@ -67,7 +69,7 @@ PRINTABLE = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs",
 
 
 class Page(HTMLParser):
-    """Start tags with their attributes, and all text."""
+    """A parsed page: start tags with their attributes, and all text."""
 
     def __init__(self, text):
         super().__init__()
@@ -93,7 +95,7 @@ def original(tmp_path_factory):
 
 @pytest.fixture
 def folder(original, tmp_path):
-    """A copy to break."""
+    """Return a copy of the folder that a test may change."""
     shutil.copytree(original, tmp_path / "out")
     return tmp_path / "out"
 
@@ -166,7 +168,7 @@ def test_every_case_has_its_own_interval_and_place(texts):
     )
     assert " & 20-way & $-$0.1 {[}$-$0.12, $-$0.08{]}, outside & " in texts[2]
     for text in texts:
-        # No hull over cases.
+        # Intervals are not joined over cases.
         assert "mean over seeds with its 95" in text and "−0.12 … 0.9886" not in text
 
 
@@ -206,7 +208,7 @@ def test_the_criterion_says_its_seeds_its_control_and_what_was_changed(texts):
         assert "Changed after a look" not in text and "Judged by" not in text
         assert "wrong formula, which must lie outside the band" in text
         assert "i = 2: −2, outside" in text.replace("*", "")
-        assert "and 1 more" in text and "i = 6: " not in text  # the control furthest from passing
+        assert "and 1 more" in text and "i = 6: " not in text  # named: the furthest from passing
     assert "passed, so this check can support nothing" in _article(texts, PILOT)[0]
     assert "neither failed nor passed" in _article(texts, WIDE)[1]
 
@@ -262,7 +264,10 @@ def test_figure_and_table_stand_with_their_experiment(original):
 
 
 def test_a_table_names_its_own_data_and_no_other(folder):
-    """The table on CIFAR-FS, in a section whose claims were measured on Omniglot first."""
+    """A table names its own data and no other.
+
+    The table is on CIFAR-FS, in a section whose claims were measured on Omniglot first.
+    """
     few_shot = EXPERIMENTS["few_shot"].claims[0].id
     found = [
         replace(verdict, cases=(case("a", 1, 0, 2), case("b", 1, 0, 2, data=CIFAR_FS)), why="pilot")
@@ -272,7 +277,7 @@ def test_a_table_names_its_own_data_and_no_other(folder):
     ]
     ledger.write(found, folder)
     section = next(section for section in gather(folder).sections if section.name == "few_shot")
-    # Of the others nothing.
+    # The other data are not named.
     assert [table.data for table in section.tables] == [("CIFAR-FS · profile: quick",)]
     caption = next(
         line for line in _written(folder)[2].splitlines() if r"\caption{Accuracy in \% on" in line
@@ -496,9 +501,9 @@ def test_latex_compiles_even_hostile_text(folder):
 
 def test_latex_rows_have_as_many_cells_as_columns(texts):
     rows = [line for line in texts[2].splitlines() if line.endswith(r" \\")]
-    cases = 1 + 2 + 6 + 1 + 1  # of the five claims that have some; of a theorem the worst alone
+    cases = 1 + 2 + 6 + 1 + 1  # five claims have cases; a theorem shows its worst
     columns = Counter(len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows)
-    # Ledger, the summary, CIFAR-FS.
+    # The ledger, the summary and the table on CIFAR-FS.
     assert columns == {6: 1 + cases + len(CLAIMS_RUN) - 5, 5: 1 + 2, 3: 1 + 1}
 
 

@@ -1,5 +1,7 @@
-"""The report as a browser shows it: on a phone and on a desk, in light and dark, to eyes, keyboards
-and checkers."""
+"""The report as a browser shows it, on a phone and on a desk, in light and dark.
+
+It must suit eyes, keyboards and checkers.
+"""
 
 import matplotlib
 import pytest
@@ -11,7 +13,7 @@ from tests.helpers.folder import REFUTES, VERDICTS, draw, write
 matplotlib.use("Agg")
 
 PHONE, DESK = 360, 1400
-# Elements that end right of the window, or that hold more than they show.
+# Elements that end to the right of the window, or that hold more than they show.
 TOO_WIDE = """() => {
   const all = [...document.querySelectorAll('main *, header *, nav *, footer *')];
   return all.filter(element => {
@@ -22,14 +24,14 @@ TOO_WIDE = """() => {
     return box.right > innerWidth + 1 || (spills && !element.closest('math'));
   }).map(element => element.outerHTML.slice(0, 200));
 }"""
-# Formulas that run over the box of what the paper says.
+# Formulas that run over the box that quotes the paper.
 RUN_OVER = """() => {
   const right = element => element.getBoundingClientRect().right;
   const formulas = [...document.querySelectorAll('blockquote math')];
   const wide = formulas.filter(math => right(math) > right(math.closest('blockquote')));
   return wide.map(math => math.closest('article').id);
 }"""
-# Pairs of texts one after the other, neither within the other, whose boxes meet.
+# Consecutive texts whose boxes overlap, neither inside the other.
 OVERLAPS = """() => {
   const texts = 'h1, h2, h3, p, dt, dd, figure, label, caption, td, th, summary';
   const blocks = [...document.querySelectorAll(texts)];
@@ -62,7 +64,7 @@ def browser():
     params=[(width, scheme) for width in (PHONE, DESK) for scheme in ("light", "dark")], ids=str
 )
 def page(request, browser, address):
-    """The page just opened; `page.asked` is what it asked for."""
+    """Yield the page just opened; `page.asked` lists its requests."""
     width, scheme = request.param
     page = browser.new_page(
         viewport={"width": width, "height": 900}, color_scheme=scheme, reduced_motion="reduce"
@@ -83,8 +85,10 @@ def desk(browser, address):
 
 
 def test_whole_page(page, address):
-    """No request but for the page itself, nothing outside the window or over another, nothing
-    serious for axe."""
+    """The whole page requests nothing else and fits the window.
+
+    Nothing overlaps, and axe finds nothing serious.
+    """
     page.evaluate("document.querySelectorAll('details').forEach(details => details.open = true)")
     assert [url for url in page.asked if not url.startswith("data:")] == [address]
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

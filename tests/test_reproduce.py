@@ -1,5 +1,7 @@
-"""The script as its users meet it: one clear line and exit code 2 before any work, or a whole set
-of files after it."""
+"""The script as its users meet it.
+
+It ends in one clear line and exit code 2 before any work, or leaves a whole set of files.
+"""
 
 import json
 import os
@@ -21,7 +23,7 @@ from tests.helpers.script import TINY_ABLATION, ablation_in, finished_in, script
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """A smoke profile of seconds."""
+    """Reduce the smoke profile to a few seconds."""
     monkeypatch.setitem(reproduce.EXPERIMENTS, "ablation", TINY_ABLATION)
 
 
@@ -61,7 +63,7 @@ def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, monkeypatch, 
     files = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()}
     before = (tmp_path / "tables" / "ablation.csv").read_bytes()
     monkeypatch.setattr("figures.background.draw", lambda *_: [])
-    assert _run(tmp_path, "--workers", "1") == 0  # all is reused
+    assert _run(tmp_path, "--workers", "1") == 0  # the runs are reused
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").iterdir()} == files
     assert (tmp_path / "tables" / "ablation.csv").read_bytes() == before
 
@@ -166,7 +168,7 @@ def test_what_needs_no_omniglot_neither_fetches_nor_loads_it(experiments, tmp_pa
     (plan,) = reproduce.plans(
         reproduce.parse([*experiments, "--profile", "smoke", "--out", str(tmp_path / "out")])
     )
-    theorems = "theory" in experiments  # whose minibatches are then of the stand-in
+    theorems = "theory" in experiments  # its minibatches then come from the stand-in data
     assert (plan.data.name if plan.data else None) == ("glyphs" if theorems else None)
     record = begin_manifest(plan)
     assert (record["data"] is None) != theorems
@@ -277,8 +279,11 @@ def test_times_of_an_experiment_add_up():
 
 
 def test_seeds_are_added_until_it_is_decided(tmp_path, monkeypatch):
-    """A second round with one seed more is a second look, and the manifest says with how many seeds
-    it ended."""
+    """Seeds are added until a claim is decided.
+
+    A second round with one seed more is a second look, and the manifest holds the final number of
+    seeds.
+    """
     rounds = iter([{"ablation": 2}, {}])
     monkeypatch.setattr(reproduce.budget, "more_seeds", lambda verdicts, claims: next(rounds))
     finished_in(tmp_path, only="runs")

@@ -1,5 +1,7 @@
-"""Weights of the arms against their geometry and the theorem, contrasts, verdicts and the figure on
-made-up curves."""
+"""Weights of the arms against their geometry and the theorem, contrasts, verdicts, the figure.
+
+Verdicts and figure are tested on made-up curves.
+"""
 
 import json
 
@@ -69,7 +71,7 @@ def test_the_others_are_opposite_pairs_on_orthogonal_axes():
 def test_each_seed_draws_axes_of_its_own_and_both_directions_are_as_likely():
     drawn = np.array([rho.FIRST[0].weights(seed) for seed in range(2_000)]) - 0.25
     assert len(np.unique(drawn.round(6), axis=0)) == len(drawn)
-    # Of about a third of the square in each weight.
+    # Each weight has about a third of the square, 0.45.
     assert np.abs(drawn.mean(0)).max() < 4 * (0.45 / 3 / 2_000) ** 0.5
 
 
@@ -79,7 +81,7 @@ def test_all_take_the_step_along_avg_grad_of_the_longest_sum():
         run = rho.configure(arm, SEED)
         assert run.outer.step * sum(run.weights) == pytest.approx(0.25 * sum(longest.weights))
         assert run.outer.final == run.outer.step
-        assert run.sampling.pool == 4 * run.sampling.batch  # disjoint
+        assert run.sampling.pool == 4 * run.sampling.batch  # room for disjoint minibatches
 
 
 def test_every_scale_is_a_prefix_of_the_same_runs():
@@ -114,8 +116,11 @@ def _wiggle(name, seed):
 
 
 def _run(gain, *, seeds=5, profile="smoke"):
-    """Return made-up curves from 0.5 by gain(weights) up to the last look, a little more for each
-    seed and arm."""
+    """Return the results of made-up curves.
+
+    They rise from 0.5 by gain(weights) up to the last look.
+    They rise a little more for each seed and arm.
+    """
     last = rho.SCALES[profile].until
 
     def accuracy(job, iteration):
@@ -156,8 +161,10 @@ def test_a_cause_that_only_one_claim_names_supports_only_that():
 
 
 def test_a_weight_that_matters_more_than_rho_and_noise_spoils_both():
-    """Each seed draws how far the second and third gradient stand out, which is neither rho nor
-    noise."""
+    """A weight that matters more than rho and noise spoils both claims.
+
+    Each seed draws how far the second and third gradient stand out, which is neither rho nor noise.
+    """
     found = judged(rho.EXPERIMENT, _run(lambda w: 0.02 * rho.rho(w) + 0.2 * (w[1] + w[2]) ** 2)[0])
     assert SUPPORTED not in {verdict.decision for verdict in found.values()}
     assert found["ablation-rho"].why == "the control does not fail"
@@ -185,7 +192,7 @@ def test_tables_and_figure_have_the_numbers():
         for line in left.get_lines()
         if line.get_marker() == "o"
     }
-    assert len(lines) == 5  # pairs of rho and noise
+    assert len(lines) == 5  # one for each pair of rho and noise
     of_axes = table[table.variant.str.contains("axis")].groupby("iteration").value.mean()
     assert lines["ρ = 1.50, noise 0.70 (mean of 4 sums)"] == pytest.approx(100 * of_axes.to_numpy())
     heights = [float(line.get_ydata()[0]) for line in right.get_lines() if line.get_marker() == "o"]

@@ -1,6 +1,8 @@
-"""Runs as files: the same bits whatever the workers, however far and however often; what is asked
-for later is found or trained once more; files of before are found; a wrong or damaged file is
-named."""
+"""Runs as files: the same bits for any workers, in any number of steps.
+
+What is asked for later is found or trained once more.
+Files of earlier versions are found, and wrong or damaged files are named.
+"""
 
 import dataclasses
 import json
@@ -35,7 +37,7 @@ RUN = Run(
     iterations=12,
     seed=0,
 )
-# The state of an optimizer is none, one of the inner loop, one outside, or both.
+# The optimizers' state: none, in the inner loop, outside, or both.
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"inner": Inner("sgd", 0.003), "outer": Outer(0.25)},
     "inner adam": {"outer": Outer(0.25)},
@@ -53,7 +55,7 @@ def source() -> Source:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """As in a worker: how many there are may change the order of sums."""
+    """Use one thread, as workers do: the number of threads may change the order of sums."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -72,7 +74,7 @@ def _job(
 
 
 def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return what a run left behind, but for how long it took."""
+    """Return a run's tensors and its record without the time that it took."""
     tensors, record = load_checkpoint(path)
     return tensors, {name: value for name, value in record.items() if name != "seconds"}
 
@@ -83,7 +85,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     assert tensors.keys() == others.keys()
     for name, tensor in tensors.items():
         assert torch.equal(tensor, others[name])
-        # Which tells 0 from -0 too.
+        # This tells 0 from -0 too.
         assert tensor.numpy().tobytes() == others[name].numpy().tobytes()
 
 
@@ -99,14 +101,13 @@ def assert_same_state(one: TrainingState, other: TrainingState) -> None:
 
 
 def course(job: Job) -> list[TrainingState]:
-    """Return the states of a job's run after each iteration, the start included, by the core
-    alone."""
+    """Return the states of a job's run after each iteration, with the start, by the core alone."""
     begin = training.start(job.run)
     return [begin, *training.train(job.run, job.pool("train"), begin)]
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Count the iterations that are trained from now on."""
+    """Return a list that collects the iterations trained from now on."""
     trained: list[int] = []
     train = training.train
 
@@ -137,7 +138,10 @@ def test_a_run_goes_where_the_core_goes_and_is_done_once(kind, source, tmp_path)
 
 @EACH_KIND
 def test_a_prefix_and_then_further_is_as_in_one_go(kind, source, tmp_path, monkeypatch):
-    """A prefix of the whole run's schedule, not a shorter run."""
+    """A prefix that is trained further gives the same as one go.
+
+    It is a prefix of the whole run's schedule, not a shorter run.
+    """
     short, long = (
         _job(source, tmp_path / "steps", until=until, keep=(3,), **KINDS[kind]) for until in (5, 9)
     )
@@ -207,7 +211,7 @@ def test_errors_of_a_job(changes, message, source, tmp_path):
 
 
 def test_jobs_of_one_key_are_united(source, tmp_path):
-    """Two that wrote one file at once would lose what the other has done."""
+    """Jobs with the same key are united: two that wrote one file at once would lose work."""
     job = _job(source, tmp_path, until=4, keep=(1,))
     other = _job(source, tmp_path, seed=1)
     found = united([job, other, dataclasses.replace(job, until=9, keep=(2, 11), variant="again")])
@@ -244,14 +248,17 @@ def test_two_workers_give_the_bits_of_this_process(source, tmp_path):
 
 
 class Killed(BaseException):
-    """What a killed process raises in our place."""
+    """An exception in place of the end of a killed process."""
 
 
 @EACH_KIND
 @pytest.mark.parametrize("written", [0, 4, 7])
 def test_killed_and_resumed_is_as_never_killed(kind, written, source, tmp_path, monkeypatch):
-    """Killed at iteration 7, with a file that was last written before the first, at the fourth, or
-    just now."""
+    """A killed and resumed run is as one that was never killed.
+
+    It is killed at iteration 7.
+    Its file was last written before the first iteration, at the fourth, or just then.
+    """
     job, whole = (
         _job(source, tmp_path / name, keep=(4,) if written else (), **KINDS[kind]) for name in "ab"
     )
@@ -280,15 +287,17 @@ def _killing(follow: Callable, *, at: int) -> Callable:
 
 
 def test_together_as_alone(source, tmp_path):
-    """Lanes, some of them already on their way, come where each comes by itself, up to
-    round-off."""
+    """Lanes end where each run ends alone, up to round-off.
+
+    Some of them have begun or finished before.
+    """
     changes: list[dict[str, Any]] = [{}, {"weights": (0.0, 1.0)}, {"seed": 1}, {"seed": 2}]
     alone = [
         _job(source, tmp_path / "alone", keep=(6,), **change, dtype="float64") for change in changes
     ]
     together = [dataclasses.replace(job, folder=tmp_path / "together") for job in alone]
-    execute(together[2])  # finished before
-    execute(dataclasses.replace(together[3], until=3, keep=()))  # begun before
+    execute(together[2])  # has finished before
+    execute(dataclasses.replace(together[3], until=3, keep=()))  # has begun before
     found = execute_together(together)
     for job, outcome, expected in zip(together, found, alone, strict=True):
         assert (outcome.status, outcome.iteration) == ("finished", 12)
@@ -321,7 +330,10 @@ def test_a_run_that_diverges_stops_and_says_where(source, tmp_path):
 
 
 def test_a_prefix_of_a_run_that_diverges_is_finished(source, tmp_path, monkeypatch):
-    """Whether it is asked for before or after the divergence, and so is what was kept before it."""
+    """A prefix that ends before a divergence is finished, asked for before or after it.
+
+    The same holds for states that were kept before it.
+    """
     monkeypatch.setattr(
         training.Outer,
         "size",
@@ -351,8 +363,8 @@ def test_a_lane_that_diverges_ends_alone(source, tmp_path):
 
 
 def test_a_gpu_is_asked_for_a_lane_only_where_it_is_due(source, tmp_path, monkeypatch):
-    """Taking a lane out of the others costs launches: not at every iteration."""
-    # There may be no GPU to name.
+    """A lane is taken out only where it is due, as each time costs a GPU launches."""
+    # This machine may have no GPU to name.
     monkeypatch.setattr("analysis.runs.advance.kind", lambda device: f"a {device}")
     run = RunInProgress(_job(source, tmp_path, keep=(4,)), silent)
     run.begin()
@@ -482,14 +494,16 @@ def test_data_that_changed_under_a_run_is_refused(source, tmp_path):
         execute(job)
 
 
-# Files of before, when a run's key held how it is evaluated
+# Files of an earlier version, whose keys held how a run is evaluated
 
 
 def write_old(
     job: Job, states: list[TrainingState], *, at: int, snapshots: tuple[int, ...], every: int = 3
 ) -> Path:
-    """Write the file that the version before wrote of a run at an iteration, with phi alone at
-    others."""
+    """Write a run's file as the earlier version did.
+
+    It holds the state at iteration `at`, and phi alone at `snapshots`.
+    """
     evaluation = {
         "sampling": asdict(Sampling(n_way=2, shots=1, batch=2, steps=1)),
         "tasks": 2,
@@ -528,7 +542,7 @@ def test_a_finished_file_of_before_is_used(kind, source, tmp_path, monkeypatch):
     assert_same_state(state_at(job, 0), states[0])
     assert not trained and not job.path.exists() and old.read_bytes() == before
 
-    earlier = dataclasses.replace(job, until=8, keep=(6,))  # phi is all there is of iteration 6
+    earlier = dataclasses.replace(job, until=8, keep=(6,))  # only phi was kept at iteration 6
     assert execute(earlier).iteration == 8
     assert trained == (
         list(range(7, 9)) if kind.startswith(("plain", "inner adam, reset")) else list(range(1, 9))
@@ -592,7 +606,7 @@ def test_a_file_of_before_that_was_altered_is_named(source, tmp_path):
 
 
 def test_fresh_means_once_in_an_invocation(source, tmp_path):
-    """Experiments share runs: the second that asks for one finds it done."""
+    """`fresh` applies once in an invocation: a second experiment finds a shared run done."""
     context, again = (
         Context("smoke", source, InProcess(1), tmp_path, fresh=True) for _ in range(2)
     )

@@ -1,6 +1,9 @@
-"""A Dask cluster as the place of work: a scheduler and two workers, in processes of their own, give
-the bits of local ones; a worker that is killed costs its run in flight; what nobody waits for is
-abandoned; faults are one line."""
+"""A Dask cluster as the place of work.
+
+A scheduler and two workers, in processes of their own, give the bits of local ones.
+A worker that is killed costs its run in flight.
+Work that nobody waits for is abandoned, and faults are one line.
+"""
 
 import gc
 import json
@@ -32,14 +35,14 @@ from tests.test_runs import RUN, assert_same_run
 distributed = pytest.importorskip(
     "distributed", reason="needs the package distributed: pip install -e '.[cluster]'"
 )
-from analysis.runs import cluster as runs_cluster  # noqa: E402 - which needs it
+from analysis.runs import cluster as runs_cluster  # noqa: E402 - needs the package
 from analysis.runs.cluster import ClusterWorkers  # noqa: E402
 
 ROOT = Path(__file__).parents[1]
 
 
 class Cluster:
-    """A scheduler, and workers started as a user would start them, in a folder that is not ours."""
+    """A scheduler and workers, started as a user would start them, in a folder that is not ours."""
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder, self.stack = folder, stack
@@ -83,21 +86,24 @@ class Cluster:
 
 @pytest.fixture(autouse=True)
 def nothing_to_collect() -> None:
-    """A client that was not to be had is closed when it is collected, which blocks the loop that
-    happens to do so."""
+    """Collect garbage before a test.
+
+    A client that could not connect is closed when it is collected, which blocks the event loop that
+    happens to run.
+    """
     gc.collect()
 
 
 @pytest.fixture(scope="module")
 def lonely(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """A scheduler that has no worker until a test asks for `cluster`."""
+    """Yield a scheduler that has no worker until a test asks for `cluster`."""
     with ExitStack() as stack:
         yield Cluster(tmp_path_factory.mktemp("cluster"), stack)
 
 
 @pytest.fixture(scope="module")
 def cluster(lonely: Cluster) -> Cluster:
-    """The same with one worker."""
+    """Return the scheduler with one worker."""
     lonely.start_worker()
     return lonely
 
@@ -118,7 +124,7 @@ def _jobs(folder: Path, *, seeds: int, iterations: int) -> list[Job]:
 
 
 def noted(job: Job, progress: Progress) -> Outcome:
-    """Return a run that leaves word of each time it is begun, and by whom."""
+    """Execute a run, and leave a file for each start that names the process."""
     folder = job.folder.parent / "begun"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{job.key} {os.getpid()}").touch()
@@ -186,7 +192,7 @@ def test_a_killed_worker_costs_its_run_in_flight_and_no_bit(
     here, there = (
         _jobs(tmp_path / name / "runs", seeds=3, iterations=60) for name in ("here", "there")
     )
-    # As in the workers: the number of threads may change the order of sums.
+    # Use as many threads as the workers, as their number may change the order of sums.
     torch.set_num_threads(1)
     local = [execute(job) for job in here]
 
@@ -239,7 +245,7 @@ def test_bad_arguments_are_told_before_work(
 def test_workers_with_another_header_of_the_loops_are_others(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    native.library()  # compiled from the files as they are
+    native.library()  # compiled from the unchanged files
     read, found = Path.read_bytes, set()
     for text in (b"1", b"2", b"1"):
         monkeypatch.setattr(
@@ -279,7 +285,7 @@ def test_the_script_on_a_cluster_writes_the_tables_of_local_workers(
     shorter = {"smoke": Scale(looks=(2,), tasks=1, seeds=1)}
     monkeypatch.setitem(reproduce.EXPERIMENTS, "ablation", replace(TINY_ABLATION, scales=shorter))
     monkeypatch.setattr("figures.background.draw", lambda *_: [])
-    monkeypatch.chdir(tmp_path)  # the workers' folder is another one
+    monkeypatch.chdir(tmp_path)  # the workers stay in another folder
     assert _ablation(Path("there"), "--scheduler", cluster.address) == 0
     assert _ablation(Path("here"), "--workers", "1") == 0
     for name in ("ablation", "ablation_summary"):

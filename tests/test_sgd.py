@@ -1,5 +1,7 @@
-"""SGD outside meta-learning: equal loss at the end, paths and alignment against plain loops, the
-ledger, the figure."""
+"""SGD outside meta-learning: equal loss at the end, paths and alignment against plain loops.
+
+Also the ledger and the figure.
+"""
 
 import matplotlib
 import pandas as pd
@@ -37,7 +39,7 @@ def test_settings():
     assert sgd.FULL % sgd.SMALL == 0
     for scale in sgd.SCALES.values():
         assert {sgd.SMALL, sgd.FULL} <= set(scale.batches)
-        assert all(sgd.TRAINING_IMAGES % batch == 0 for batch in scale.batches)  # whole epochs
+        assert all(sgd.TRAINING_IMAGES % batch == 0 for batch in scale.batches)  # epochs are whole
     assert sgd.SCALES["quick"].seeds >= 8
 
 
@@ -64,7 +66,10 @@ def test_an_epoch_meets_every_image_once(data):
 
 
 def test_full_batch_is_plain_gradient_descent_to_the_target(data, start):
-    """Seed by seed, and the end point's loss is the target, on the segment of the last step."""
+    """A full batch is plain gradient descent to the target, seed by seed.
+
+    The end point's loss is the target, on the segment of the last step.
+    """
     target = 1.5
     end, steps = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=500, target=target)
     for seed in range(len(SEEDS)):
@@ -166,9 +171,13 @@ VARIANTS = (
 
 
 def _table(cosine, gap, *, half=0.05, order=0.0, seeds=16):
-    """Return made-up rows: how far minibatches of 10 lie above the full batch in cosine and below
-    it in gap, how far half of the images is above it in gap, and how far another order is above the
-    first in cosine."""
+    """Return made-up rows with the given differences.
+
+    cosine: how far minibatches of 10 are above the full batch in cosine.
+    gap: how far they are below it in the generalization gap.
+    half: how far half of the images is above it in the gap.
+    order: how far another order is above the first in cosine.
+    """
     chance = torch.randn(seeds, generator=torch.Generator().manual_seed(0)).mul(0.001).tolist()
     rows = []
     for seed in range(seeds):
@@ -218,7 +227,7 @@ def test_parts_of_seeds_make_the_table_of_all_in_one(monkeypatch):
             pd.DataFrame(sgd.train_and_measure(item, silent)) for item in sgd.items(scale, seeds)
         ]
         found.append(pd.concat(parts, ignore_index=True))
-    found[1] = sgd.in_order(found[1])  # the first is in order as it is
+    found[1] = sgd.in_order(found[1])  # the first is in order already
     assert (len(found[0]), found[0].variant.nunique()) == (5 * 8 * 4, 4)
     pd.testing.assert_frame_equal(*found, check_exact=True)
 
@@ -235,7 +244,7 @@ def test_verdicts_on_made_up_tables():
 def test_controls_on_made_up_tables():
     alignment, generalization = _verdicts(0.1, 0.0)
     assert (alignment.control, generalization.control) == ("failed", "failed")
-    # Both do what they must not.
+    # Both controls do what they must not.
     alignment, generalization = _verdicts(0.1, 0.0, order=0.2, half=0.0)
     assert (alignment.control, generalization.control) == ("passed", "passed")
     assert (alignment.decision, generalization.decision) == (UNDECIDED, UNDECIDED)

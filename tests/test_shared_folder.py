@@ -1,5 +1,7 @@
-"""A folder that several commands fill, stopped and resumed in any order: nothing is lost and
-nothing is done twice."""
+"""A folder that several commands fill, stopped and resumed in any order.
+
+Nothing is lost, and nothing is done twice.
+"""
 
 import shutil
 from dataclasses import replace
@@ -28,7 +30,7 @@ FEW_SHOT = (
 
 
 def written(out: Path) -> dict[str, int]:
-    """Return when each file of a run or an evaluation was written."""
+    """Return the time when each file of a run or an evaluation was written."""
     return {path.name: path.stat().st_mtime_ns for path in (out / "runs").rglob("*.safetensors")}
 
 
@@ -60,7 +62,7 @@ def test_commands_share_a_folder_and_more_seeds_reuse_all(
     pd.testing.assert_frame_equal(both[both.seed == FIRST_SEED].reset_index(drop=True), table)
     assert set(both.seed) == {FIRST_SEED, FIRST_SEED + 1}
 
-    (out / "manifest.json").unlink()  # a kill may come before it is written; runs do not need it
+    (out / "manifest.json").unlink()  # a kill may precede it; runs do not need it
     assert script(*FEW_SHOT, "--out", out).code == 0
     assert third.items() < written(out).items()
     assert script(*ablation_in(out, "--seeds", 2)).code == 0
@@ -75,7 +77,10 @@ def test_commands_share_a_folder_and_more_seeds_reuse_all(
 def test_runs_of_a_gpu_are_other_seeds_of_the_same_table(
     finished_ablation: Path, tmp_path: Path
 ) -> None:
-    """Runs of the first seed are stored as a GPU's would be; the second is trained here."""
+    """Runs of a GPU are other seeds of the same table.
+
+    The first seed's runs are stored as a GPU's would be, and the second seed is trained here.
+    """
     out = tmp_path / "out"
     before = pd.read_csv(finished_ablation / "tables" / "ablation.csv")
     source = find("glyphs", None, quiet=True)

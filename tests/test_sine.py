@@ -1,5 +1,7 @@
-"""Section 4's sine waves: the paper's settings, training and adaptation against plain loops, the
-ledger, the figure."""
+"""Section 4's sine waves: the paper's settings, training and adaptation against plain loops.
+
+Also the ledger and the figure.
+"""
 
 import copy
 from math import pi
@@ -31,7 +33,7 @@ def test_settings_are_the_papers():
     assert sine.SCALES["paper"].iterations == 30_000
     assert set(sine.JUDGED) <= set(sine.SCALES["paper"].networks)
     activations = [sine.NETWORKS[network][0] for network in sine.JUDGED]
-    assert activations == ["tanh", "relu"]  # the authors' script, and the paper
+    assert activations == ["tanh", "relu"]  # the authors' script uses tanh, the paper ReLU
     assert (sine.POINTS, sine.BATCH, sine.K, sine.TEST_STEPS) == (50, 10, 5, 32)
     assert (sine.LEARNING_RATE, sine.OUTER_STEP) == (0.02, 0.1)
     assert sine.WIDTHS == (1, 64, 64, 1)
@@ -43,7 +45,7 @@ def test_waves_are_sines_of_the_papers_amplitudes_and_phases():
     assert waves.y.shape == (2, 400, 50)
     assert not torch.equal(waves.y[0], waves.y[1])
     assert torch.equal(waves.order.sort(-1).values, torch.arange(50).expand(2, 400, 50))
-    # a sin(x + b) by least squares on sin x and cos x, without knowing what was drawn
+    # Least squares on sin x and cos x find a sin(x + b), whatever was drawn.
     x = sine.grid().double()
     basis = torch.stack([x.sin(), x.cos()], -1)
     solution = torch.linalg.lstsq(basis, waves.y[0].double().T)
@@ -53,12 +55,12 @@ def test_waves_are_sines_of_the_papers_amplitudes_and_phases():
     phase = torch.atan2(solution.solution[1], solution.solution[0]) % (2 * pi)
     for values, low, high in ((amplitude, 0.1, 5.0), (phase, 0.0, 2 * pi)):
         assert low <= values.min() and values.max() <= high
-        # uniform: the mean of 400 is within 4 standard errors of the middle
+        # The mean of 400 uniform values is within 4 standard errors of the middle.
         assert abs(values.mean() - (low + high) / 2) < 4 * (high - low) / 12**0.5 / 20
 
 
 def _module(phi, activation):
-    """Return the network as torch.nn has it; its weights are the transposes of ours."""
+    """Return the network as a torch.nn module, whose weights are the transposes of ours."""
     act = {"tanh": torch.nn.Tanh, "relu": torch.nn.ReLU}[activation]
     widths = (1, 64), (64, 64), (64, 1)
     layers = [torch.nn.Linear(*w) for w in widths]
@@ -87,7 +89,7 @@ def _sgd_step(module, x, y, step):
 
 
 def test_first_weights_are_pytorchs():
-    """Each part as uniform and as wide as torch.nn.Linear's own."""
+    """Each part of the first weights is as uniform and as wide as torch.nn.Linear's own."""
     network = mlp()
     found = network.unflatten(
         torch.stack([sine.initialize(network, seed, "pytorch") for seed in range(50)])
@@ -99,7 +101,7 @@ def test_first_weights_are_pytorchs():
             theirs = torch.stack([getattr(layer, part).detach() for layer in layers])
             ours = found[f"linear{index}.{part}"]
             assert ours.abs().max() <= widths[0] ** -0.5
-            # standard deviation of at least 50 numbers: to a tenth, or four standard errors
+            # Standard deviations of at least 50 numbers agree to a tenth, or four standard errors.
             assert ours.std().item() == pytest.approx(
                 theirs.std().item(), rel=max(0.1, 4 * ours.numel() ** -0.5)
             )
@@ -116,8 +118,11 @@ def _wave(seed, purpose, iteration):
 @pytest.mark.parametrize("activation", ["tanh", "relu"])
 @pytest.mark.parametrize("name", ["reptile", "joint"])
 def test_training_is_the_authors_loop(name, activation):
-    """Copy the weights, take five SGD steps (or one on everything, five times as long), move a part
-    of the way."""
+    """Training is the authors' loop.
+
+    Copy the weights, take five SGD steps, and move a part of the way.
+    Joint training takes one step on everything, five times as long.
+    """
     found = sine.train(sine.Item(name, activation, ITERATIONS, SEEDS, tasks=1), silent)
     for lane, seed in enumerate(SEEDS):
         module = _module(sine.initialize(mlp(activation=activation), seed, "pytorch"), activation)
@@ -135,7 +140,7 @@ def test_training_is_the_authors_loop(name, activation):
             module.load_state_dict(
                 {key: before[key] + (after[key] - before[key]) * step for key in before}
             )
-        # float32 through 6 x 5 steps: sums are ordered differently
+        # In float32, through 6 x 5 steps, sums have another order.
         torch.testing.assert_close(found[lane], _flat(module), rtol=1e-4, atol=1e-5)
 
 
@@ -203,7 +208,7 @@ def test_verdicts_on_made_up_losses():
 
 
 def test_controls_on_made_up_losses():
-    """Both of Reptile's rivals have to lose, seed by seed."""
+    """The control fails only if both of Reptile's rivals lose, seed by seed."""
     fits = {"untrained": 0.8, "joint": 0.9, "reptile": 0.03}
     assert _verdicts(fits)["sine"].control == "failed"
     for rival in ("joint", "untrained"):

@@ -1,5 +1,7 @@
-"""The split of characters against its definition, and its rotations against Pillow's; photographs
-as published."""
+"""The split of characters against its definition, its rotations against Pillow's.
+
+Photographs are split as published.
+"""
 
 import os
 import random
@@ -21,12 +23,12 @@ from reptile_core.datasets.split import (
 
 
 def characters(count: int, drawings: int = 1, size: int = 9) -> np.ndarray:
-    """Return random grey images: no two of them are the same, turned or not."""
+    """Return random grey images, of which no two are the same, rotated or not."""
     return np.random.default_rng(0).integers(0, 256, (count, drawings, size, size), dtype=np.uint8)
 
 
 def places(part: np.ndarray, images: np.ndarray) -> list[int]:
-    """Return which character each of `part` is."""
+    """Return the number of the character in each image of `part`."""
     known = {image.tobytes(): i for i, image in enumerate(images)}
     return [known[image.tobytes()] for image in part]
 
@@ -51,7 +53,10 @@ def test_every_character_is_on_one_side(seed: int) -> None:
 
 
 def test_the_authors_split_is_a_shuffle_by_alphabet_whatever_the_seed() -> None:
-    """Their code in four lines, on characters that say which they are."""
+    """The authors' split is a shuffle by alphabet, whatever the seed.
+
+    Their code is repeated in four lines, on characters that can be told apart.
+    """
     names = [f"{number:04}" for first, count in ALPHABETS for number in range(first, first + count)]
     random.seed(0)
     random.shuffle(names)
@@ -105,7 +110,7 @@ def test_is_a_function_of_the_seed() -> None:
 
 def test_input_is_left_as_it_is() -> None:
     images = characters(8)
-    images.flags.writeable = False  # as the loader hands them out
+    images.flags.writeable = False  # as the loader returns them
     split = split_characters(images, seed=0)
     split.train.zero_()
     split.test.zero_()
@@ -113,8 +118,10 @@ def test_input_is_left_as_it_is() -> None:
 
 
 def test_photographs_are_divided_as_published() -> None:
-    """Training and test classes as they are, in place: a copy for every process would take a
-    gigabyte."""
+    """Photographs are divided as published.
+
+    Training and test classes stay in place, as a copy for every process would take a gigabyte.
+    """
     train, validation, test = (
         np.full((classes, 3, 9, 9, 3), classes, np.uint8) for classes in (4, 1, 2)
     )

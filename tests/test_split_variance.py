@@ -1,5 +1,4 @@
-"""What the choice of test classes changes: against all pairs one by one, and classes of known
-effect."""
+"""The effect of the choice of test classes, against all pairs one by one and known effects."""
 
 from itertools import permutations
 
@@ -25,7 +24,10 @@ def test_the_slope_is_that_of_a_line_through_all_pairs(seed):
 
 
 def test_finds_the_variance_of_effects_that_add_up_under_noise():
-    """Mean over 200 sets of effects: its own standard error is below 2 % of the truth."""
+    """The variance of effects that add up under noise is found.
+
+    The mean over 200 sets of effects has a standard error below 2 % of the truth.
+    """
     rng, count, n, tasks, spread = np.random.default_rng(0), 100, 5, 500, 0.03
     found = []
     for _ in range(200):
@@ -37,19 +39,22 @@ def test_finds_the_variance_of_effects_that_add_up_under_noise():
 
 
 def test_split_error_is_the_spread_of_means_over_splits_of_finitely_many_classes():
-    """300 splits of 60 classes, 20 of which test: their means over all tasks, and what one of them
-    says of it."""
+    """The split error is the spread of means over splits of finitely many classes.
+
+    300 splits choose 20 test classes of 60.
+    The spread of their means over all tasks is compared with the estimates from single splits.
+    """
     rng, every, test, n = np.random.default_rng(1), 60, 20, 4
     effects = rng.normal(0, 0.05, every)
     means, said = [], []
     for _ in range(300):
         split = rng.permutation(every)[:test]
         classes = _tasks(rng, 400, n, test)
-        means.append(n * effects[split].mean())  # over all tasks of these classes
+        means.append(n * effects[split].mean())  # the mean over all tasks of these classes
         said.append(
             split_error(effects[split][classes].sum(1), classes, test=test, every=every) ** 2
         )
-    # 4 % is its own error over 300 splits.
+    # Over 300 splits the spread has an error of 4 %.
     assert np.sqrt(np.mean(said)) == pytest.approx(np.std(means), rel=0.1)
 
 

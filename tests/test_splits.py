@@ -1,5 +1,7 @@
-"""Which characters train: runs against the table's, the control, verdicts on made-up tables, the
-figure."""
+"""Which characters train: runs against the table's, the control, verdicts, the figure.
+
+Verdicts are tested on made-up tables.
+"""
 
 import json
 from dataclasses import replace
@@ -26,7 +28,7 @@ matplotlib.use("Agg")
 
 @pytest.fixture
 def context(tmp_path):
-    """On the glyphs, in this process."""
+    """Return a context on the glyphs, in this process."""
 
     def in_turn(name, function, items, *, sizes=None, unit=""):
         return [function(item, lambda *_: None) for item in items]
@@ -81,7 +83,10 @@ def test_shares_are_of_the_error_rate():
 
 
 def test_a_run_that_diverged_says_nothing_of_splits(context, monkeypatch):
-    """It classifies at chance, on any characters; the floor keeps its log finite."""
+    """A run that diverged says nothing of splits.
+
+    It classifies at chance, on any characters, and the floor keeps its log finite.
+    """
     monkeypatch.setattr(
         splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2)
     )
@@ -94,8 +99,10 @@ def test_a_run_that_diverged_says_nothing_of_splits(context, monkeypatch):
 
 
 def _shares(share, shuffled, *, seeds=5, spread=0.002):
-    """Return made-up shares of every run and cell, a little larger from run to run; the paper's is
-    0.02."""
+    """Return made-up shares of every run and cell, a little larger from run to run.
+
+    The paper's share is 0.02.
+    """
     rows = []
     for run in range(2 * seeds):
         for shots in (1, 5):
@@ -113,7 +120,7 @@ def _shares(share, shuffled, *, seeds=5, spread=0.002):
         (_shares(0.0, 0.0, spread=0.0005), REFUTED, "uninformative"),
         (_shares(0.015, 0.0, spread=0.001), UNDECIDED, "failed"),
         (_shares(0.1, 0.2), UNDECIDED, "passed"),
-        # And one of the authors': four splits.
+        # Three seeds and the authors' split are four splits.
         (_shares(0.1, 0.0, seeds=3), UNDECIDED, "uninformative"),
     ],
 )

@@ -15,11 +15,11 @@ def _table(values):
 
 def test_interval_over_three_seeds_by_hand():
     row = over_seeds(_table([0.1, 0.2, 0.6]), ["variant"]).iloc[0]
-    # mean 0.3, standard deviation sqrt(0.07), Student's t with two degrees of freedom 4.30265
-    # (printed tables)
+    # The mean is 0.3 and the standard deviation sqrt(0.07). Student's t with two degrees of freedom
+    # is 4.30265 in printed tables.
     half = 4.30265 * np.sqrt(0.07) / np.sqrt(3)
     assert row["mean"] == pytest.approx(0.3)
-    # The tables have six digits.
+    # The printed tables have six digits.
     assert (row.low, row.high) == pytest.approx((0.3 - half, 0.3 + half), rel=1e-5)
     assert row.seeds == 3
 

@@ -1,5 +1,4 @@
-"""The task stream against what the paper and the authors' code say of tasks: classes, minibatches,
-epochs, tails."""
+"""The task stream against the paper and the authors' code: classes, minibatches, epochs, tails."""
 
 from collections import Counter
 
@@ -13,7 +12,7 @@ from reptile_core.tasks import Examples, ImagePool, Sampling, Tasks, sample_task
 from tests.helpers.data import image_pool
 
 CLASSES, DRAWINGS, COUNT = 30, 20, 40
-FALSE_ALARM = 1e-4  # of each chi-square below, if its seed were drawn again; the seeds are fixed
+FALSE_ALARM = 1e-4  # of each chi-square below over random seeds; the seeds are fixed
 
 SAMPLINGS = {
     "one batch": Sampling(5, 5, 25, 1),
@@ -60,16 +59,16 @@ def assert_same(a: Tasks, b: Tasks) -> None:
 
 
 def examples(part: Examples) -> list[int]:
-    """Return the pictures of one task."""
+    """Return the pictures of one task, by their indices."""
     return part.index.tolist()
 
 
-# What a task is
+# Classes and examples
 
 
 @EACH
 def test_classes_and_labels(sampling: Sampling) -> None:
-    """n_way different classes, each with one label, and the right number of examples of each."""
+    """A task has n_way classes, each with one label and the right number of examples."""
     tasks = draw(sampling, test_shots=2)
     for t in range(COUNT):
         task = tasks[t]
@@ -105,7 +104,7 @@ def test_numbers_and_sizes_of_minibatches(sampling: Sampling) -> None:
 def test_all_classes_and_drawings_are_equally_likely() -> None:
     tasks = draw(Sampling(5, 2, 5, 1), count=4_000)
     for part, label in ((tasks.support, 0), (tasks.support, 4), (tasks.test, 2)):
-        # One of each task: independent.
+        # One example of each task is taken, so that they are independent.
         chosen = part.index[part.label == label].view(4_000, -1)[:, 0]
         for cell, cells in ((chosen // DRAWINGS, CLASSES), (chosen % DRAWINGS, DRAWINGS)):
             counts = torch.bincount(cell, minlength=cells).double()
@@ -113,12 +112,15 @@ def test_all_classes_and_drawings_are_equally_likely() -> None:
             assert statistic < chi2.isf(FALSE_ALARM, cells - 1)
 
 
-# How it is cut
+# Minibatches
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 4])
 def test_minibatches_are_disjoint_where_the_shots_suffice(k: int) -> None:
-    """Figure 3: 5 k shots for k minibatches of 25. No example twice, all of them used."""
+    """Minibatches are disjoint where the shots suffice, as in figure 3.
+
+    5 k shots make k minibatches of 25: no example occurs twice, and all of them are used.
+    """
     tasks = draw(Sampling(5, 5 * k, 25, k), test_shots=0)
     for t in range(COUNT):
         met = [index for batch in tasks.minibatches for index in examples(batch[t])]
@@ -127,8 +129,10 @@ def test_minibatches_are_disjoint_where_the_shots_suffice(k: int) -> None:
 
 @pytest.mark.parametrize("batch, steps", [(10, 5), (10, 6), (7, 11), (25, 3), (60, 2)])
 def test_cycling_meets_each_example_once_an_epoch(batch: int, steps: int) -> None:
-    """A pool of 25: what is left of an epoch goes into the next minibatch, and each epoch has an
-    order of its own."""
+    """Cycling takes each of 25 examples once an epoch.
+
+    The rest of an epoch goes into the next minibatch, and each epoch has an order of its own.
+    """
     tasks = draw(Sampling(5, 5, batch, steps))
     repeated = 0
     for t in range(COUNT):
@@ -139,20 +143,22 @@ def test_cycling_meets_each_example_once_an_epoch(batch: int, steps: int) -> Non
         assert len(set(epochs[-1])) == len(epochs[-1])
         assert epochs[0] != epochs[1]
         repeated += sum(a == b for a, b in zip(*epochs[:2], strict=False))
-    # a fixed point of a random order is as frequent as 1 in 25, whatever the length compared: five
-    # standard errors
+    # A random order has a fixed point once in 25 places, whatever the length compared: to five
+    # standard errors.
     compared = COUNT * min(25, batch * steps - 25)
     assert abs(repeated - compared / 25) < 5 * (compared / 25) ** 0.5
 
 
 def test_first_minibatch_mixes_classes() -> None:
-    """Examples are shuffled together, not class by class: how many of a batch have label 0 is
-    hypergeometric."""
+    """The first minibatch mixes classes, as examples are shuffled together.
+
+    Hence the number of examples with label 0 in a batch is hypergeometric.
+    """
     first = draw(Sampling(5, 5, 5, 2), count=1_000).minibatches[0]
     found = (first.label == 0).sum(-1).double()
     law = hypergeom(25, 5, 5)
     assert abs(found.mean() - law.mean()) < 5 * law.std() / 1_000**0.5
-    # Its own error is about (2 / 1000)^(1/2) = 0.045: five of them.
+    # The variance has an error of about (2 / 1000)^(1/2) = 0.045: five of these are allowed.
     assert abs(found.var() / law.var() - 1) < 0.25
 
 
@@ -163,7 +169,7 @@ def test_replacement_repeats_nothing_inside_a_batch() -> None:
         batches = [set(examples(batch[t])) for batch in tasks.minibatches]
         assert all(len(batch) == 10 for batch in batches)
         overlap += [len(batches[0] & batches[1]), len(batches[2] & batches[3])]
-    # two afresh draws of 10 of 25 share a hypergeometric number: independent of each other
+    # Two independent draws of 10 of 25 share a hypergeometric number of examples.
     law = hypergeom(25, 10, 10)
     mean = sum(overlap) / len(overlap)
     assert abs(mean - law.mean()) < 5 * law.std() / len(overlap) ** 0.5
@@ -181,7 +187,7 @@ def test_tail_is_set_aside(name: str) -> None:
         assert met <= rest and len(rest) == sampling.pool == 5 * (
             sampling.shots - sampling.tail_shots
         )
-        assert name != "tail" or met == rest  # four minibatches of 10 cover 35
+        assert name != "tail" or met == rest  # four minibatches of 10 cover the 35 examples
 
 
 # A pure function of the address
@@ -223,7 +229,7 @@ def test_blocks_change_nothing(block: int, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_stream_taken_up_in_the_middle() -> None:
-    """Across a block's end, and where there is nothing left."""
+    """A stream can be resumed in the middle, across a block's end and at its end."""
     sampling, pool = SAMPLINGS["disjoint"], image_pool()
     whole = list(training_stream(sampling, pool, seed=0, iterations=range(70), meta_batch=1))
     rest = list(training_stream(sampling, pool, seed=0, iterations=range(61, 70), meta_batch=1))
@@ -251,7 +257,10 @@ def test_minibatch_holds_the_images_of_its_indices(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bytes_of_photographs_go_in_as_the_authors_scale_them(dtype: torch.dtype) -> None:
-    """NumPy's bytes / 0xff, to the bit; the pool itself stays as it is."""
+    """Bytes of photographs are scaled as the authors do, bytes / 0xff in NumPy, to the bit.
+
+    The pool itself keeps its bytes.
+    """
     images = torch.arange(256, dtype=torch.uint8).view(2, 8, 4, 4, 1).expand(2, 8, 4, 4, 3)
     batch = Examples(torch.tensor([[15, 0], [7, 9]]), torch.zeros(2, 2, dtype=torch.long))
     found = ImagePool(images, dtype, white=255).minibatch(batch).x

@@ -1,5 +1,7 @@
-"""The series against dense Hessians, closed forms and a naive loop: channels that share nothing
-with the formulas."""
+"""The series against dense Hessians, closed forms and a naive loop.
+
+None of these shares anything with the formulas.
+"""
 
 import pytest
 import torch
@@ -51,7 +53,7 @@ def test_on_a_quadratic_two_steps_are_exact_and_the_third_leaves_one_term():
     exact = inner_gradients(pool.losses, pool.phi, alpha)
     _close(evaluate_series(first_order[1], alpha), exact[1])
     left = exact[2] - evaluate_series(first_order[2], alpha)
-    # A difference of larger numbers.
+    # This is a difference of larger numbers.
     _close(left, alpha**2 * hessians[2] @ hessians[1] @ gradients[0], 1e-10)
 
 
@@ -81,7 +83,7 @@ def test_formulas_equal_nested_forward_mode(make, k):
 
 @pytest.mark.parametrize("activation", ["relu", "softplus"])
 def test_the_papers_network_by_hand_equals_nested_forward_mode(activation):
-    """Where there are compiled loops; nested forward mode knows none."""
+    """The paper's network by compiled loops equals nested forward mode, which uses none of them."""
     k, network = 3, omniglot(5, activation=activation)
     loss, phi = CrossEntropy(network, "mean"), network.initialize(0, dtype=torch.float64)
     losses = [on_minibatch(loss, batch) for batch in minibatches(k, batch=3)]
@@ -89,14 +91,16 @@ def test_the_papers_network_by_hand_equals_nested_forward_mode(activation):
     expected = [*inner_gradient_series(losses, phi, 2), maml_series(losses, phi, 2)]
     for series, nested in zip(found, expected, strict=True):
         for term, wanted in zip(series, nested, strict=True):
-            # Sums of thousands of terms.
+            # Round-off of sums of thousands of terms.
             assert float((term - wanted).norm()) <= 1e-11 * float(wanted.norm())
 
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_derivatives_in_both_modes(reverse):
-    """A loss that asks for reverse mode gets it but where a transform, or autograd, asks for
-    more."""
+    """Derivatives are right in both modes.
+
+    A loss that asks for reverse mode gets it, except where a transform or autograd asks for more.
+    """
     pool = tanh_network()
     loss, (u, v) = (
         pool.losses[0],
@@ -145,8 +149,8 @@ def test_inner_gradients_and_maml_against_a_naive_loop_and_central_differences()
             start = start - alpha * g
         return pool.losses[k - 1](start)
 
-    # Central differences of step 1e-5 in float64: truncation 1e-10 and round-off 2e-16 / 1e-5, some
-    # tens of times each.
+    # Central differences of step 1e-5 in float64 err by some tens of 1e-10 (truncation) and of
+    # 2e-16 / 1e-5 (round-off).
     step = 1e-5 * torch.eye(len(pool.phi), dtype=pool.phi.dtype)
     numeric = torch.stack([(adapted(pool.phi + e) - adapted(pool.phi - e)) / 2e-5 for e in step])
     _close(maml_gradient(pool.losses[:k], pool.phi, alpha), numeric, 1e-8)
@@ -176,7 +180,7 @@ def test_slope_of_a_known_remainder_and_of_round_off():
     ones = torch.ones(2, dtype=torch.float64)
     alphas = [0.1 * 2.0**-n for n in range(6)]
     slope, remainders = remainder_slope(lambda a: (1 + a**3) * ones, lambda a: ones, alphas)
-    # The constant 1 + a^3 that sets the floor does not enter the fit.
+    # 1 + a^3 sets the floor, but does not enter the fit.
     assert slope == pytest.approx(3, abs=1e-3)
     assert remainders[0] == pytest.approx(2**0.5 * 1e-3)
     slope, _ = remainder_slope(lambda a: ones, lambda a: ones, alphas)

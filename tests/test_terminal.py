@@ -1,4 +1,4 @@
-"""The verdicts on a terminal: aligned, a line a case, in colour only where it is wanted."""
+"""The verdicts on a terminal: aligned, a line for each case, in colour only where it is wanted."""
 
 import re
 
@@ -55,7 +55,7 @@ def test_columns_are_aligned_and_colour_changes_nothing_else() -> None:
     at = plain[0].index("verdict")
     assert all(line[at - 1] == " " and line[at] != " " for line in plain if len(line) > at)
     codes = [re.search(r"\x1b\[([0-9]+)m", line) for line in coloured]
-    # The head, what is supported, not measured.
+    # The head, a supported claim, and one that is not measured.
     assert [int(code[1]) for code in codes[:3] if code] == [1, 32, 2]
 
 

@@ -1,5 +1,7 @@
-"""The checks behind the ledger: on the smallest losses every claim is supported; a wrong formula
-turns the verdict."""
+"""The checks of the ledger: every claim is supported on the smallest losses.
+
+A wrong formula turns the verdict.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -81,7 +83,7 @@ def test_a_check_is_kept_and_read_again(tmp_path, monkeypatch):
     assert _in(tmp_path, check, fresh=True)[0] == [{"claim": "again"}]
     path.write_text("[1, 2")
     assert _in(tmp_path, check)[0] == [{"claim": "again"}]
-    assert _in(tmp_path, check)[0] == [{"claim": "again"}]  # and kept
+    assert _in(tmp_path, check)[0] == [{"claim": "again"}]  # and the result is kept
 
 
 def test_what_decides_a_check_is_in_its_key(monkeypatch):
@@ -96,7 +98,10 @@ def test_what_decides_a_check_is_in_its_key(monkeypatch):
 
 
 def test_an_interrupted_run_loses_nothing(tmp_path, monkeypatch):
-    """The last piece fails; the next run does that piece alone."""
+    """An interrupted run loses nothing.
+
+    The last check fails, and the next run does that one alone.
+    """
     pieces = [
         Check("identities", "quadratic"),
         Check("joint training", "quadratic"),
@@ -145,8 +150,8 @@ def test_manifolds_against_gradient_descent_on_the_mean_squared_distance():
             inverse @ (task.a @ phi - task.b) for inverse, task in zip(shortest, tasks, strict=True)
         ]
         phi = phi - torch.stack(steps).mean(0)
-    # the step is the shortest solution, so that phi - step is the projection; 3,000 leave far less
-    # than 1e-10
+    # The step is the shortest solution, so that phi - step is the projection. 3,000 steps leave an
+    # error far below 1e-10.
     assert float((manifolds.nearest_point(tasks) - phi).norm()) < 1e-10
 
 
@@ -172,7 +177,7 @@ def test_flow_on_a_quadratic_is_the_matrix_exponential():
     found = modified_loss.flow_displacement(
         modified_loss.modified_gradient(pool.losses, 0.0), pool.phi, 0.7
     )
-    assert float((found - expected).norm()) < 1e-11  # the integrator is asked for 1e-13
+    assert float((found - expected).norm()) < 1e-11  # the integrator's tolerance is 1e-13
 
 
 def test_modified_gradient_is_that_of_the_modified_loss():

@@ -1,5 +1,7 @@
-"""The functions written out: torch's values, and derivatives that do not depend on the order of
-nesting."""
+"""Torch's functions written out: they have torch's values, and right derivatives.
+
+The derivatives do not depend on the order of nesting.
+"""
 
 from itertools import product
 
@@ -65,8 +67,10 @@ def scalar(f):
 
 
 def nested(f, modes):
-    """Return derivatives along A, B, …, the innermost first, each by forward (F) or reverse mode
-    (R)."""
+    """Return derivatives along A, B, …, the innermost first, by the given modes.
+
+    Each letter of `modes` is F (forward) or R (reverse).
+    """
     for mode, v in zip(modes, (A, B, C), strict=False):
         f = _forward(f, v) if mode == "F" else _reverse(f, v)
     return f
@@ -81,8 +85,10 @@ def _reverse(f, v):
 
 
 def central(f, v):
-    """Return central differences of fourth order at step 2e-3: truncation 1e-11 and, twice nested,
-    round-off 1e-16 / 4e-6, with room below."""
+    """Return central differences of fourth order at step 2e-3.
+
+    Truncation is 1e-11 and, twice nested, round-off 1e-16 / 4e-6, with room below.
+    """
     h = 2e-3
     return lambda phi: (
         (8 * (f(phi + h * v) - f(phi - h * v)) - f(phi + 2 * h * v) + f(phi - 2 * h * v)) / (12 * h)
@@ -112,7 +118,10 @@ def test_second_and_third_derivatives_in_every_order_of_nesting(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_torchs_own_are_wrong_where_the_module_says(name):
-    """When torch mends this (the requirement is below 2.14), torch_fixes has no reason to be."""
+    """Torch's own derivatives are wrong where the module says so.
+
+    When torch mends this (the requirement is below 2.14), torch_fixes is no longer needed.
+    """
     f = scalar(FUNCTIONS[name])
     with right_derivatives():
         right = {n: float(nested(f, "R" * n)(PHI)) for n in (2, 3)}

@@ -1,4 +1,4 @@
-"""Points of figure 3's runs: which there are, what phi is there, and which losses are looked at."""
+"""Points of figure 3's runs: which exist, which phi they have, and which losses are evaluated."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SEEDS = [FIRST_SEED, FIRST_SEED + 1]
 
 @pytest.fixture(scope="module")
 def every(tmp_path_factory):
-    """Points of two variants and two seeds, trained for four iterations."""
+    """Return points of two variants and two seeds, trained for four iterations."""
     source = Source("glyphs", None, datasets.load("glyphs").content)
     context = Context("smoke", source, InProcess(1), tmp_path_factory.mktemp("runs"))
     return points(context, [sum_of(1), sum_of(4)], SEEDS, (0, 2, 4), schedule=figure_3.ITERATIONS)

@@ -1,9 +1,10 @@
-"""Meta-training against the paper's loop over torch.optim on copied weights; resuming, to the bit;
-errors of a Run.
+"""Meta-training against the paper's loop over torch.optim on copied weights.
 
-Tolerances are on phi - phi_1, the way travelled. SGD: round-off of 1e-12 a step (test_networks)
-through a dozen steps. Adam lifts round-off in small numbers of g (test_inner_loop), and a lifted
-difference is met again by later steps.
+Also resuming, to the bit, and the errors of a Run.
+Tolerances are relative to phi - phi_1, the distance travelled.
+SGD: round-off of 1e-12 a step (test_networks) through a dozen steps.
+Adam lifts round-off in small numbers of g (test_inner_loop), and later steps lift the difference
+again.
 """
 
 from collections.abc import Callable
@@ -81,9 +82,9 @@ def optimizer_of(run: Run, module: torch.nn.Module) -> torch.optim.Optimizer:
 
 
 def naive_reptile(run: Run, *, last_only: bool = False) -> list[Tensor]:
-    """Run Algorithm 2: phi <- phi + eps 1/n sum_t (W_t - phi), W_t after k steps on task t; phi
-    after each iteration.
+    """Run Algorithm 2, and return phi after each iteration.
 
+    phi <- phi + eps 1/n sum_t (W_t - phi), where W_t comes after k steps on task t.
     last_only: FOMAML's (W_t - phi_k) in place of (W_t - phi).
     """
     module = oracles.omniglot_module(5)
@@ -153,8 +154,7 @@ def test_maml_equals_functional_call() -> None:
 
 
 def test_variants_part_ways() -> None:
-    """The control: what the tests above tell apart does differ, by much more than their
-    tolerances."""
+    """The variants of the tests above differ by much more than the tests' tolerances."""
     variants = [
         *RUNS.values(),
         replace(RUN, weights=(0.0, 1.0)),
@@ -215,7 +215,7 @@ def test_going_on_gives_the_same_bits(run: Run, stop: int) -> None:
 
 @EACH
 def test_states_stay_as_they_were_yielded(run: Run) -> None:
-    """Also while training goes on, and where training goes on from them a second time."""
+    """States stay as they were yielded, also where training goes on from them a second time."""
     states, snapshots = [], []
     for state in train(run, POOL, start(run)):
         states.append(state)
@@ -258,8 +258,8 @@ def test_evaluation_uses_the_moments_as_training_does(moments: str) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Inner, "build", lambda self: Recording(self.learning_rate))
         found = evaluate(run, POOL, warm, TEST_SAMPLING, range(2))
-    # three tasks of two steps were trained on; each of two tasks starts there, or at 0, and takes
-    # two steps
+    # Training took two steps on each of three tasks. Each of two tasks starts with their count, or
+    # at 0, and takes two steps.
     first = 6.0 if moments == "kept" else 0.0
     assert received == [first, first + 1] * 2
     assert len(found["accuracy"]) == 2
@@ -291,8 +291,11 @@ def test_evaluation_in_parts_is_evaluation_as_a_whole(queries: int, look: int) -
 
 
 def test_looks_have_tasks_of_their_own() -> None:
-    """And one query a class has the accuracy with transduction too, several have not: they would
-    share a batch."""
+    """Looks have tasks of their own.
+
+    With one query a class there is the accuracy with transduction too.
+    With several there is none, as they would share a batch.
+    """
     found = {
         look: evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(30), look=look)
         for look in (0, 1)
@@ -331,7 +334,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         ({"seed": -1}, r"^seed: expected at least 0, found -1"),
         ({"weights": (1.0,)}, r"^weights: expected one per inner step \(2\), found 1"),
         ({"weights": (1.0, 1.0, 1.0)}, r"^weights: expected one per inner step \(2\), found 3"),
-        ({"weights": "fo"}, r"^weights: "),  # as many letters as steps
+        ({"weights": "fo"}, r"^weights: "),  # a string has as many letters as there are steps
     ],
 )
 def test_errors_of_a_run(wrong: dict, message: str) -> None:

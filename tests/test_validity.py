@@ -1,5 +1,7 @@
-"""The Taylor series where it is used: terms and shares against closed forms on quadratics,
-verdicts, figure."""
+"""The Taylor series where it is used: terms and shares on quadratics, verdicts, figure.
+
+Terms and shares are compared with closed forms.
+"""
 
 from dataclasses import replace
 from types import SimpleNamespace
@@ -25,7 +27,7 @@ SCALE = validity.SCALES["quick"]
 
 
 def _quadratic_point(seed=FIRST_SEED):
-    """Return a point whose two tasks are quadratics, as far as the measurement looks at it."""
+    """Return what the measurement uses of a point, with two tasks that are quadratics."""
     pools = [quadratic(4, seed=task) for task in range(2)]
     run = SimpleNamespace(seed=seed, sampling=None, inner=SimpleNamespace(learning_rate=0.05))
     return pools, SimpleNamespace(
@@ -37,7 +39,7 @@ def _quadratic_point(seed=FIRST_SEED):
 
 
 def test_changes_and_terms_on_quadratics():
-    """g_2 - g_bar_2 is its first-order term; g_3's lacks alpha^2 H_3 H_2 g_bar_1."""
+    """On quadratics g_2 - g_bar_2 is its first-order term; g_3's lacks alpha^2 H_3 H_2 g_bar_1."""
     pool, alpha = quadratic(3), 0.05
     hessians = [hessian(loss)(pool.phi) for loss in pool.losses]
     bars = [grad(loss)(pool.phi) for loss in pool.losses]
@@ -60,7 +62,7 @@ def test_changes_and_terms_on_quadratics():
     ],
 )
 def test_agreement_is_bounded(term, q, cosine):
-    """At the band's end, q = 2/3, half of |c|^2 is explained."""
+    """Agreement is bounded: at the band's end, q = 2/3, half of |c|^2 is explained."""
     found = validity.agreement(torch.tensor([2.0, 0.0]), torch.tensor(term))
     assert found["q"] == pytest.approx(q)
     assert found["cosine"] == pytest.approx(cosine)
@@ -85,7 +87,10 @@ def test_a_task_is_held_against_its_own_term_and_anothers():
 
 
 def test_explained_shares_on_quadratics_are_exact():
-    """g_2's first order is all there is; g_3 lacks alpha^2 H_3 H_2 g_bar_1, which order 2 adds."""
+    """Explained shares on quadratics are exact.
+
+    g_2's first order is all there is; g_3 lacks alpha^2 H_3 H_2 g_bar_1, which order 2 adds.
+    """
     pool, alpha = quadratic(3), 0.05
     rows = {
         (r["i"], r["order"]): r["explained"]
@@ -102,8 +107,11 @@ def test_explained_shares_on_quadratics_are_exact():
 
 
 def _table(q=0.8, cosine=0.5, other=0.1, seeds=SEEDS):
-    """Return a table: what the term of every step agrees to, a little more for each seed and task;
-    another task's agrees as `other`."""
+    """Return a table of agreements at every step, a little larger for each seed and task.
+
+    q, cosine: the agreement of a task's own term.
+    other: the agreement of another task's term.
+    """
     levels = {
         "seed": seeds, "iteration": SCALE.iterations, "task": range(4), "i": (2, 3, 4),
         "term": ("own", "another task's"),
@@ -122,7 +130,7 @@ def _table(q=0.8, cosine=0.5, other=0.1, seeds=SEEDS):
         ({}, ["supported", "supported"]),
         ({"q": 0.3, "cosine": 0.1}, ["refuted", "refuted"]),
         ({"q": 0.6655}, ["undecided", "supported"]),
-        ({"other": 0.9}, ["undecided", "undecided"]),  # any task's term would do
+        ({"other": 0.9}, ["undecided", "undecided"]),  # any task's term agrees
     ],
 )
 def test_verdicts(numbers, verdicts):
@@ -164,7 +172,7 @@ def test_figure_says_what_the_tables_hold():
     assert {text.get_text() for text in drawn.axes[0].texts} == {"25"}
     legend = drawn.axes[-1].get_legend()
     dashed = next(line for line in legend.get_lines() if line.get_linestyle() == "--")
-    on, off = dashed._dash_pattern[1][:2]  # points
+    on, off = dashed._dash_pattern[1][:2]  # in points
     drawn_at = legend.handlelength * legend.get_texts()[0].get_fontsize()
     assert drawn_at >= 3 * on + 2 * off, "fewer than three dashes look solid around a marker"
     assert any(

@@ -1,5 +1,4 @@
-"""Variance of the updates: the updates against a plain loop, the estimates against simulation,
-verdicts.
+"""Variance of the updates: updates against a plain loop, estimates against simulation, verdicts.
 
 ROUND_OFF: float64, through batch norms, where cancellation costs a few digits.
 """
@@ -52,8 +51,10 @@ def test_updates_are_those_of_a_plain_loop():
 
 
 def test_estimates_are_unbiased():
-    """5,000 times six Gaussian vectors of known variances; dividing by n would be off by a
-    sixth."""
+    """Estimates are unbiased, for six Gaussian vectors of known variances, drawn 5,000 times.
+
+    Dividing by n would be off by a sixth.
+    """
     mean, scale, n, times = torch.tensor([1.0, 0.5, 0.0]), torch.tensor([0.5, 1.0, 2.0]), 6, 5_000
     g = generator()
     found = torch.tensor(
@@ -89,11 +90,11 @@ def test_measure_is_over_training_tasks_of_the_point():
             ).double()
         )
     noise = (both[0] - both[1]).square().sum(-1) / 2
-    # Of AvgGrad in the mean; of others 1.
+    # The mean update's multiple of AvgGrad, where it is not 1.
     shares = {"g1+g2": 2.0, "g1+g2+g3": 3.0, "g1+g2+g3+g4": 4.0}
     for i, name in enumerate(variance.UPDATES):
         per_unit = shares.get(name, 1.0) ** 2
-        size = float(both[0][i].square().sum())  # float32, relative to what is subtracted
+        size = float(both[0][i].square().sum())  # float32, relative to the subtracted numbers
         assert rows[name]["noise"] * per_unit == pytest.approx(float(noise[i]), abs=1e-5 * size)
 
 
@@ -110,7 +111,10 @@ def test_logs_are_means_over_the_points():
 
 
 def _table(*, last_over_sum=2.0, maml_over_sum=4.0, sum_over_joint=0.5, seeds=SEEDS):
-    """Return a table of noise per unit of AvgGrad: g1's is 1, up to a factor for each seed."""
+    """Return a table of noise per unit of AvgGrad, in which g1's is 1.
+
+    Rivals have a factor for each seed.
+    """
     rows = []
     for seed in seeds:
         of_rival = exp(0.01 * (seed - SEEDS[2]))
@@ -133,7 +137,7 @@ def _table(*, last_over_sum=2.0, maml_over_sum=4.0, sum_over_joint=0.5, seeds=SE
         ({"last_over_sum": 0.9}, ["refuted", "supported"]),
         ({"maml_over_sum": 1.0}, ["supported", "refuted"]),
         ({"maml_over_sum": 1.06}, ["supported", "undecided"]),
-        # g1 alone has no more noise than the sum.
+        # Here g1 alone has no more noise than the sum.
         ({"sum_over_joint": 1.0}, ["undecided", "undecided"]),
     ],
 )
@@ -159,7 +163,7 @@ def test_a_run_that_diverged_leaves_the_claims_undecided():
 
 def test_noise_is_drawn_relative_to_that_of_joint_training():
     table = _table()
-    table.loc[table.seed == SEEDS[0], "noise"] *= 7  # whatever a seed does to all of them alike
+    table.loc[table.seed == SEEDS[0], "noise"] *= 7  # a factor that a seed gives to all updates
     found = variance.relative(table).set_index("update")
     assert found["mean"]["g1"] == found.low["g1"] == found.high["g1"] == 1
     assert found["mean"]["g4"] == pytest.approx(1.0)

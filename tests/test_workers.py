@@ -1,5 +1,9 @@
-"""Workers: results in the order of the items, whichever went first; an item's fault is raised when
-the rest is done; a worker that dies costs what it had not yet written down."""
+"""Workers: order of results, faults and deaths.
+
+Results come in the order of the items, whichever went first.
+An item's fault is raised when the rest is done.
+A worker that dies costs the work that it had not yet written down.
+"""
 
 import io
 import os
@@ -19,8 +23,10 @@ from analysis.runs.workers import Lines, Progress, Workers, available_cores
 
 
 class Threads(Workers):
-    """Workers that start at once, for what only the side of the script decides: they are threads of
-    this process."""
+    """Threads of this process in place of workers: they start at once.
+
+    They serve for what the script's side alone decides.
+    """
 
     def _open(self) -> ThreadPoolExecutor:
         runs_workers._updates = self._updates = queue.Queue()
@@ -104,7 +110,10 @@ def test_a_log_has_lines(terminal: bool, quiet: bool, monkeypatch: pytest.Monkey
 def test_lines_say_how_far_and_how_long(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The clock is ours. What was done before it started has no part in the pace."""
+    """Lines say how far the work is and how long it will take, by a made-up clock.
+
+    Work done before the clock started does not count in the pace.
+    """
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     lines, resumed = Lines("runs", 100), Lines("more", 100, done=50)
@@ -131,8 +140,10 @@ def main_file(item: int, progress: Progress) -> str | None:
 
 
 def test_workers_do_not_load_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A main module that cannot be run, as it stands there, would end a worker before its first
-    item."""
+    """Workers do not load the script.
+
+    Loading a main module that cannot be run would end a worker before its first item.
+    """
     path = tmp_path / "script.py"
     path.write_text("raise SystemExit(3)")
     script = sys.modules["__main__"]
@@ -172,7 +183,10 @@ def test_there_must_be_one() -> None:
 
 
 def test_cores_are_no_more_than_the_containers_share(tmp_path: Path) -> None:
-    """cgroup's file: microseconds of processor time in a period, and the period."""
+    """The number of cores is at most the container's share.
+
+    cgroup's file holds microseconds of processor time in a period, and the period.
+    """
     quota = tmp_path / "cpu.max"
     without = available_cores(quota)
     for text, expected in (

@@ -1,5 +1,7 @@
-"""Zero-shot: exact averages over labellings against plain loops, the untouched network, the
-verdict, the figure."""
+"""Zero-shot: exact averages over labellings against plain loops, the untouched network.
+
+Also the verdict and the figure.
+"""
 
 from dataclasses import replace
 from itertools import permutations
@@ -65,8 +67,11 @@ def test_a_network_that_ignores_its_images_would_pass_the_control():
 
 
 def test_spread_is_that_of_dealing_labels():
-    """Four tasks that are all classified alike: the accuracy of one deal is that of a random
-    permutation's matches."""
+    """The spread is that of dealing labels.
+
+    Four tasks are all classified alike.
+    The accuracy of one deal is then the share of places that a random permutation keeps.
+    """
     logits = F.one_hot(torch.arange(3)).double().expand(4, 3, 3)
     found = zero_shot.before_adaptation(logits, torch.arange(3).expand(4, -1))
     matches = torch.tensor(
@@ -102,8 +107,8 @@ def test_measures_the_untouched_network(is_last):
         correct.append((logits.argmax(-1) == batch.y).double().mean())
         losses.append(F.cross_entropy(logits, batch.y))
     assert rows["accuracy_before"] == pytest.approx(float(torch.stack(correct).mean()))
-    # float32 sums in another order, tasks as lanes: a few 1e-7 of logits of size 1, through batch
-    # norms
+    # With tasks as lanes, float32 sums have another order: a few 1e-7 of logits of size 1, through
+    # batch norms.
     assert rows["loss_before"] == pytest.approx(float(torch.stack(losses).mean()), abs=1e-3)
     assert ("loss_after" in rows) == ("accuracy_all" in rows) == is_last
     if is_last:
