@@ -7,8 +7,8 @@ may be slow.
 
 import os
 
-# As in the script's workers: pytest-xdist occupies every core, and threads beyond that only wait
-# for each other. Set before torch is imported, it holds for the processes that tests start too.
+# One thread, as in the script's workers: pytest-xdist occupies every core, and more threads only
+# wait for each other. Set before torch is imported, it also holds for processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 from pathlib import Path

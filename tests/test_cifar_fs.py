@@ -249,7 +249,7 @@ def test_faults_of_a_zip(tmp_path: Path, data: Path, fault: str) -> None:
 
 
 LISTED = "splits/bertinetto/val.txt"
-# A file, what it becomes (None: missing), the message.
+# For each fault: a file, its new content (None: missing), and the message.
 FOLDER_FAULTS: dict[str, tuple[str, bytes | None, str]] = {
     "image missing": ("data/ant/ant_s_000000.png", None, "ant: expected 6 PNG files, found 5"),
     "image altered": (

@@ -35,7 +35,7 @@ def _changed(path: Path, change) -> Path:
     return other
 
 
-# ---- the same again
+# ---- reruns
 
 
 def test_a_manifest_is_enough_to_get_the_same_tables(done: Path, tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_times_are_not_compared(tmp_path: Path) -> None:
     assert checksums.digest(tmp_path / "a.csv") == checksums.digest(tmp_path / "b.csv")
 
 
-# ---- what is said
+# ---- output
 
 
 def test_json_is_one_document_alone_on_stdout(done: Path, tmp_path: Path) -> None:
@@ -290,7 +290,7 @@ def test_help_names_every_experiment_and_the_exit_codes(capsys: pytest.CaptureFi
     )
 
 
-# ---- ends
+# ---- errors
 
 
 @pytest.mark.parametrize(

@@ -327,7 +327,7 @@ def test_a_split_that_is_mapped_is_divided_by_255(context, monkeypatch, tmp_path
     assert pool.dtype == torch.float32
 
 
-# ---- what came of it
+# ---- results
 
 
 BOTH = dict.fromkeys(("omniglot-5way", "omniglot-20way"))
@@ -366,7 +366,7 @@ def _table(accuracy, *, benchmarks=tuple(BOTH), seeds=5, split="seed"):
 
 
 def _as_published(method, transductive, benchmark, shots):
-    """Return the paper's number for Reptile, also for the other methods; 20 % without training."""
+    """Return Reptile's published number for every method, but 20 % for the untrained network."""
     if method == "untrained":
         return 20.0
     return PUBLISHED["reptile", transductive, benchmark, shots][0]

@@ -52,7 +52,7 @@ fuzz = settings(
 )
 counted: dict[str, int] = {}
 
-# ---- what may be touched
+# ---- files that may be touched
 
 WRITING = {
     "os.mkdir",
@@ -308,7 +308,7 @@ def test_checkpoints_that_are_whole_but_of_another_make(finished: Job, data: st.
         names = sorted({*record, *tensors} - {"key", "data"})
         name = data.draw(st.sampled_from(names))
         if name in tensors:
-            # Torch's own, whose names only it knows.
+            # Names that begin with "outer." belong to torch's optimizers, which alone know them.
             if data.draw(st.booleans()) and not name.startswith("outer."):
                 del tensors[name]
             else:

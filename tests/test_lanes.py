@@ -96,7 +96,7 @@ def test_lanes_that_do_not_belong_together_are_refused():
 
 
 def test_memory_of_a_lane_covers_what_an_inner_step_keeps(monkeypatch):
-    """The memory reckoned for a lane covers what an inner step keeps.
+    """The memory computed for a lane covers what an inner step keeps.
 
     Torch counts on a step of one lane with autograd: each tensor saved for the backward pass, once.
     """

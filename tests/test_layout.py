@@ -1,4 +1,7 @@
-"""Imports go one way: no package imports from one above it, and no imports are circular."""
+"""Imports go one way: no room imports from one above it, and no imports are circular.
+
+A room is a package or a module, and FLOORS lists the rooms from the bottom up.
+"""
 
 import ast
 from graphlib import TopologicalSorter
@@ -7,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the bottom up. Packages on one floor do not import each other.
+# Rooms on one floor do not import each other.
 FLOORS = (
     ("reptile_core", "analysis.program"),
     ("analysis.paper", "analysis.theory"),
@@ -55,7 +58,7 @@ def imported(path: Path, known: set[str]) -> set[str]:
 
 
 def floor(module: str) -> tuple[int, str]:
-    """Return the number of a module's floor and the package that holds it."""
+    """Return the number of a module's floor, and the module's room."""
     for number, rooms in enumerate(FLOORS):
         for room in rooms:
             if module == room or module.startswith(f"{room}."):

@@ -271,7 +271,7 @@ def huge_png() -> bytes:
 
 GOOD = PHOTOGRAPHS["n01"][0]
 N01 = "train/n01/n01_0.JPEG"
-# A file, what it becomes (None: missing), the message.
+# For each fault: the layout, a file, its new content (None: missing), and the message.
 Fault = tuple[Callable[[Path], None], str, bytes | None, str]
 FAULTS: dict[str, Fault] = {
     "no image": (folders, N01, b"GIF89a", "n01_0.JPEG: cannot be read: UnidentifiedImageError"),

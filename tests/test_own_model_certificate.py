@@ -155,7 +155,7 @@ def test_a_wrong_derivative_is_flagged_with_its_layer(name):
 def test_without_a_fault_the_same_function_is_right():
     """The function without a fault is found right in reverse mode.
 
-    Torch 2.13 takes it for linear in forward mode twice, which the analysis reports.
+    In forward mode, applied twice, torch 2.13 takes it for linear, which the analysis reports.
     """
     found = analyse(network(Middle(sine(0, 0, None))), F.cross_entropy, task(), 0.05, most_orders=0)
     expected = analyse(network(Middle(torch.sin)), F.cross_entropy, task(), 0.05, most_orders=0)

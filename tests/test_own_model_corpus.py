@@ -25,7 +25,7 @@ ALPHA = 0.01
 
 
 class Around(nn.Module):
-    """A linear map, followed by an operation or a layer.
+    """A linear map and tanh, followed by an operation or a layer.
 
     The linear map goes (5, 4) -> (5, 6), and its outputs are reshaped to what the operation takes.
     """
@@ -394,7 +394,7 @@ FLAGGED = {
     "householder_product": "linalg_householder_product",
     "parametrizations.orthogonal": "linalg_householder_product",
 }
-JUMPS = {"parametrizations.orthogonal"}  # it rounds a diagonal that SGD never moves
+JUMPS = {"parametrizations.orthogonal"}  # it casts a diagonal that SGD never moves to int
 
 
 @pytest.mark.parametrize("name", [*OPERATIONS, *LAYERS])

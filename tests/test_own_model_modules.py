@@ -183,7 +183,7 @@ def test_the_module_is_as_it_was(name, after):
     assert held(net) == before and held(minibatches) == data and kept == ACTIVATIONS
     assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
     assert (states[2] == np.random.get_state()[1]).all()
-    if name != "old_norms":  # their weights are not leaves
+    if name != "old_norms":  # their weights are not leaves, before or after
         copy.deepcopy(net)
     if after == "an analysis":
         assert found.verdict("g_bar") in ("holds", "stopped gradient") and not found.withheld

@@ -140,7 +140,7 @@ def test_what_others_run_can_be_read(path: str) -> None:
     assert yaml.safe_load((ROOT / path).read_text())
 
 
-# ---- what is installed
+# ---- installation
 
 
 def test_every_folder_of_code_is_a_package_that_is_found() -> None:

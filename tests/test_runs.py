@@ -120,7 +120,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return trained
 
 
-# How far, and what is kept
+# Length of training and kept states
 
 
 @EACH_KIND

@@ -90,7 +90,7 @@ def test_measure_is_over_training_tasks_of_the_point():
             ).double()
         )
     noise = (both[0] - both[1]).square().sum(-1) / 2
-    # The mean update's multiple of AvgGrad, where it is not 1.
+    # Multiples of AvgGrad in the mean of an update, where they are not 1.
     shares = {"g1+g2": 2.0, "g1+g2+g3": 3.0, "g1+g2+g3+g4": 4.0}
     for i, name in enumerate(variance.UPDATES):
         per_unit = shares.get(name, 1.0) ** 2
