@@ -1,5 +1,7 @@
-"""Figure 3: accuracy over meta-iterations for the sums of inner gradients, a panel for each number
-of minibatches."""
+"""Figure 3: accuracy over meta-iterations for the sums of inner gradients.
+
+There is a panel for each number of minibatches.
+"""
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -27,8 +29,11 @@ OWN = [
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the tables ablation_intervals (columns variant, iteration, mean, low, high) and
-    ablation_summary (variant, iteration, mean)."""
+    """Draw the tables ablation_intervals and ablation_summary.
+
+    ablation_intervals: columns variant, iteration, mean, low, high.
+    ablation_summary: columns variant, iteration, mean.
+    """
     final = tables["ablation_summary"].set_index("variant")
     names = settings["variants"]
     k_max = max(map(len, names.values()))
@@ -50,8 +55,10 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(final: pd.DataFrame, variants: Sequence[Variant]) -> str:
-    """Return the title: where g_1 ends, and where the longest sum does. final: iteration and mean,
-    accuracy in [0, 1], by variant."""
+    """Return the title: where g_1 ends, and where the longest sum does.
+
+    final: iteration and mean, accuracy in [0, 1], by variant.
+    """
     first = variants[0]
     longest = max(variants, key=lambda variant: (variant.k, sum(variant.weights)))
     ends, when = final["mean"], final["iteration"]
@@ -63,7 +70,7 @@ def finding(final: pd.DataFrame, variants: Sequence[Variant]) -> str:
 
 
 def caption(settings: Mapping[str, Any]) -> str:
-    """Return what the figure shows, to be understood without the paper at hand."""
+    """Return the caption, which explains the figure to a reader without the paper."""
     inner = settings["inner"]
     return (
         "Each curve uses one combination of a task's inner SGD gradients as the meta-gradient: "

@@ -1,5 +1,7 @@
-"""Figures that are drawn while other work goes on. Plotting libraries take seconds to load, so this
-module does not."""
+"""Figures that are drawn while other work goes on.
+
+Plotting libraries take seconds to load, so this module does not load them.
+"""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import import_module
@@ -10,8 +12,10 @@ from analysis.plan import Plan
 
 
 class Drawing:
-    """Experiments' figures, drawn one after the other in a thread. Its `with` block ends when all
-    are there."""
+    """Experiments' figures, drawn one after the other in a thread.
+
+    Its `with` block ends when all are drawn.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(1)
@@ -24,12 +28,14 @@ class Drawing:
         self._thread.shutdown()
 
     def begin(self, experiment: Experiment, result: Result, plan: Plan) -> None:
-        """Have an experiment's figures drawn."""
+        """Queue an experiment's figures for drawing."""
         self._begun.append(self._thread.submit(draw, experiment, result, plan))
 
     def files(self) -> list[Path]:
-        """Return all figures, in order, once they are there. An error in drawing one is raised
-        here."""
+        """Return the files of all figures, in order, once they are drawn.
+
+        An error in drawing one is raised here.
+        """
         return list(dict.fromkeys(path for figures in self._begun for path in figures.result()))
 
 

@@ -1,4 +1,4 @@
-"""The line of figures over seeds: a mean with its interval."""
+"""Curves of means over seeds with their intervals, and words on them for captions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,8 +18,11 @@ def draw_curve(
     label: str,
     line: str = "-",
 ) -> None:
-    """Draw accuracy in % against the column x, with its interval over seeds; columns x, mean, low,
-    high in [0, 1] (the last two NaN where there is one seed)."""
+    """Draw accuracy in % against the column x, with its interval over seeds.
+
+    curve: columns x, mean, low, high, the last three in [0, 1].
+    low and high are NaN where there is one seed.
+    """
     every = max(1, len(curve) // 8)
     ax.plot(
         curve[x], 100 * curve["mean"], line, color=colour, marker=marker, markevery=every,
@@ -31,8 +34,10 @@ def draw_curve(
 
 
 def over_iterations(ax: Axes, chance: float | None = None) -> None:
-    """Set the axes of a learning curve: iterations with separators, and the line of chance
-    (accuracy in [0, 1]) where the curves are to be compared with it."""
+    """Set the axes of a learning curve: iterations with separators, and the line of chance.
+
+    chance: accuracy in [0, 1], where the curves are to be compared with it.
+    """
     if chance is not None:
         ax.axhline(100 * chance, color="0.5", linestyle=":", linewidth=1)
         ax.annotate(
@@ -50,16 +55,14 @@ def over_iterations(ax: Axes, chance: float | None = None) -> None:
 
 
 def seeds_in_words(seeds: int) -> str:
-    """Say what lines and bands are, for a caption."""
-    return (
-        f"Mean of {seeds} seeds, band: 95 % Student-t interval of that mean."
-        if seeds > 1
-        else "One seed."
-    )
+    """Describe lines and bands, for a caption."""
+    if seeds > 1:
+        return f"Mean of {seeds} seeds, band: 95 % Student-t interval of that mean."
+    return "One seed."
 
 
 def evaluation_in_words(settings: Mapping[str, Any]) -> str:
-    """Say how accuracy is measured, for a caption."""
+    """Describe how accuracy is measured, for a caption."""
     return (
         f"Accuracy after {settings['evaluation_steps']} steps on the {settings['shots']}-shot "
         f"support of {settings['tasks']} test tasks at every point of a curve, "
@@ -69,8 +72,10 @@ def evaluation_in_words(settings: Mapping[str, Any]) -> str:
 
 
 def schedule_in_words(settings: Mapping[str, Any]) -> str:
-    """Say over how many iterations the outer step is annealed and how many of them are trained, for
-    a caption."""
+    """Describe the schedule of the outer step, for a caption.
+
+    It names the iterations over which the step is annealed, and how many of them are trained.
+    """
     until, iterations = settings["looks"][-1], settings["iterations"]
     whole = f"annealed linearly to 0 over {iterations:,} iterations"
     return whole if until == iterations else f"{whole}, of which the first {until:,} are trained"

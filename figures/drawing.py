@@ -1,5 +1,7 @@
-"""An experiment's figures: drawn by its namesake in this folder or its plugin, stamped with their
-data, and saved."""
+"""An experiment's figures: drawn, stamped with their data and saved.
+
+The module of this folder with the experiment's name draws them, or the experiment's plugin.
+"""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -21,10 +23,10 @@ def draw(
     data: str,
     real: bool,
 ) -> list[Path]:
-    """Draw all figures of an experiment from its tables and settings; return the files in `folder`.
+    """Draw all figures of an experiment and return their files, which are in `folder`.
 
-    data: the line that names data and scale. real: False where the data only stand in for the real
-    ones.
+    tables, settings: the experiment's own. data: the line that names data and scale.
+    real: False where the data only stand in for the real ones.
     """
     paths = []
     with style():

@@ -1,5 +1,7 @@
-"""Section 6.1's tables as dots: ours with its interval above the published accuracy with its own, a
-panel a cell."""
+"""Section 6.1's tables as dots: our accuracy and, below it, the published one.
+
+Each has its own interval. A panel is one benchmark with one number of shots.
+"""
 
 from collections.abc import Mapping
 from textwrap import fill, shorten
@@ -45,8 +47,10 @@ MEASURED, NOT_ASKED = "measured", "not asked for"  # statuses of a cell
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the table few_shot_summary: a row for each cell, in %. Benchmarks that were not asked
-    for are left out."""
+    """Draw the table few_shot_summary: a row for each cell, in %.
+
+    Benchmarks that were not asked for are left out.
+    """
     summary = tables["few_shot_summary"]
     asked = set(summary.benchmark[summary.status != NOT_ASKED]) or set(TITLES)
     titles = {name: title for name, title in TITLES.items() if name in asked}
@@ -54,7 +58,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
         titles = {
             name: title.replace("Omniglot", settings["main_data"]) for name, title in titles.items()
         }
-    if len(titles) > 1:  # a column each, a row for each number of shots
+    if len(titles) > 1:  # a column for each, a row for each number of shots
         figure, axes = plt.subplots(
             2, len(titles), figsize=(2.8 * len(titles) + 2.0, 8.6), sharey=True
         )
@@ -97,15 +101,15 @@ def finding(summary: pd.DataFrame, settings: Mapping[str, Any], titles: Mapping[
 
 
 def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
-    """Return what the figure shows, to be understood without the paper at hand."""
+    """Return the caption, which explains the figure to a reader without the paper."""
     seeds, benchmarks = settings["seeds"], settings["benchmarks"]
     steps = {method: outer["step"] for method, outer in settings["outer"].items()}
-    ours = (
-        f"mean of {seeds} seeds, bar: 95 % Student-t interval of that mean"
-        if seeds > 1
-        else "one seed, bar: 95 % interval of the mean over tasks"
-        + (" and, of characters, over splits" if settings["split"] == "seed" else "")
-    )
+    if seeds > 1:
+        ours = f"mean of {seeds} seeds, bar: 95 % Student-t interval of that mean"
+    else:
+        ours = "one seed, bar: 95 % interval of the mean over tasks"
+        if settings["split"] == "seed":
+            ours += " and, of characters, over splits"
     shots = settings["tail_shots"]
     tail = f"{shots} examples a class" if shots else "a minibatch of examples"
     trained = "; ".join(

@@ -1,5 +1,7 @@
-"""Inner products and cosines of minibatch gradients: along meta-training, pair by pair, and after
-one step."""
+"""Inner products and cosines of minibatch gradients.
+
+They are drawn along meta-training, pair by pair, and after one step.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,6 +18,7 @@ from reptile_core.meta_gradients import Variant, figure_3
 
 LINES = {1: "-", 2: "--", 4: "-"}
 MARKERS = {"joint": "o", "sum": "s", "last": "^"}
+HOLLOW: dict[str, Any] = {"markersize": 5, "markerfacecolor": "none", "clip_on": False}
 WHEN = {"before": "at the initialization", "after": "after adaptation"}
 DIRECTIONS = {
     "beyond": ("beyond k AvgGrad", COLOURS["sum"]),
@@ -44,30 +47,17 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
         for ax, (quantity, pairs, label) in zip(axes[row], panels, strict=True):
             part = table[(table.when == when) & (table.quantity == quantity)]
             for variant in variants:
+                colour, marker = COLOURS[variant.kind], MARKERS[variant.kind]
                 mine = part[part.variant == variant.name]
                 train = mine[mine.characters == "train"]
                 _line(ax, train[train.pairs == pairs], variant)
                 if pairs == "within":
                     between = train[train.pairs == "between"]
-                    ax.plot(
-                        between.iteration,
-                        between["mean"],
-                        ":",
-                        color=COLOURS[variant.kind],
-                        linewidth=1.1,
-                    )
+                    ax.plot(between.iteration, between["mean"], ":", color=colour, linewidth=1.1)
                 test = mine[(mine.characters == "test") & (mine.pairs == pairs)]
                 # An empty line that is not clipped would widen the axes to the figure's corner.
                 if len(test):
-                    ax.plot(
-                        test.iteration,
-                        test["mean"],
-                        MARKERS[variant.kind],
-                        color=COLOURS[variant.kind],
-                        markersize=5,
-                        markerfacecolor="none",
-                        clip_on=False,
-                    )
+                    ax.plot(test.iteration, test["mean"], marker, color=colour, **HOLLOW)
             ax.set_title(f"{label}, {WHEN[when]}", fontsize=9.5)
             ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
             ax.yaxis.set_major_formatter("{x:.1f}" if quantity == "cosine" else "{x:,.0f}")
@@ -132,8 +122,10 @@ def _line(ax: Axes, curve: pd.DataFrame, variant: Variant) -> None:
 
 
 def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
-    """Draw Gram matrices as heat maps: cosines above, inner products below, one column for each
-    point."""
+    """Draw Gram matrices as heat maps, one column for each point.
+
+    Cosines are above, inner products below.
+    """
     by_point = list(table.groupby(["variant", "iteration"], sort=False))
     size, names = settings["minibatches"], settings["variants"]
     figure, axes = plt.subplots(
@@ -162,11 +154,9 @@ def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
             ax.set_xticks(middles, numbers, fontsize=8, rotation=0)
             ax.set_yticks(middles, numbers, fontsize=8, rotation=0)
             ax.set(xlabel="task", ylabel="task")
-        run = (
-            f"after {iteration:,} iterations of ${names[variant]}$"
-            if iteration
-            else "before meta-training"
-        )
+        run = "before meta-training"
+        if iteration:
+            run = f"after {iteration:,} iterations of ${names[variant]}$"
         axes[0][column].set_title(f"cosine, {run}", fontsize=9)
         axes[1][column].set_title(f"inner product, {run}", fontsize=9)
     cosines_in_words = []
@@ -192,8 +182,10 @@ def _within_and_between(cells: pd.DataFrame, size: int) -> tuple[float, float]:
 
 
 def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
-    """Draw the change of inner product, cosine and squared norm after one step, by direction, at
-    the start and at the end."""
+    """Draw the change of inner product, cosine and squared norm after one step.
+
+    It is drawn for each direction, at the start and at the end.
+    """
     panels = (
         ("inner product", "inner product, bounded"), ("cosine", "cosine"),
         ("squared norm", "squared norm, bounded"),

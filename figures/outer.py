@@ -37,8 +37,10 @@ PANELS = {
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the tables outer_intervals (columns variant, iteration, mean, low, high) and
-    outer_validation."""
+    """Draw the tables outer_intervals and outer_validation.
+
+    outer_intervals: columns variant, iteration, mean, low, high.
+    """
     curves: Mapping[str, pd.DataFrame] = {
         str(name): part for name, part in tables["outer_intervals"].groupby("variant")
     }
@@ -58,8 +60,10 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def finding(curves: Mapping[str, pd.DataFrame]) -> str:
-    """Return the title: where Reptile's sum and average, MAML and Adam outside end; means over
-    seeds."""
+    """Return the title: where Reptile's sum and average, MAML and Adam outside end.
+
+    The numbers are means over seeds.
+    """
     end = max(curve.iteration.max() for curve in curves.values())
     ends = {}
     for name, curve in curves.items():
@@ -72,7 +76,7 @@ def finding(curves: Mapping[str, pd.DataFrame]) -> str:
 
 
 def caption(settings: Mapping[str, Any], validation: pd.DataFrame) -> str:
-    """Return what the figure shows, to be understood without the paper at hand."""
+    """Return the caption, which explains the figure to a reader without the paper."""
     inner, outer = settings["inner"], settings["outer_step"]["from"]
     chosen = validation.step[validation.accuracy.idxmax()]
     grid = ", ".join(f"{step:g}" for step in validation.step)

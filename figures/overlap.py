@@ -1,5 +1,7 @@
-"""Figure 4: final accuracy against inner steps, minibatch size and outer step, for each choice of
-minibatches."""
+"""Figure 4: final accuracy against inner steps, minibatch size and outer step.
+
+Each method with its choice of minibatches is a curve.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -44,9 +46,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     figure, axes = plt.subplots(1, len(shown), figsize=(10.5, 5.2), sharey=True, squeeze=False)
     for ax, sweep in zip(axes[0], shown, strict=True):
         for method, (colour, marker, line) in STYLES.items():
-            mine = intervals[(intervals.sweep == sweep) & (intervals.method == method)].sort_values(
-                "point"
-            )
+            mine = intervals[(intervals.sweep == sweep) & (intervals.method == method)]
+            mine = mine.sort_values("point")
             if not mine.empty:
                 draw_curve(ax, mine, "point", colour=colour, marker=marker, line=line, label=method)
         title, label, edge = titles[sweep]
@@ -79,7 +80,7 @@ def finding(intervals: pd.DataFrame) -> str:
 
 
 def caption(settings: Mapping[str, Any]) -> str:
-    """Return what the figure shows, to be understood without the paper at hand."""
+    """Return the caption, which explains the figure to a reader without the paper."""
     n, inner = settings["n_way"] * settings["train_shots"], settings["inner"]
     full = (
         f"Full batch: all that a method may draw from, {n}, or {n - settings['fixed']['batch']} "

@@ -1,5 +1,6 @@
-"""Publish an output folder: copy what a reader wants to see of it, with the report as the page that
-GitHub shows.
+"""Publish an output folder: copy what a reader wants to see of it.
+
+The report becomes the page that GitHub shows.
 
 python reproduce.py publish results/quick          into figures/published/quick
 python reproduce.py publish DIR --name NAME        into figures/published/NAME
@@ -52,9 +53,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def publish(folder: Path, where: Path) -> Path:
-    """Copy a finished run's tables, figures, ledger and manifest to `where`, with the report as
-    README.md; what was there is replaced. ResultsError, ManifestError or OSError where the folder
-    is not that of a finished run."""
+    """Copy a finished run's tables, figures, ledger and manifest to `where`, and return it.
+
+    The report goes with them as README.md. What was there before is replaced.
+    Raises ResultsError, ManifestError or OSError where the folder is not that of a finished run.
+    """
     record = manifest.read(folder / "manifest.json")
     if record["status"] != "finished":
         raise ResultsError(
@@ -79,8 +82,10 @@ def publish(folder: Path, where: Path) -> Path:
 
 
 def without_paths(command: Sequence[str]) -> list[str]:
-    """Return a command line without the options whose values are paths, and with the script's name
-    alone."""
+    """Return a command line without the options whose values are paths.
+
+    The script's name is kept without its folder.
+    """
     kept, words = [Path(command[0]).name], iter(command[1:])
     for word in words:
         name, assigned, _ = word.partition("=")

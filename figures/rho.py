@@ -1,5 +1,7 @@
-"""Early curves of sums of inner gradients at an equal step along AvgGrad, and what less noise and
-larger rho gain."""
+"""Early curves of sums of inner gradients at an equal step along AvgGrad.
+
+Next to them: what less noise and larger rho gain.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -60,8 +62,10 @@ def _curves(ax: plt.Axes, intervals: pd.DataFrame, settings: Mapping[str, Any]) 
 
 
 def finding(pairs: pd.DataFrame) -> str:
-    """Return the title: what less noise gains at equal rho, and larger rho at equal noise; means
-    over seeds."""
+    """Return the title: what less noise gains at equal rho, and larger rho at equal noise.
+
+    The numbers are means over seeds.
+    """
     points = 100 * pairs.set_index("differ")["mean"]
     return (
         f"Less noise at equal ρ gains {_signed(points['noise'])} points of accuracy early in "
@@ -74,7 +78,7 @@ def _signed(points: float) -> str:
 
 
 def caption(settings: Mapping[str, Any]) -> str:
-    """Return what the figure shows, to be understood without the paper at hand."""
+    """Return the caption, which explains the figure to a reader without the paper."""
     inner, seeds = settings["inner"], seeds_in_words(settings["seeds"]).replace("band", "bar")
     return (
         "Meta-gradients $w_1 g_1 + \\ldots + w_4 g_4$ of a task's inner SGD gradients, $\\sum w_i "

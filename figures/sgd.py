@@ -1,5 +1,7 @@
-"""Small minibatches against the full batch at equal training loss: how aligned gradients are, and
-the test loss."""
+"""Small minibatches against the full batch at equal training loss.
+
+The panels show how aligned gradients are, and the test loss.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -30,8 +32,10 @@ JUDGED = ("cosine", "generalization gap")
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the tables sgd (a row for each batch, variant, seed and quantity) and sgd_summary (over
-    seeds)."""
+    """Draw the tables sgd and sgd_summary.
+
+    sgd: a row for each batch, variant, seed and quantity. sgd_summary: the same over seeds.
+    """
     rows, summary = tables["sgd"], tables["sgd_summary"]
     figure, axes = plt.subplots(2, 3, figsize=(12, 7.6))
     for ax, (quantity, words) in zip(axes.flat, PANELS.items(), strict=False):
@@ -57,14 +61,12 @@ def finding(summary: pd.DataFrame) -> str:
 
 
 def caption(summary: pd.DataFrame, settings: Mapping[str, Any]) -> str:
-    """Return what the figure shows, to be understood without the paper at hand."""
+    """Return the caption, which explains the figure to a reader without the paper."""
     steps = summary[(summary.quantity == "steps") & (summary.variant == "plain")]["mean"]
     seeds, count, on = settings["seeds"], settings["training_images"], settings["measured_on"]
-    bars = (
-        f"Marks: mean of {seeds} seeds with its 95 % Student-t interval"
-        if seeds > 1
-        else "Marks: one seed"
-    )
+    bars = "Marks: one seed"
+    if seeds > 1:
+        bars = f"Marks: mean of {seeds} seeds with its 95 % Student-t interval"
     return (
         f"Digits classifier ({settings['network']}), SGD $\\phi \\leftarrow \\phi - \\alpha g$ "
         f"with $\\alpha$ = {settings['learning_rate']} on the mean loss of minibatches (epochs "

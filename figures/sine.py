@@ -1,5 +1,7 @@
-"""Section 4: steps on a few points of a sine wave, from an untrained network, joint training's and
-Reptile's."""
+"""Section 4: steps on a few points of a sine wave, from each of three initializations.
+
+They are an untrained network, joint training's and Reptile's.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -22,20 +24,22 @@ STYLES = {
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the tables sine_picture and sine_intervals: a figure for each network, the first one's
-    called sine."""
+    """Draw the tables sine_picture and sine_intervals, a figure for each network.
+
+    The first network's figure is called sine.
+    """
     waves, losses = tables["sine_picture"], tables["sine_intervals"]
     first = settings["networks"][0]
-    return {
-        "sine" if network == first else f"sine_{network.lower().replace(', ', '_')}": _draw(
-            waves[waves.network == network], losses[losses.network == network], network, settings
-        )
-        for network in settings["networks"]
-    }
+    figures = {}
+    for network in settings["networks"]:
+        name = "sine" if network == first else f"sine_{network.lower().replace(', ', '_')}"
+        mine = waves[waves.network == network], losses[losses.network == network]
+        figures[name] = _draw(*mine, network, settings)
+    return figures
 
 
 def finding(losses: pd.DataFrame, settings: Mapping[str, Any]) -> str:
-    """Return the title: what is left of the waves after the last step."""
+    """Return the title: how much of the waves is unexplained after the last step."""
     final = losses[losses.step == losses.step.max()].set_index("initialization")["mean"]
     left = {}
     for name in ("reptile", "joint"):
@@ -49,14 +53,14 @@ def finding(losses: pd.DataFrame, settings: Mapping[str, Any]) -> str:
 
 
 def caption(network: str, seed: int, settings: Mapping[str, Any]) -> str:
-    """Return what the figure shows, to be understood without the paper at hand. seed: that of the
-    curves shown."""
+    """Return the caption, which explains the figure to a reader without the paper.
+
+    seed: that of the curves shown.
+    """
     inner, seeds = settings["inner"], settings["seeds"]
-    band = (
-        f"mean of {seeds} seeds, band: 95 % Student-t interval of that mean"
-        if seeds > 1
-        else "one seed"
-    )
+    band = "one seed"
+    if seeds > 1:
+        band = f"mean of {seeds} seeds, band: 95 % Student-t interval of that mean"
     widths = "-".join(map(str, settings["widths"]))
     activation, scheme = settings["activation_and_first_weights"][network]
     shown = ", ".join(map(str, settings["shown"]))
@@ -94,8 +98,10 @@ def _draw(
 
 
 def _draw_wave(ax: Axes, curves: pd.DataFrame, colour: str, settings: Mapping[str, Any]) -> None:
-    """Draw the wave, the points seen, and the prediction after each number of steps, the later the
-    darker."""
+    """Draw the wave, the points seen, and the prediction after each number of steps.
+
+    Later predictions are darker.
+    """
     steps = sorted(curves.step.unique())
     for order, step in enumerate(steps):
         curve = curves[curves.step == step]

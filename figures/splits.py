@@ -1,5 +1,7 @@
-"""Accuracy on each kind of split, run by run, and what another split would change, with the paper's
-±."""
+"""Accuracy on each kind of split, run by run, and what another split would change.
+
+The change is shown with the paper's ±.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -37,7 +39,7 @@ def finding(shares: pd.DataFrame) -> str:
 
 
 def caption(settings: Mapping[str, Any]) -> str:
-    """Return what the figure shows, to be understood without the paper at hand."""
+    """Return the caption, which explains the figure to a reader without the paper."""
     benchmark, runs = settings["benchmark"], settings["seeds"] * len(settings["kinds"])
     return (
         f"Reptile, Omniglot {benchmark['n_way']}-way, {settings['iterations']:,} of the table's "

@@ -1,5 +1,7 @@
-"""One look for all figures: type, colours that the colour-blind can tell apart, and the line that
-names the data."""
+"""One look for all figures: type, colours and the line that names the data.
+
+The colour-blind can tell the colours apart.
+"""
 
 import io
 import re
@@ -35,8 +37,10 @@ CHARACTERS_AN_INCH = 17.5  # of captions, at 7.5 points in DejaVu Sans
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Apply settings for drawing, and undo them afterwards. Text stays text in SVG, with ids that
-    do not change from run to run."""
+    """Apply settings for drawing, and undo them afterwards.
+
+    Text stays text in SVG, with ids that do not change from run to run.
+    """
     settings: dict[Any, Any] = {
         "axes.spines.right": False,
         "axes.spines.top": False,
@@ -57,8 +61,11 @@ def style() -> Iterator[None]:
 
 
 def finish(figure: Figure, finding: str, caption: str, *, right: float = 1.0) -> Figure:
-    """Add the finding as title and the caption, wrapped, under the axes, with room for its lines
-    and for the stamp. The axes end at the share `right` of the width."""
+    """Add the finding as title, and the caption, wrapped, under the axes.
+
+    There is room for the caption's lines and for the stamp.
+    right: share of the width at which the axes end.
+    """
     figure.suptitle(finding, x=0.01, ha="left", fontsize=11.5, weight="bold")
     inch = figure.get_figheight()
     lines = _wrapped(caption, round(CHARACTERS_AN_INCH * figure.get_figwidth()))
@@ -68,8 +75,10 @@ def finish(figure: Figure, finding: str, caption: str, *, right: float = 1.0) ->
 
 
 def _wrapped(caption: str, width: int) -> list[str]:
-    """Return lines of at most so many characters. Formulas are not broken, and count by what is
-    drawn of them, about."""
+    """Return the caption in lines of at most `width` characters.
+
+    Formulas are not broken. Each counts as about as many characters as are drawn of it.
+    """
     formulas = re.findall(FORMULA, caption)
     held = re.sub(FORMULA, lambda formula: "\0" * _drawn(formula[0]), caption)
     lines: list[str] = []
@@ -79,13 +88,15 @@ def _wrapped(caption: str, width: int) -> list[str]:
 
 
 def _drawn(formula: str) -> int:
-    """Return how many characters are seen of a formula: a command counts as one."""
+    """Return about how many characters are drawn of a formula: a command counts as one."""
     return max(1, len(re.sub(r"[{}$^_]|\\,", "", re.sub(r"\\[a-zA-Z]+ ?", "x", formula))))
 
 
 def stamp(figure: Figure, text: str, *, real: bool) -> None:
-    """Name data and scale under the figure; data that is not the real one in a colour that is not
-    overlooked."""
+    """Name data and scale under the figure.
+
+    Data that are not the real ones get a colour that is not overlooked.
+    """
     figure.text(
         0.01, 0.005, text, ha="left", va="bottom", fontsize=7.5,
         color="0.35" if real else WARNING, weight="normal" if real else "bold",
@@ -95,8 +106,8 @@ def stamp(figure: Figure, text: str, *, real: bool) -> None:
 def save(figure: Figure, folder: Path, name: str, *, experiment: str) -> list[Path]:
     """Write PNG, SVG and PDF, without dates, so that the same table gives the same file.
 
-    Their metadata hold the words in them. Title is the finding, Description (in PDF Subject) the
-    caption and the data, Source (Keywords) the experiment.
+    The files' metadata hold the words of the figure. Title is the finding, Description (in PDF
+    Subject) the caption and the data, Source (Keywords) the experiment.
     """
     finding = figure.get_suptitle()
     texts = [text.get_text() for text in figure.texts if text.get_text() != finding]

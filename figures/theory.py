@@ -1,5 +1,7 @@
-"""What the theorems look like: remainders that fall by the power they should, coefficients where
-they are predicted."""
+"""What the theorems look like: remainders and coefficients.
+
+Remainders fall by the power they should. Coefficients are where they are predicted.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -53,8 +55,10 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def draw_remainders(points: pd.DataFrame) -> Figure:
-    """Draw the table of remainders: columns claim, case ("pool: which"), role, order, alpha,
-    remainder, slope."""
+    """Draw the table of remainders.
+
+    points: columns claim, case ("pool: which"), role, order, alpha, remainder, slope.
+    """
     figure, axes = plt.subplots(1, len(PANELS), figsize=(10.5, 5.8))
     for ax, (claim, title) in zip(axes, PANELS.items(), strict=True):
         mine = points[points.claim == claim]
@@ -84,8 +88,10 @@ def _spans(points: pd.DataFrame) -> str:
 
 
 def draw_coefficients(rows: pd.DataFrame) -> Figure:
-    """Draw the theory table: columns update, k, term, measured, predicted, data; one row per
-    update, pool and k."""
+    """Draw the theory table, with a row for each update, pool and k.
+
+    rows: columns update, k, term, measured, predicted, data.
+    """
     figure, axes = plt.subplots(1, 2, figsize=(10.5, 5.2))
     for ax, term in zip(axes, ("AvgGrad", "AvgGradInner"), strict=True):
         mine = rows[rows.term == term]

@@ -1,5 +1,7 @@
-"""The validity map: what share of g_i - g_bar_i the Taylor series explains, by step, learning rate
-and progress."""
+"""The validity map: what share of g_i - g_bar_i the Taylor series explains.
+
+The share is given by step, learning rate and progress of training.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,30 +21,24 @@ SMALLEST = 2.0**-6
 
 
 def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dict[str, Figure]:
-    """Draw the tables validity (seed, iteration, task, i, term, q, cosine) and validity_map (seed,
-    iteration, task, activation, alpha, i, order, explained, sharpness)."""
+    """Draw the tables validity and validity_map.
+
+    validity: columns seed, iteration, task, i, term, q, cosine.
+    validity_map: columns seed, iteration, task, activation, alpha, i, order, explained, sharpness.
+    """
     table, used = tables["validity_map"], settings["learning_rate"]
     table = table.assign(explained=100 * table.explained.clip(lower=0), multiple=table.alpha / used)
     relu = table[table.activation == "relu"]
     ends = sorted({table.iteration.min(), table.iteration.max()})
+    widths = [1] * len(ends) + [1.2]
     figure, axes = plt.subplots(
-        len(ORDERS),
-        len(ends) + 1,
-        figsize=(11.5, 6.6),
-        width_ratios=[1] * len(ends) + [1.2],
-        squeeze=False,
+        len(ORDERS), len(ends) + 1, figsize=(11.5, 6.6), width_ratios=widths, squeeze=False
     )
     for row, (order, words) in enumerate(ORDERS.items()):
         for column, iteration in enumerate(ends):
             ax = axes[row][column]
-            _draw_map(
-                ax,
-                relu[
-                    (relu.order == order)
-                    & (relu.iteration == iteration)
-                    & (relu.multiple >= SMALLEST)
-                ],
-            )
+            here = (relu.order == order) & (relu.iteration == iteration)
+            _draw_map(ax, relu[here & (relu.multiple >= SMALLEST)])
             ax.set_title(f"{words}, after {iteration:,} iterations", fontsize=9.5)
             if row == len(ORDERS) - 1:
                 ax.set_xlabel(f"$\\alpha$ / {used} (1, framed: the one used)", fontsize=9)
@@ -105,11 +101,8 @@ def _draw_curves(ax: Axes, rows: pd.DataFrame, ends: list[int]) -> None:
     for activation, colour in (("relu", COLOURS["last"]), ("softplus", COLOURS["sum"])):
         for iteration, line in zip(ends, ("-", "--"), strict=False):
             mine = rows[(rows.activation == activation) & (rows.iteration == iteration)]
-            by = (
-                mine[mine.sharpness > 0]
-                .groupby("alpha")
-                .agg({"explained": "mean", "sharpness": "median"})
-            )
+            by_alpha = mine[mine.sharpness > 0].groupby("alpha")
+            by = by_alpha.agg({"explained": "mean", "sharpness": "median"})
             name = {"relu": "ReLU", "softplus": "softplus"}[activation]
             ax.plot(
                 by.sharpness,

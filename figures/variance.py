@@ -1,5 +1,7 @@
-"""Noise of meta-gradients per unit of AvgGrad, relative to joint training's: by k, and along a
-run."""
+"""Noise of meta-gradients per unit of AvgGrad, relative to joint training's.
+
+It is drawn by k, and along a run.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,7 +52,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
 
 
 def _updates(k: int) -> tuple[str, str, str]:
-    """Return names in the table, in the order of FAMILIES."""
+    """Return the names of the updates of k steps in the table, in the order of FAMILIES."""
     return sum_of(k).name, last(k).name, f"MAML, k = {k}"
 
 

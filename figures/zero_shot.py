@@ -46,12 +46,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
             )
         ax.axhline(level, color="0.3", linestyle=":", linewidth=1)
         if quantity == "accuracy":
-            half = (
-                100
-                * SIGMAS
-                * means["accuracy_spread"].groupby("iteration").max()
-                / settings["seeds"] ** 0.5
-            )
+            spread = means["accuracy_spread"].groupby("iteration").max()
+            half = 100 * SIGMAS * spread / settings["seeds"] ** 0.5
             ax.fill_between(
                 half.index, level - half, level + half, color="0.5", alpha=0.2, linewidth=0
             )
