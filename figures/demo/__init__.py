@@ -1,9 +1,11 @@
-"""The post's interactive figure: draw three things, then one of them again, and see what Reptile's
-initialization and joint training's make of it after a few inner steps.
+"""The post's interactive figure: draw three things, then one of them again.
 
-python reproduce.py demo             trains both for about a minute the first time, then opens the
-page python reproduce.py demo --runs DIR  takes them from runs of figure 3 at the paper's scale
-(default: results/paper/runs)
+It shows what Reptile's initialization and joint training's make of it after a few inner steps.
+
+python reproduce.py demo             trains both for about a minute the first time, then opens
+                                     the page
+python reproduce.py demo --runs DIR  takes them from runs of figure 3 at the paper's scale
+                                     (default: results/paper/runs)
 """
 
 import argparse
@@ -62,7 +64,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--no-browser", action="store_true", help="do not open the page")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-    # The script's, which guards this.
+    # Read by the script, which reports errors in one line without it.
     parser.add_argument("--debug", action="store_true", help="tracebacks of errors")
     return parser.parse_args(arguments)
 
@@ -75,8 +77,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind the address before any work, so that a fault shows at once. UsageError if it cannot be
-    bound."""
+    """Bind the address before any work, so that a fault shows at once.
+
+    Raises UsageError where it cannot be bound, or where a package of the extra demo is missing.
+    """
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UsageError(
@@ -95,8 +99,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def load(options: argparse.Namespace) -> weights.Weights:
-    """Load the weights of the user's runs where there are any, else of this page's own, trained now
-    if need be."""
+    """Load the weights of the user's runs where there are any, else of this page's own.
+
+    The page's own are trained now if need be.
+    """
     try:
         data = datasets.load(options.dataset, data=options.data, quiet=options.quiet)
     except datasets.DataError as error:
@@ -118,7 +124,7 @@ def load(options: argparse.Namespace) -> weights.Weights:
 
 
 def serve(listener: socket.socket, loaded: weights.Weights, *, browser: bool) -> None:
-    """Answer until interrupted."""
+    """Serve the page until interrupted."""
     import uvicorn
 
     from figures.demo.page import application

@@ -1,8 +1,8 @@
-"""One example of each class, k steps of the inner loop from an initialization, and the query's
-probabilities then.
+"""The inner loop on the page's drawings: k steps on three examples, then the query's probabilities.
 
-Batch norm uses the batch at hand. The query is classified together with the examples, in a batch of
-its own: evaluation without transduction, as in the paper.
+There is one example of each class. Batch norm uses the batch at hand. The query is classified
+together with the examples, in a batch of its own: evaluation without transduction, as in the
+paper.
 """
 
 from dataclasses import dataclass, replace
@@ -21,14 +21,14 @@ N_WAY = 3
 
 
 def initialization(run: Run, state: TrainingState, sampling: Sampling) -> "Initialization":
-    """Return where a run on Omniglot's network ended, for tasks of N_WAY classes and a batch of one
-    example of each.
+    """Return where a run on Omniglot's network ended, for tasks of N_WAY classes.
 
-    A run on more classes serves with its first N_WAY outputs: labels are dealt at random in
-    training, so that none is apart from the others. sampling: how it is evaluated. Those batches of
-    `batch` examples stand for as many copies of this one: they leave batch norm as it is and
-    multiply the gradient of a summed loss, which under SGD is the same as a learning rate that many
-    times larger.
+    A batch of these tasks is one example of each class. A run on more classes serves with its first
+    N_WAY outputs: labels are dealt at random in training, so that all outputs are alike.
+
+    sampling: how the run is evaluated. A batch of `batch` examples there stands for batch / N_WAY
+    copies of this one. Copies leave batch norm as it is and multiply the gradient of a summed loss.
+    Under SGD that is the same as a learning rate that many times larger.
     """
     wide, network = build_network(run), omniglot(N_WAY, activation=run.activation)
     inner, moments = run.inner, state.inner if run.inner.moments == "kept" else None
@@ -42,8 +42,10 @@ def initialization(run: Run, state: TrainingState, sampling: Sampling) -> "Initi
 
 
 def _cut(wide: Network, narrow: Network, vector: Float[Tensor, " P"]) -> Float[Tensor, " Q"]:
-    """Cut parameters, or moments shaped like them, to those that a network with fewer outputs has
-    too."""
+    """Cut a vector to the parameters that a network with fewer outputs has too.
+
+    vector: parameters, or moments shaped like them.
+    """
     parts = wide.unflatten(vector)
     kept = []
     for name, shape in narrow.shapes.items():
@@ -59,8 +61,10 @@ def adapt(
     *,
     steps: int,
 ) -> "Adaptation":
-    """Take k = `steps` inner steps on an example of each class, 0, 1 and 2, and then the query's
-    probabilities."""
+    """Take k = `steps` inner steps on the examples, then classify the query.
+
+    examples: one of each class, 0, 1 and 2.
+    """
     loss, mean = (CrossEntropy(start.network, kind) for kind in (start.inner.reduction, "mean"))
     batch = Minibatch(examples, torch.arange(N_WAY))
     phi, losses = start.phi, [mean(start.phi, batch).item()]
@@ -73,7 +77,10 @@ def adapt(
 
 @dataclass(frozen=True)
 class Initialization:
-    """Where the inner loop starts from, and how it steps. The network has N_WAY outputs."""
+    """The start of the inner loop, and how it steps.
+
+    The network has N_WAY outputs.
+    """
 
     network: Network
     phi: Phi
@@ -83,8 +90,11 @@ class Initialization:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """losses: L(phi_1) … L(phi_{k+1}) on the examples, the mean in nats. probabilities: of the
-    query, after k steps."""
+    """The losses along the inner loop, and what it makes of the query.
+
+    losses: L(phi_1) … L(phi_{k+1}) on the examples, the mean in nats.
+    probabilities: of the query, after k steps.
+    """
 
     losses: list[float]
     probabilities: list[float]

@@ -1,8 +1,10 @@
-"""From a hand's strokes to an image like Omniglot's: a pen as wide, paper as large, brought to
-28×28 in the same way.
+"""A hand's strokes as an image like Omniglot's.
 
-Omniglot was drawn online too: strokes on a canvas, kept as 105×105 pixels of ink and paper. The
-authors of Reptile resized these by nearest neighbour, and so does this.
+The pen is as wide and the paper as large as there, and the image is scaled to 28×28 in the same
+way.
+
+Omniglot was drawn online too: its strokes on a canvas were kept as 105×105 pixels of ink and
+paper. The authors of Reptile resized these by nearest neighbour, and so does this module.
 """
 
 from collections.abc import Sequence
@@ -15,7 +17,8 @@ from PIL import Image, ImageDraw
 from reptile_core.datasets.omniglot import ORIGINAL, SIZE
 
 PEN = 5  # pixels of 105: the published drawings' strokes are 4 to 6 wide
-# Of the paper's width, the larger side of a drawing: 95 % of the published ones are no larger.
+# The larger side of a drawing, as a share of the paper's width. 95 % of the published drawings are
+# no larger.
 LARGEST = 0.82
 
 Point = tuple[float, float]  # x to the right and y down, both in [0, 1]
@@ -23,8 +26,10 @@ Strokes = Sequence[Sequence[Point]]  # each from where the pen came down to wher
 
 
 def rasterize(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
-    """Return a drawing as ink (0) on paper (1), centred, and smaller where it was larger than
-    Omniglot's. ValueError without a point."""
+    """Return a drawing as ink (0) on paper (1), centred.
+
+    It is made smaller where it was larger than Omniglot's. Raises ValueError without a point.
+    """
     image = Image.new("1", (ORIGINAL, ORIGINAL), 1)
     pen = ImageDraw.Draw(image)
     for stroke in place(strokes):
@@ -36,8 +41,10 @@ def rasterize(strokes: Strokes) -> UInt8[np.ndarray, "28 28"]:
 
 
 def place(strokes: Strokes) -> Strokes:
-    """Return the strokes with the middle of what they cover in the middle of the paper, and no
-    larger than LARGEST."""
+    """Return the strokes in the middle of the paper, and no larger than LARGEST.
+
+    The middle of what they cover is moved there. Raises ValueError without a point.
+    """
     points = np.array(list(chain.from_iterable(strokes)), float)
     if not points.size:
         raise ValueError("strokes: expected at least one point, found none")

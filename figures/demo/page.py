@@ -1,9 +1,10 @@
-"""The page's server: it hands out the page itself, sample characters, and what the initializations
-make of drawings.
+"""The page's server, which hands out the page, sample characters and answers to drawings.
 
-Starlette and a page of its own, not Gradio: four canvases that answer while the pen still moves,
-that a keyboard can draw on, and that ask nothing of another host are smaller than the settings that
-would make a general page do so.
+An answer is what the initializations make of the drawings.
+
+The page is written for Starlette, not for Gradio. It has four canvases that answer while the pen
+still moves, that a keyboard can draw on, and that ask nothing of another host. This is less code
+than the settings that would make a general page do so.
 """
 
 from dataclasses import asdict
@@ -33,7 +34,7 @@ MAX_SAMPLES = 1_000_000  # tasks are drawn by number
 
 
 def application(weights: Weights) -> Starlette:
-    """Return the page and its three answers."""
+    """Return the server of the page and of its three answers."""
 
     def about(request: Request) -> JSONResponse:
         return JSONResponse(
@@ -73,8 +74,7 @@ def application(weights: Weights) -> Starlette:
 
 
 def answer(weights: Weights, question: Question) -> dict[str, Any]:
-    """Return losses and probabilities by initialization, and the four images as the networks saw
-    them."""
+    """Return each initialization's losses and probabilities, and the images as it saw them."""
     x = torch.from_numpy(question.images).to(torch.float32)
     found = {
         name: asdict(adapt(start, x[:N_WAY], x[N_WAY], steps=question.steps))
@@ -84,8 +84,10 @@ def answer(weights: Weights, question: Question) -> dict[str, Any]:
 
 
 def sample_tasks(pool: ImagePool, first: int) -> list[dict[str, list[str]]]:
-    """Return tasks first … first + SHOWN - 1 of characters that no training saw: an example of each
-    class by one hand, and another by another."""
+    """Return tasks first … first + SHOWN - 1, of characters that no training saw.
+
+    Each task has an example of each class by one hand, and another one by another hand.
+    """
     sampling = Sampling(n_way=N_WAY, shots=1, batch=N_WAY, steps=1)
     tasks = evaluation_tasks(sampling, pool, seed=0, count=SHOWN, first=first)
     images = pool.images.flatten(0, 1)
@@ -98,7 +100,10 @@ def sample_tasks(pool: ImagePool, first: int) -> list[dict[str, list[str]]]:
 
 
 async def body(request: Request) -> bytes:
-    """Return at most MAX_BYTES of a request, however many are sent."""
+    """Return the body of a request, of at most MAX_BYTES.
+
+    Raises HTTPException where more are sent.
+    """
     received = bytearray()
     async for chunk in request.stream():
         received += chunk

@@ -1,5 +1,7 @@
-"""What the page asks, from JSON that may hold anything: three examples, a query and k. ValueError
-in one line."""
+"""What the page asks, read from JSON that may hold anything.
+
+A question is three examples, a query and k. What is wrong in it is a ValueError of one line.
+"""
 
 import json
 from dataclasses import dataclass
@@ -22,16 +24,21 @@ Image = UInt8[np.ndarray, "28 28"]
 
 @dataclass(frozen=True)
 class Question:
-    """images: the examples of classes 0, 1 and 2, then the query, of ink (0) and paper (1). steps:
-    k."""
+    """Four images and the number of inner steps.
+
+    images: the examples of classes 0, 1 and 2, then the query, of ink (0) and paper (1). steps: k.
+    """
 
     images: UInt8[np.ndarray, "4 28 28"]
     steps: int
 
 
 def read(body: bytes) -> Question:
-    """Read a question {"drawings": [three examples, query], "steps": k}, each drawing as strokes
-    (lists of [x, y] in [0, 1]) or as an image's text."""
+    """Read a question {"drawings": [three examples, query], "steps": k}.
+
+    A drawing is given as strokes (lists of [x, y] in [0, 1]) or as an image's text.
+    Raises ValueError where the body is anything else.
+    """
     try:
         asked = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -52,7 +59,7 @@ def read(body: bytes) -> Question:
 
 
 def text(image: Image) -> str:
-    """Return an image, row after row, with 1 for ink and 0 for paper."""
+    """Return an image as text, row after row, with 1 for ink and 0 for paper."""
     return "".join(np.where(image.ravel() == 0, "1", "0"))
 
 

@@ -1,8 +1,8 @@
-"""The two initializations that the page compares: Reptile's, and joint training's (k = 1) on the
-same data.
+"""The two initializations that the page compares: Reptile's and joint training's (k = 1).
 
-They come from the user's own runs of figure 3 at the paper's scale where there are any; else they
-are trained once, in about a minute, as runs like all others: kept, resumed and never done twice.
+Both come from the same data. They are taken from the user's own runs of figure 3 at the paper's
+scale where there are any. Else they are trained once, in about a minute, as runs like all others:
+kept, resumed and never done twice.
 """
 
 from collections.abc import Mapping
@@ -34,8 +34,11 @@ TASKS = 100  # test tasks: a few seconds
 
 @dataclass(frozen=True)
 class Weights:
-    """Initializations by name and what is to be said of each; where both come from; a warning where
-    the data are not Omniglot; images of the test characters."""
+    """The initializations that the page compares, by name, and words on them.
+
+    remarks: what the page says of each initialization, by name. origin: where both come from.
+    warning: words where the data are not Omniglot, else empty. pool: images of the test characters.
+    """
 
     initializations: dict[str, Initialization]
     remarks: dict[str, str]
@@ -45,8 +48,10 @@ class Weights:
 
 
 def own(context: Context) -> dict[str, Measured]:
-    """Return the runs for this page alone, each at its end and with how it is evaluated there.
-    Joint training is given as many minibatches as Reptile."""
+    """Return the runs for this page alone, each with its end and how it is evaluated there.
+
+    Joint training is given as many minibatches as Reptile.
+    """
     jobs = {
         REPTILE: context.job(configure(sum_of(STEPS), ITERATIONS), "demo Reptile"),
         JOINT: context.job(configure(last(1), STEPS * ITERATIONS), "demo joint training"),
@@ -55,8 +60,10 @@ def own(context: Context) -> dict[str, Measured]:
 
 
 def configure(variant: Variant, iterations: int) -> Run:
-    """Return figure 3's algorithm on tasks of three classes and a schedule of its own length. Its
-    rates are the best of a few that were tried briefly."""
+    """Return figure 3's algorithm on tasks of three classes, on a schedule of its own length.
+
+    Its rates are the best of a few that were tried briefly.
+    """
     return replace(
         figure_3.configure(variant, seed=0, iterations=iterations),
         sampling=Sampling(n_way=N_WAY, shots=10, batch=BATCH, steps=variant.k),
@@ -68,8 +75,10 @@ def configure(variant: Variant, iterations: int) -> Run:
 def of_figure_3(
     context: Context, folder: Path, scale: Scale = ablation.SCALES["paper"]
 ) -> dict[str, Measured] | None:
-    """Return the first finished runs in a folder, of one seed, of the longest sum and of g_1 alone
-    at this scale; None where there are none."""
+    """Return the first finished runs in a folder, of the longest sum and of g_1 alone.
+
+    Both are of one seed and at this scale. None where there are none.
+    """
     there = replace(context, runs=folder)
     evaluation = Evaluation(figure_3.EVALUATION, scale.tasks, scale.queries, look=scale.until)
     latest_first = [claims.seeds(epoch, scale.seeds) for epoch in range(EPOCH, -1, -1)]
@@ -85,7 +94,7 @@ def of_figure_3(
 
 
 def train(context: Context, measured: Mapping[str, Measured]) -> None:
-    """Bring the runs to their ends, if they are not there."""
+    """Train the runs to their ends, if they are not there."""
     jobs = [job for job, *_ in measured.values()]
     if not all(map(_finished, jobs)):
         print(
@@ -99,8 +108,10 @@ def train(context: Context, measured: Mapping[str, Measured]) -> None:
 
 
 def load(context: Context, measured: Mapping[str, Measured]) -> Weights:
-    """Return what finished runs have come to, and measure how accurate they are if that is not
-    known; CheckpointError where one came to no end."""
+    """Return the initializations that finished runs have come to, with their accuracy.
+
+    The accuracy is measured if it is not known. Raises CheckpointError where a run is not finished.
+    """
     accuracies = context.evaluate("demo", list(measured.values()))
     found, remarks = {}, {}
     for name, item in measured.items():
@@ -119,8 +130,10 @@ def load(context: Context, measured: Mapping[str, Measured]) -> Weights:
 
 
 def remark(job: Job, sampling: Sampling, accuracy: float) -> str:
-    """Return how long a run was trained and how accurate it then is, on classes that it was not
-    trained on."""
+    """Return how long a run was trained, and how accurate it then is.
+
+    The accuracy is on classes that it was not trained on.
+    """
     k = job.run.sampling.steps
     trained = f"{job.end:,} meta-iterations of {k} step{'s' if k > 1 else ''}"
     share = f"{100 * accuracy:.0f}\N{NO-BREAK SPACE}%"

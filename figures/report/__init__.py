@@ -1,6 +1,7 @@
-"""The report: an output folder's verdicts, figures and tables as a page that needs no network, as
-Markdown for GitHub and as LaTeX tables. It computes nothing: whatever is there is shown, whatever
-is missing is left out.
+"""The report on an output folder: its verdicts, figures and tables.
+
+It is a page that needs no network, Markdown for GitHub and LaTeX tables. It computes nothing: what
+is there is shown, and what is missing is left out.
 """
 
 import argparse
@@ -16,8 +17,10 @@ from reptile_core.files import write_atomically
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Do `python reproduce.py report`: exit code 0, or 1 with one line on what in the folder is
-    missing or broken."""
+    """Run `python reproduce.py report` and return its exit code.
+
+    That is 0, or 1 with one line on what in the folder is missing or broken.
+    """
     parser = argparse.ArgumentParser(
         prog=f"{program.name()} report",
         description="Write report.html, report.md and tables.tex from what has been run.",
@@ -44,7 +47,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def write(out: Path) -> list[Path]:
     """Write report.html, report.md and tables.tex in an output folder, from what is in it.
-    ResultsError where that is broken, OSError where they cannot be written."""
+
+    Raises ResultsError where that is broken, OSError where they cannot be written.
+    """
     # Template engine and imaging load while nothing waits for them.
     from figures.report import gather, render
 

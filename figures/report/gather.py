@@ -1,7 +1,9 @@
-"""What an output folder holds, as data for the report: claims with their verdicts and every case
-that was measured, the figures with the words in them, and where all this comes from.
+"""What an output folder holds, as data for the report.
 
-Claims and verdicts are the ledger's alone (claims.json). What is not there yet is left out; what is
+The data are claims with their verdicts and every case that was measured, the figures with the words
+in them, and where all this comes from.
+
+Claims and verdicts are the ledger's alone (claims.json). What is not there yet is left out. What is
 broken is a ResultsError of one line.
 """
 
@@ -28,9 +30,8 @@ from figures.report import provenance
 from figures.report.tables import Shown
 from figures.report.tables import shown as tables_of
 
-MADE_UP = "NOT OMNIGLOT"  # begins the line that names data which only stand in for it
-# Of the palette that figures are embedded with: flat colours need no more, and a third of the bytes
-# do.
+MADE_UP = "NOT OMNIGLOT"  # begins the line on data that only stand in for it
+# Colours of an embedded figure: flat areas need no more, and a third of the bytes will do.
 COLOURS = 256
 
 
@@ -73,8 +74,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """An experiment: what it shows, its claims, its figures and its tables. settings: by name, as
-    JSON; runs: lines on what was trained where; files: names of its tables."""
+    """An experiment: what it shows, its claims, its figures and its tables.
+
+    settings: by name, as JSON. runs: lines on what was trained where. files: names of its tables.
+    """
 
     name: str
     shows: str
@@ -96,9 +99,10 @@ class Section:
 class Report:
     """Everything that the templates print.
 
-    sections: the experiments that were run; not_run: the others that have claims. data: the lines
-    that name data and scale, those of most claims first; made_up: those of them that only stand in
-    for real data. provenance: of each command, by name, the last first.
+    sections: the experiments that were run; not_run: the others that have claims.
+    data: the lines that name data and scale, those of most claims first.
+    made_up: those lines of data that only stand in for real data.
+    provenance: of each command, by name, the last first.
     """
 
     sections: tuple[Section, ...]
@@ -119,7 +123,7 @@ class Report:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many claims of the experiments that were run got which verdict."""
+        """The number of claims with each verdict, of the experiments that were run."""
         return ledger.count(judged.verdict for judged in self.judged)
 
     @property
@@ -128,8 +132,10 @@ class Report:
 
 
 def gather(out: Path) -> Report:
-    """Read the output folder. ResultsError where it holds no ledger, or a file that is not as it
-    was written."""
+    """Read the output folder.
+
+    Raises ResultsError where it holds no ledger, or a file that is not as it was written.
+    """
     verdicts = _ledger(out)
     manifest = _manifest(out / "manifest.json")
     pictures = list(_pictures(out / "figures"))
@@ -185,7 +191,7 @@ def _section(
 def _judged(verdict: Verdict, experiment: str, profile: str, options: Sequence[str]) -> Judged:
     """Return a claim with its verdict and command.
 
-    profile: that of the last run, for a claim of which nothing says at which it was measured.
+    profile: that of the last run, used where nothing says at which one the claim was measured.
     options: those of the last run of its experiment.
     """
     words = [experiment, "--profile", verdict.profile or profile, *options]
@@ -199,8 +205,7 @@ def _data(line: str) -> str:
 
 
 def _pictures(folder: Path) -> Iterator[tuple[str, Picture]]:
-    """Yield the figures that name their experiment, with its name, in the order of their file
-    names."""
+    """Yield each figure after the name of its experiment, in the order of the file names."""
     for path in sorted(folder.glob("*.png")):
         try:
             with Image.open(path) as image:

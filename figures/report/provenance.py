@@ -1,5 +1,7 @@
-"""How an output folder came about, in words: the commands that wrote it, and each experiment's
-settings and runs."""
+"""How an output folder came about, in words.
+
+There are words on the commands that wrote it, and on each experiment's settings and runs.
+"""
 
 import json
 from collections.abc import Mapping
@@ -17,8 +19,10 @@ Words = Mapping[str, str]
 
 
 def commands(manifest: Mapping[str, Any] | None, out: Path) -> tuple[Words, ...]:
-    """Return what the manifest says of each command that wrote into the folder, by name, the last
-    command first. ResultsError where it is not what a run writes."""
+    """Return what the manifest says of each command that wrote into the folder, by name.
+
+    The last command is first. Raises ResultsError where the manifest is not what a run writes.
+    """
     if manifest is None:
         return ()
     try:
@@ -58,8 +62,10 @@ def _in_words(record: Mapping[str, Any]) -> Words:
 
 
 def settings(manifest: Mapping[str, Any] | None, experiment: str) -> Words:
-    """Return the settings of an experiment by name, each as JSON; none where the manifest does not
-    say."""
+    """Return the settings of an experiment by name, each as JSON.
+
+    Empty where the manifest does not hold them.
+    """
     found = _record(manifest, experiment).get("experiments", {}).get(experiment, {})
     return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items()}
 
@@ -101,8 +107,7 @@ def _record(manifest: Mapping[str, Any] | None, experiment: str) -> Mapping[str,
 
 
 def runs(tables: Path, experiment: str) -> tuple[str, ...]:
-    """Return a line for each device and kind of arithmetic that an experiment's runs were trained
-    on."""
+    """Return a line for each device and kind of arithmetic that trained an experiment's runs."""
     path = tables / f"{experiment}{SUFFIX}.csv"
     if not path.is_file():
         return ()
@@ -124,5 +129,5 @@ def _of_device(device: str, kinds: str, part: pd.DataFrame) -> str:
 
 
 def files(tables: Path, experiment: str) -> tuple[str, ...]:
-    """Return the names of the tables that bear an experiment's name."""
+    """Return the names of the tables that begin with an experiment's name."""
     return tuple(sorted(path.name for path in tables.glob(f"{experiment}*.csv")))

@@ -1,7 +1,7 @@
 """The report as HTML, Markdown and LaTeX: templates, and what text and numbers become in each.
 
-Whatever a template prints is escaped for its language; formulas between dollars become MathML in
-HTML and stay formulas in Markdown. LaTeX gets tables only, which hold none.
+Whatever a template prints is escaped for its language. Formulas between dollars become MathML in
+HTML and stay formulas in Markdown. LaTeX gets tables only, which hold no formulas.
 """
 
 import base64
@@ -92,8 +92,10 @@ def latex(report: Report) -> str:
 
 
 def math(text: str) -> Markup:
-    """Return HTML: text with its formulas as MathML; those that are none stay as they are
-    written."""
+    """Return text as HTML, with its formulas as MathML.
+
+    What is between dollars and is no formula stays as it is written.
+    """
     found = []
     for formula, part in _parts(text):
         if formula or part:
@@ -102,7 +104,7 @@ def math(text: str) -> Markup:
 
 
 def markdown_math(text: str) -> Markup:
-    """Return Markdown: text with its formulas as GitHub has them, dollar and backtick."""
+    """Return text as Markdown, with its formulas as GitHub has them: dollar and backtick."""
     found = []
     for formula, part in _parts(text):
         found.append(Markup(f"$`{part.replace('`', '')}`$") if formula else markdown_text(part))
@@ -110,19 +112,19 @@ def markdown_math(text: str) -> Markup:
 
 
 def markdown_text(value: object) -> str:
-    """Return Markdown in which nothing is markup, in a line or a table's cell."""
+    """Return text as Markdown in which nothing is markup, for a line or a table's cell."""
     if isinstance(value, Markup):
         return value
     return Markup(re.sub(r"([\\`*_{}\[\]<>|#~$&])", r"\\\1", re.sub(r"\s+", " ", str(value))))
 
 
 def markdown_code(text: str) -> Markup:
-    """Return Markdown: text as it is, as code."""
+    """Return text as code in Markdown, otherwise unchanged."""
     return Markup(f"`{text.replace('`', '')}`")
 
 
 def latex_text(value: object) -> str:
-    """Return LaTeX in which nothing is a command, for pdfLaTeX and the like."""
+    """Return text as LaTeX in which nothing is a command, for pdfLaTeX and the like."""
     parts = re.split(f"([{RAISED}]+)", str(value))
     to_tex = str.maketrans(TEX)
     parts[::2] = [part.translate(to_tex) for part in parts[::2]]
@@ -142,7 +144,10 @@ def sentence(text: str) -> str:
 
 
 def number(value: Any, digits: int = 3) -> str:
-    """Write three digits as one does, −1.2 × 10⁻¹⁶; whole numbers whole; anything else as it is."""
+    """Return a number as text with few digits, such as −1.2 × 10⁻¹⁶.
+
+    Whole numbers are written whole, and anything else as it is. digits: how many significant ones.
+    """
     if not isinstance(value, int | float):
         return str(value)
     if not isfinite(value):
@@ -157,8 +162,10 @@ def number(value: Any, digits: int = 3) -> str:
 
 
 def interval(case: Case) -> str:
-    """Write a mean with its interval, in as many digits as tell its ends apart; a number alone
-    where it has none."""
+    """Return a mean with its interval, in as many digits as tell its ends apart.
+
+    A mean without an interval is a number alone.
+    """
     if isnan(case.low) or isnan(case.high) or case.low == case.high:
         return number(case.mean)
     width, largest = case.high - case.low, max(abs(case.low), abs(case.high))
@@ -168,7 +175,7 @@ def interval(case: Case) -> str:
 
 
 def band(ends: tuple[float, float]) -> str:
-    """Write a band: "≥ 0.1", "[0, 1]"."""
+    """Return a band as text, such as "≥ 0.1" or "[0, 1]"."""
     low, high = ends
     if not (isfinite(low) or isfinite(high)):
         return "any value"
@@ -178,15 +185,19 @@ def band(ends: tuple[float, float]) -> str:
 
 
 def place(case: Case, verdict: Verdict) -> str:
-    """Say where a case stands by itself: inside the band, outside, or undecided; nothing where it
-    is not judged by itself, as an experiment's control and what is only shown."""
+    """Return where a case stands by itself: inside the band, outside, or undecided.
+
+    Empty for a case that is not judged by itself: an experiment's control, and what is only shown.
+    """
     judged = case.role == CHECK or (case.role == CONTROL and verdict.claim.kind == "theorem")
     return ledger.PLACES[case.decision] if judged else ""
 
 
 def controls(verdict: Verdict) -> tuple[Sequence[Case], str]:
-    """Return the controls that a card names, of a theorem those nearest to passing, and words on
-    the others."""
+    """Return the controls that a card names, and words on the others.
+
+    Of a theorem the card names those nearest to passing.
+    """
     found = list(verdict.controls)
     if verdict.claim.kind == "theorem":
         found.sort(key=lambda case: -ledger.margin(case, verdict.claim))
@@ -194,8 +205,10 @@ def controls(verdict: Verdict) -> tuple[Sequence[Case], str]:
 
 
 def details(judged: Judged) -> tuple[list[str], list[list[str]]]:
-    """Return every case of a claim: columns, but for those that say nothing of any case, and
-    rows."""
+    """Return every case of a claim, as columns and rows.
+
+    Columns that say nothing of any case are left out.
+    """
     verdict = judged.verdict
     roles = {CHECK: "check", CONTROL: verdict.claim.control.kind}
     mixed = len(judged.data) > 1
@@ -227,7 +240,7 @@ def _is_in_any(rows: Iterable[Mapping[str, str]], name: str) -> bool:
 
 
 def source(codes: Sequence[str]) -> str:
-    """Say where a claim is from: P5.1 and B are the paper's section 5.1 and the authors' post."""
+    """Return where a claim is from: P5.1 is the paper's section 5.1, B the authors' post."""
     return ", ".join(SOURCES.get(code, f"the paper, section {code[1:]}") for code in codes)
 
 
@@ -262,14 +275,14 @@ def _words(report: Report) -> dict[str, Any]:
 
 
 def _parts(text: str) -> list[tuple[bool, str]]:
-    """Return text and formulas in turn: whether it is a formula, and it without dollars."""
+    """Return text and formulas in turn: whether a part is a formula, and it without dollars."""
     return [(bool(place % 2), part) for place, part in enumerate(FORMULA.split(text))]
 
 
 def _mathml(formula: str) -> Markup:
     try:
         element = Converter().convert_to_element(formula)
-    # Whatever the library raises on what is no LaTeX, a reader can still be shown it.
+    # The library may raise anything where the text is not LaTeX. The reader is then shown the text.
     except Exception:
         return escape(f"${formula}$")
     for node in element.iter():

@@ -23,8 +23,10 @@ ENTRY = ("benchmark", "row", "shots", "mean", "low", "high", "published", "publi
 
 @dataclass(frozen=True)
 class Shown:
-    """A table of the report. rows: text or numbers, as many as there are columns. data: the lines
-    that name them."""
+    """A table of the report.
+
+    rows: text or numbers, as many as there are columns. data: the lines that name the data.
+    """
 
     caption: str
     data: tuple[str, ...]
@@ -36,9 +38,9 @@ class Shown:
 class Layout:
     """A table of an experiment and how it is shown.
 
-    columns: what those that are shown are called. images: what is named by the line of its data,
-    where the experiment has several. arrange: makes the columns of others, `of`; without it they
-    are the table's own.
+    columns: headings of the columns that are shown, by name.
+    images: what the line of its data names, where the experiment has several such lines.
+    arrange: makes the columns from others, `of`. Without it they are the table's own.
     """
 
     experiment: str
@@ -61,16 +63,17 @@ def in_percent(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def papers(summary: pd.DataFrame, benchmark: str) -> pd.DataFrame:
-    """Return the paper's layout: a row for each method of which something was measured, a column
-    for each number of shots. Entries are "ours ± half its interval (published ± its own)", in %."""
+    """Return the accuracies on a benchmark in the paper's layout.
+
+    There is a row for each method with a measurement, and a column for each number of shots.
+    Entries are "ours ± half its interval (published ± its own)", in %.
+    """
     mine = summary[summary.benchmark == benchmark]
     mine = mine[mine.groupby("row")["mean"].transform("count") > 0]
     entries = []
     for cell in mine.itertuples():
-        ours, published = (
-            _words(cell.mean, (cell.high - cell.low) / 2),
-            _words(cell.published, cell.published_half),
-        )
+        ours = _words(cell.mean, (cell.high - cell.low) / 2)
+        published = _words(cell.published, cell.published_half)
         entries.append(f"{ours} ({published})")
     columns = mine.shots.astype(str) + "-shot"
     wide = mine.assign(entry=entries, column=columns).pivot(
@@ -80,16 +83,18 @@ def papers(summary: pd.DataFrame, benchmark: str) -> pd.DataFrame:
 
 
 def shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Shown]:
-    """Yield those of LAYOUTS that the experiment has written, unless there is nothing in them.
-    data: the lines that name data."""
+    """Yield the tables of LAYOUTS that the experiment has written, unless they are empty.
+
+    data: the lines that name the data.
+    Raises ResultsError where a column is missing, or a cell is not a number or not unique.
+    """
     for layout in LAYOUTS:
         path = folder / f"{layout.name}.csv"
         if layout.experiment != experiment or not path.exists():
             continue
         table = read_csv(path)
-        if missing := [
-            column for column in layout.of or layout.columns if column not in table.columns
-        ]:
+        wanted = layout.of or layout.columns
+        if missing := [column for column in wanted if column not in table.columns]:
             raise ResultsError(
                 f"{path}: expected the column {missing[0]!r}, found {', '.join(table.columns)}"
             )
@@ -104,9 +109,8 @@ def shown(folder: Path, experiment: str, data: tuple[str, ...]) -> Iterator[Show
         rows = tuple(table[columns].itertuples(index=False, name=None))
         own = tuple(line for line in data if layout.images.lower() in line.lower())
         if rows:
-            yield Shown(
-                layout.caption, own, tuple(layout.columns[column] for column in columns), rows
-            )
+            headings = tuple(layout.columns[column] for column in columns)
+            yield Shown(layout.caption, own, headings, rows)
 
 
 def _words(mean: float, half: float) -> str:
