@@ -1,5 +1,7 @@
-"""A browser for tests that look at pages. Where there is none, a module that imports this is
-skipped."""
+"""A browser for tests that look at pages.
+
+Where there is none, a module that imports this one is skipped.
+"""
 
 import shutil
 from collections.abc import Iterator

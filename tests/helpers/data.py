@@ -1,5 +1,7 @@
-"""Made-up data that the tests share: small pools of learnable binary images, minibatches, and how
-to compare."""
+"""Made-up data that the tests share, and how to compare numbers.
+
+The data are small pools of learnable binary images, and minibatches.
+"""
 
 from dataclasses import replace
 
@@ -46,8 +48,10 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 def image_pool(
     *, classes: int = 30, drawings: int = 20, dtype: torch.dtype = torch.float64, seed: int = 0
 ) -> ImagePool:
-    """Return 28 x 28 images of 0 and 1: a random pattern for each class, a fifth of its pixels
-    flipped in each drawing."""
+    """Return 28 x 28 images of 0 and 1, with a random pattern for each class.
+
+    Each drawing has a fifth of its pixels flipped.
+    """
     g = generator(seed)
     patterns = torch.rand(classes, 1, 28, 28, generator=g) < 0.5
     flips = torch.rand(classes, drawings, 28, 28, generator=g) < 0.2
@@ -88,8 +92,10 @@ def pairs(batches: list[Minibatch] | tuple[Minibatch, ...], *lane: int) -> list[
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """Return the largest difference relative to the largest number expected: round-off is absolute
-    within one reduction."""
+    """Return the largest difference, relative to the largest number expected.
+
+    Round-off is absolute within one reduction.
+    """
     assert found.shape == expected.shape and found.dtype == expected.dtype
     return float(((found - expected).abs().max() / expected.abs().max()).detach())
 

@@ -1,8 +1,7 @@
-"""Derivatives of a model by differences, from nothing but its losses and the gradients of plain
-torch.
+"""Derivatives of a model by differences.
 
-Nothing here imports what it is to judge. A model is made for each evaluation, so that none depends
-on another.
+They come from nothing but the model's losses and the gradients of plain torch. Nothing here imports
+what it is to judge. A model is made for each evaluation, so that none depends on another.
 All stencils are of fourth order: at ± h and ± 2 h for the first derivative, and at 0 too for the
 second.
 """
@@ -13,15 +12,18 @@ from dataclasses import dataclass
 import torch
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-# Truncation is STEP^4 ~ 2e-11 times some tens, round-off in third derivatives 1e-16 / STEP^3 ~ 1e-8
-# times some; the shorter one is for losses that change much within the parameters' own length.
+# Truncation is STEP^4 ~ 2e-11 times some tens. Round-off in third derivatives is
+# 1e-16 / STEP^3 ~ 1e-8 times some. The shorter step is for losses that change much within the
+# parameters' own length.
 STEPS = 2e-3, 4e-4
 
 
 @dataclass(frozen=True)
 class Numbers:
-    """By differences: slopes along one direction are numbers, terms of g_2 vectors, per power of
-    alpha."""
+    """Derivatives by differences.
+
+    Slopes along one direction are numbers, terms of g_2 vectors, per power of alpha.
+    """
 
     direction: torch.Tensor
     g_bar: list  # of each minibatch, along the direction
@@ -29,11 +31,11 @@ class Numbers:
     g_2_terms: list  # of order 1 and 2
     maml: float  # at alpha, along the direction
     maml_terms: list  # of order 1 and 2, along the direction
-    sizes: dict  # of what these are parts of
+    sizes: dict  # what errors are compared with
 
 
 def by_differences(make, loss, pairs, alpha, step):
-    """Take two steps over two minibatches."""
+    """Return the derivatives by differences for two steps over two minibatches."""
     net = make()
     phi = parameters_to_vector(p for p in net.parameters() if p.requires_grad).detach()
     g = torch.Generator().manual_seed(3)

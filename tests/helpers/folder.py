@@ -1,5 +1,7 @@
-"""An output folder that nobody ran: a ledger of a handful of verdicts, a figure, tables and a
-manifest."""
+"""An output folder that no run wrote, for tests of the report.
+
+It holds a ledger with a handful of verdicts, a figure, tables and a manifest.
+"""
 
 import json
 from dataclasses import replace
@@ -73,8 +75,10 @@ def case(
 
 
 def verdicts(data: str = DATA) -> list[Verdict]:
-    """Return a verdict of every claim: one supported, one refuted, the others undecided for four
-    reasons."""
+    """Return a verdict of every claim.
+
+    One is supported and one refuted. The others are undecided, for four reasons.
+    """
     common: dict[str, Any] = {"epochs": (1,), "profile": "quick", "data": (data,), "look": 1}
     found: dict[str, dict[str, Any]] = {
         THEOREM: {
@@ -130,7 +134,7 @@ def verdicts(data: str = DATA) -> list[Verdict]:
 
 
 def write(out: Path, *, data: str = DATA) -> Path:
-    """Fill a folder as a run does, but for its runs and figures."""
+    """Fill a folder as a run does, except for its runs and figures."""
     summary = {
         "variant": ["g1", "g1+g2"],
         "mean": [0.6, 0.9],
@@ -151,7 +155,7 @@ def write(out: Path, *, data: str = DATA) -> Path:
 
 
 def draw(out: Path) -> None:
-    """Return the figure of the ablation."""
+    """Draw the figure of the ablation into the folder."""
     with style():
         figure, ax = plt.subplots(figsize=(6, 3))
         ax.plot([1, 2])
@@ -161,5 +165,5 @@ def draw(out: Path) -> None:
 
 
 def _amended(claim: Claim) -> Claim:
-    """Return the claim, of an experiment with words on what was changed."""
+    """Return the claim; one of an experiment gets words on what was changed."""
     return replace(claim, amended=AMENDED) if claim.kind == "experiment" else claim

@@ -1,9 +1,8 @@
-"""Naive oracles: the paper's networks as nn.Modules and its loops with torch.optim, written without
-the core.
+"""Naive oracles: the paper's networks as nn.Modules, and its loops with torch.optim.
 
-A module's weights are copied out of a flat phi in the core's order (conv weights (9 c_in, c_out)
-with rows over tap row, tap column, input channel; linear weights (fan_in, fan_out); features
-flattened height, width, channel).
+They are written without the core. A module's weights are copied out of a flat phi in the core's
+order: conv weights (9 c_in, c_out) with rows over tap row, tap column, input channel; linear
+weights (fan_in, fan_out); features flattened height, width, channel.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -36,14 +35,16 @@ def naive_patches(x: Tensor, stride: int) -> Tensor:
 
 
 def _same(size: int, stride: int) -> tuple[int, int]:
-    """Return zeros before, and length of the output, by TensorFlow's manual."""
+    """Return the zeros before, and the length of the output, by TensorFlow's manual."""
     total = max(3 - (size % stride or stride), 0)
     return total // 2, (size + stride - 1) // stride
 
 
 class Convolutional(nn.Module):
-    """Four blocks as in the paper. Convolutions have a bias, as the authors': batch norm makes it
-    inert."""
+    """The paper's network of four convolutional blocks.
+
+    Convolutions have a bias, as the authors' do. Batch norm makes it inert.
+    """
 
     def __init__(
         self, n_way: int, *, size: int, channels: int, filters: int, activation: str, pool: bool
@@ -142,8 +143,10 @@ def weights_of(module: nn.Module) -> Tensor:
 
 
 def loss_and_gradient(module: nn.Module, batch: Batch, *, reduction: str) -> tuple[Tensor, Tensor]:
-    """Return the cross entropy of a batch at the module's weights and its gradient as phi is laid
-    out."""
+    """Return the cross entropy of a batch at the module's weights, and its gradient.
+
+    The gradient is laid out as phi is.
+    """
     module.zero_grad()
     loss = F.cross_entropy(module(batch[0]), batch[1], reduction=reduction)
     loss.backward()
@@ -152,7 +155,7 @@ def loss_and_gradient(module: nn.Module, batch: Batch, *, reduction: str) -> tup
 
 @dataclass
 class Trace:
-    """phi_1 … phi_{k+1} and g_1 … g_k."""
+    """The parameters phi_1 … phi_{k+1} and the gradients g_1 … g_k."""
 
     phis: list[Tensor] = field(default_factory=list)
     gradients: list[Tensor] = field(default_factory=list)
@@ -175,7 +178,7 @@ def inner_loop(
     *,
     reduction: str = "sum",
 ) -> Trace:
-    """Copy the weights in and run the optimizer, whose state is the caller's to keep."""
+    """Copy phi into the module and run the optimizer, whose state the caller keeps."""
     load(module, phi)
     trace = Trace([phi.clone()])
     for batch in batches:
@@ -193,8 +196,10 @@ def maml_gradient(
     *,
     reduction: str = "sum",
 ) -> Tensor:
-    """Return d/dphi_1 L_k(phi_k), through k - 1 steps phi_{i+1} = step(phi_i, g_i) whose graph is
-    kept."""
+    """Return d/dphi_1 L_k(phi_k), differentiated through k - 1 steps.
+
+    A step is phi_{i+1} = step(phi_i, g_i), whose graph is kept.
+    """
     start = phi.detach().clone().requires_grad_()
 
     def loss(at: Tensor, batch: Batch) -> Tensor:

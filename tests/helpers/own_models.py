@@ -1,5 +1,7 @@
-"""Models of one's own for the tests of `analyse`: small tasks, seeded models, analyses without the
-long tables."""
+"""Helpers for the tests of `analyse` on a user's own model.
+
+They are small tasks, seeded models, and analyses without the long tables.
+"""
 
 import warnings
 

@@ -1,5 +1,7 @@
-"""Experiments on runs that nobody trained: a test makes up the accuracies, the experiment does the
-rest."""
+"""Experiments on runs that nobody trained.
+
+A test makes up the accuracies, and the experiment does the rest.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,10 +23,9 @@ FIRST_SEED = seeds(EPOCH, 1)[0]  # of those that judge
 
 @dataclass(frozen=True)
 class MadeUp(Context):
-    """A context in which `accuracy(job, iteration)`, or None from where a run diverged, stands for
-    training.
+    """A context in which `accuracy(job, iteration)` stands for training.
 
-    Every task of an evaluation has the same accuracy.
+    It is None from where a run diverged. Every task of an evaluation has the same accuracy.
     """
 
     accuracy: Callable[[Job, int], float | None] = lambda job, iteration: 0.5
@@ -62,11 +63,11 @@ def context(
 
 
 def judged(experiment: Experiment, result: Result) -> dict[str, Verdict]:
-    """Return verdicts by claim; seeds belong to the epoch that their number says."""
+    """Return verdicts by claim, where a seed's number says the epoch that it belongs to."""
     evidence = result.evidence.assign(epoch=result.evidence.seed // SEEDS_OF_AN_EPOCH)
     return {verdict.claim.id: verdict for verdict in judge(experiment.claims, evidence)}
 
 
 def verdicts(experiment: Experiment, result: Result) -> dict[str, str]:
-    """Return verdicts by claim."""
+    """Return the decisions of the verdicts, by claim."""
     return {claim: str(verdict.decision) for claim, verdict in judged(experiment, result).items()}

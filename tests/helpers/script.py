@@ -1,5 +1,7 @@
-"""The script run inside the test's own process, what it said, and a profile of a second with
-nothing drawn."""
+"""The script run inside the test's own process, and what it said.
+
+The ablation runs a profile of a second, and nothing is drawn.
+"""
 
 import atexit
 import io
@@ -32,7 +34,7 @@ TINY_ABLATION = replace(
 
 
 class InProcess(Workers):
-    """Does all work where it stands, one item after another."""
+    """Workers that do all work in this process, one item after another."""
 
     def map(
         self, name: str, function: Callable[[Any, Progress], Any], items: Sequence[Any], **_: object
@@ -42,7 +44,7 @@ class InProcess(Workers):
 
 @dataclass(frozen=True)
 class Said:
-    """How the script ended."""
+    """The script's exit code and what it wrote."""
 
     code: int
     out: str
@@ -50,14 +52,16 @@ class Said:
 
     @property
     def error(self) -> str:
-        """The one line of an error; it fails the test if there was anything else."""
+        """The one line of an error; the test fails if there was anything else."""
         assert self.err.startswith("reproduce.py: error: ") and self.err.count("\n") == 1, self.err
         return self.err
 
 
 def script(*arguments: object, draw: Callable[..., list[Path]] = lambda *_: []) -> Said:
-    """Run reproduce.main on these arguments, with the ablation's smoke profile made tiny and
-    nothing drawn, unless by `draw`."""
+    """Run reproduce.main on these arguments, with the ablation's smoke profile made tiny.
+
+    Nothing is drawn, unless by `draw`.
+    """
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.setattr("analysis.prepare.Workers", InProcess)
@@ -85,8 +89,10 @@ def ablation_in(folder: Path, *more: object) -> tuple[object, ...]:
 
 @cache
 def finished() -> Path:
-    """Return the output folder of an ablation of ten runs of two iterations, on glyphs: to be read
-    and copied."""
+    """Return the output folder of an ablation of ten runs of two iterations, on glyphs.
+
+    Tests may read and copy it, but not change it.
+    """
     folder = Path(tempfile.mkdtemp(prefix="finished-ablation-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     assert script(*ablation_in(folder)).code == 0
@@ -94,10 +100,10 @@ def finished() -> Path:
 
 
 def finished_in(folder: Path, *, only: str = "") -> Path:
-    """Copy the output of a finished ablation to a folder, or `only` a part such as its runs; one
-    run serves all tests.
+    """Copy the output of a finished ablation to a folder, and return the folder.
 
-    Its manifest names another folder in its command.
+    only: a part to copy, such as its runs. One run serves all tests.
+    The manifest names another folder in its command.
     """
     shutil.copytree(finished() / only, folder / only, dirs_exist_ok=True)
     return folder

@@ -1,4 +1,4 @@
-"""The demo's page for a test, served as its visitors get it, with whatever weights."""
+"""The demo's page for a test, served as its visitors get it, with any weights."""
 
 import threading
 from collections.abc import Iterator
