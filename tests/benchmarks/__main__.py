@@ -1,7 +1,7 @@
 """All benchmarks.
 
-    python -m tests.benchmarks [--rounds N] [--seconds S] [--iterations N] [--run DIR] [--only PART
-    …]
+    python -m tests.benchmarks [--rounds N] [--seconds S] [--iterations N] [--run DIR]
+                               [--only PART …]
 
 The default run is not made here: its times are read from the folder where it is finished.
 """

@@ -1,11 +1,10 @@
-"""Where the time of a finished run of the script goes, by experiment, from the manifest in its
-output folder.
+"""Where the time of a finished run of the script goes, by experiment.
 
     python -m tests.benchmarks.default_run [DIR]
 
-Workers are busy for their processor time, libraries loaded included. What is missing to all of the
-time is the script's own work (judging, drawing, the report) and a core that waits while another
-ends the last run of an experiment.
+The times are from the manifest in the run's output folder. Workers are busy for their processor
+time, libraries loaded included. The rest of the time is the script's own work (judging, drawing,
+the report), and a core that waits while another ends the last run of an experiment.
 """
 
 import argparse

@@ -1,12 +1,12 @@
-"""What derivatives cost, in float32 gradients of our Omniglot network (batch 25), next to torch.nn
-and autograd.
+"""What derivatives cost, in gradients of our Omniglot network, next to torch.nn and autograd.
 
     python -m tests.benchmarks.derivatives [--rounds N]
 
-One thread, with the allocator set as in the script's workers. Everything takes its turn in every
-round, and ratios are taken round by round, as machines are noisy. The plain side differentiates
-again and again in reverse mode (its third derivatives are timed only: torch gets those of batch
-norm wrong). curvlinops is measured where it is installed.
+The gradients are in float32, of a batch of 25. There is one thread, with the allocator set as in
+the script's workers. Everything takes its turn in every round, and ratios are taken round by round,
+as machines are noisy. The plain side differentiates again and again in reverse mode. Its third
+derivatives are timed only: torch gets those of batch norm wrong. curvlinops is measured where it is
+installed.
 """
 
 import argparse
@@ -46,8 +46,10 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Case:
-    """Something that is timed, the plain way to the same, and how many gradients of the kind `unit`
-    it may cost."""
+    """A call that is timed, and the plain way to the same result.
+
+    goal: how many gradients of the kind `unit` it may cost.
+    """
 
     ours: Call
     plain: Call | None = None
@@ -56,7 +58,7 @@ class Case:
 
 
 def cases() -> dict[str, Case]:
-    """List all of them by name: a unit is one of them too."""
+    """Return all cases by name; each unit is one of them too."""
     found: dict[str, Case] = {}
     for dtype, name in ((FLOAT, "float32"), (DOUBLE, "float64")):
         sides = Sides("relu", dtype)
@@ -77,11 +79,9 @@ def cases() -> dict[str, Case]:
         )
         found[f"each further product, {name}"] = Case(sides.further())
         for order, goal in ((1, 13), (2, 60)):
-            ours, name_of = (
-                partial(sides.table, order),
-                f"Taylor table, order {order}, k = {K}, {name}",
-            )
-            # Seconds a call in float64.
+            ours = partial(sides.table, order)
+            name_of = f"Taylor table, order {order}, k = {K}, {name}"
+            # The plain side takes seconds a call, so it is left out in float64.
             other = partial(sides.plain_table, order) if dtype == FLOAT else None
             found[name_of] = Case(ours, other, goal, unit)
         found[f"the same of MAML, order 2, {name}"] = Case(sides.maml_table, unit=unit)
@@ -159,8 +159,10 @@ def minibatches(dtype: torch.dtype) -> list[Minibatch]:
 
 
 def measure(calls: dict[tuple[str, str], Call], rounds: int) -> dict[tuple[str, str], list[float]]:
-    """Return the seconds a call takes, by round: each finds its own data in the caches, and short
-    ones are repeated."""
+    """Return the seconds that a call takes, by round.
+
+    Each call finds its own data in the caches, and short ones are repeated.
+    """
     counts = {name: max(1, round(TURN / timed(call, 1))) for name, call in calls.items()}
     seconds: dict[tuple[str, str], list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -186,12 +188,9 @@ def rows(rounds: int) -> list[str]:
 
 
 def row(name: str, case: Case, seconds: dict[tuple[str, str], list[float]]) -> str:
-    """Write a row of the table: medians over the rounds, and the range of the ratio to the unit."""
-    ours, theirs, unit = (
-        seconds[name, "ours"],
-        seconds.get((name, "plain")),
-        seconds[case.unit, "ours"],
-    )
+    """Return a row of the table: medians over the rounds, and the range of ratios to the unit."""
+    ours, unit = seconds[name, "ours"], seconds[case.unit, "ours"]
+    theirs = seconds.get((name, "plain"))
     costs = [mine / one for mine, one in zip(ours, unit, strict=True)]
     plainly = ("", "")
     if theirs is not None:

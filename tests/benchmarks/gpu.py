@@ -1,15 +1,16 @@
-"""Everything that a GPU has to show, for one who has it for some minutes: most worth first, each
-part saved.
+"""Everything that a GPU has to show, for somebody who has one for some minutes.
 
-    python -m tests.benchmarks.gpu --seconds 480 --out DIR [--data DIR] [--device cpu] [--scale
-    0.01]
+    python -m tests.benchmarks.gpu --seconds 480 --out DIR [--data DIR] [--device cpu]
+                                   [--scale 0.01]
 
-Parts: (1) the checks that only a GPU can make; (2) lanes from 1 to 256 in float32 and TF32, next to
-the plain loop;
-(3) figure 3 at the paper's scale, five seeds; (4) Omniglot 5-way and then 20-way, three seeds. Each
-is a process that is interrupted when its time is over. DIR then holds at most six files of 16 MB:
-results.md, manifest.json, tables.tar.gz and the final states of all runs. They say what there was
-no time for. No network is needed.
+The parts that are worth most come first, and each part is saved when it ends:
+(1) the checks that only a GPU can make;
+(2) lanes from 1 to 256 in float32 and TF32, next to the plain loop;
+(3) figure 3 at the paper's scale, five seeds;
+(4) Omniglot 5-way and then 20-way, three seeds.
+Each is a process that is interrupted when its time is over. DIR then holds at most six files of
+16 MB: results.md, manifest.json, tables.tar.gz and the final states of all runs. They say what
+there was no time for. No network is needed.
 
 --device cpu --scale 0.01 rehearses all of it without a GPU, at a hundredth of the iterations, tasks
 and seeds.
@@ -35,7 +36,7 @@ from reptile_core.files import sources_digest, write_atomically
 from tests.benchmarks import gpu_pack
 from tests.benchmarks.gpu_part import PARTS
 
-# The most that a part may take of all the time; what one leaves is the next one's.
+# The most that a part may take of all the time. What one part leaves, the next may use.
 SHARES = {
     "checks": 0.2,
     "lanes": 0.25,
@@ -50,8 +51,10 @@ GRACE = 10.0  # seconds that an interrupted part has to write what it has
 
 @dataclass(frozen=True)
 class Ended:
-    """How a part ended: "finished", "failed", "interrupted: no time" or "not begun: no time"; after
-    how long."""
+    """How a part ended, after how long, and what it printed.
+
+    how: "finished", "failed", "interrupted: no time" or "not begun: no time".
+    """
 
     part: str
     how: str
@@ -60,8 +63,10 @@ class Ended:
 
 
 def main() -> int:
-    """Run the parts; return 0 if all that were begun came to their end, 1 if one failed, 2 without
-    a GPU."""
+    """Run the parts and return the exit code.
+
+    0 if none that was begun failed, 1 if one did, 2 without a GPU.
+    """
     options = _parse()
     if options.device == "cuda" and not torch.cuda.is_available():
         print(
@@ -109,20 +114,14 @@ def _parse() -> argparse.Namespace:
 
 
 def _run(part: str, seconds: float, options: argparse.Namespace) -> Ended:
-    """Run a part in a process of its own for at most so long, then interrupt it as Ctrl-C does."""
+    """Run a part in its own process for at most `seconds`, then interrupt it as Ctrl-C does."""
     if seconds < LEAST:
         return Ended(part, "not begun: no time", 0.0, "")
     work = options.out / gpu_pack.WORK
     work.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "tests.benchmarks.gpu_part", part]
-    command += [
-        "--device",
-        options.device,
-        "--scale",
-        str(options.scale),
-        "--seconds",
-        str(seconds),
-    ]
+    command += ["--device", options.device, "--scale", str(options.scale)]
+    command += ["--seconds", str(seconds)]
     command += ["--out", str(work), *(["--data", str(options.data)] if options.data else [])]
     began = time.monotonic()
     log = work / f"{part}.log"
@@ -181,11 +180,9 @@ def _record(options: argparse.Namespace) -> dict[str, object]:
 def _save(record: dict[str, object], ended: list[Ended], out: Path) -> None:
     """Write results.md, manifest.json and the packed tables and states."""
     title = f"# {record['device']}, torch {torch.__version__}, Python {platform.python_version()}"
-    scale = (
-        ""
-        if record["scale"] == 1
-        else f"\n\nA rehearsal at {record['scale']} of the scale: times say nothing."
-    )
+    scale = ""
+    if record["scale"] != 1:
+        scale = f"\n\nA rehearsal at {record['scale']} of the scale: times say nothing."
     parts = [f"## {one.part}: {one.how}, {one.seconds:.0f} s\n\n{one.said}" for one in ended]
     left = [part for part in PARTS if part not in {one.part for one in ended}]
     parts += [f"## {part}: not begun yet" for part in left]

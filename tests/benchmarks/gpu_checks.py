@@ -1,5 +1,6 @@
-"""What only a GPU can show, as numbers with limits: the captured graph, lanes, memory, resuming,
-too little memory.
+"""What only a GPU can show, as numbers with limits.
+
+The checks are of the captured graph, lanes, memory, resuming and too little memory.
 
 Without a GPU the same checks run on the CPU, where nothing is captured, so that only the card is
 new there. Networks have no kinks (softplus), which round-off could move. No check needs pytest.
@@ -32,7 +33,10 @@ LANES = 4
 
 @dataclass(frozen=True)
 class Found:
-    """A number that must not exceed its limit (and not fall below `least`), and what it is."""
+    """A number with its limits, and what it measures.
+
+    It must not exceed `limit`, and not fall below `least`.
+    """
 
     check: str
     value: float
@@ -71,8 +75,10 @@ def graph_against_eager(device: str) -> Iterator[Found]:
 
 
 def resumed(device: str) -> Iterator[Found]:
-    """Yield how far lanes that go on from half-way states are from those that ran through: not at
-    all."""
+    """Yield how far lanes that go on from half-way states are from those that ran through.
+
+    The limit is no distance at all.
+    """
     for name in ("sgd", "adam", "outer adam"):
         runs = [replace(LANE_RUNS[name], seed=seed) for seed in range(LANES)]
         whole = _train(runs, device)
@@ -88,8 +94,10 @@ def resumed(device: str) -> Iterator[Found]:
 
 
 def memory(device: str) -> Iterator[Found]:
-    """Yield the memory that lanes take, as a share of the estimate by which their number is
-    chosen."""
+    """Yield the memory that lanes take, as a share of its estimate.
+
+    The number of lanes is chosen by that estimate.
+    """
     if device == "cpu":
         return
     for name in ("sgd", "adam", "maml"):
@@ -99,8 +107,7 @@ def memory(device: str) -> Iterator[Found]:
         before = torch.cuda.memory_allocated()
         _train(runs, device)
         taken = torch.cuda.max_memory_allocated() - before
-        # Half of the free memory is filled by the estimate, so that twice of it is where memory
-        # runs out.
+        # The estimate fills half of the free memory, so memory runs out at twice the estimate.
         yield Found(
             "memory",
             taken / (lane_bytes(runs[0]) * len(runs)),
@@ -111,8 +118,10 @@ def memory(device: str) -> Iterator[Found]:
 
 
 def too_little_memory(device: str) -> Iterator[Found]:
-    """Yield how many of the lanes that do not fit at once are not finished: none, in smaller
-    groups."""
+    """Yield how many lanes are not finished where they do not all fit in memory at once.
+
+    The limit is none: smaller groups finish them.
+    """
     source = Source("glyphs", None, datasets.load("glyphs").content, real=False)
     run = replace(LANE_RUNS["sgd"], dtype="float32")
     with TemporaryDirectory() as folder:
@@ -141,7 +150,7 @@ CHECKS: dict[str, Callable[[str], Iterator[Found]]] = {
 
 @contextmanager
 def _room_for(count: int, run: Run, device: str) -> Iterator[None]:
-    """Make a device of so little memory that only about so many lanes of a run fit."""
+    """Limit the device's memory so that only about `count` lanes of a run fit."""
     if device == "cpu":
         with mock.patch.object(advance, "train_lanes", _narrow(count)):
             yield

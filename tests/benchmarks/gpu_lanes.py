@@ -1,9 +1,9 @@
-"""Meta-iterations on a GPU: lanes in one captured graph next to the plain loop on the same device,
-in turns.
+"""Meta-iterations on a GPU: lanes in one captured graph, next to the plain loop.
 
-Milliseconds are those of one run's meta-iteration, so that ours are the time of a step divided by
-the lanes. The share is that of the device's own matrix product, measured in the same round and
-precision. Launches are the operations that the device is given for one meta-iteration of all lanes.
+Both sides take turns on the same device. Milliseconds are those of one run's meta-iteration, so
+that ours are the time of a step divided by the lanes. The share is that of the device's own matrix
+product, measured in the same round and precision. Launches are the operations that the device is
+given for one meta-iteration of all lanes.
 """
 
 import time
@@ -28,8 +28,10 @@ PRECISIONS = {"float32": False, "TF32": True}
 
 @dataclass(frozen=True)
 class Turns:
-    """What was measured of one number of lanes: rounds of (plain, ours, matrix product), and
-    launches an iteration."""
+    """What was measured of one number of lanes.
+
+    rounds: of (plain, ours, matrix product). launches: in an iteration.
+    """
 
     name: str
     precision: str
@@ -40,15 +42,17 @@ class Turns:
 
 
 def measure(device: str, *, scale: float, rounds: int = 3) -> Iterator[Turns]:
-    """Yield the settings in turn, fewest lanes first. scale: of the most lanes, of a turn and of
-    the matrix."""
+    """Yield the settings in turn, fewest lanes first.
+
+    scale: of the most lanes, of a turn and of the matrix.
+    """
     counts = [lanes for lanes in LANES if lanes <= max(1, scale * LANES[-1])]
     iterations, size = max(2, round(scale * ITERATIONS)), max(256, round(scale * MATRIX))
     for lanes in counts:
         for name, run in SETTINGS.items():
             for precision, allowed in PRECISIONS.items():
                 if device == "cpu" and allowed:
-                    continue  # TF32 is the GPU's alone
+                    continue  # only GPUs have TF32
                 torch.backends.cuda.matmul.allow_tf32 = allowed
                 times = rounds if scale == 1 else 1
                 measured = [_round(run, lanes, device, iterations, size) for _ in range(times)]
@@ -69,19 +73,18 @@ def _stream(run: Run, lanes: int, device: str) -> Iterator[TrainingState]:
 
 
 def _our_seconds(run: Run, lanes: int, device: str, iterations: int) -> float:
-    """Return the least seconds an iteration and lane of three turns, after the capture."""
+    """Return the seconds of an iteration and lane after the capture, the least of three turns."""
     stream = _stream(run, lanes, device)
     next(stream)
-    return (
-        min(_timed(lambda: [next(stream) for _ in range(iterations)], device) for _ in range(3))
-        / iterations
-        / lanes
-    )
+    turns = [_timed(lambda: [next(stream) for _ in range(iterations)], device) for _ in range(3)]
+    return min(turns) / iterations / lanes
 
 
 def _launches(run: Run, lanes: int, device: str) -> int:
-    """Return how many operations the device is given for one meta-iteration; on a CPU, how many it
-    is called for."""
+    """Return how many operations the device is given for one meta-iteration.
+
+    On a CPU this is how many operations it is called for.
+    """
     stream = _stream(run, lanes, device)
     next(stream)
     on_gpu = device != "cpu"
@@ -93,8 +96,10 @@ def _launches(run: Run, lanes: int, device: str) -> int:
 
 
 def _matrix_peak(size: int, device: str) -> float:
-    """Return the floating-point operations a second of a float32 matrix product, in the precision
-    that is set."""
+    """Return the floating-point operations a second of a float32 matrix product.
+
+    The precision is the one that is set.
+    """
     a = torch.randn(size, size, device=device)
     a @ a
     return 10 * 2 * size**3 / _timed(lambda: [a @ a for _ in range(10)], device)

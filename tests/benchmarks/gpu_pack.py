@@ -1,5 +1,7 @@
-"""What a GPU run leaves, packed into few small files: tables in one archive, final states in up to
-three."""
+"""What a GPU run leaves, packed into few small files.
+
+Tables are in one archive, and final states in up to three files.
+"""
 
 import io
 import tarfile
@@ -18,11 +20,10 @@ RUNS = "runs"  # the folder of checkpoints, which hold many states of a run
 
 
 def pack(out: Path) -> list[str]:
-    """Write tables.tar.gz and states-N.safetensors from what the parts have written. Return what
-    did not fit.
+    """Write tables.tar.gz and states-N.safetensors, and return what did not fit.
 
-    A state is phi after the last iteration of a run, named by the run's file; the record of each is
-    kept with it.
+    They hold what the parts have written. A state is phi after the last iteration of a run, and is
+    named by the run's file. The record of each is kept with it.
     """
     left_out = _pack_tables(out)
     groups: list[dict[str, Tensor]] = [{}]

@@ -1,9 +1,9 @@
-"""One part of the GPU benchmark, in a process of its own: what fails or hangs in it ends nothing
-else.
+"""One part of the GPU benchmark, in a process of its own.
 
     python -m tests.benchmarks.gpu_part PART --device D --scale S --seconds N --out DIR [--data DIR]
 
-Tables go to DIR as they grow, and lines for people to standard output.
+What fails or hangs in it ends nothing else. Tables go to DIR as they grow, and lines for people to
+standard output.
 """
 
 import argparse
@@ -58,8 +58,10 @@ def main() -> int:
 
 
 def _checks(device: str, out: Path) -> int:
-    """Print a row for each check, and every number to checks.csv. Matrix products are of full
-    precision."""
+    """Print a row for each check, and write every number to checks.csv.
+
+    Matrix products are of full precision. Returns 1 where a check failed, else 0.
+    """
     torch.backends.cuda.matmul.allow_tf32 = False
     print("| check | numbers | largest | limit | |\n|---|---|---|---|---|", flush=True)
     failed = 0
@@ -106,7 +108,7 @@ def _of_turns(turns: gpu_lanes.Turns) -> dict[str, Any]:
 
 
 def _written(found: Iterable[Any], path: Path, record: Any) -> Iterator[Any]:
-    """Yield what is found, each once it is a line of a CSV file."""
+    """Yield what is found, each item once it is a line of a CSV file."""
     for one in found:
         _append(path, record(one))
         yield one

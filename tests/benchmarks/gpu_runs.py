@@ -1,8 +1,9 @@
-"""Figure 3 and Omniglot's tables on a GPU, by the script itself, so that what comes out can be
-judged and published.
+"""Figure 3 and Omniglot's tables on a GPU, by the script itself.
+
+This way what comes out can be judged and published.
 
 Figure 3's schedule is trained in prefixes, each of which leaves a whole set of tables. Omniglot's
-runs are shortened to what the time left allows: the script says so in its tables and shows them
+runs are shortened to what the time left allows. The script says so in its tables and shows them
 without judging them.
 """
 
@@ -25,16 +26,17 @@ from tests.benchmarks.measuring import images
 
 PREFIXES = 1_000, 5_000, 40_000  # iterations of figure 3
 SEEDS = {"figure_3": 5, "omniglot-5way": 3, "omniglot-20way": 3}
-# Test tasks of a cell of Omniglot's tables: the paper's 10,000 would take longer than training
-# here.
+# Test tasks of a cell of Omniglot's tables: the paper's 10,000 would take longer than training.
 TASKS = 1_000
 SHARE = 0.5  # of the time left that training may take; evaluation is the rest
 KEPT = "tables", "figures", "manifest.json", "claims.json", "report.md"
 
 
 def figure_3(out: Path, common: list[str], *, scale: float) -> Iterator[str]:
-    """Train all of figure 3's runs to each prefix in turn, and yield a line for each. scale: of
-    iterations, test tasks and seeds."""
+    """Train all of figure 3's runs to each prefix in turn, and yield a line for each.
+
+    scale: of iterations, test tasks and seeds.
+    """
     whole = ablation.SCALES["paper"]
     seeds = max(1, round(scale * SEEDS["figure_3"]))
     for prefix in PREFIXES:
@@ -60,16 +62,8 @@ def omniglot(
     iterations = min(most, max(2, int(SHARE * (end - time.monotonic()) / seconds)))
     cut = replace(of_paper, tasks=max(2, round(scale * TASKS)))
     cell = f"{benchmark.name}-{METHODS[0].name}"
-    arguments = [
-        "--cells",
-        cell,
-        "--seeds",
-        str(SEEDS[name]),
-        "--iterations",
-        str(iterations),
-        "--out",
-        str(out),
-    ]
+    arguments = ["--cells", cell, "--seeds", str(SEEDS[name])]
+    arguments += ["--iterations", str(iterations), "--out", str(out)]
     with mock.patch.dict(SCALES["paper"], {name: cut}):
         took = _script("few_shot", *arguments, *common)
     _keep(out, out.with_name(f"{out.name}-{iterations}"))
@@ -80,8 +74,10 @@ def omniglot(
 
 
 def _seconds_an_iteration(name: str, device: str) -> float:
-    """Return the seconds of a meta-iteration of all seeds: as lanes on a GPU, one after the other
-    on a CPU."""
+    """Return the seconds of a meta-iteration of all seeds.
+
+    They run as lanes on a GPU, and one after the other on a CPU.
+    """
     benchmark = next(one for one in BENCHMARKS if one.name == name)
     runs = [
         configure(benchmark, METHODS[0], SCALES["paper"][name], seed) for seed in range(SEEDS[name])
@@ -96,8 +92,10 @@ def _seconds_an_iteration(name: str, device: str) -> float:
 
 
 def _script(*arguments: str) -> float:
-    """Run the script, whose words go to standard error, and return its seconds. RuntimeError where
-    it failed."""
+    """Run the script and return its seconds.
+
+    What it prints goes to standard error. Raises RuntimeError where it failed.
+    """
     began = time.perf_counter()
     with contextlib.redirect_stdout(sys.stderr):
         code = reproduce.main([*arguments, "--profile", "paper", "--quiet"])
@@ -109,8 +107,10 @@ def _script(*arguments: str) -> float:
 
 
 def _keep(out: Path, where: Path) -> None:
-    """Copy what the script wrote, but for the runs, to where the next invocation does not overwrite
-    it."""
+    """Copy what the script wrote, except for the runs, to `where`.
+
+    There the next invocation does not overwrite it.
+    """
     for name in KEPT:
         if (out / name).is_dir():
             shutil.copytree(out / name, where / name, dirs_exist_ok=True)

@@ -1,6 +1,6 @@
 """How time and memory grow: linearly in iterations, k and runs, and memory not at all.
 
-Slopes are of log time over log size: 1 is linear; what is done once, whatever the size, makes them
+Slopes are of log time over log size: 1 is linear. What is done once, whatever the size, makes them
 smaller.
 """
 

@@ -1,12 +1,11 @@
-"""The cost of a Hessian-vector product of the paper's Omniglot network, in gradients of our own
-network.
+"""The cost of a Hessian-vector product of the paper's Omniglot network.
 
     python -m tests.benchmarks.hessian_products [--rounds N] [--vectors N]
 
-Float32, one thread, made-up images, the allocator set as in the script's workers. All candidates
-take turns in every round, and the ratios are taken round by round against our gradient, the fast
-one with its compiled loops, since machines are noisy. The plain network is torch.nn's; curvlinops
-is measured on it where it is installed.
+The cost is given in gradients of our own network: float32, one thread, made-up images, the
+allocator set as in the script's workers. All candidates take turns in every round, since machines
+are noisy. Ratios are taken round by round against our gradient, the fast one with its compiled
+loops. The plain network is torch.nn's. curvlinops is measured on it where it is installed.
 """
 
 import argparse

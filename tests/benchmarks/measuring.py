@@ -1,5 +1,7 @@
-"""Two sides that take turns, their ratio round by round, and the share of the machine's own matrix
-product."""
+"""Two sides that take turns, and their ratio round by round.
+
+Next to it: the share of the machine's own matrix product.
+"""
 
 import time
 from collections.abc import Callable
@@ -30,8 +32,10 @@ CLASSES, DRAWINGS = 400, 20
 
 @dataclass(frozen=True)
 class Round:
-    """Seconds of a piece of work done plainly and by us, and the flops a second of a matrix product
-    at the time."""
+    """The seconds of a piece of work, done plainly and by us.
+
+    peak: the flops a second of a matrix product at the time.
+    """
 
     plain: float
     ours: float
@@ -46,8 +50,10 @@ def images() -> torch.Tensor:
 def take_turns(
     plain: Callable[[], object], ours: Callable[[], object], *, rounds: int, seconds: float
 ) -> list[Round]:
-    """Time both sides in turns in this process, on one thread; each side is repeated for about so
-    long a turn."""
+    """Time both sides in turns in this process, on one thread.
+
+    Each side is repeated for about `seconds` a turn.
+    """
     torch.set_num_threads(1)
     counts = []
     for side in (plain, ours):
@@ -81,10 +87,8 @@ def everywhere(
     executor: Executor, workers: int, function: Callable[..., float], *arguments: Any
 ) -> list[float]:
     """Run the same call in every worker at once."""
-    return [
-        future.result()
-        for future in [executor.submit(function, *arguments) for _ in range(workers)]
-    ]
+    futures = [executor.submit(function, *arguments) for _ in range(workers)]
+    return [future.result() for future in futures]
 
 
 HEADER = [
@@ -94,8 +98,10 @@ HEADER = [
 
 
 def row(name: str, rounds: list[Round], flops: float | None = None) -> str:
-    """Return a row of the table: medians, and the range of the ratio. flops: of the work's
-    products, if they are counted."""
+    """Return a row of the table: medians, and the range of the ratio.
+
+    flops: of the work's products, if they are counted.
+    """
     ratios = [r.plain / r.ours for r in rounds]
     share = f"{median(flops / r.ours / r.peak for r in rounds):.0%}" if flops else ""
     return (

@@ -1,6 +1,6 @@
 """An inner step and an evaluation, each on one thread.
 
-In a worker of the script, so that both sides have its allocator's settings.
+They run in a worker of the script, so that both sides have its allocator's settings.
 """
 
 from analysis import cost
@@ -28,16 +28,14 @@ def rows(rounds: int, seconds: float) -> list[str]:
 
 
 def inner_step(run: Run) -> tuple[tuple, float]:
-    """Return both sides, and the flops of the products."""
+    """Return both sides of an inner step, and the flops of the products."""
     pool, sampling = images().float(), run.sampling
     model = plain.model_of(sampling.n_way)
     theirs = plain.optimizer_of(run, model)
     batch = next(plain.batches(pool, sampling))
 
-    loss, optimizer = (
-        CrossEntropy(training.build_network(run), run.inner.reduction),
-        run.inner.build(),
-    )
+    loss = CrossEntropy(training.build_network(run), run.inner.reduction)
+    optimizer = run.inner.build()
     minibatch, phi = _minibatches(run)[0], training.start(run).phi
     state = optimizer.start(phi)
     flops = cost.iteration(run).flops / run.meta_batch / sampling.steps

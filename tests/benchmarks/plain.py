@@ -1,5 +1,7 @@
-"""What one would write first: torch.nn modules, torch.optim, weights copied out and back,
-random.sample, eager mode."""
+"""What one would write first, to compare our code with.
+
+It uses torch.nn modules, torch.optim, weights copied out and back, random.sample and eager mode.
+"""
 
 import copy
 import random
@@ -40,7 +42,7 @@ def optimizer_of(run: Run, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def batches(pool: Tensor, sampling: Sampling, *, spare: int = 0) -> Iterator[Batch]:
-    """Return disjoint minibatches of a task; then, of `spare` drawings of each class, one more."""
+    """Yield disjoint minibatches of a task; then, of `spare` drawings of each class, one more."""
     chosen, body, rest = random.sample(range(CLASSES), sampling.n_way), [], []
     for label, c in enumerate(chosen):
         drawings = random.sample(range(DRAWINGS), sampling.shots + spare)
@@ -61,8 +63,10 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch) -> No
 
 
 def iterate(run: Run, iterations: int, threads: int, *, device: str = "cpu") -> float:
-    """Return the seconds that so many meta-iterations take on `threads` threads, or on another
-    device than the CPU."""
+    """Return the seconds that so many meta-iterations take.
+
+    They run on `threads` threads, or on another device than the CPU.
+    """
     torch.set_num_threads(threads)
     pool, model = images().float().to(device), model_of(run.sampling.n_way).to(device)
     optimizer = optimizer_of(run, model)
@@ -86,14 +90,8 @@ def evaluate(run: Run, model: nn.Module, pool: Tensor, sampling: Sampling) -> fl
     """Adapt to a task's support set, then classify each test example alone with it."""
     adapted = copy.deepcopy(model)
     optimizer = optimizer_of(run, adapted)
-    support = list(
-        batches(
-            pool,
-            Sampling(sampling.n_way, sampling.shots, sampling.n_way * sampling.shots, 1),
-            spare=1,
-        )
-    )
-    (x, y), (test, wanted) = support
+    whole = Sampling(sampling.n_way, sampling.shots, sampling.n_way * sampling.shots, 1)
+    (x, y), (test, wanted) = batches(pool, whole, spare=1)
     for _ in range(sampling.steps):
         chosen = torch.randperm(len(y))[: sampling.batch]
         step(adapted, optimizer, (x[chosen], y[chosen]))
@@ -114,22 +112,23 @@ def gradient(loss: Loss, at: Parameters, *, graph: bool = False) -> list[Tensor]
 
 
 def hessian_product(loss: Loss, at: Parameters, v: list[Tensor]) -> list[Tensor]:
-    """Reverse over reverse."""
+    """Return the Hessian times v, by reverse over reverse mode."""
     return _along(gradient(loss, at, graph=True), at, v)
 
 
 def taylor_terms(losses: list[Loss], at: Parameters, order: int) -> list[list[list[Tensor]]]:
-    """Return the series of g_1, g_2, … to the first or second order: each term differentiated from
-    nothing."""
-    # Over j < i, of orders 0 and 1.
+    """Return the series of g_1, g_2, … to the first or second order.
+
+    Each term is differentiated from nothing.
+    """
+    # Sums of the terms over j < i, of orders 0 and 1.
     sums = [[torch.zeros_like(p) for p in at.values()] for _ in range(order)]
     series = []
     for loss in losses:
         terms = [gradient(loss, at), [-h for h in hessian_product(loss, at, sums[0])]]
         if order == 2:
-            bend = _along(
-                _along(gradient(loss, at, graph=True), at, sums[0], graph=True), at, sums[0]
-            )
+            slope = _along(gradient(loss, at, graph=True), at, sums[0], graph=True)
+            bend = _along(slope, at, sums[0])
             product = hessian_product(loss, at, sums[1])
             terms.append([b / 2 - h for b, h in zip(bend, product, strict=True)])
         series.append(terms)

@@ -37,8 +37,10 @@ CASES = {
 
 
 def rows(rounds: int) -> list[str]:
-    """Time all cases in turns; the first round, which fills the file system's caches, is not
-    counted."""
+    """Return the table of all cases, timed in turns.
+
+    The first round, which fills the file system's caches, is not counted.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in CASES}
     for counted in [False] + [True] * rounds:
         for name, code in CASES.items():

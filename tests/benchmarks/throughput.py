@@ -1,11 +1,10 @@
-"""Whole-machine throughput of meta-training, sampling included: processes of one thread a core,
-next to a plain loop.
+"""Whole-machine throughput of meta-training, sampling included, next to a plain loop.
 
     python -m tests.benchmarks.throughput [--rounds N] [--seconds S] [--threads N]
 
-The plain loop has all threads for one task, and a process with settings of its own. Ours runs as
-the script runs it. Milliseconds are those between two iterations of the whole machine; the matrix
-product is that of all processes at once.
+Ours has a process of one thread for each core, and runs as the script runs it. The plain loop has
+all threads for one task, and a process with settings of its own. Milliseconds are those between two
+iterations of the whole machine. The matrix product is that of all processes at once.
 """
 
 import argparse
