@@ -1,7 +1,4 @@
-"""An experiment and a claim of the user's own.
-
-`python reproduce.py --plugin own_claim.py own_claim` loads them.
-"""
+"""The user's own experiment and claim: `python reproduce.py --plugin own_claim.py own_claim`."""
 
 import matplotlib.pyplot as plt
 import pandas as pd
