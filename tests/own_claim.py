@@ -36,10 +36,10 @@ def draw(tables, settings):
 
 
 EXPERIMENT = Experiment(
-    "own_claim",
-    "a method of our own",
-    {"smoke": "a second"},
-    (CLAIM,),
-    lambda context: {"seeds": 6},
-    run,
+    name="own_claim",
+    shows="a method of our own",
+    takes={"smoke": "a second"},
+    claims=(CLAIM,),
+    settings=lambda context: {"seeds": 6},
+    run=run,
 )
