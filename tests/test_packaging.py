@@ -305,7 +305,7 @@ def test_help_and_messages_name_the_command_that_was_used(
         parse(["--help"])
     said = capsys.readouterr().out
     assert (
-        said.startswith(f"usage: {command} [EXPERIMENT ...]") and f"\n  {command} --list " in said
+        said.startswith(f"usage: {command} [EXPERIMENT ...]") and f"\n  {command} --list\n" in said
     )
     for subcommand in ("report", "demo"):
         with pytest.raises(SystemExit):

@@ -11,9 +11,11 @@ import queue
 import re
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -152,6 +154,14 @@ def test_workers_do_not_load_the_script(tmp_path: Path, monkeypatch: pytest.Monk
     with Workers(1, quiet=True) as workers:
         assert workers.map("main modules", main_file, [0]) == [None]
     assert (script.__file__, script.__spec__) == (str(path), None)
+
+
+def test_a_queue_that_an_interrupt_closed_ends_the_bar() -> None:
+    workers = Workers(1)
+    workers._updates = get_context("spawn").Queue()
+    assert workers._next_update(threading.Event()) == (0, "")
+    workers._updates.close()
+    assert workers._next_update(threading.Event()) is None
 
 
 def test_a_fault_waits_for_the_others(tmp_path: Path) -> None:

@@ -171,8 +171,8 @@ class Workers:
 
         def drain() -> None:
             seen = done
-            while not (stop.is_set() and self._updates.empty()):
-                units, note = self._next_update()
+            while (update := self._next_update(stop)) is not None:
+                units, note = update
                 if note:
                     bar.set_postfix_str(note, refresh=False)
                 units = min(units, total - seen)  # what is done a second time counts once
@@ -190,12 +190,18 @@ class Workers:
             thread.join()
             bar.close()
 
-    def _next_update(self) -> tuple[int, str]:
-        """Return the next report, or nothing after a tenth of a second without one."""
+    def _next_update(self, stop: threading.Event) -> tuple[int, str] | None:
+        """Return the next report, or an empty one after a tenth of a second without any.
+
+        None once `stop` is set and no report is left, or the queue was closed by an interrupt.
+        """
+        stopped = stop.is_set()
         try:
-            return self._updates.get(timeout=0.1)
+            return self._updates.get(timeout=0 if stopped else 0.1)
         except queue.Empty:
-            return 0, ""
+            return None if stopped else (0, "")
+        except (ValueError, OSError, EOFError):
+            return None
 
 
 class Lines:
