@@ -37,10 +37,11 @@ from analysis.experiments import (
     validity,
     variance,
 )  # fmt: skip
+from analysis.experiments.few_shot_cells import UNTRAINED
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.curves import Curves
 from analysis.experiments.shared.experiment import EPOCH
-from analysis.paper.benchmarks import PUBLISHED
+from analysis.paper.benchmarks import BENCHMARKS, PUBLISHED
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, seeds
 from analysis.results.evidence import CHECK, CONTROL, tabulate
 from analysis.results.judge import CONTROL_ERROR, LEAST_SEEDS, SUPPORTED, Sample, decide, paired
@@ -348,16 +349,16 @@ def _few_shot() -> Simulation:
         (benchmark.name, shots, method, transductive): _published_log(
             transductive, benchmark.name, shots
         )
-        for benchmark in few_shot.BENCHMARKS
+        for benchmark in BENCHMARKS
         for shots in benchmark.shots
-        for method in ("reptile", "maml", few_shot.UNTRAINED)
+        for method in ("reptile", "maml", UNTRAINED)
         for transductive in (False, True)
     }
 
     def evidence(world: World) -> pd.DataFrame:
         table = World(world.arms, 1 - np.exp(world.values)).table(*names).assign(count=10_000)
         return tabulate(
-            few_shot.evidence(table, {benchmark.name: None for benchmark in few_shot.BENCHMARKS})
+            few_shot.evidence(table, {benchmark.name: None for benchmark in BENCHMARKS})
         )
 
     return Simulation(evidence, {tuple(claim.id for claim in few_shot.CLAIMS): levels}, noise=0.02)

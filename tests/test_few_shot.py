@@ -11,9 +11,19 @@ import pytest
 import torch
 from PIL import Image
 
-from analysis.experiments import few_shot
-from analysis.experiments.few_shot import BENCHMARKS, METHODS, PUBLISHED, SCALES, Scale, Unmeasured
+from analysis.experiments import few_shot, few_shot_cells, few_shot_tables
+from analysis.experiments.few_shot_cells import Unmeasured
 from analysis.experiments.shared.experiment import EPOCH, Context
+from analysis.paper.benchmarks import (
+    BENCHMARKS,
+    METHODS,
+    PUBLISHED,
+    SCALES,
+    SEEDS,
+    Scale,
+    configure,
+    evaluated,
+)
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
 from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
@@ -64,7 +74,7 @@ def context(source, tmp_path, monkeypatch):
 )
 def test_settings_are_the_papers(name, n_way, rate, batch, steps, train_shots, iterations, batches):
     benchmark, scale = BENCHMARK[name], SCALES["paper"][name]
-    run = few_shot.configure(benchmark, METHOD["reptile"], scale, seed=1)
+    run = configure(benchmark, METHOD["reptile"], scale, seed=1)
     assert (run.sampling.n_way, run.sampling.batch, run.sampling.steps) == (n_way, batch, steps)
     assert (run.sampling.shots, run.sampling.tail_shots, run.iterations) == (
         train_shots,
@@ -83,18 +93,16 @@ def test_settings_are_the_papers(name, n_way, rate, batch, steps, train_shots, i
         5,
     )
     assert (run.weights, run.network, run.seed) == ((1.0,) * steps, benchmark.data, 1)
-    assert (scale.tasks, few_shot.SEEDS["paper"]) == (10_000, 5)
+    assert (scale.tasks, SEEDS["paper"]) == (10_000, 5)
     for shots in (1, 5):
-        cut = few_shot.evaluated(benchmark, shots)
+        cut = evaluated(benchmark, shots)
         assert (cut.n_way, cut.shots, cut.batch, cut.steps) == (n_way, shots, batches[shots], 50)
 
 
 def test_cifar_fs_is_run_as_mini_imagenet_with_64_filters_of_32_pixels():
     cifar, mini = BENCHMARK["cifar-fs"], BENCHMARK["mini-imagenet"]
     assert replace(cifar, name=mini.name, data=mini.data) == mini
-    shapes = build_network(
-        few_shot.configure(cifar, METHODS[0], SCALES["paper"]["cifar-fs"], 0)
-    ).shapes
+    shapes = build_network(configure(cifar, METHODS[0], SCALES["paper"]["cifar-fs"], 0)).shapes
     assert shapes["conv0.weight"] == (9 * 3, 64) and shapes["linear.weight"] == (2 * 2 * 64, 5)
 
 
@@ -102,7 +110,7 @@ def test_cifar_fs_is_run_as_mini_imagenet_with_64_filters_of_32_pixels():
 def test_a_tail_is_a_minibatch_and_all_else_is_reptiles(benchmark):
     scale = SCALES["paper"][benchmark.name]
     reptile, fomaml, maml = (
-        few_shot.configure(benchmark, METHOD[m], scale, 0) for m in ("reptile", "fomaml", "maml")
+        configure(benchmark, METHOD[m], scale, 0) for m in ("reptile", "fomaml", "maml")
     )
     assert fomaml.sampling.tail_shots * benchmark.n_way == benchmark.batch
     assert fomaml.weights == (0.0,) * (benchmark.steps - 1) + (1.0,)
@@ -133,10 +141,11 @@ def test_published_numbers():
 def _small(monkeypatch, name, scale, **changes):
     """Reduce the smoke profile to one small benchmark, evaluated in chunks of two tasks."""
     small = replace(BENCHMARK[name], batch=5, steps=2, train_shots=2, **changes)
-    monkeypatch.setattr(few_shot, "BENCHMARKS", [small])
-    monkeypatch.setitem(few_shot.SCALES, "smoke", {name: scale})
-    monkeypatch.setattr(few_shot, "CHUNK", 2)
-    monkeypatch.setattr(evaluation_chunks, "CHUNK", 2)
+    for module in (few_shot, few_shot_cells, few_shot_tables):
+        monkeypatch.setattr(module, "BENCHMARKS", [small])
+    monkeypatch.setitem(SCALES, "smoke", {name: scale})
+    for module in (few_shot_cells, evaluation_chunks):
+        monkeypatch.setattr(module, "CHUNK", 2)
     return small
 
 
@@ -145,7 +154,7 @@ def test_chunks_give_what_the_whole_gives_and_are_kept(context, monkeypatch):
     result = few_shot.run(context)
     table = result.tables["few_shot"].set_index(["shots", "method", "quantity"])
     assert set(table.seed) == {FIRST_SEED}
-    training_ = few_shot.Training(
+    training_ = few_shot_cells.Training(
         benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source
     )
     job = training_.job(FIRST_SEED, context)
@@ -155,7 +164,7 @@ def test_chunks_give_what_the_whole_gives_and_are_kept(context, monkeypatch):
             ("reptile", end, 3),
             ("untrained", training.start(job.run), 2),
         ):
-            sampling = few_shot.evaluated(benchmark, shots)
+            sampling = evaluated(benchmark, shots)
             for quantity, values in training.evaluate(
                 job.run, job.pool("test"), state, sampling, range(tasks)
             ).items():
@@ -168,7 +177,7 @@ def test_chunks_give_what_the_whole_gives_and_are_kept(context, monkeypatch):
         few_shot.run(context).tables["few_shot"], result.tables["few_shot"]
     )
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    (cell,) = [c for c in few_shot.cells([training_], context) if c.trained and c.shots == 1]
+    (cell,) = [c for c in few_shot_cells.cells([training_], context) if c.trained and c.shots == 1]
     chunk, _ = evaluation_chunks.chunks(*cell.measured)
     other = next(path for path in files if path.parent.name == "evaluations" and path != chunk.path)
     chunk.path.write_bytes(other.read_bytes())
@@ -193,15 +202,15 @@ def test_a_seed_that_diverged_counts_at_chance(context, monkeypatch):
 
 def test_what_a_training_takes_is_its_evaluations_too(context, monkeypatch):
     benchmark = _small(monkeypatch, "omniglot-5way", Scale(iterations=2, tasks=3))
-    training_ = few_shot.Training(
+    training_ = few_shot_cells.Training(
         benchmark, METHOD["reptile"], SCALES["smoke"]["omniglot-5way"], context.source
     )
-    measured = [cell for cell in few_shot.cells([training_], context) if cell.trained]
+    measured = [cell for cell in few_shot_cells.cells([training_], context) if cell.trained]
     job = measured[0].job
     steps = sum(
         chunk.steps for cell in measured for chunk in evaluation_chunks.chunks(*cell.measured)
     )
-    found = few_shot.seconds_of(measured, {job: Outcome("finished", 8.0, 2)})
+    found = few_shot_cells.seconds_of(measured, {job: Outcome("finished", 8.0, 2)})
     assert found == {"omniglot-5way-reptile": pytest.approx(8.0 * (1 + steps / job.training_steps))}
 
 
@@ -222,11 +231,11 @@ def test_what_one_more_seed_of_a_claim_takes_is_all_that_it_compares():
 
 def test_cells_are_chosen_by_how_their_names_begin(context):
     quick = replace(context, profile="quick", options={"cells": ("omniglot-5way-reptile", "cifar")})
-    trainings, others = few_shot.plan(quick)
+    trainings, others = few_shot_cells.plan(quick)
     assert [t.name for t in trainings] == ["omniglot-5way-reptile"]
-    assert others["omniglot-5way-maml"] == Unmeasured(few_shot.NOT_ASKED)
-    assert others["omniglot-20way-reptile"] == Unmeasured(few_shot.NOT_IN_PROFILE)
-    assert others["cifar-fs-fomaml"].status == few_shot.HINDERED
+    assert others["omniglot-5way-maml"] == Unmeasured(few_shot_cells.NOT_ASKED)
+    assert others["omniglot-20way-reptile"] == Unmeasured(few_shot_cells.NOT_IN_PROFILE)
+    assert others["cifar-fs-fomaml"].status == few_shot_cells.HINDERED
     assert "cifar_fs.zip" in others["cifar-fs-fomaml"].reason  # asked for, and nowhere to be found
 
 
@@ -242,12 +251,12 @@ def test_iterations_of_the_users_are_run_and_not_judged(context):
     of_profile = SCALES["quick"]["omniglot-5way"].iterations
     as_in_profile = replace(asked, options=asked.options | {"iterations": of_profile})
     for chosen, why in ((asked, "other settings"), (as_in_profile, "the quick profile")):
-        ((training_,), _) = few_shot.plan(chosen)
+        ((training_,), _) = few_shot_cells.plan(chosen)
         assert training_.job(0, chosen).run.iterations == chosen.options["iterations"]
         assert training_.unjudged(chosen) == "other data"
         assert replace(training_, source=_omniglot(context)).unjudged(chosen) == why
     paper = replace(asked, profile="paper", options={"cells": ("omniglot-5way-reptile",)})
-    ((training_,), _) = few_shot.plan(paper)
+    ((training_,), _) = few_shot_cells.plan(paper)
     assert replace(training_, source=_omniglot(context)).unjudged(paper) is None
 
 
@@ -255,13 +264,15 @@ def test_a_tail_of_the_users(context):
     asked = replace(
         context, profile="quick", options={"cells": ("omniglot-5way",), "tail_shots": 3}
     )
-    trainings, _ = few_shot.plan(asked)
+    trainings, _ = few_shot_cells.plan(asked)
     tails = {t.method.name: t.job(0, asked).run.sampling.tail_shots for t in trainings}
     assert tails == {"reptile": 0, "fomaml": 3, "maml": 3}
     assert {replace(t, source=_omniglot(context)).unjudged(asked) for t in trainings} == {
         "other settings"
     }
-    trainings, others = few_shot.plan(replace(asked, options=asked.options | {"tail_shots": 1000}))
+    trainings, others = few_shot_cells.plan(
+        replace(asked, options=asked.options | {"tail_shots": 1000})
+    )
     assert [t.method.name for t in trainings] == ["reptile"]
     assert all(
         "expected" in others[f"omniglot-5way-{method}"].reason for method in ("fomaml", "maml")
@@ -313,7 +324,7 @@ def test_too_few_photographs_are_a_reason(context, monkeypatch, tmp_path):
     _small(monkeypatch, "mini-imagenet", Scale(iterations=1, tasks=1), shots={1: 5})
     monkeypatch.setenv("REPTILE_DATA", str(tmp_path))
     summary = few_shot.run(context).tables["few_shot_summary"]
-    assert set(summary.status) == {few_shot.HINDERED}
+    assert set(summary.status) == {few_shot_cells.HINDERED}
     assert set(summary.reason) == {"n_way: expected at most the 4 classes there are, found 5"}
 
 
@@ -321,7 +332,7 @@ def test_a_split_that_is_mapped_is_divided_by_255(context, monkeypatch, tmp_path
     _photographs(tmp_path)
     monkeypatch.setenv("REPTILE_DATA", str(tmp_path))
     scale = Scale(iterations=1, tasks=1)
-    run = few_shot.configure(BENCHMARK["mini-imagenet"], METHODS[0], scale, 0)
+    run = configure(BENCHMARK["mini-imagenet"], METHODS[0], scale, 0)
     pool = context.job(run, "", context.find("mini_imagenet")).pool("test")
     assert (pool.classes, pool.drawings, pool.white) == (5, 3, 255)
     assert pool.dtype == torch.float32
@@ -460,25 +471,25 @@ def test_where_no_answer_was_wrong_half_a_wrong_one_is_counted():
 
 
 def test_summary_and_the_papers_table():
-    others = {"mini-imagenet-reptile": Unmeasured(few_shot.HINDERED, "nowhere")}
-    summary = few_shot.summary(_table(_as_published), others)
+    others = {"mini-imagenet-reptile": Unmeasured(few_shot_cells.HINDERED, "nowhere")}
+    summary = few_shot_tables.summary(_table(_as_published), others)
     assert len(summary) == 4 * 2 * 4 * 2
-    cell = summary.set_index(few_shot.CELL).loc["omniglot-5way", 1, "reptile", False]
+    cell = summary.set_index(few_shot_tables.CELL).loc["omniglot-5way", 1, "reptile", False]
     assert (cell["mean"], cell.published, cell.seeds, cell.tasks) == (
         pytest.approx(95.39, abs=1e-3),
         95.39,
         5,
         50_000,
     )
-    missing = summary.set_index(few_shot.CELL).loc["mini-imagenet", 1, "reptile", False]
+    missing = summary.set_index(few_shot_tables.CELL).loc["mini-imagenet", 1, "reptile", False]
     assert isnan(missing["mean"]) and (missing.status, missing.reason) == (
-        few_shot.HINDERED,
+        few_shot_cells.HINDERED,
         "nowhere",
     )
     # In % points: 0.01 from tasks alone; another 0.2 where seeds choose the split.
     for split, half in (("authors", 0.01), ("seed", 0.01 * (1 + 20**2) ** 0.5)):
-        one = few_shot.summary(_table(_as_published, seeds=1, split=split), {}).set_index(
-            few_shot.CELL
+        one = few_shot_tables.summary(_table(_as_published, seeds=1, split=split), {}).set_index(
+            few_shot_tables.CELL
         )
         cell = one.loc["omniglot-5way", 1, "reptile", False]
         assert cell.high - cell["mean"] == pytest.approx(1.96 * half)
@@ -499,24 +510,24 @@ def test_summary_and_the_papers_table():
 
 
 def test_report_says_what_hindered_before_what_was_not_asked_for():
-    others = {"mini-imagenet-reptile": Unmeasured(few_shot.HINDERED, "nowhere")}
-    lines = few_shot.report(few_shot.summary(_table(_as_published), others), BOTH)
+    others = {"mini-imagenet-reptile": Unmeasured(few_shot_cells.HINDERED, "nowhere")}
+    lines = few_shot.report(few_shot_tables.summary(_table(_as_published), others), BOTH)
     assert "  mini-imagenet: not measured: nowhere" in lines
     unasked = dict.fromkeys(
-        [f"mini-imagenet-{method}" for method in METHOD], Unmeasured(few_shot.NOT_ASKED)
+        [f"mini-imagenet-{method}" for method in METHOD], Unmeasured(few_shot_cells.NOT_ASKED)
     )
-    others = unasked | {"mini-imagenet-maml": Unmeasured(few_shot.HINDERED, "too few")}
+    others = unasked | {"mini-imagenet-maml": Unmeasured(few_shot_cells.HINDERED, "too few")}
     assert "  mini-imagenet: not measured: too few" in few_shot.report(
-        few_shot.summary(_table(_as_published), others), BOTH
+        few_shot_tables.summary(_table(_as_published), others), BOTH
     )
     assert "  mini-imagenet: not measured: not asked for" in few_shot.report(
-        few_shot.summary(_table(_as_published), unasked), BOTH
+        few_shot_tables.summary(_table(_as_published), unasked), BOTH
     )
 
 
 def test_figure(context):
-    others = {"mini-imagenet-reptile": Unmeasured(few_shot.HINDERED, "nowhere to be found")}
-    summary = few_shot.summary(_table(_as_published), others)
+    others = {"mini-imagenet-reptile": Unmeasured(few_shot_cells.HINDERED, "nowhere to be found")}
+    summary = few_shot_tables.summary(_table(_as_published), others)
     settings = few_shot.settings(
         replace(context, profile="paper", source=replace(context.source, name="omniglot"))
     )
@@ -525,7 +536,7 @@ def test_figure(context):
     assert (
         figure.get_suptitle() == "Omniglot 5-way 1-shot: Reptile reaches 95.4 %, the paper 95.4 %"
     )
-    assert (few_shot.MEASURED, few_shot.NOT_ASKED) == (MEASURED, NOT_ASKED)
+    assert (few_shot_cells.MEASURED, few_shot_cells.NOT_ASKED) == (MEASURED, NOT_ASKED)
     assert len(figure.axes) == 2 * 4
     ax = figure.axes[0]
     ours = [

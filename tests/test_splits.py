@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.experiments import few_shot, splits
+from analysis.experiments import splits
 from analysis.experiments.shared.experiment import EPOCH, Context
+from analysis.paper.benchmarks import SCALES, configure
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
 from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
@@ -44,9 +45,7 @@ def test_runs_are_the_tables_but_for_the_authors_split(context):
         context, profile="paper", source=replace(context.source, name="omniglot", real=True)
     )
     by_seed, authors = splits.trainings(real)
-    table = few_shot.configure(
-        splits.BENCHMARK, splits.REPTILE, few_shot.SCALES["paper"]["omniglot-5way"], 3
-    )
+    table = configure(splits.BENCHMARK, splits.REPTILE, SCALES["paper"]["omniglot-5way"], 3)
     for training in (by_seed, authors):
         run = training.job(3, real).run
         assert run == table

@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.experiments import few_shot
-from analysis.experiments.few_shot import NORMAL_95, Cell, Training
+from analysis.experiments import few_shot_tables
+from analysis.experiments.few_shot_cells import Cell, Training, cells_of, measure, seconds_of
+from analysis.experiments.few_shot_tables import NORMAL_95, error_over_splits, in_words
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
-from analysis.paper import quotes
+from analysis.paper import benchmarks, quotes
 from analysis.paper.benchmarks import BENCHMARKS, EVALUATION_STEPS, METHODS, PUBLISHED, Scale
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows
@@ -79,9 +80,9 @@ CLAIMS = (
 SCALES = {
     "smoke": Scale(2, 20),
     "quick": Scale(40, 40),
-    "paper": few_shot.SCALES["paper"][BENCHMARK.name],
+    "paper": benchmarks.SCALES["paper"][BENCHMARK.name],
 }
-SEEDS = {"smoke": 1, "quick": 1, "paper": few_shot.SEEDS["paper"]}
+SEEDS = {"smoke": 1, "quick": 1, "paper": benchmarks.SEEDS["paper"]}
 
 
 def seeds_of(context: Context) -> list[int]:
@@ -107,9 +108,7 @@ def shuffled_errors(measured: Mapping[Cell, Accuracies]) -> list[float]:
     for cell, accuracies in measured.items():
         classes = classes_of(cell.job, cell.evaluation)
         np.random.default_rng(cell.job.run.seed).shuffle(classes)
-        found += [
-            few_shot.error_over_splits(values, classes, cell) for values in accuracies.values()
-        ]
+        found += [error_over_splits(values, classes, cell) for values in accuracies.values()]
     return found
 
 
@@ -151,7 +150,7 @@ def evidence(shares: pd.DataFrame, seconds: float = nan) -> pd.DataFrame:
     """
     found = []
     for (shots, transductive), part in shares.groupby(["shots", "transductive"]):
-        case = f"{shots}-shot, {few_shot.in_words('reptile', transductive)}"
+        case = f"{shots}-shot, {in_words('reptile', transductive)}"
         for role, name in ((CHECK, "share"), (CONTROL, "shuffled")):
             log_ratio = np.log(np.maximum(part[name] / part.published, FLOOR))
             found += rows(CLAIM, case, role, by_split(part, log_ratio))
@@ -187,7 +186,7 @@ def report(table: pd.DataFrame) -> list[str]:
         mean, low, _ = student_t(100 * part.value)
         half = "" if np.isnan(low) else f" ± {mean - low:.2f}"
         lines.append(
-            f"  {shots}-shot, {few_shot.in_words('reptile', transductive)}, {IN_WORDS[kind]}: "
+            f"  {shots}-shot, {in_words('reptile', transductive)}, {IN_WORDS[kind]}: "
             f"{mean:.2f}{half}; {100 * part.split_error.mean():.2f}"
         )
     return lines
@@ -200,12 +199,12 @@ def run(context: Context) -> Result:
     outcomes = context.train(NAME, [training.job(seed, context) for seed, training in each])
     cells: list[Cell] = []
     for seed, training in each:
-        cells += few_shot.cells_of(training, REPTILE.name, seed, training.scale.tasks, context)
-    measured = few_shot.measure(NAME, cells, outcomes, context)
-    accuracies = few_shot.table(measured)
+        cells += cells_of(training, REPTILE.name, seed, training.scale.tasks, context)
+    measured = measure(NAME, cells, outcomes, context)
+    accuracies = few_shot_tables.table(measured)
     table = with_bars(accuracies.assign(experiment=NAME, shuffled_error=shuffled_errors(measured)))
     every = shares(table)
-    seconds = max(few_shot.seconds_of(measured, outcomes).values(), default=nan)
+    seconds = max(seconds_of(measured, outcomes).values(), default=nan)
     return Result({NAME: table, f"{NAME}_shares": every}, evidence(every, seconds), report(table))
 
 
