@@ -38,6 +38,7 @@ from analysis.experiments import (
     variance,
 )  # fmt: skip
 from analysis.experiments.few_shot_cells import UNTRAINED
+from analysis.experiments.inner_products_claims import RISES, RISES_LAST, STEP
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.curves import Curves
 from analysis.experiments.shared.experiment import EPOCH
@@ -275,7 +276,7 @@ def _inner_products() -> Simulation:
         changes = changes.assign(quantity="inner product")
         return inner_products.evidence(along, rises, changes, scale, world.seeds)
 
-    claims = (inner_products.RISES, inner_products.RISES_LAST, inner_products.STEP)
+    claims = (RISES, RISES_LAST, STEP)
     return Simulation(evidence, {claims: _levels(arms, 0.3)})
 
 

@@ -17,10 +17,13 @@ import torch.nn.functional as F
 from torch.func import grad
 
 from analysis.experiments import inner_products
+from analysis.experiments import inner_products_measuring as measuring
+from analysis.experiments.inner_products_claims import CLAIMS
 from analysis.experiments.shared.trained_points import TrainedPoint
 from analysis.paper import figure_3
 from analysis.results.judge import judge
 from analysis.results.tables import over_seeds
+from analysis.theory.inner_products import gradient_gram
 from analysis.theory.losses import quadratic, tanh_network
 from figures import inner_products as figure
 from reptile_core.meta_gradients import sum_of
@@ -57,7 +60,7 @@ def _cosine(a, b):
 
 
 def test_a_task_is_cut_into_all_its_disjoint_minibatches():
-    assert RUN.sampling == inner_products.SAMPLING  # figure 3's sampling for Reptile with 4 steps
+    assert RUN.sampling == measuring.SAMPLING  # figure 3's sampling for Reptile with 4 steps
     assert inner_products.REPTILE in inner_products.VARIANTS
     assert {v.k for v in inner_products.VARIANTS} == {1, 2, 4}
 
@@ -66,7 +69,7 @@ def test_a_task_is_cut_into_all_its_disjoint_minibatches():
 def test_losses_are_of_the_same_tasks_at_every_point(characters):
     phi, pool = _point().phi, _point().pool(characters)
     drawn = pool.sample(RUN.sampling, seed=3, purpose=Purpose.ANALYSIS, iteration=0, task=1)
-    losses = inner_products.losses_of(_point(iteration=9), characters, 2)
+    losses = measuring.losses_of(_point(iteration=9), characters, 2)
     assert [len(mine) for mine in losses] == [4, 4]
     for loss, examples in zip(losses[1], drawn.minibatches, strict=True):
         batch = pool.minibatch(examples)
@@ -82,7 +85,7 @@ def test_gram_matrix_after_adaptation():
     """
     pool, alpha = tanh_network(6), 0.3
     losses = [pool.losses[:3], pool.losses[3:]]
-    after = inner_products.adapted_gram(losses, pool.phi, alpha=alpha, steps=2)
+    after = measuring.adapted_gram(losses, pool.phi, alpha=alpha, steps=2)
     moved = []
     for first, *others in losses:
         phi = pool.phi - alpha * grad(first)(pool.phi)
@@ -95,7 +98,7 @@ def test_summaries_are_means_over_pairs():
     pool = tanh_network(9)
     gradients = [grad(loss)(pool.phi) for loss in pool.losses]
     gram = torch.stack(gradients) @ torch.stack(gradients).T
-    rows = {(r["quantity"], r["pairs"]): r["value"] for r in inner_products.summaries(gram, 3)}
+    rows = {(r["quantity"], r["pairs"]): r["value"] for r in measuring.summaries(gram, 3)}
 
     def mean(pairs):
         return sum(_cosine(*pair) for pair in pairs) / len(pairs)
@@ -131,8 +134,8 @@ def test_rise_is_the_change_of_the_difference_with_its_own_error():
 
     pool = tanh_network(9)
     ends = pool.phi, 0.5 * pool.phi
-    start, end = (inner_products.gradient_gram(pool.losses, phi) for phi in ends)
-    found = inner_products.rise(start, end, 3)
+    start, end = (gradient_gram(pool.losses, phi) for phi in ends)
+    found = measuring.rise(start, end, 3)
     all_tasks = range(3)
     assert found.value == pytest.approx(
         difference(ends[1], all_tasks) - difference(ends[0], all_tasks), abs=ROUND_OFF
@@ -147,9 +150,7 @@ def test_rise_is_the_change_of_the_difference_with_its_own_error():
 @pytest.mark.parametrize("after_adaptation", [False, True])
 def test_measure_tells_every_quantity_of_a_point(after_adaptation):
     item = (_point(), "test")
-    rows, gram = inner_products.measure(
-        item, lambda _: None, tasks=3, after_adaptation=after_adaptation
-    )
+    rows, gram = measuring.measure(item, lambda _: None, tasks=3, after_adaptation=after_adaptation)
     assert gram.shape == (12, 12)
     table = pd.DataFrame(rows)
     assert set(table.when) == ({"before", "after"} if after_adaptation else {"before"})
@@ -218,7 +219,7 @@ def test_a_step_is_along_what_the_expected_update_has_beyond_avg_grad():
 
     rows = {
         (r["direction"], r["quantity"]): r
-        for r in inner_products.step_effects(pool.losses, pool.phi, alpha)
+        for r in measuring.step_effects(pool.losses, pool.phi, alpha)
     }
     beyond = update - k * avg_grad
     for direction, u in (("beyond", beyond), ("opposite", -beyond), ("AvgGrad", avg_grad)):
@@ -240,7 +241,7 @@ def test_a_step_on_quadratics_raises_the_inner_product():
     pool = quadratic(4)
     rows = {
         r["direction"]: r["after"] - r["before"]
-        for r in inner_products.step_effects(pool.losses, pool.phi, 1e-3)
+        for r in measuring.step_effects(pool.losses, pool.phi, 1e-3)
         if r["quantity"] == "inner product"
     }
     assert rows["beyond"] > 0 > rows["opposite"]
@@ -332,7 +333,7 @@ def _tables(sums=0.3, lasts=0.3, joint=0.0, beyond=0.02, avg_grad=-0.1, seeds=SE
 )
 def test_verdicts(numbers, verdicts):
     table = inner_products.evidence(*_tables(**numbers), SCALE, SEEDS)
-    assert [verdict.decision for verdict in judge(inner_products.CLAIMS, table)] == verdicts
+    assert [verdict.decision for verdict in judge(CLAIMS, table)] == verdicts
 
 
 def test_only_training_characters_before_adaptation_are_judged():
@@ -356,7 +357,7 @@ def test_the_inner_product_is_shown_as_a_bounded_change():
 
 def test_a_run_that_diverged_leaves_the_claims_undecided():
     rows = inner_products.evidence(*_tables(seeds=SEEDS[1:]), SCALE, SEEDS)
-    assert {verdict.why for verdict in judge(inner_products.CLAIMS, rows)} == {"runs diverged"}
+    assert {verdict.why for verdict in judge(CLAIMS, rows)} == {"runs diverged"}
 
 
 def test_figures_say_what_the_tables_hold():
