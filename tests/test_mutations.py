@@ -13,7 +13,7 @@ from types import ModuleType
 import pandas as pd
 import pytest
 
-from analysis.experiments import theory
+from analysis.experiments import theory_equalities
 from analysis.experiments.theory import Check, run_check
 from analysis.experiments.theory_claims import CLAIMS
 from analysis.results.judge import SUPPORTED, judge
@@ -136,7 +136,7 @@ MUTATIONS = [
 @pytest.fixture(autouse=True)
 def two_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reduce sums to two gradients, which show what five do in a tenth of the time."""
-    monkeypatch.setattr(theory, "K_MAX", 2)
+    monkeypatch.setattr(theory_equalities, "K_MAX", 2)
 
 
 def verdicts(checks: Checks) -> set[str]:
