@@ -80,14 +80,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         epilog=program.as_called(EXAMPLES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    _add_what(parser.add_argument_group("what to run"))
+    what = parser.add_argument_group("what to run")
+    _add_scale(what)
+    _add_of_experiments(what)
+    add_own(what)
+    _add_reruns(what)
     _add_data(parser.add_argument_group("data"))
     _add_where(parser.add_argument_group("where and how"))
     _add_output(parser.add_argument_group("output"))
     return parser.parse_args(arguments)
 
 
-def _add_what(what: Group) -> None:
+def _add_scale(what: Group) -> None:
+    """Add which experiments run, at which scale and over how many seeds."""
     what.add_argument(
         "experiments",
         nargs="*",
@@ -134,6 +139,10 @@ def _add_what(what: Group) -> None:
             "cost"
         ),
     )
+
+
+def _add_of_experiments(what: Group) -> None:
+    """Add the options that only some experiments take."""
     what.add_argument(
         "--cells",
         nargs="+",
@@ -153,7 +162,10 @@ def _add_what(what: Group) -> None:
         help=f"{_only('tail_shots')} examples a class in the last minibatch of FOMAML and MAML "
         "(default: as many as in the other minibatches)",
     )
-    add_own(what)
+
+
+def _add_reruns(what: Group) -> None:
+    """Add the options that redo earlier runs, and the one that runs nothing."""
     what.add_argument("--fresh", action="store_true", help="redo finished runs")
     what.add_argument(
         "--from",
