@@ -26,6 +26,8 @@ from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 
+SMALL = replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2)
+
 
 @pytest.fixture
 def context(tmp_path):
@@ -55,10 +57,7 @@ def test_runs_are_the_tables_but_for_the_authors_split(context):
 
 def test_glyphs_have_no_authors_split_and_a_run_measures_every_cell(context, monkeypatch):
     monkeypatch.setattr(evaluation_chunks, "CHUNK", 15)
-    monkeypatch.setattr(
-        splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2)
-    )
-    result = splits.run(context)
+    result = splits.run(context, benchmark=SMALL)
     table, shares = result.tables["splits"], result.tables["splits_shares"]
     assert (
         set(table.split) == {"seed"}
@@ -68,9 +67,10 @@ def test_glyphs_have_no_authors_split_and_a_run_measures_every_cell(context, mon
     assert set(table.seed) == {FIRST_SEED}
     assert (table.split_error >= 0).all() and (table.shuffled_error >= 0).all()
     assert not table.split_error.equals(table.shuffled_error)
-    json.dumps(splits.settings(context))
+    settings = splits.settings(context, benchmark=SMALL)
+    json.dumps(settings)
     with style():
-        assert draw(result.tables, splits.settings(context)).keys() == {"splits"}
+        assert draw(result.tables, settings).keys() == {"splits"}
 
 
 def test_shares_are_of_the_error_rate():
@@ -86,12 +86,9 @@ def test_a_run_that_diverged_says_nothing_of_splits(context, monkeypatch):
 
     It classifies at chance, on any characters, and the floor keeps its log finite.
     """
-    monkeypatch.setattr(
-        splits, "BENCHMARK", replace(splits.BENCHMARK, steps=2, batch=5, train_shots=2)
-    )
     lost = Outcome("diverged at iteration 1", 1.0, 1)
     monkeypatch.setattr(Context, "train", lambda self, name, jobs: dict.fromkeys(jobs, lost))
-    result = splits.run(context)
+    result = splits.run(context, benchmark=SMALL)
     assert set(result.tables["splits"].value) == {0.2}
     checks = result.evidence[result.evidence.role == "check"]
     assert checks.value.tolist() == pytest.approx([np.log(splits.FLOOR)] * 4)

@@ -23,7 +23,14 @@ from analysis.experiments.few_shot_cells import Cell, Training, cells_of, measur
 from analysis.experiments.few_shot_tables import NORMAL_95, error_over_splits, in_words
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.paper import benchmarks, quotes
-from analysis.paper.benchmarks import BENCHMARKS, EVALUATION_STEPS, METHODS, PUBLISHED, Scale
+from analysis.paper.benchmarks import (
+    BENCHMARKS,
+    EVALUATION_STEPS,
+    METHODS,
+    PUBLISHED,
+    Benchmark,
+    Scale,
+)
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, Control
 from analysis.results.evidence import CHECK, CONTROL, rows
 from analysis.results.split_variance import classes_of
@@ -95,11 +102,11 @@ def kinds(context: Context) -> tuple[SplitKind, ...]:
     return SPLIT_KINDS if context.source.real else SPLIT_KINDS[:1]
 
 
-def trainings(context: Context) -> list[Training]:
-    """Return Reptile's training on each kind of split."""
+def trainings(context: Context, benchmark: Benchmark = BENCHMARK) -> list[Training]:
+    """Return Reptile's training for the benchmark on each kind of split."""
     scale = SCALES[context.profile]
     sources = [replace(context.source, split=kind) for kind in kinds(context)]
-    return [Training(BENCHMARK, REPTILE, scale, source) for source in sources]
+    return [Training(benchmark, REPTILE, scale, source) for source in sources]
 
 
 def shuffled_errors(measured: Mapping[Cell, Accuracies]) -> list[float]:
@@ -123,15 +130,17 @@ def with_bars(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def shares(table: pd.DataFrame) -> pd.DataFrame:
+def shares(table: pd.DataFrame, benchmark: Benchmark = BENCHMARK) -> pd.DataFrame:
     """Return half of a 95 % interval over splits as a share of the error rate, by run and cell.
 
     Columns: split, seed, shots, transductive, share, shuffled (the control) and published (the
     paper's ± as a share of its own error rate).
+
+    benchmark: whose published cells the table's are compared with.
     """
     error = 1 - table.value
     published = [
-        PUBLISHED["reptile", transductive, BENCHMARK.name, shots]
+        PUBLISHED["reptile", transductive, benchmark.name, shots]
         for shots, transductive in zip(table.shots, table.transductive, strict=True)
     ]
     return table[["split", "seed", "shots", "transductive"]].assign(
@@ -192,9 +201,9 @@ def report(table: pd.DataFrame) -> list[str]:
     return lines
 
 
-def run(context: Context) -> Result:
-    """Train on both kinds of split over seeds, and evaluate every cell."""
-    wanted, seeds = trainings(context), seeds_of(context)
+def run(context: Context, *, benchmark: Benchmark = BENCHMARK) -> Result:
+    """Train on both kinds of split over seeds, and evaluate every cell of the benchmark."""
+    wanted, seeds = trainings(context, benchmark), seeds_of(context)
     each = list(product(seeds, wanted))
     outcomes = context.train(NAME, [training.job(seed, context) for seed, training in each])
     cells: list[Cell] = []
@@ -203,19 +212,19 @@ def run(context: Context) -> Result:
     measured = measure(NAME, cells, outcomes, context)
     accuracies = few_shot_tables.table(measured)
     table = with_bars(accuracies.assign(experiment=NAME, shuffled_error=shuffled_errors(measured)))
-    every = shares(table)
+    every = shares(table, benchmark)
     seconds = max(seconds_of(measured, outcomes).values(), default=nan)
     return Result({NAME: table, f"{NAME}_shares": every}, evidence(every, seconds), report(table))
 
 
-def settings(context: Context) -> dict[str, Any]:
-    """Return the settings that decide the outcome."""
+def settings(context: Context, *, benchmark: Benchmark = BENCHMARK) -> dict[str, Any]:
+    """Return the settings that decide the outcome, the benchmark's among them."""
     scale = SCALES[context.profile]
     return {
         "iterations": scale.iterations,
         "tasks": scale.tasks,
         "seeds": len(seeds_of(context)),
-        "benchmark": asdict(BENCHMARK),
+        "benchmark": asdict(benchmark),
         "method": REPTILE.name,
         "kinds": list(kinds(context)),
         "evaluation_steps": EVALUATION_STEPS,
