@@ -110,9 +110,8 @@ def test_orders_differ_and_repeat(data, start):
     assert not torch.equal(paths[0], paths[1])
 
 
-def test_a_path_that_never_arrives_has_no_end(data, start, monkeypatch):
-    monkeypatch.setattr(sgd, "MAX_STEPS", 2)
-    end, _ = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=500, target=0.01)
+def test_a_path_that_never_arrives_has_no_end(data, start):
+    end, _ = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=500, target=0.01, max_steps=2)
     assert end.isnan().all()
 
 

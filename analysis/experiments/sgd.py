@@ -226,18 +226,20 @@ def train(
     batch: int,
     target: float,
     order: int = 0,
+    max_steps: int = MAX_STEPS,
 ) -> tuple[Float[Tensor, "seeds P"], Int[Tensor, " seeds"]]:
     """Find where each seed's path from phi first has the target as its loss on all data.
 
     Return these points, and in how many steps they were reached. Each epoch takes disjoint
     minibatches in a new order. The loss is computed after every step. Once a step has taken it to
     the target or below, bisection finds the point on the straight line of that step, so that all
-    end at equal loss. A seed that never arrives has NaN and 0 steps.
+    end at equal loss. A seed that has not arrived in `max_steps` steps
+    has NaN and 0 steps.
     """
     count = data.y.shape[-1]
     optimizer, in_epoch = SGD(LEARNING_RATE), count // batch
     end, steps = torch.full_like(phi, float("nan")), torch.zeros(len(phi), dtype=torch.long)
-    for step in range(MAX_STEPS):
+    for step in range(max_steps):
         if step == 0 or (in_epoch > 1 and step % in_epoch == 0):  # the full batch has no order
             shuffled = _orders(
                 seeds, Purpose.TRAINING, count, iteration=step // in_epoch, task=order
