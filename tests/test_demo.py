@@ -46,6 +46,7 @@ needs_extra = pytest.mark.skipif(
 CROSS = [[[0.1, 0.5], [0.9, 0.5]], [[0.5, 0.1], [0.5, 0.9]]]
 LINE = [[[0.2, 0.8], [0.4, 0.2]]]
 QUESTION = {"drawings": [CROSS, LINE, [[[0.3, 0.3]]], LINE], "steps": 3}
+BRIEF = weights.OwnScale(iterations=1, tasks=1)
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +55,8 @@ def glyphs():
 
 
 @pytest.fixture(autouse=True)
-def brief(monkeypatch):
-    """Shorten runs and train them in this process, as starting workers would take seconds."""
-    monkeypatch.setattr(weights, "ITERATIONS", 1)
-    monkeypatch.setattr(weights, "TASKS", 1)
+def in_this_process(monkeypatch):
+    """Train and evaluate in this process, as starting workers would take seconds."""
     monkeypatch.setattr(
         Context, "train", lambda self, name, jobs: {job: execute(job) for job in jobs}
     )
@@ -262,7 +261,7 @@ def test_no_step_leaves_the_initialization(untrained):
 
 
 def test_own_runs_are_trained_once_and_kept(context, capsys):
-    measured = weights.own(context)
+    measured = weights.own(context, BRIEF)
     weights.train(context, measured)
     assert "Training two initializations" in capsys.readouterr().out
     loaded = weights.load(context, measured)
@@ -402,17 +401,9 @@ def test_command_trains_serves_and_ends_with_an_interrupt(monkeypatch, tmp_path,
     monkeypatch.setattr("webbrowser.open", opened.append)
     threads = torch.get_num_threads()
     try:
-        code = reproduce.main(
-            [
-                "demo",
-                "--dataset",
-                "glyphs",
-                "--port",
-                "0",
-                "--out",
-                str(tmp_path / "demo"),
-                "--quiet",
-            ]
+        code = demo.main(
+            ["--dataset", "glyphs", "--port", "0", "--out", str(tmp_path / "demo"), "--quiet"],
+            scale=BRIEF,
         )
     finally:
         torch.set_num_threads(threads)

@@ -69,10 +69,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], *, scale: weights.OwnScale = weights.OWN_SCALE) -> int:
+    """Do what the arguments say and return the exit code.
+
+    scale: the size of this page's own runs.
+    """
     options = parse(arguments)
     with listen(options.host, options.port) as listener:
-        serve(listener, load(options), browser=not options.no_browser)
+        serve(listener, load(options, scale), browser=not options.no_browser)
     return 0
 
 
@@ -98,10 +102,12 @@ def listen(host: str, port: int) -> socket.socket:
         ) from error
 
 
-def load(options: argparse.Namespace) -> weights.Weights:
+def load(
+    options: argparse.Namespace, scale: weights.OwnScale = weights.OWN_SCALE
+) -> weights.Weights:
     """Load the weights of the user's runs where there are any, else of this page's own.
 
-    The page's own are trained now if need be.
+    The page's own are of the scale's size, and are trained now if need be.
     """
     try:
         data = datasets.load(options.dataset, data=options.data, quiet=options.quiet)
@@ -117,7 +123,7 @@ def load(options: argparse.Namespace) -> weights.Weights:
                 f"at the paper's scale, found none in {options.runs}"
             )
         if measured is None:
-            measured = weights.own(context)
+            measured = weights.own(context, scale)
             with alone_in(options.out):
                 weights.train(context, measured)
         return weights.load(context, measured)

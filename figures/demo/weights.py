@@ -26,10 +26,24 @@ from reptile_core.training import Inner, Outer, Run
 
 NAMES = REPTILE, JOINT = "Reptile", "Joint training"
 STEPS = 6  # k of the Reptile that is trained here
-ITERATIONS = 5_000  # about a minute on one core of an AMD EPYC
 BATCH = 6  # two of a class: batch norm then meets about what it meets on the page, a batch of four
 EVALUATION = Sampling(n_way=N_WAY, shots=1, batch=N_WAY, steps=8)
-TASKS = 100  # test tasks: a few seconds
+
+
+@dataclass(frozen=True)
+class OwnScale:
+    """Size of the runs for this page alone.
+
+    iterations: Reptile's meta-iterations; joint training has STEPS times as many.
+    tasks: the test tasks on which each is evaluated.
+    """
+
+    iterations: int
+    tasks: int
+
+
+# About a minute of training on one core of an AMD EPYC, and a few seconds of evaluation.
+OWN_SCALE = OwnScale(iterations=5_000, tasks=100)
 
 
 @dataclass(frozen=True)
@@ -47,16 +61,17 @@ class Weights:
     pool: ImagePool
 
 
-def own(context: Context) -> dict[str, Measured]:
+def own(context: Context, scale: OwnScale = OWN_SCALE) -> dict[str, Measured]:
     """Return the runs for this page alone, each with its end and how it is evaluated there.
 
-    Joint training is given as many minibatches as Reptile.
+    They are of the scale's size. Joint training is given as many minibatches as Reptile.
     """
+    iterations = scale.iterations
     jobs = {
-        REPTILE: context.job(configure(sum_of(STEPS), ITERATIONS), "demo Reptile"),
-        JOINT: context.job(configure(last(1), STEPS * ITERATIONS), "demo joint training"),
+        REPTILE: context.job(configure(sum_of(STEPS), iterations), "demo Reptile"),
+        JOINT: context.job(configure(last(1), STEPS * iterations), "demo joint training"),
     }
-    return {name: (job, job.end, Evaluation(EVALUATION, TASKS)) for name, job in jobs.items()}
+    return {name: (job, job.end, Evaluation(EVALUATION, scale.tasks)) for name, job in jobs.items()}
 
 
 def configure(variant: Variant, iterations: int) -> Run:
