@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.experiments import theory, theory_equalities
+from analysis.experiments import theory
 from analysis.experiments.shared.experiment import Context
 from analysis.experiments.theory import Check, run_check
 from analysis.experiments.theory_claims import CLAIMS
@@ -35,10 +35,8 @@ QUICK = [
 ]
 
 
-def test_every_claim_is_supported_on_the_smallest_losses_and_has_a_control_that_fails(monkeypatch):
-    for module in (theory, theory_equalities):
-        monkeypatch.setattr(module, "K_MAX", 3)
-    by_check = {check: run_check(check, silent, source=NO_SOURCE)[0] for check in QUICK}
+def test_every_claim_is_supported_on_the_smallest_losses_and_has_a_control_that_fails():
+    by_check = {check: run_check(check, silent, source=NO_SOURCE, k_max=3)[0] for check in QUICK}
     rows = pd.DataFrame([row for found in by_check.values() for row in found])
     found = judge(CLAIMS, rows)
     assert {verdict.claim.id: verdict.decision for verdict in found} == {

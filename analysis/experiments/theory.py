@@ -52,11 +52,12 @@ DATA = {
     "tanh network": "small tanh network, float64",
     "": "affine solution manifolds, float64",
 }
-IDENTITIES: dict[str, Callable[[Pool, int], Iterator[dict[str, Any]]]] = {
-    "identities": lambda pool, _: identities(pool),
-    "expected sums": lambda pool, _: expected_sums(pool),
-    "expected MAML": lambda pool, k: expected_maml_gradient(pool, k),
-    "joint training": lambda pool, _: joint_training(pool),
+# Called with the pool, the piece's k and the most steps of a sum.
+IDENTITIES: dict[str, Callable[[Pool, int, int], Iterator[dict[str, Any]]]] = {
+    "identities": lambda pool, *_: identities(pool),
+    "expected sums": lambda pool, _, k_max: expected_sums(pool, k_max=k_max),
+    "expected MAML": lambda pool, k, _: expected_maml_gradient(pool, k),
+    "joint training": lambda pool, *_: joint_training(pool),
 }
 RATES: dict[str, Callable[[Pool, int], Iterator[Rate]]] = {
     "gradients": lambda pool, _: gradient_rates(pool),
@@ -96,10 +97,12 @@ def checks() -> list[Check]:
     return [*pieces, Check(MANIFOLDS)]
 
 
-def run_check(check: Check, progress: Progress, *, source: Source) -> Found:
+def run_check(check: Check, progress: Progress, *, source: Source, k_max: int = K_MAX) -> Found:
     """Return what one piece finds.
 
     The pool "omniglot" is drawn from the training classes of the source's split for seed 0.
+
+    k_max: the most steps of the sums in "expected sums".
     """
     rows: Rows = []
     points: Rows = []
@@ -108,7 +111,7 @@ def run_check(check: Check, progress: Progress, *, source: Source) -> Found:
     else:
         pool = pool_of(check, source)
         if check.name in IDENTITIES:
-            rows = list(IDENTITIES[check.name](pool, check.k))
+            rows = list(IDENTITIES[check.name](pool, check.k, k_max))
         else:
             for rate in RATES[check.name](pool, check.k):
                 row, points_of_rate = rate_rows(rate, pool)

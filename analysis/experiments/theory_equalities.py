@@ -88,20 +88,20 @@ def identities(pool: Pool) -> Iterator[dict[str, Any]]:
         yield row("overlap-covariance", f"{case} as {other}", CONTROL, found, wrong)
 
 
-def expected_sums(pool: Pool, *, seed: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the coefficients of E[sum_i w_i g_i] for sums of k = 2 … K_MAX steps.
+def expected_sums(pool: Pool, *, seed: int = 0, k_max: int = K_MAX) -> Iterator[dict[str, Any]]:
+    """Yield the coefficients of E[sum_i w_i g_i] for sums of k = 2 … k_max steps.
 
     The weights are figure 3's, and random ones.
     """
     generator = torch.Generator()
-    sums = [(variant.name, variant.weights) for variant in figure_3(K_MAX) if variant.k > 1]
-    for k in range(2, K_MAX + 1):
+    sums = [(variant.name, variant.weights) for variant in figure_3(k_max) if variant.k > 1]
+    for k in range(2, k_max + 1):
         random = torch.randn(k, generator=generator.manual_seed(seed), dtype=torch.float64)
         sums.append(("random weights", tuple(random.tolist())))
-    matrix = torch.tensor([w + (0.0,) * (K_MAX - len(w)) for _, w in sums], dtype=torch.float64)
+    matrix = torch.tensor([w + (0.0,) * (k_max - len(w)) for _, w in sums], dtype=torch.float64)
 
     def all_sums(alpha: float) -> Tensor:
-        return matrix @ expected_inner_gradients(pool.losses, pool.phi, alpha, K_MAX)
+        return matrix @ expected_inner_gradients(pool.losses, pool.phi, alpha, k_max)
 
     for (name, w), coefficients in zip(sums, _measured(pool, all_sums), strict=True):
         k, right = len(w), predicted(w)
