@@ -102,19 +102,25 @@ def test_an_experiment_that_is_not_there_is_named() -> None:
         commands(ended(begun("theory"), "theory"), ["sgd"])
 
 
+def recorded(path: Path) -> list[str]:
+    """Return the experiments of a manifest, those of earlier commands first."""
+    record = json.loads(path.read_text())
+    return [*record.get("earlier", {}), *record["experiments"]]
+
+
 @pytest.mark.parametrize(
     "path", PUBLISHED, ids=lambda path: path.relative_to(PUBLISHED[0].parent).as_posix()
 )
 def test_published_manifests_of_every_age_are_read(path: Path) -> None:
     record = manifest.read(path)
     assert record["schema"] == manifest.SCHEMA and record["options"]["device"] == "cpu"
-    assert list(by_experiment(record)) == list(json.loads(path.read_text())["experiments"])
+    assert list(by_experiment(record)) == recorded(path)
 
 
 def wanted(path: Path) -> list[object]:
     """Return test parameters for a published manifest: the whole, and each of its experiments."""
     name = path.relative_to(PUBLISHED[0].parent).as_posix()
-    names = json.loads(path.read_text())["experiments"]
+    names = recorded(path)
     every = [[], *([[one] for one in names] if len(names) > 1 else [])]
     return [pytest.param(path, some, id=" ".join([name, *some])) for some in every]
 
@@ -131,10 +137,8 @@ def test_published_manifests_are_taken_whole_or_in_part(
         omniglot = replace(glyphs(), name="omniglot", real=True, content=data["content_sha256"])
         monkeypatch.setattr(datasets, "load", lambda *_, **__: omniglot)
     found = plans(parse([*names, "--from", str(path), "--out", str(tmp_path)]))
-    recorded = json.loads(path.read_text())["experiments"]
-    assert [experiment.name for plan in found for experiment in plan.experiments] == (
-        names or list(recorded)
-    )
+    planned = [experiment.name for plan in found for experiment in plan.experiments]
+    assert planned == (names or recorded(path))
     today = sources_digest(manifest.ROOT, *manifest.SOURCES)
     for plan in found:
         assert plan.again is not None
