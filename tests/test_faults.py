@@ -33,21 +33,12 @@ from reptile_core.checkpoints import load_checkpoint
 from reptile_core.files import UNFINISHED, remove_unfinished, write_atomically
 from reptile_core.training import Inner
 from tests.helpers.runs import FIRST_SEED
-from tests.helpers.script import ablation_in, finished_in, script
+from tests.helpers.script import SMOKE, ablation_in, finished_in, script
 from tests.test_runs import RUN, assert_same_run
 
 FULL = bool(os.environ.get("REPTILE_FULL"))
 ROOT = Path(__file__).parents[1]
-COMMAND = [
-    sys.executable,
-    "reproduce.py",
-    "ablation",
-    "--profile",
-    "smoke",
-    "--dataset",
-    "glyphs",
-    "--quiet",
-]
+COMMAND = [sys.executable, "reproduce.py", "ablation", *SMOKE, "--quiet"]
 # Runs the script in children that are forked on request, so that libraries and data are loaded
 # once. It prints the child's process id and, once asked, how the child ended.
 FORKS = """

@@ -18,7 +18,7 @@ from analysis.paper import figure_3
 from analysis.plan import begin_manifest
 from analysis.results.manifest import read, work, write
 from tests.helpers.runs import FIRST_SEED
-from tests.helpers.script import TINY_ABLATION, ablation_in, finished_in, script
+from tests.helpers.script import SMOKE, TINY_ABLATION, ablation_in, finished_in, script
 
 
 @pytest.fixture
@@ -28,19 +28,7 @@ def tiny(monkeypatch):
 
 
 def _run(tmp_path, *arguments):
-    return reproduce.main(
-        [
-            "ablation",
-            "--profile",
-            "smoke",
-            "--dataset",
-            "glyphs",
-            "--out",
-            str(tmp_path),
-            "--quiet",
-            *arguments,
-        ]
-    )
+    return reproduce.main([*map(str, ablation_in(tmp_path)), *arguments])
 
 
 def test_main_job_leaves_table_figure_and_manifest(tiny, tmp_path, monkeypatch, capsys):
@@ -234,16 +222,7 @@ def test_damaged_run_file_ends_in_one_line_and_is_kept(tmp_path):
 
 
 def test_an_experiment_may_have_data_of_its_own(tmp_path):
-    options = [
-        "ablation",
-        "sine",
-        "--profile",
-        "smoke",
-        "--dataset",
-        "glyphs",
-        "--out",
-        str(tmp_path),
-    ]
+    options = ["ablation", "sine", *SMOKE, "--out", str(tmp_path)]
     (plan,) = reproduce.plans(reproduce.parse(options))
     images, waves = (plan.data_line(experiment) for experiment in plan.experiments)
     assert "NOT OMNIGLOT" in images

@@ -29,7 +29,7 @@ from analysis.runs.store import Outcome
 from analysis.runs.workers import ClusterError, Progress
 from reptile_core import datasets, native
 from reptile_core.native import SOURCES
-from tests.helpers.script import TINY_ABLATION
+from tests.helpers.script import TINY_ABLATION, ablation_in
 from tests.test_runs import RUN, assert_same_run
 
 distributed = pytest.importorskip(
@@ -298,17 +298,7 @@ def test_the_script_on_a_cluster_writes_the_tables_of_local_workers(
 
 
 def _ablation(out: Path, *arguments: str) -> int:
-    options = [
-        "ablation",
-        "--profile",
-        "smoke",
-        "--dataset",
-        "glyphs",
-        "--out",
-        str(out),
-        "--quiet",
-    ]
-    return reproduce.main([*options, *arguments])
+    return reproduce.main([*map(str, ablation_in(out)), *arguments])
 
 
 def test_an_interrupted_script_abandons_its_work_and_leaves_the_workers(

@@ -57,7 +57,6 @@ def in_percent(table: pd.DataFrame) -> pd.DataFrame:
     words = {
         name: table[name].map(lambda share: "-" if pd.isna(share) else f"{100 * share:.1f}")
         for name in ("mean", "low", "high")
-        if name in table.columns
     }
     return table.assign(**words)
 

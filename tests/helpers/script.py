@@ -73,18 +73,11 @@ def script(*arguments: object, draw: Callable[..., list[Path]] = lambda *_: []) 
     return Said(code, out.getvalue(), err.getvalue())
 
 
+SMOKE = ("--profile", "smoke", "--dataset", "glyphs")
+
+
 def ablation_in(folder: Path, *more: object) -> tuple[object, ...]:
-    return (
-        "ablation",
-        "--profile",
-        "smoke",
-        "--dataset",
-        "glyphs",
-        "--quiet",
-        "--out",
-        folder,
-        *more,
-    )
+    return "ablation", *SMOKE, "--quiet", "--out", folder, *more
 
 
 @cache
