@@ -33,6 +33,7 @@ from analysis.experiments import (
     rho,
     sgd,
     sine,
+    sine_waves,
     splits,
     validity,
     variance,
@@ -331,10 +332,12 @@ def _sgd() -> Simulation:
 
 
 def _sine() -> Simulation:
-    arms = [(network, name) for network in sine.JUDGED for name in sine.INITIALIZATIONS]
+    arms = [(network, name) for network in sine.JUDGED for name in sine_waves.INITIALIZATIONS]
     return Simulation(
         lambda world: tabulate(
-            sine.evidence(world.table("network", "initialization").assign(step=sine.TEST_STEPS))
+            sine.evidence(
+                world.table("network", "initialization").assign(step=sine_waves.TEST_STEPS)
+            )
         ),
         {
             ("sine", "sine-relu"): _levels(arms, 0.05),

@@ -4,6 +4,7 @@ Also the ledger and the figure.
 """
 
 import copy
+from dataclasses import replace
 from math import pi
 
 import matplotlib
@@ -12,13 +13,15 @@ import pandas as pd
 import pytest
 import torch
 
-from analysis.experiments import sine
+from analysis.experiments import sine, sine_waves
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
 from analysis.results.tables import over_seeds
 from analysis.runs.workers import silent
 from figures.sine import draw
 from figures.style import style
 from reptile_core import philox
+from reptile_core.inner_loop import gradient
+from reptile_core.losses import Minibatch
 from reptile_core.networks import mlp
 from reptile_core.philox import Purpose
 from tests.helpers.runs import FIRST_SEED
@@ -32,21 +35,22 @@ SEEDS = FIRST_SEED, FIRST_SEED + 3
 def test_settings_are_the_papers():
     assert sine.SCALES["paper"].iterations == 30_000
     assert set(sine.JUDGED) <= set(sine.SCALES["paper"].networks)
-    activations = [sine.NETWORKS[network][0] for network in sine.JUDGED]
+    activations = [sine_waves.NETWORKS[network][0] for network in sine.JUDGED]
     assert activations == ["tanh", "relu"]  # the authors' script uses tanh, the paper ReLU
-    assert (sine.POINTS, sine.BATCH, sine.K, sine.TEST_STEPS) == (50, 10, 5, 32)
-    assert (sine.LEARNING_RATE, sine.OUTER_STEP) == (0.02, 0.1)
-    assert sine.WIDTHS == (1, 64, 64, 1)
-    assert sine.grid().tolist() == pytest.approx(np.linspace(-5, 5, 50).tolist(), abs=1e-6)
+    assert (sine_waves.POINTS, sine_waves.BATCH) == (50, 10)
+    assert (sine_waves.K, sine_waves.TEST_STEPS) == (5, 32)
+    assert (sine_waves.LEARNING_RATE, sine_waves.OUTER_STEP) == (0.02, 0.1)
+    assert sine_waves.WIDTHS == (1, 64, 64, 1)
+    assert sine_waves.grid().tolist() == pytest.approx(np.linspace(-5, 5, 50).tolist(), abs=1e-6)
 
 
 def test_waves_are_sines_of_the_papers_amplitudes_and_phases():
-    waves = sine.draw_waves([0, 1], Purpose.EVALUATION, task=torch.arange(400))
+    waves = sine_waves.draw_waves([0, 1], Purpose.EVALUATION, task=torch.arange(400))
     assert waves.y.shape == (2, 400, 50)
     assert not torch.equal(waves.y[0], waves.y[1])
     assert torch.equal(waves.order.sort(-1).values, torch.arange(50).expand(2, 400, 50))
     # Least squares on sin x and cos x find a sin(x + b), whatever was drawn.
-    x = sine.grid().double()
+    x = sine_waves.grid().double()
     basis = torch.stack([x.sin(), x.cos()], -1)
     solution = torch.linalg.lstsq(basis, waves.y[0].double().T)
     fitted = basis @ solution.solution
@@ -92,7 +96,7 @@ def test_first_weights_are_pytorchs():
     """Each part of the first weights is as uniform and as wide as torch.nn.Linear's own."""
     network = mlp()
     found = network.unflatten(
-        torch.stack([sine.initialize(network, seed, "pytorch") for seed in range(50)])
+        torch.stack([sine_waves.initialize(network, seed, "pytorch") for seed in range(50)])
     )
     torch.manual_seed(0)
     for index, widths in enumerate(((1, 64), (64, 64), (64, 1))):
@@ -105,7 +109,7 @@ def test_first_weights_are_pytorchs():
             assert ours.std().item() == pytest.approx(
                 theirs.std().item(), rel=max(0.1, 4 * ours.numel() ** -0.5)
             )
-    assert torch.equal(sine.initialize(network, 3, "glorot"), network.initialize(3))
+    assert torch.equal(sine_waves.initialize(network, 3, "glorot"), network.initialize(3))
 
 
 def _wave(seed, purpose, iteration):
@@ -123,9 +127,10 @@ def test_training_is_the_authors_loop(name, activation):
     Copy the weights, take five SGD steps, and move a part of the way.
     Joint training takes one step on everything, five times as long.
     """
-    found = sine.train(sine.Item(name, activation, ITERATIONS, SEEDS, tasks=1), silent)
+    found = sine_waves.train(sine_waves.Item(name, activation, ITERATIONS, SEEDS, tasks=1), silent)
     for lane, seed in enumerate(SEEDS):
-        module = _module(sine.initialize(mlp(activation=activation), seed, "pytorch"), activation)
+        phi = sine_waves.initialize(mlp(activation=activation), seed, "pytorch")
+        module = _module(phi, activation)
         for iteration in range(ITERATIONS):
             x, y, order = _wave(seed, Purpose.TRAINING, iteration)
             before = copy.deepcopy(module.state_dict())
@@ -144,10 +149,47 @@ def test_training_is_the_authors_loop(name, activation):
         torch.testing.assert_close(found[lane], _flat(module), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("network", list(sine.JUDGED))
+@pytest.mark.parametrize("size", [10, 50])
+def test_gradient_by_hand_is_autograds_to_the_bit(network, size):
+    loss = sine_waves.loss_of(network)
+    phi = torch.stack([sine_waves.initialize(loss.network, seed, "pytorch") for seed in SEEDS])
+    (batch,) = sine_waves.draw_waves(SEEDS, Purpose.TRAINING).minibatches(1, size=size)
+
+    def without_a_gradient_of_its_own(phi, batch):
+        return loss(phi, batch)
+
+    for lanes in (slice(None), slice(1), 0):
+        here = Minibatch(batch.x[lanes], batch.y[lanes])
+        expected = gradient(without_a_gradient_of_its_own, phi[lanes], here)
+        assert torch.equal(gradient(loss, phi[lanes], here), expected)
+
+
+def test_parts_of_the_seeds_have_the_bits_of_the_whole():
+    item = sine_waves.Item("reptile", "relu", ITERATIONS, tuple(range(5)), tasks=3)
+    together = sine_waves.train_and_adapt(item, silent)
+    for lanes in (slice(0, 2), slice(2, 5)):
+        part = sine_waves.train_and_adapt(replace(item, seeds=item.seeds[lanes]), silent)
+        assert torch.equal(part.squared_error, together.squared_error[:, lanes])
+
+
+def test_many_seeds_are_several_pieces_of_one_table():
+    """Rows are in the order of their seeds, and the picture is of the first seed."""
+    seeds = range(FIRST_SEED, FIRST_SEED + sine_waves.LANES + 1)
+    work = sine_waves.items(["tanh"], seeds, iterations=1, tasks=2)
+    assert {len(item.seeds) for item in work} == {16, 17}  # none is alone
+    assert len(work) == 2 * len(sine_waves.INITIALIZATIONS)
+    adapted = {item: sine_waves.train_and_adapt(item, silent) for item in work}
+    losses = sine.table(adapted)
+    for _, part in losses.groupby("initialization"):
+        assert list(part.seed.unique()) == list(seeds)
+    assert len(sine.picture(adapted)) == 3 * 50 * len(sine.SHOWN)
+
+
 def test_adaptation_is_plain_sgd_on_ten_points():
-    network = mlp()
-    phi = torch.stack([network.initialize(seed) for seed in SEEDS])
-    adapted = sine.adapt(network, phi, SEEDS, tasks=3)
+    loss = sine_waves.loss_of("tanh")
+    phi = torch.stack([loss.network.initialize(seed) for seed in SEEDS])
+    adapted = sine_waves.adapt(loss, phi, SEEDS, tasks=3)
     assert adapted.squared_error.shape == (33, 2, 3)
     module = _module(phi[0], "tanh")
     x, y, order = _wave(SEEDS[0], Purpose.EVALUATION, 0)
@@ -164,8 +206,8 @@ def test_adaptation_is_plain_sgd_on_ten_points():
 
 
 def test_predicting_zero_leaves_all():
-    network = mlp()
-    adapted = sine.adapt(network, torch.zeros(2, network.n_parameters), SEEDS, tasks=4)
+    loss = sine_waves.loss_of("tanh")
+    adapted = sine_waves.adapt(loss, torch.zeros(2, loss.network.n_parameters), SEEDS, tasks=4)
     torch.testing.assert_close(adapted.relative[0].mean(-1), torch.ones(2, dtype=torch.float64))
 
 
@@ -225,11 +267,11 @@ def test_evidence_holds_the_errors_over_tasks():
 
 def test_figure_is_the_tables():
     losses = _losses({"untrained": 0.8, "joint": 0.9, "reptile": 0.03})
-    item = sine.Item("untrained", "tanh", 0, SEEDS, tasks=1)
-    untrained = sine.train_and_adapt(item, silent)
+    item = sine_waves.Item("untrained", "tanh", 0, SEEDS, tasks=1)
+    untrained = sine_waves.train_and_adapt(item, silent)
     picture = sine.picture({item: untrained})
     assert (picture.seen.sum(), len(picture)) == (10 * len(sine.SHOWN), 50 * len(sine.SHOWN))
-    waves = pd.concat([picture.assign(initialization=name) for name in sine.INITIALIZATIONS])
+    waves = pd.concat([picture.assign(initialization=name) for name in sine_waves.INITIALIZATIONS])
     tables = {
         "sine_picture": waves,
         "sine_intervals": over_seeds(losses, ["network", "initialization", "step"]),
