@@ -28,8 +28,9 @@ import json
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -219,14 +220,21 @@ def write(
 def add_seeds(plan: Plan, done: Done, drawing: Drawing) -> Plan:
     """Rerun experiments with more seeds until all claims that can be decided here are.
 
-    Return the plan with the final numbers of seeds.
+    Where an experiment can, only the runs that an undecided claim compares get more. Return the
+    plan with the final numbers of seeds.
     """
-    while more := budget.more_seeds(plan.verdicts(folder.judge_all(plan.out, claims())), claims()):
+    alone = set(chain.from_iterable(experiment.compares for experiment in plan.experiments))
+
+    def more_seeds() -> dict[str, int]:
+        verdicts = plan.verdicts(folder.judge_all(plan.out, claims()))
+        return budget.more_seeds(verdicts, claims(), alone)
+
+    while more := more_seeds():
         lines = [f"{name}: {count} seeds, to decide more" for name, count in more.items()]
         print("\n" + "\n".join(lines))
-        plan = replace(plan, seeds=plan.seeds | more)
+        plan = plan.with_seeds(more)
         for experiment in plan.experiments:
-            if experiment.name in more:
+            if not more.keys().isdisjoint((experiment.name, *experiment.compares)):
                 run_one(experiment, plan, done, drawing)
     return plan
 

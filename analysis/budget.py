@@ -10,7 +10,7 @@ is run and judged once, on seeds of another epoch than the pilot's.
 """
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from math import hypot, inf, isfinite, prod
@@ -98,11 +98,16 @@ def choose(
 
 
 def more_seeds(
-    verdicts: Iterable[Verdict], claims: Mapping[str, Sequence[Claim]]
+    verdicts: Iterable[Verdict],
+    claims: Mapping[str, Sequence[Claim]],
+    alone: Collection[str] = (),
 ) -> dict[str, int]:
-    """Return how many seeds in all each experiment needs to decide its undecided claims.
+    """Return how many seeds in all are needed to decide the undecided claims.
 
-    Claims that cannot be decided do not count. Empty if there is nothing left to do.
+    They are by the claim's id where it can have more seeds than others, or else by the experiment's
+    name. Claims that cannot be decided do not count. Empty if there is nothing left to do.
+
+    alone: ids of the claims that can have seeds of their own.
     """
     owner: dict[str, str] = {}
     for name, group in claims.items():
@@ -114,7 +119,7 @@ def more_seeds(
         have = min(len(case.seeds) for case in verdict.cases)
         if have >= MAX_SEEDS:
             continue
-        name = owner[verdict.claim.id]
+        name = verdict.claim.id if verdict.claim.id in alone else owner[verdict.claim.id]
         wanted[name] = max(wanted.get(name, 0), have + min(verdict.plan.seeds, MAX_AT_ONCE))
     return wanted
 

@@ -9,7 +9,7 @@ from typing import NoReturn
 from analysis import program
 from analysis.ending import USAGE_ERROR
 from analysis.experiments.registry import EXPERIMENTS, takers
-from analysis.experiments.shared import own_variants
+from analysis.experiments.shared import claim_seeds, own_variants
 from analysis.results.claims import PROFILES
 from analysis.runs.job import DEVICES
 from reptile_core.datasets.split import SPLIT_KINDS
@@ -154,6 +154,14 @@ def _add_of_experiments(what: Group) -> None:
         type=int,
         metavar="N",
         help=f"{_only('iterations')} meta-iterations (default: profile's)",
+    )
+    what.add_argument(
+        "--seeds-for",
+        action="append",
+        type=claim_seeds.parse,
+        metavar="CLAIM=N",
+        help=f"{_only('seeds_for')} seeds of the runs that one claim compares, where it takes more "
+        "to decide it; may be given again",
     )
     what.add_argument(
         "--tail-shots",

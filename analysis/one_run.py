@@ -21,7 +21,7 @@ NAMED_AT_MOST = 5  # runs that an error names
 # Options that decide what is done: the manifest sets them.
 REFUSED = (
     "profile", "seeds", "epoch", "budget", "until_decided", "cells", "iterations", "tail_shots",
-    "variants", "dataset", "split", "device", "scheduler", "json", "strict", "dry_run",
+    "variants", "seeds_for", "dataset", "split", "device", "scheduler", "json", "strict", "dry_run",
 )  # fmt: skip
 
 

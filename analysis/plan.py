@@ -1,7 +1,7 @@
 """Plan of what to run: everything that the options decide, and the manifest that records it."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,16 @@ class Plan:
         return replace(
             self.context, options=experiment.taken(self.options), seeds=seeds, asked=Asked()
         )
+
+    def with_seeds(self, more: Mapping[str, int]) -> "Plan":
+        """Return the plan with these numbers of seeds, each of an experiment or of a claim."""
+        names = {experiment.name for experiment in self.experiments}
+        whole = {name: count for name, count in more.items() if name in names}
+        for_claims = {name: count for name, count in more.items() if name not in names}
+        options = self.options
+        if for_claims:
+            options = options | {"seeds_for": options.get("seeds_for", {}) | for_claims}
+        return replace(self, seeds=self.seeds | whole, options=options)
 
     def verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Return the verdicts on the claims of the plan's experiments."""
@@ -104,6 +114,8 @@ def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str
     variants = [own_variants.as_text(variant) for variant in plan.options.get("variants", ())]
     if variants:
         options["variants"] = variants
+    if of_claims := plan.options.get("seeds_for"):
+        options["seeds_for"] = of_claims
     return manifest.begin(
         command=sys.argv,
         profile=context.profile,

@@ -87,6 +87,7 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
         names = [name for name in names if name in seeds]
     chosen = tuple(EXPERIMENTS[name] for name in names)
     plan = Plan(chosen, out, data, context, given, seeds, until_decided=options.until_decided)
+    _check_seeds_for(plan)
     return plan if again is None else _rerun(plan, again, options.again)
 
 
@@ -181,6 +182,7 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         "iterations": options.iterations,
         "tail_shots": options.tail_shots,
         "variants": options.variants,
+        "seeds_for": options.seeds_for and dict(options.seeds_for),
         "dataset": options.dataset,
         "device": options.device,
         "split": options.split,
@@ -194,6 +196,7 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
             "experiments": [],
             "cells": [],
             "variants": [],
+            "seeds_for": {},
         }
         said = {name: value for name, value in given.items() if value is not None}
         return dict.fromkeys(given) | defaults | said
@@ -212,8 +215,33 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         "variants": variants,
         "profile": again["profile"],
         "experiments": list(again["experiments"]),
+        "seeds_for": _of_claims(again),
         "dataset": again["data"] and again["data"]["name"],
     }
+
+
+def _of_claims(again: dict[str, Any]) -> dict[str, int]:
+    """Return the seeds for single claims of a manifest's experiments."""
+    mine = [EXPERIMENTS[name].compares for name in again["experiments"] if name in EXPERIMENTS]
+    given = again["options"].get("seeds_for", {})
+    return {claim: count for claim, count in given.items() if any(claim in one for one in mine)}
+
+
+def _check_seeds_for(plan: Plan) -> None:
+    """Refuse seeds for a claim that cannot have its own, and too few or too many of them."""
+    for claim, count in plan.options.get("seeds_for", {}).items():
+        owner = next((one for one in plan.experiments if claim in one.compares), None)
+        if owner is None:
+            known = [name for one in plan.experiments for name in one.compares]
+            raise UsageError(f"--seeds-for: expected one of {', '.join(known)}, found {claim!r}")
+        context = plan.context_of(owner)
+        least = len(context.seeds_of(owner.scales[context.profile].seeds)) + 1
+        most = LIMITS["seeds"][1]
+        if not least <= count <= most:
+            raise UsageError(
+                f"--seeds-for: expected {least} to {most} seeds for {claim}, as all of "
+                f"{owner.name} has {least - 1}, found {count}"
+            )
 
 
 def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:

@@ -78,7 +78,7 @@ def caption(settings: Mapping[str, Any]) -> str:
         f"$g_i$ the gradient met at step i. {settings['n_way']}-way {settings['shots']}-shot, k "
         f"disjoint minibatches of {inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the "
         f"summed loss, $\\epsilon$ = {settings['outer_step']['from']} "
-        f"{schedule_in_words(settings)}{_further(settings)}. {seeds_in_words(settings['seeds'])} "
+        f"{schedule_in_words(settings)}{_further(settings)}. {seeds_in_words(settings)} "
         f"{evaluation_in_words(settings)}"
     )
 

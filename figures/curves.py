@@ -54,11 +54,21 @@ def over_iterations(ax: Axes, chance: float | None = None) -> None:
     ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
 
 
-def seeds_in_words(seeds: int) -> str:
-    """Describe lines and bands, for a caption."""
-    if seeds > 1:
-        return f"Mean of {seeds} seeds, band: 95 % Student-t interval of that mean."
-    return "One seed."
+def seeds_in_words(settings: Mapping[str, Any]) -> str:
+    """Describe lines and bands, for a caption.
+
+    It names the curves that have more seeds than the others.
+    """
+    by_number: dict[int, list[str]] = {}
+    for name, number in settings.get("seeds_of", {}).items():
+        by_number.setdefault(number, []).append(name)
+    others = "".join(f", {number} of {', '.join(names)}" for number, names in by_number.items())
+    if settings["seeds"] > 1:
+        return (
+            f"Mean of {settings['seeds']} seeds{others}, band: 95 % Student-t interval of that "
+            "mean."
+        )
+    return f"One seed{others}."
 
 
 def evaluation_in_words(settings: Mapping[str, Any]) -> str:

@@ -90,7 +90,7 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
             f"{settings['schedule']:,} iterations.\n"
         )
         + (_adaptation_in_words(settings) if "after" in shown else "")
-        + seeds_in_words(settings["seeds"])
+        + seeds_in_words(settings)
     )
     return finish(figure, finding, caption, right=0.85)
 

@@ -90,6 +90,6 @@ def caption(settings: Mapping[str, Any], validation: pd.DataFrame) -> str:
         f"{inner['batch']}, $\\alpha$ = {inner['learning_rate']} on the summed loss. Plain step: "
         f"$\\epsilon$ = {outer} on $\\alpha$ times the meta-gradient. Adam: $\\epsilon$ = "
         f"{chosen:g}, the best of {grid} on a seed that is not shown. Both are "
-        f"{schedule_in_words(settings)}. {seeds_in_words(settings['seeds'])} "
+        f"{schedule_in_words(settings)}. {seeds_in_words(settings)} "
         f"{evaluation_in_words(settings)}"
     )

@@ -99,7 +99,7 @@ def caption(settings: Mapping[str, Any]) -> str:
         f"{schedule_in_words(settings)}. The paper gives no rates: these are figure 3's. Accuracy "
         f"after {settings['evaluation_steps']} steps on the {settings['shots']}-shot support of "
         f"{settings['tasks']} test tasks a seed, {settings['queries']} test examples a class, "
-        f"without transduction. {seeds_in_words(settings['seeds'])}"
+        f"without transduction. {seeds_in_words(settings)}"
     )
 
 

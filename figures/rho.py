@@ -79,7 +79,7 @@ def _signed(points: float) -> str:
 
 def caption(settings: Mapping[str, Any]) -> str:
     """Return the caption, which explains the figure to a reader without the paper."""
-    inner, seeds = settings["inner"], seeds_in_words(settings["seeds"]).replace("band", "bar")
+    inner, seeds = settings["inner"], seeds_in_words(settings).replace("band", "bar")
     return (
         "Meta-gradients $w_1 g_1 + \\ldots + w_4 g_4$ of a task's inner SGD gradients, $\\sum w_i "
         "= 1$, so that the expected step along AvgGrad is the same. To first order in $\\alpha$ "

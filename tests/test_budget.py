@@ -154,6 +154,7 @@ def test_seeds_are_added_where_a_plan_says_so() -> None:
         verdict(second, 1.0, decision="supported"),
     ]
     assert budget.more_seeds(found, claims) == {NAMES[0]: 8}
+    assert budget.more_seeds(found, claims, alone={first}) == {first: 8}
     assert budget.more_seeds([verdict(first, 0.0, plan=SeedPlan(None))], claims) == {}
     assert budget.more_seeds([verdict(first, 0.1, plan=SeedPlan(100))], claims) == {
         NAMES[0]: 5 + budget.MAX_AT_ONCE

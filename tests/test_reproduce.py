@@ -263,15 +263,20 @@ def test_seeds_are_added_until_it_is_decided(tmp_path, monkeypatch):
     A second round with one seed more is a second look, and the manifest holds the final number of
     seeds.
     """
-    rounds = iter([{"ablation": 2}, {}])
-    monkeypatch.setattr(reproduce.budget, "more_seeds", lambda verdicts, claims: next(rounds))
+    claim = "ablation-more-is-better-last"
+    rounds = iter([{"ablation": 2}, {claim: 3}, {}])
+    monkeypatch.setattr(reproduce.budget, "more_seeds", lambda *_: next(rounds))
     finished_in(tmp_path, only="runs")
     said = script(*ablation_in(tmp_path, "--until-decided"))
     assert said.code == 0 and "ablation: 2 seeds, to decide more" in said.out
+    assert f"{claim}: 3 seeds, to decide more" in said.out
     evidence = pd.read_csv(tmp_path / "tables" / "ablation_evidence.csv")
-    assert evidence.groupby("seed")["look"].first().to_dict() == {FIRST_SEED: 1, FIRST_SEED + 1: 2}
+    looks = evidence.groupby("seed")["look"].first().to_dict()
+    assert looks == {FIRST_SEED: 1, FIRST_SEED + 1: 2, FIRST_SEED + 2: 3}
+    assert set(evidence[evidence.look == 3].claim) == {claim}
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["options"]["seeds"] == {"ablation": 2}
+    assert manifest["options"]["seeds_for"] == {claim: 3}
     assert manifest["experiments"]["ablation"]["seeds"] == 2
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.experiments.shared import claim_seeds
 from analysis.experiments.shared.curves import Curves, Scale, measure
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.experiments.shared.own_variants import shortened
@@ -144,11 +145,32 @@ CLAIMS = (
     ),
 )
 FAMILIES = {"": sum_of, "-averages": average, "-last": last}  # by the ending of the claim's id
+COMPARES = {
+    f"ablation-more-is-better{suffix}": (family(SHORT).name, family(LONG).name)
+    for suffix, family in FAMILIES.items()
+} | {
+    "ablation-g1": (G1,),
+    "ablation-g2-beats-sum": (last(SHORT).name, sum_of(SHORT).name),
+    "ablation-sums-gain-more": tuple(
+        family(k).name for family, k in product((sum_of, last), (SHORT, LONG))
+    ),
+}
 
 
 def variants(profile: str) -> tuple[Variant, ...]:
     """Return the methods of figure 3 that a profile trains."""
     return tuple(variant for variant in figure_3() if variant.k not in LEFT_OUT.get(profile, ()))
+
+
+def trained(context: Context) -> tuple[Variant, ...]:
+    """Return the variants that are trained, the user's own after figure 3's."""
+    return (*variants(context.profile), *context.options.get("variants", ()))
+
+
+def seeds_of_runs(context: Context, scale: Scale) -> dict[str, list[int]]:
+    """Return the seeds of each variant, by name."""
+    names = [variant.name for variant in trained(context)]
+    return claim_seeds.seeds_of_runs(context, scale.seeds, names, COMPARES)
 
 
 def asked(context: Context, scale: Scale) -> Scale:
@@ -208,7 +230,7 @@ def evidence(curves: Curves, looks: Sequence[int]) -> list[dict[str, Any]]:
 def _g1(curves: Curves) -> list[dict[str, Any]]:
     end, found = curves.iterations(G1)[-1], []
     for role, name in ((CHECK, G1), (CONTROL, last(2).name)):
-        gain = curves.contrast({(name, end): 1, (name, 0): -1})
+        gain = curves.contrast({(name, end): 1, (name, 0): -1}).loc[curves.seeds_of({G1, name})]
         found += rows("ablation-g1", f"after {end:,} iterations", role, gain)
     return found
 
@@ -247,9 +269,9 @@ def run(context: Context, scale: Scale, *, sampling: Sampling = EVALUATION) -> R
 
     Runs go up to the user's number of iterations where there is one.
     """
-    chosen = (*variants(context.profile), *context.options.get("variants", ()))
-    seeds = context.seeds_of(scale.seeds)
-    runs = [(variant.name, configure(variant, seed)) for seed, variant in product(seeds, chosen)]
+    by_name = {variant.name: variant for variant in trained(context)}
+    each = claim_seeds.seed_by_seed(seeds_of_runs(context, scale))
+    runs = [(name, configure(by_name[name], seed)) for seed, name in each]
     further = looks_of_late(context, scale)
     curves = measure(context, NAME, runs, asked(context, scale), looks=further, sampling=sampling)
     table = curves.table(NAME)
@@ -268,10 +290,11 @@ def run(context: Context, scale: Scale, *, sampling: Sampling = EVALUATION) -> R
 
 def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return the settings that decide the outcome."""
-    every = (*variants(context.profile), *context.options.get("variants", ()))
-    chosen = {variant.name: variant.weights for variant in every}
+    chosen = {variant.name: variant.weights for variant in trained(context)}
     further = {name: list(iterations) for name, iterations in looks_of_late(context, scale).items()}
-    return asdict(asked(context, scale)) | SETTINGS | {"variants": chosen, "looks_of": further}
+    more = claim_seeds.in_settings(seeds_of_runs(context, scale), scale.seeds)
+    of_runs = {"variants": chosen, "looks_of": further}
+    return asdict(asked(context, scale)) | SETTINGS | of_runs | more
 
 
 EXPERIMENT = Experiment(
@@ -282,6 +305,7 @@ EXPERIMENT = Experiment(
     settings=settings,
     run=run,
     scales=SCALES,
-    options=("variants", "iterations"),
+    options=("variants", "iterations", "seeds_for"),
+    compares=COMPARES,
     most_iterations=ITERATIONS,
 )

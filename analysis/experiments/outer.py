@@ -14,12 +14,12 @@ another. The plain step is figure 3's, not chosen here.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
-from itertools import product
 from typing import Any
 
 import pandas as pd
 
 from analysis.experiments import ablation
+from analysis.experiments.shared import claim_seeds
 from analysis.experiments.shared.curves import Curves, Scale, jobs_of, measure
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Result
 from analysis.paper import figure_3, quotes
@@ -125,6 +125,13 @@ CLAIMS = (
 )
 
 
+COMPARES = {
+    "faster-than-maml": (SUM, MAML),
+    "faster-than-maml-equal-step": (AVERAGE, MAML),
+    "meta-adam": (ADAM, SUM),
+}
+
+
 def configure(method: str, seed: int, *, adam_step: float) -> Run:
     """Return figure 3's run of g_1 + … + g_k, changed as the method requires.
 
@@ -139,6 +146,11 @@ def configure(method: str, seed: int, *, adam_step: float) -> Run:
 def methods(context: Context) -> tuple[str, ...]:
     """Return the methods that a profile trains."""
     return tuple(method for method in METHODS if method not in LEFT_OUT.get(context.profile, ()))
+
+
+def seeds_of_runs(context: Context, scale: Scale) -> dict[str, list[int]]:
+    """Return the seeds of each method."""
+    return claim_seeds.seeds_of_runs(context, scale.seeds, methods(context), COMPARES)
 
 
 def validation(context: Context, scale: Scale, also: Sequence[Job]) -> pd.DataFrame:
@@ -208,7 +220,7 @@ def report(step: float, ends: Mapping[str, float], costs: pd.DataFrame) -> list[
 
 def run(context: Context, scale: Scale) -> Result:
     """Choose Adam's step, then train all methods over seeds."""
-    everything = list(product(context.seeds_of(scale.seeds), methods(context)))
+    everything = claim_seeds.seed_by_seed(seeds_of_runs(context, scale))
     meanwhile = []
     for seed, method in everything:
         # Joint training is short, and fills the time that Adam's runs leave.
@@ -240,7 +252,8 @@ def settings(context: Context, scale: Scale) -> dict[str, Any]:
     """Return the settings that decide the outcome."""
     own = ("variants", "train_shots")
     common = {name: value for name, value in figure_3.SETTINGS.items() if name not in own}
-    return asdict(scale) | common | {
+    more = claim_seeds.in_settings(seeds_of_runs(context, scale), scale.seeds)
+    return asdict(scale) | common | more | {
         "k": K,
         "methods": list(methods(context)),
         "adam_steps": list(ADAM_STEPS),
@@ -260,4 +273,6 @@ EXPERIMENT = Experiment(
     settings=settings,
     run=run,
     scales=SCALES,
+    options=("seeds_for",),
+    compares=COMPARES,
 )

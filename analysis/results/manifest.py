@@ -70,6 +70,7 @@ COMMAND: dict[str, Any] = {
         "iterations?": (int, None),
         "tail_shots?": (int, None),
         "variants?": [str],
+        "seeds_for?": {str: int},
         "device": DEVICES,
         "split?": SPLIT_KINDS,
     },

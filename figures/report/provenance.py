@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from analysis.experiments.shared import claim_seeds
 from analysis.experiments.shared.experiment import OPTIONS, Experiment
 from analysis.results.tables import ResultsError, read_csv
 from analysis.runs.redo import SUFFIX
@@ -88,7 +89,11 @@ def options(manifest: Mapping[str, Any] | None, experiment: Experiment) -> list[
         words += ["--split", split]
     for name, value in experiment.taken(given).items():
         values = value if isinstance(value, list) else [value]
-        if name == "variants":
+        if name == "seeds_for":
+            for claim, count in value.items():
+                if claim in experiment.compares:
+                    words += [OPTIONS[name], claim_seeds.as_text(claim, count)]
+        elif name == "variants":
             for one in values:
                 words += [OPTIONS[name], one]
         elif values and value is not None:

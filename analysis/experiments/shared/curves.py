@@ -83,9 +83,10 @@ class Curves:
     queries: int
     seconds_an_iteration: Mapping[tuple[str, int], float] = field(default_factory=dict)
 
-    @property
-    def seeds(self) -> list[int]:
-        return sorted({seed for _, seed, _ in self.accuracy})
+    def seeds_of(self, variants: Iterable[str]) -> list[int]:
+        """Return the seeds that all of these variants have, in order."""
+        each = [{s for name, s, _ in self.accuracy if name == variant} for variant in variants]
+        return sorted(set.intersection(*each))
 
     def iterations(self, variant: str) -> list[int]:
         """Return the iterations at which a variant was measured, in order; 0 is the start."""
@@ -94,7 +95,7 @@ class Curves:
     def contrast(self, weights: Mapping[tuple[str, int], float]) -> pd.DataFrame:
         """Return the sum of weight · accuracy over (variant, iteration), seed by seed.
 
-        The index is the seed. The columns are:
+        The index holds the seeds that all of these variants have. The columns are:
         - value;
         - task_error, its standard error over tasks, which are paired within an iteration;
         - tasks, over all iterations;
@@ -102,7 +103,7 @@ class Curves:
         - seconds, what one more seed takes on one core.
         """
         rows = {}
-        for seed in self.seeds:
+        for seed in self.seeds_of({variant for variant, _ in weights}):
             by_iteration: dict[int, Float[np.ndarray, " tasks"]] = {}
             for (variant, iteration), weight in weights.items():
                 term = weight * self.accuracy[variant, seed, iteration]

@@ -30,6 +30,7 @@ EPOCH = 3
 OPTIONS = {
     "cells": "--cells",
     "iterations": "--iterations",
+    "seeds_for": "--seeds-for",
     "tail_shots": "--tail-shots",
     "variants": "--variant",
 }
@@ -205,6 +206,8 @@ class Experiment:
     fetches: whether these images are fetched over the network for it; False where it takes the
         stand-in as well.
     options: the options of the command line that it takes, out of OPTIONS.
+    compares: names of the runs that a claim compares, by the claim's id, for claims that can have
+        more seeds than the others (--seeds-for).
     most_iterations: the highest value of --iterations, where there is one.
     profiles: where it is run unless it is named; elsewhere it can give no verdict.
     scales: by profile, each a dataclass of the experiment's own with a field `seeds`.
@@ -219,6 +222,7 @@ class Experiment:
     data: str | None = None
     fetches: bool = True
     options: tuple[str, ...] = ()
+    compares: Mapping[str, Sequence[str]] = field(default_factory=dict)
     most_iterations: int | None = None
     profiles: tuple[str, ...] = PROFILES
     scales: Mapping[str, Any] = field(default_factory=dict)
