@@ -34,7 +34,8 @@ LEARNING_RATE = 0.02  # on the mean squared error, as in the authors' script
 OUTER_STEP = 0.1
 TEST_STEPS = 32
 BLOCK = 250  # iterations whose waves are drawn together
-LANES = 32  # seeds of one piece of work: a test task takes the memory of 3 phi in each lane
+LANES = 32  # seeds that are trained together, at most
+ADAPTED = 4  # seeds that are adapted together, at most: each of their test tasks has a phi
 # Activation and first weights. The authors' published script has tanh and PyTorch's weights; the
 # paper has ReLU. Glorot's weights with zero biases, the start of the other networks here, are shown
 # next to them.
@@ -244,7 +245,16 @@ def adapt(
 
 
 def train_and_adapt(item: Item, progress: Progress) -> Adapted:
-    return adapt(loss_of(item.network), train(item, progress), item.seeds, item.tasks)
+    loss, phi = loss_of(item.network), train(item, progress)
+    parts = []
+    for first in range(0, len(phi), ADAPTED):
+        some = slice(first, first + ADAPTED)
+        parts.append(adapt(loss, phi[some], item.seeds[some], item.tasks))
+    return Adapted(
+        torch.cat([part.squared_error for part in parts], 1),
+        torch.cat([part.energy for part in parts]),
+        parts[0].picture,
+    )
 
 
 def items(
