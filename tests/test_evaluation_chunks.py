@@ -244,13 +244,13 @@ def test_errors(name: str) -> None:
         dataclasses.replace(EVALUATION, **{name: 0})
 
 
-def test_progress_counts_steps(job: Job) -> None:
-    """Progress counts steps.
+def test_progress_counts_images(job: Job) -> None:
+    """Progress counts images.
 
     A task takes two steps of two examples.
-    Each of its two queries, in a batch with the support set of two, takes half a step more.
+    Each of its two queries is classified with the support set of two: three images, for one more.
     """
     reported: list[int] = []
     (chunk,) = chunks(job, 6, EVALUATION)
     evaluate_chunk(chunk, lambda done, note="": reported.append(done))
-    assert reported == [chunk.steps] == [round(10 * (2 + 2 * 3 / (3 * 2)))]
+    assert reported == [chunk.images] == [round(10 * (2 * 2 + 2 * 3 / 3))]

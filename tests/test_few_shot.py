@@ -207,11 +207,11 @@ def test_what_a_training_takes_is_its_evaluations_too(context, monkeypatch):
     )
     measured = [cell for cell in few_shot_cells.cells([training_], context) if cell.trained]
     job = measured[0].job
-    steps = sum(
-        chunk.steps for cell in measured for chunk in evaluation_chunks.chunks(*cell.measured)
+    images = sum(
+        chunk.images for cell in measured for chunk in evaluation_chunks.chunks(*cell.measured)
     )
     found = few_shot_cells.seconds_of(measured, {job: Outcome("finished", 8.0, 2)})
-    assert found == {"omniglot-5way-reptile": pytest.approx(8.0 * (1 + steps / job.training_steps))}
+    assert found == {"omniglot-5way-reptile": pytest.approx(8.0 * (1 + images / job.images))}
 
 
 def test_what_one_more_seed_of_a_claim_takes_is_all_that_it_compares():

@@ -136,6 +136,18 @@ def test_a_run_goes_where_the_core_goes_and_is_done_once(kind, source, tmp_path)
     assert job.path.stat().st_mtime_ns == before
 
 
+@pytest.mark.parametrize(("weights", "images"), [((1.0, 1.0), 2 * 4), ("maml", (2 + 2) * 4)])
+def test_progress_is_of_the_images_that_are_differentiated(weights, images, source, tmp_path):
+    """MAML's k - 1 products with Hessians count as two gradients each.
+
+    Otherwise the longest runs would not go first.
+    """
+    job = _job(source, tmp_path, weights=weights)
+    reported: list[int] = []
+    execute(job, lambda done, note="": reported.append(done))
+    assert sum(reported) == job.images == 12 * images
+
+
 @EACH_KIND
 def test_a_prefix_and_then_further_is_as_in_one_go(kind, source, tmp_path, monkeypatch):
     """A prefix that is trained further gives the same as one go.

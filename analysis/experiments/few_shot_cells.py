@@ -242,14 +242,14 @@ def seconds_of(measured: Iterable[Cell], outcomes: Mapping[Job, Outcome]) -> dic
     """Return the seconds that one more seed of each training takes, by "benchmark-method".
 
     They are those of one core, evaluations included. An evaluation is taken to last as long as
-    training for as many steps.
+    training on as many images.
     """
-    steps = {job: 0 for job in outcomes}
+    images = {job: 0 for job in outcomes}
     for cell in measured:
         if cell.trained:
-            steps[cell.job] += sum(chunk.steps for chunk in chunks(*cell.measured))
+            images[cell.job] += sum(chunk.images for chunk in chunks(*cell.measured))
     found: dict[str, float] = {}
     for job, outcome in outcomes.items():
-        seconds = outcome.seconds * (1 + steps[job] / job.training_steps)
+        seconds = outcome.seconds * (1 + images[job] / job.images)
         found[job.variant] = max(seconds, found.get(job.variant, 0.0))
     return found

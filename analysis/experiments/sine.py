@@ -219,7 +219,8 @@ def run(context: Context, scale: Scale) -> Result:
     """Train all initializations, and adapt them to the test tasks."""
     seeds = context.seeds_of(scale.seeds)
     work = items(scale.networks, seeds, iterations=scale.iterations, tasks=scale.tasks)
-    found = context.workers.map(NAME, train_and_adapt, work, sizes=[item.size for item in work])
+    sizes = [item.size for item in work]
+    found = context.workers.map(NAME, train_and_adapt, work, sizes=sizes, unit=" gradients")
     adapted = dict(zip(work, found, strict=True))
     losses = table(adapted)
     intervals = over_seeds(losses, ["network", "initialization", "step"])

@@ -36,10 +36,8 @@ class RunInProgress:
             self.state = max(self._starts(begin, missing[0]), key=lambda state: state.iteration)
         self.seconds = self._seconds_to(self.state.iteration)
         self.began = self.saved = time.perf_counter()
-        # Inner steps in an iteration: the unit of progress.
-        self.steps = job.run.meta_batch * job.run.sampling.steps
         self.reported = self.state.iteration
-        progress(job.training_steps if self.done else self.reported * self.steps)
+        progress(job.images if self.done else self.reported * job.images_an_iteration)
 
     def _starts(self, begin: TrainingState, iteration: int) -> list[TrainingState]:
         """Return the states from which training can reach an iteration."""
@@ -68,7 +66,8 @@ class RunInProgress:
                 self._record(finite, due)
         if iteration - self.reported >= 10 or self.done:
             note = f"{self.job.variant}, seed {self.job.run.seed}"
-            self.progress((iteration - self.reported) * self.steps, note)
+            done = (iteration - self.reported) * self.job.images_an_iteration
+            self.progress(done, note)
             self.reported = iteration
 
     def _record(self, finite: bool, due: bool) -> None:

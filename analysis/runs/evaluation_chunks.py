@@ -73,12 +73,15 @@ class EvaluationChunk:
         return self.job.folder / "evaluations" / f"{self.key}.safetensors"
 
     @property
-    def steps(self) -> int:
-        """Inner steps, and about what classification costs in steps: the unit of progress."""
+    def images(self) -> int:
+        """Images that inner steps differentiate: the unit of progress.
+
+        Three that are classified, each together with the support, count as one.
+        """
         sampling = self.evaluation.sampling
         queries = self.evaluation.queries * sampling.n_way
-        forward = queries * (1 + sampling.n_way * sampling.shots) / (3 * sampling.batch)
-        return round(len(self.tasks) * (sampling.steps + forward))
+        classified = queries * (1 + sampling.n_way * sampling.shots)
+        return round(len(self.tasks) * (sampling.steps * sampling.batch + classified / 3))
 
 
 def chunks(job: Job, iteration: int, evaluation: Evaluation) -> list[EvaluationChunk]:
@@ -118,7 +121,7 @@ def evaluate_chunk(chunk: EvaluationChunk, progress: Progress) -> Accuracies:
             queries=what.queries, look=what.look, lanes=1 if job.device == "cpu" else LANES,
         )  # fmt: skip
         save_checkpoint(chunk.path, found, {"key": chunk.key})
-    progress(chunk.steps)
+    progress(chunk.images)
     return {quantity: values.cpu().numpy() for quantity, values in found.items()}
 
 

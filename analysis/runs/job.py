@@ -118,9 +118,19 @@ class Job:
         return self.folder / f"{self.key}.safetensors"
 
     @property
-    def training_steps(self) -> int:
-        """Inner steps up to the end: the unit of progress and of cost."""
-        return self.end * self.run.meta_batch * self.run.sampling.steps
+    def images(self) -> int:
+        """Images that training differentiates up to the end: the unit of progress and of cost."""
+        return self.end * self.images_an_iteration
+
+    @property
+    def images_an_iteration(self) -> int:
+        """Images that one iteration differentiates.
+
+        One in a Hessian-vector product, of which MAML takes k - 1 for a task, counts as two.
+        """
+        sampling = self.run.sampling
+        products = sampling.steps - 1 if self.run.weights == "maml" else 0
+        return self.run.meta_batch * sampling.batch * (sampling.steps + 2 * products)
 
     def pool(self, part: Literal["train", "test"], dtype: torch.dtype | None = None) -> ImagePool:
         """Return the images of the classes that the run trains on or is tested on.

@@ -89,7 +89,7 @@ class Workers:
         items: Sequence[Item],
         *,
         sizes: Sequence[int] | None = None,
-        unit: str = " steps",
+        unit: str = " images",
     ) -> list[Result]:
         """Return function(item, progress) of every item, in order, and show a progress bar.
 

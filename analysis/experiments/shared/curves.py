@@ -211,13 +211,13 @@ def _reached(outcome: Outcome, iteration: int) -> bool:
 def _seconds(outcome: Outcome, job: Job, wanted: Iterable[tuple[Job, int, Evaluation]]) -> float:
     """Return the seconds of training and evaluating a job on one core.
 
-    An evaluation is taken to last as long as training for as many steps.
+    An evaluation is taken to last as long as training on as many images.
     """
-    steps = job.training_steps
+    images = job.images
     for owner, iteration, evaluation in wanted:
         if owner == job:
-            steps += sum(chunk.steps for chunk in chunks(owner, iteration, evaluation))
-    return _seconds_an_iteration(outcome) * job.end * steps / max(job.training_steps, 1)
+            images += sum(chunk.images for chunk in chunks(owner, iteration, evaluation))
+    return _seconds_an_iteration(outcome) * job.end * images / max(job.images, 1)
 
 
 def _seconds_an_iteration(outcome: Outcome) -> float:

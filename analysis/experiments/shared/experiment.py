@@ -126,7 +126,7 @@ class Context:
         """
         due = [replace(job, fresh=self._is_afresh(job.key)) for job in united(jobs)]
         groups = in_lanes(due)
-        sizes = [_training_steps(group) for group in groups]
+        sizes = [sum(job.images for job in group) for group in groups]
         found = self.workers.map(name, execute_together, groups, sizes=sizes)
         by_key: dict[str, Outcome] = {}
         for group, outcomes in zip(groups, found, strict=True):
@@ -152,7 +152,7 @@ class Context:
         for key, chunk in once.items():
             job = replace(chunk.job, fresh=self._is_afresh(key))
             due.append(replace(chunk, job=job))
-        sizes = [chunk.steps for chunk in due]
+        sizes = [chunk.images for chunk in due]
         measured = self.workers.map(f"{name}, evaluation", evaluate_chunk, due, sizes=sizes)
         found = dict(zip(once, measured, strict=True))
         self.trained.update(once)
@@ -168,10 +168,6 @@ class Context:
         That is so where all is to be fresh, and only the first time that it is asked for.
         """
         return self.fresh and key not in self.trained
-
-
-def _training_steps(jobs: Iterable[Job]) -> int:
-    return sum(job.training_steps for job in jobs)
 
 
 @dataclass(frozen=True)
