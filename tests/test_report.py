@@ -338,6 +338,32 @@ def test_run_again_takes_the_options_that_the_experiment_was_run_with(folder):
     assert asked.experiments == ["ablation"] and [v.name for v in asked.variants] == ["a b"]
 
 
+def test_an_undecided_claim_names_the_command_that_would_decide_it(folder):
+    """The command adds seeds for that claim alone where it can, or else for the experiment."""
+    sections = gather(folder).sections
+    judged = {one.claim.id: one for section in sections for one in section.judged}
+    html, markdown, _ = _written(folder)
+    assert [id for id, one in judged.items() if one.to_decide is not None] == [WIDE]
+    assert markdown.count("To decide it: ") == html.count("To decide it") == 1
+    assert f"- To decide it: `{judged[WIDE].to_decide}`" in _article([html, markdown], WIDE)[1]
+    asked = parse(shlex.split(judged[WIDE].to_decide)[2:])
+    verdict = judged[WIDE].verdict
+    seeds = min(len(case.seeds) for case in verdict.cases) + verdict.plan.seeds
+    assert WIDE in EXPERIMENTS[asked.experiments[0]].compares
+    assert asked.seeds_for == [(WIDE, seeds)] and asked.seeds is None
+
+
+def test_a_commands_own_seeds_give_way_to_those_that_would_decide(folder):
+    seeds = {"seeds": {"outer": 11}, "seeds_for": {"meta-adam": 12, "faster-than-maml": 13}}
+    of_outer = {"options": seeds, "experiments": {"outer": {}}}
+    outer = EXPERIMENTS["outer"]
+    words = ["--seeds", "11", "--seeds-for", "meta-adam=12", "--seeds-for", "faster-than-maml="]
+    assert provenance.options(of_outer, outer) == [*words[:-1], f"{words[-1]}13"]
+    found = provenance.options(of_outer, outer, {"faster-than-maml": 31})
+    assert found == [*words[:-1], f"{words[-1]}31"]
+    assert provenance.options(None, EXPERIMENTS["sine"], {"sine": 9}) == ["--seeds", "9"]
+
+
 def test_an_interrupted_run_is_partial(folder):
     manifest = json.loads((folder / "manifest.json").read_text())
     del manifest["finished"], manifest["wall_seconds"]

@@ -11,7 +11,7 @@ import io
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -37,10 +37,15 @@ COLOURS = 256
 
 @dataclass(frozen=True)
 class Judged:
-    """A claim with its verdict, and the command that measures just this."""
+    """A claim with its verdict, and commands.
+
+    command: measures just this.
+    to_decide: adds as many seeds as would decide it; None where no number would, or it is decided.
+    """
 
     verdict: Verdict
     command: str
+    to_decide: str | None = None
 
     @property
     def claim(self) -> Claim:
@@ -174,11 +179,8 @@ def _section(
     manifest: Mapping[str, Any] | None,
 ) -> Section:
     """Return an experiment with what the folder holds of it."""
-    name, profile = experiment.name, manifest["profile"] if manifest else "quick"
-    options = provenance.options(manifest, experiment)
-    judged = tuple(
-        _judged(verdicts[claim.id], name, profile, options) for claim in experiment.claims
-    )
+    name = experiment.name
+    judged = tuple(_judged(verdicts[claim.id], experiment, manifest) for claim in experiment.claims)
     own = tuple(picture for source, picture in pictures if source == name)
     data = tuple(dict.fromkeys(chain.from_iterable(one.data for one in judged)))
     shown = tuple(tables_of(tables, name, data))
@@ -188,16 +190,26 @@ def _section(
     )
 
 
-def _judged(verdict: Verdict, experiment: str, profile: str, options: Sequence[str]) -> Judged:
-    """Return a claim with its verdict and command.
+def _judged(verdict: Verdict, experiment: Experiment, manifest: Mapping[str, Any] | None) -> Judged:
+    """Return a claim with its verdict and commands, with the options of its experiment's last run.
 
-    profile: that of the last run, used where nothing says at which one the claim was measured.
-    options: those of the last run of its experiment.
+    The profile is that of the manifest where nothing says at which one the claim was measured.
     """
-    words = [experiment, "--profile", verdict.profile or profile, *options]
-    if any(MADE_UP in line for line in verdict.data):
-        words += ["--dataset", "glyphs"]
-    return Judged(verdict, f"{program.command()} {shlex.join(words)}")
+    profile = verdict.profile or (manifest["profile"] if manifest else "quick")
+
+    def command(seeds: Mapping[str, int]) -> str:
+        words = provenance.options(manifest, experiment, seeds)
+        words = [experiment.name, "--profile", profile, *words]
+        if any(MADE_UP in line for line in verdict.data):
+            words += ["--dataset", "glyphs"]
+        return f"{program.command()} {shlex.join(words)}"
+
+    id, plan = verdict.claim.id, verdict.plan
+    if plan is None or not plan.seeds:
+        return Judged(verdict, command({}))
+    seeds = min(len(case.seeds) for case in verdict.cases) + plan.seeds
+    name = id if id in experiment.compares else experiment.name
+    return Judged(verdict, command({}), command({name: seeds}))
 
 
 def _data(line: str) -> str:

@@ -71,15 +71,23 @@ def settings(manifest: Mapping[str, Any] | None, experiment: str) -> Words:
     return {name: json.dumps(value, ensure_ascii=False) for name, value in found.items()}
 
 
-def options(manifest: Mapping[str, Any] | None, experiment: Experiment) -> list[str]:
+def options(
+    manifest: Mapping[str, Any] | None, experiment: Experiment, seeds_of: Mapping[str, int] = {}
+) -> list[str]:
     """Return the options of the last command that ran an experiment, as words of a command line.
 
     Those that the experiment does not take, and those left at their defaults, are left out.
+
+    seeds_of: numbers of seeds that take the place of the command's, of the experiment or of one of
+        its claims, by name.
     """
-    given = _record(manifest, experiment.name).get("options", {})
+    given = dict(_record(manifest, experiment.name).get("options", {}))
     seeds = given.get("seeds")
     if isinstance(seeds, Mapping):  # chosen by --budget or --until-decided
         seeds = seeds.get(experiment.name)
+    seeds = seeds_of.get(experiment.name, seeds)
+    of_claims = given.get("seeds_for", {}) | dict(seeds_of)
+    given["seeds_for"] = {id: n for id, n in of_claims.items() if id in experiment.compares}
     words = []
     for flag, value in (("--seeds", seeds), ("--epoch", given.get("epoch"))):
         if value is not None:
@@ -91,8 +99,7 @@ def options(manifest: Mapping[str, Any] | None, experiment: Experiment) -> list[
         values = value if isinstance(value, list) else [value]
         if name == "seeds_for":
             for claim, count in value.items():
-                if claim in experiment.compares:
-                    words += [OPTIONS[name], claim_seeds.as_text(claim, count)]
+                words += [OPTIONS[name], claim_seeds.as_text(claim, count)]
         elif name == "variants":
             for one in values:
                 words += [OPTIONS[name], one]
