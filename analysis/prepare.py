@@ -28,6 +28,8 @@ LIMITS = {
     "seeds": (1, 1_000), "epoch": (0, 10**6), "workers": (1, 1_000), "iterations": (1, 10**8),
     "tail_shots": (1, 1_000),
 }  # fmt: skip
+# What a manifest says of options that were not given, where it says anything.
+NOT_GIVEN: dict[str, Any] = {"cells": [], "iterations": None, "tail_shots": None}
 
 
 def plans(options: argparse.Namespace) -> list[Plan]:
@@ -58,6 +60,9 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
     """
     asked = _asked(options, again)
     _check(options, asked)
+    if again is not None:
+        again = _with_own_options(again)
+        asked = _asked(options, again)
     names = _chosen(asked, everything=options.budget is not None)
     given = {name: asked[name] for name in OPTIONS if asked[name]}
     _check_taken(options, given, [EXPERIMENTS[name] for name in names])
@@ -215,16 +220,26 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         "variants": variants,
         "profile": again["profile"],
         "experiments": list(again["experiments"]),
-        "seeds_for": _of_claims(again),
+        "seeds_for": again["options"].get("seeds_for", {}),
         "dataset": again["data"] and again["data"]["name"],
     }
 
 
-def _of_claims(again: dict[str, Any]) -> dict[str, int]:
-    """Return the seeds for single claims of a manifest's experiments."""
-    mine = [EXPERIMENTS[name].compares for name in again["experiments"] if name in EXPERIMENTS]
-    given = again["options"].get("seeds_for", {})
-    return {claim: count for claim, count in given.items() if any(claim in one for one in mine)}
+def _with_own_options(record: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest's command with only those options that its experiments take.
+
+    The command may have run further experiments, which took the others.
+    """
+    mine = [EXPERIMENTS[name] for name in record["experiments"]]
+    options = dict(record["options"])
+    for name in OPTIONS:
+        if name in options and not any(name in one.options for one in mine):
+            del options[name]
+    for_claims = options.pop("seeds_for", {})
+    claims = {id: n for id, n in for_claims.items() if any(id in one.compares for one in mine)}
+    if claims:
+        options["seeds_for"] = claims
+    return record | {"options": NOT_GIVEN | options}
 
 
 def _check_seeds_for(plan: Plan) -> None:

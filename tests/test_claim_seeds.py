@@ -7,13 +7,17 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
+from analysis.command_line import parse
 from analysis.experiments import ablation, outer
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared import claim_seeds
+from analysis.plan import begin_manifest
+from analysis.prepare import plans
+from analysis.results import manifest
 from figures.ablation import caption
 from figures.report import provenance
 from tests.helpers.runs import FIRST_SEED, context, judged
-from tests.helpers.script import ablation_in, finished_in, script
+from tests.helpers.script import SMOKE, ablation_in, finished_in, script
 
 LAST = "ablation-more-is-better-last"
 MORE = {LAST: 7}
@@ -52,7 +56,7 @@ def test_claims_name_runs_that_their_experiment_has(experiment):
 
 @pytest.mark.parametrize("name", ["ablation", "outer"])
 def test_a_claim_is_judged_by_all_seeds_of_what_it_compares(name):
-    """Each check compares just what COMPARES says: it alone gets more seeds, its control may."""
+    """Each check of a claim compares the runs that COMPARES names, and no others."""
     experiment = EXPERIMENTS[name]
     for claim in experiment.compares:
         found = judged(experiment, experiment.result(_context({claim: 7})))[claim]
@@ -105,9 +109,23 @@ def test_from_the_command_line_to_the_manifest_and_back(tmp_path):
     assert script(*ablation_in(tmp_path, "--seeds-for", f"{LAST}=2")).code == 0
     seeds = pd.read_csv(tmp_path / "tables" / "ablation.csv").groupby("variant").seed.nunique()
     assert seeds.to_dict() == dict.fromkeys(seeds.index, 1) | {"g2": 2, "g4": 2}
-    manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["options"]["seeds_for"] == {LAST: 2}
-    words = provenance.options(manifest, EXPERIMENTS["ablation"])
+    record = json.loads((tmp_path / "manifest.json").read_text())
+    assert record["options"]["seeds_for"] == {LAST: 2}
+    words = provenance.options(record, EXPERIMENTS["ablation"])
     assert words == ["--seeds-for", f"{LAST}=2"]
     again = script("--from", tmp_path / "manifest.json", "--out", tmp_path / "again", "--quiet")
     assert again.code == 0 and "5 of 5 tables are the same, bit for bit" in again.out
+
+
+@pytest.mark.parametrize("option", [["--seeds-for", f"{LAST}=3"], ["--variant", "mine=0,1"]])
+def test_a_part_of_a_manifest_leaves_other_experiments_options(tmp_path, option):
+    """A command's options for the ablation do not keep its other experiments from a rerun."""
+    command = ["ablation", "outer", *SMOKE, *option, "--out", str(tmp_path)]
+    (plan,) = plans(parse(command))
+    record = begin_manifest(plan) | {"finished": "2026-11-27T00:00:00+00:00", "status": "finished"}
+    manifest.write(record, tmp_path / "manifest.json")
+    again = ["--from", str(tmp_path / "manifest.json"), "--out", str(tmp_path / "again")]
+    for name in ("ablation", "outer"):
+        (part,) = plans(parse([name, *again]))
+        assert bool(part.options) == (name == "ablation")
+        assert not part.differences

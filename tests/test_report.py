@@ -353,7 +353,7 @@ def test_an_undecided_claim_names_the_command_that_would_decide_it(folder):
     assert asked.seeds_for == [(WIDE, seeds)] and asked.seeds is None
 
 
-def test_a_commands_own_seeds_give_way_to_those_that_would_decide(folder):
+def test_a_commands_own_seeds_give_way_to_those_that_would_decide():
     seeds = {"seeds": {"outer": 11}, "seeds_for": {"meta-adam": 12, "faster-than-maml": 13}}
     of_outer = {"options": seeds, "experiments": {"outer": {}}}
     outer = EXPERIMENTS["outer"]

@@ -74,9 +74,10 @@ class EvaluationChunk:
 
     @property
     def images(self) -> int:
-        """Images that inner steps differentiate: the unit of progress.
+        """Images in the gradients of the inner steps: the unit of progress.
 
-        Three that are classified, each together with the support, count as one.
+        Three images that are only classified count as one. Each test example is classified together
+        with its support.
         """
         sampling = self.evaluation.sampling
         queries = self.evaluation.queries * sampling.n_way

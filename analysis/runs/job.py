@@ -119,14 +119,14 @@ class Job:
 
     @property
     def images(self) -> int:
-        """Images that training differentiates up to the end: the unit of progress and of cost."""
+        """Images in all gradients of training, up to the end: the unit of progress and of cost."""
         return self.end * self.images_an_iteration
 
     @property
     def images_an_iteration(self) -> int:
-        """Images that one iteration differentiates.
+        """Images in the gradients of one iteration.
 
-        One in a Hessian-vector product, of which MAML takes k - 1 for a task, counts as two.
+        MAML also takes k - 1 Hessian-vector products for a task. An image in one counts as two.
         """
         sampling = self.run.sampling
         products = sampling.steps - 1 if self.run.weights == "maml" else 0
