@@ -221,6 +221,20 @@ def test_seeds_of_an_earlier_epoch_are_only_shown():
     assert seeds(2, 3) == [2000, 2001, 2002]
 
 
+def test_a_profile_below_the_claims_least_is_only_shown():
+    evidence = table({"a": CLEAR})
+    for least, profile, why in [
+        ("paper", "quick", "shown only"),
+        ("quick", "smoke", "shown only"),
+        ("quick", "quick", ""),
+        ("quick", "paper", ""),
+        ("paper", None, ""),
+    ]:
+        (found,) = judge([claim(least=least)], evidence.assign(profile=profile))
+        assert (found.decision, found.why) == ("undecided" if why else "supported", why)
+        assert (found.plan is None, len(found.shown)) == (True, 2 if why else 0)
+
+
 def test_theorems_stand_on_every_value():
     of = claim(band=(-0.05, 0.05), control=Control(kind="wrong formula", words="w"), kind="theorem")
 

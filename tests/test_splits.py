@@ -90,8 +90,8 @@ def test_a_run_that_diverged_says_nothing_of_splits(context, monkeypatch):
     monkeypatch.setattr(Context, "train", lambda self, name, jobs: dict.fromkeys(jobs, lost))
     result = splits.run(context, benchmark=SMALL)
     assert set(result.tables["splits"].value) == {0.2}
-    checks = result.evidence[result.evidence.role == "check"]
-    assert checks.value.tolist() == pytest.approx([np.log(splits.FLOOR)] * 4)
+    shares = result.evidence[result.evidence.role == "shown"]  # of made-up characters
+    assert shares.value.tolist() == pytest.approx([np.log(splits.FLOOR)] * 4)
 
 
 def _shares(share, shuffled, *, seeds=5, spread=0.002):
@@ -121,12 +121,12 @@ def _shares(share, shuffled, *, seeds=5, spread=0.002):
     ],
 )
 def test_verdicts(shares, verdict, control):
-    (found,) = judge(splits.CLAIMS, splits.evidence(shares))
+    (found,) = judge(splits.CLAIMS, splits.evidence(shares, real=True))
     assert (found.decision, found.control) == (verdict, control)
 
 
 def test_the_authors_runs_count_as_one_split():
-    found = splits.evidence(_shares(0.1, 0.0), seconds=60.0)
+    found = splits.evidence(_shares(0.1, 0.0), real=True, seconds=60.0)
     case = found[(found.role == "check") & (found.case == "1-shot, Reptile")]
     assert case.seed.tolist() == [
         FIRST_SEED,
@@ -141,8 +141,13 @@ def test_the_authors_runs_count_as_one_split():
     assert set(found.seconds) == {60.0}
 
 
+def test_made_up_characters_are_only_shown():
+    (found,) = judge(splits.CLAIMS, splits.evidence(_shares(0.1, 0.0), real=False))
+    assert (found.decision, found.why, len(found.shown)) == (UNDECIDED, "shown only", 8)
+
+
 def test_an_estimate_without_a_log_counts_as_the_floor():
-    found = splits.evidence(_shares(0.1, 0.0))
+    found = splits.evidence(_shares(0.1, 0.0), real=True)
     assert found.value[found.role == "control"].tolist() == pytest.approx(
         [np.log(splits.FLOOR)] * 4 * 6
     )

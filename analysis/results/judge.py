@@ -32,7 +32,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.results import statistics
-from analysis.results.claims import Claim
+from analysis.results.claims import PROFILES, Claim, Profile
 from analysis.results.evidence import CHECK, CONTROL, SHOWN, tabulate
 from analysis.results.statistics import Mean, Values, holm
 
@@ -168,7 +168,8 @@ def judge(claims: Iterable[Claim], evidence: pd.DataFrame) -> list[Verdict]:
         task_error, tasks, queries, epoch, look, seconds and data (`evidence.COLUMNS`). role is
         "check", "control", or anything else for what is only shown. Rows of an epoch before the
         claim's own are only shown. A diverged seed must be among them, with the value that its
-        divergence is worth; a value that is not finite decides nothing.
+        divergence is worth; a value that is not finite decides nothing. Rows of a smaller profile
+        than the claim's `least` are only shown, too.
     """
     table = tabulate(evidence)
     groups = {str(name): part for name, part in table.groupby("claim", sort=False)}
@@ -204,7 +205,9 @@ def _until(look: int, samples: Iterable[Sample]) -> list[Sample]:
 
 def _judge(claim: Claim, rows: pd.DataFrame) -> Verdict:
     stale = rows["epoch"].astype(float) < claim.epoch  # these seeds shaped the criterion
-    rows = rows.assign(role=rows.role.where(~stale, rows.role + ", earlier epoch"))
+    small = rows["profile"].map(lambda profile: _is_below(profile, claim.least)).astype(bool)
+    role = rows.role.where(~stale, rows.role + ", earlier epoch")
+    rows = rows.assign(role=role.where(~small, role + ", smaller profile"))
     verdict = _theorem(claim, rows) if claim.kind == "theorem" else _experiment(claim, rows)
     if len(rows) and stale.all():
         verdict = replace(verdict, why="earlier epoch")
@@ -215,6 +218,11 @@ def _judge(claim: Claim, rows: pd.DataFrame) -> Verdict:
         profile=next(iter(map(str, rows.profile.dropna())), ""),
         diverged=tuple(dict.fromkeys(map(str, rows.diverged.dropna()))),
     )
+
+
+def _is_below(profile: object, least: Profile) -> bool:
+    """Return whether a profile is smaller than the least; an unknown one is not."""
+    return profile in PROFILES and PROFILES.index(profile) < PROFILES.index(least)
 
 
 def _theorem(claim: Claim, rows: pd.DataFrame) -> Verdict:
