@@ -104,8 +104,8 @@ def more_seeds(
 ) -> dict[str, int]:
     """Return how many seeds in all are needed to decide the undecided claims.
 
-    They are by the claim's id where it can have more seeds than others, or else by the experiment's
-    name. Claims that cannot be decided do not count. Empty if there is nothing left to do.
+    They are by the claim's id where it can have more seeds than others and its control needs none,
+    or else by the experiment's name. Claims that cannot be decided do not count. Empty if there is nothing left to do.
 
     alone: ids of the claims that can have seeds of their own.
     """
@@ -114,27 +114,34 @@ def more_seeds(
         owner.update({claim.id: name for claim in group})
     wanted: dict[str, int] = {}
     for verdict in verdicts:
-        if verdict.decision != UNDECIDED or verdict.plan is None or not verdict.plan.seeds:
+        if verdict.decision != UNDECIDED or verdict.plan is None or verdict.planned is None:
             continue
-        have = min(len(case.seeds) for case in verdict.cases)
-        if have >= MAX_SEEDS:
-            continue
-        name = verdict.claim.id if verdict.claim.id in alone else owner[verdict.claim.id]
-        wanted[name] = max(wanted.get(name, 0), have + min(verdict.plan.seeds, MAX_AT_ONCE))
+        seeds = verdict.planned - max(0, verdict.plan.seeds - MAX_AT_ONCE)
+        own = verdict.claim.id in alone and not verdict.plan.of_control
+        name = verdict.claim.id if own else owner[verdict.claim.id]
+        wanted[name] = max(wanted.get(name, 0), seeds)
     return wanted
 
 
 def power(verdict: Verdict, seeds: int) -> float:
     """Return the probability that `seeds` fresh seeds decide a claim.
 
-    The mean and spread of each case are assumed to be those of the verdict.
+    The mean and spread of each case are assumed to be those of the verdict. A control that failed
+    in it is assumed to fail again.
     """
     if seeds < LEAST_SEEDS or not verdict.cases:
         return 0.0
-    depths = [_depth(_mean(case), verdict.claim.band) for case in verdict.cases]
-    support = prod(statistics.power(depth, SUPPORT_ERROR, seeds) for depth in depths)
-    refute = max(statistics.power(-depth, REFUTE_ERROR / len(depths), seeds) for depth in depths)
-    return max(support * _power_of_control(verdict, seeds), refute)
+    claim = verdict.claim
+    inside = [_depth(_mean(case), claim.tested) for case in verdict.cases]
+    fails = [_depth_of_control(verdict, control) for control in verdict.controls] or [0.0]
+    return statistics.power_of_all(
+        inside,
+        [] if verdict.control == "failed" else fails,
+        seeds,
+        support=SUPPORT_ERROR,
+        refute=REFUTE_ERROR,
+        control=CONTROL_ERROR,
+    )
 
 
 def measure_costs(folder: Path) -> pd.DataFrame:
@@ -249,17 +256,6 @@ def _price(chosen: Mapping[str, int], name: str, count: int, costs: Mapping[str,
     return price
 
 
-def _power_of_control(verdict: Verdict, seeds: int) -> float:
-    """Return the probability that every control fails, as it must.
-
-    It is 1 where all failed in the pilot, and 0 where there are none.
-    """
-    if verdict.control == "failed":
-        return 1.0
-    depths = [_depth_of_control(verdict, control) for control in verdict.controls] or [0.0]
-    return prod(statistics.power(depth, CONTROL_ERROR, seeds) for depth in depths)
-
-
 def _depth_of_control(verdict: Verdict, control: Case) -> float:
     """Return how clearly a control fails, in standard deviations over seeds.
 
@@ -270,7 +266,7 @@ def _depth_of_control(verdict: Verdict, control: Case) -> float:
     if claim.control.band is not None:
         return _depth(_mean(control), claim.control.band)
     if claim.direction == 0:
-        return -_depth(_mean(control), claim.band)
+        return -_depth(_mean(control), claim.tested)
     found = _mean(control)
     depths = []
     for rival in map(_mean, rivals(verdict.cases, control)):

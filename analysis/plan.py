@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,22 @@ class Plan:
         )
 
     def with_seeds(self, more: Mapping[str, int]) -> "Plan":
-        """Return the plan with these numbers of seeds, each of an experiment or of a claim."""
+        """Return the plan with these numbers of seeds, each of an experiment or of a claim.
+
+        A claim whose experiment has as many needs no seeds of its own.
+        """
         names = {experiment.name for experiment in self.experiments}
-        whole = {name: count for name, count in more.items() if name in names}
-        for_claims = {name: count for name, count in more.items() if name not in names}
-        options = self.options
+        seeds = self.seeds | {name: count for name, count in more.items() if name in names}
+        for_claims = dict(self.options.get("seeds_for", {}))
+        for_claims |= {name: count for name, count in more.items() if name not in names}
+        for experiment in self.experiments:
+            for claim in experiment.compares:
+                if for_claims.get(claim, inf) <= seeds.get(experiment.name, 0):
+                    del for_claims[claim]
+        options = {name: value for name, value in self.options.items() if name != "seeds_for"}
         if for_claims:
-            options = options | {"seeds_for": options.get("seeds_for", {}) | for_claims}
-        return replace(self, seeds=self.seeds | whole, options=options)
+            options["seeds_for"] = for_claims
+        return replace(self, seeds=seeds, options=options)
 
     def verdicts(self, verdicts: Sequence[Verdict]) -> list[Verdict]:
         """Return the verdicts on the claims of the plan's experiments."""

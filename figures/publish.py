@@ -6,7 +6,8 @@ python reproduce.py publish results/quick          into figures/published/quick
 python reproduce.py publish DIR --name NAME        into figures/published/NAME
 
 Nothing is written by hand: README.md is the report, claims.json the ledger, manifest.json what
-reruns it, without the paths of the machine that it was made on.
+reruns it, without the paths of the machine that it was made on. The folder's evidence is judged
+again, so that all published verdicts are by the same code.
 """
 
 import argparse
@@ -18,7 +19,10 @@ from pathlib import Path
 
 from analysis import program
 from analysis.ending import FAILURE
-from analysis.results import manifest
+from analysis.experiments.registry import EXPERIMENTS
+from analysis.results import ledger, manifest
+from analysis.results.folder import judge_all
+from analysis.results.judge import Verdict
 from analysis.results.manifest import ManifestError
 from analysis.results.tables import ResultsError
 from figures import report
@@ -76,9 +80,18 @@ def publish(folder: Path, where: Path) -> Path:
             # Names of files, not where they were.
             images["source"] = re.sub(r"\S*/", "", images["source"])
     manifest.write(record, where / "manifest.json")
+    ledger.write(judge_again(where), where)
     for path in report.write(where):
         path.rename(where / "README.md") if path.suffix == ".md" else path.unlink()
     return where
+
+
+def judge_again(folder: Path) -> list[Verdict]:
+    """Return today's verdicts on a folder's evidence; claims of plugins keep theirs."""
+    claims = {name: experiment.claims for name, experiment in EXPERIMENTS.items()}
+    verdicts = judge_all(folder, claims)
+    mine = {verdict.claim.id for verdict in verdicts}
+    return verdicts + [one for one in ledger.read(folder) if one.claim.id not in mine]
 
 
 def without_paths(command: Sequence[str]) -> list[str]:

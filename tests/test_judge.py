@@ -395,15 +395,73 @@ def test_a_check_that_is_its_sham_is_rarely_supported():
     assert supported / SIMULATIONS <= 0.03
 
 
-def test_plans_hold():
-    """A claim planned at its true effect is decided with the power that its plan promises."""
+@pytest.mark.parametrize("cases", [1, 4])
+def test_plans_hold(cases):
+    """A claim planned at its true effect is decided with the power that its plan promises.
+
+    With several cases all have to be decided.
+    """
     pilot = np.array([0.2, 1.8, 1.0, 0.4, 1.6])
     pilot = (pilot - pilot.mean()) / pilot.std(ddof=1)
-    plan = verdict({"a": pilot + 1.0}).plan
+    plan = verdict({str(case): pilot + 1.0 for case in range(cases)}).plan
     assert plan is not None and plan.seeds is not None
     looks = np.array([1] * 5 + [2] * plan.seeds)
-    found = rates(DRAWS["normal"], cases=1, n=5 + plan.seeds, mean=1.0, looks=looks, seed=6)
-    assert found["supported"] >= 0.8 - MARGIN
+    n = 5 + plan.seeds
+    found = rates(DRAWS["normal"], cases=cases, n=n, mean=1.0, looks=looks, seed=6)
+    assert 0.8 - MARGIN <= found["supported"] <= 0.92
+
+
+def test_a_pilot_spends_no_look():
+    """Fewer than five seeds decide nothing, so the first look after them is the first."""
+    values = [1.0, 0.2, 0.9, 0.1, 1.0, 0.6]
+    at_once = verdict({"a": values})
+    looks = [1, 1, 1, 1, 2, 2]
+    evidence = table({"a": values}, {"foil": [-9.0 + 0.1 * i for i in range(6)]})
+    (in_two,) = judge([claim()], evidence.assign(look=looks * 2))
+    assert (at_once.decision, at_once.look) == ("supported", 1)
+    assert (in_two.decision, in_two.look) == ("supported", 1)
+    (pilot,) = judge([claim()], evidence[evidence.seed < 4])
+    assert (pilot.why, pilot.look, pilot.decided_on) == ("pilot", 0, 0)
+
+
+def test_a_verdict_says_on_how_many_seeds_it_was_decided():
+    """Seeds that came after the decision are in the mean and not in the verdict."""
+    late = [-5.0, -6.0, -5.5, -5.0, -6.0, -5.5]
+    evidence = table({"a": CLEAR + late}, {"foil": [-9.0 + 0.1 * i for i in range(11)]})
+    (found,) = judge([claim()], evidence.assign(look=([1] * 5 + [2] * 6) * 2))
+    assert (found.decision, found.look, found.decided_on) == ("supported", 1, 5)
+    assert len(found.cases[0].seeds) == 11 and found.cases[0].mean < 0
+
+
+def test_an_end_that_the_quantity_cannot_pass_is_not_tested():
+    of = claim(band=(0.9, 1.0), limits=(0.0, 1.0))
+    foil = {"foil": [0.5, 0.51, 0.49, 0.5, 0.5]}
+    for values in ([1.0] * 5, [1.0, 1.0, 1.0, 0.99, 1.0]):
+        assert verdict({"a": values}, foil, of=of).decision == "supported"
+    assert of.tested == (0.9, inf) and of.direction == 1
+
+
+def test_a_control_that_needs_seeds_is_what_the_plan_is_for():
+    """Where the control has fewer seeds than the check, its own number counts."""
+    check = [1.0, 1.1, 0.9, 1.0, 1.05, 0.95, 1.0, 1.1]
+    found = verdict({"a": check}, {"foil": [1.6, -1.2, 1.5, -1.4, 0.3]})
+    assert (found.why, found.control) == ("the control does not fail", "uninformative")
+    assert found.plan is not None and found.plan.of_control
+    assert found.planned == 5 + found.plan.seeds
+    as_good = verdict({"a": check}, {"foil": check}).plan
+    assert as_good == SeedPlan(None, pytest.approx(nan, nan_ok=True), of_control=True)
+
+
+def test_a_run_that_diverged_is_not_mended_by_more_seeds():
+    found = verdict({"a": [*CLEAR, nan]})
+    assert (found.decision, found.why, found.plan) == ("undecided", "runs diverged", None)
+
+
+def test_both_ends_of_a_band_share_the_error_of_a_refutation():
+    """A band that is narrow next to the spread is not refuted twice as often as one end alone."""
+    band = (-0.02, 0.02)
+    found = rates(DRAWS["normal"], cases=1, n=5, foil=20.0, band=band, seed=8)
+    assert found["refuted"] <= 0.0155  # 0.01, and three standard errors
 
 
 def test_log_ratios_are_what_ratios_with_heavy_tails_should_be():

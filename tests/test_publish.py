@@ -47,6 +47,11 @@ def test_a_finished_run_is_published_whole(finished_ablation: Path, tmp_path: Pa
     (to / "x" / "stale").touch()
     assert reproduce.main(["publish", str(out), "--name", "x", "--to", str(to)]) == 0
     assert not (to / "x" / "stale").exists()
+    judged = (to / "x" / "claims.json").read_text()
+    altered = (out / "claims.json").read_text().replace('"undecided"', '"supported"')
+    (out / "claims.json").write_text(altered)
+    publish(out, to / "x")
+    assert '"undecided"' in judged and (to / "x" / "claims.json").read_text() == judged
     page = (to / "x" / "README.md").read_text()
     record = json.loads((to / "x" / "manifest.json").read_text())
     assert (

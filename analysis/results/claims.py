@@ -4,7 +4,7 @@ A claim is data. `judge` gives the verdict, from a table of evidence alone.
 """
 
 from dataclasses import dataclass
-from math import inf, isnan
+from math import inf, isfinite, isnan
 from typing import Literal
 
 Profile = Literal["smoke", "quick", "paper"]
@@ -91,8 +91,14 @@ class Claim:
     @property
     def direction(self) -> int:
         """The end of the band that can be missed: 1 for the low, -1 for the high, 0 for both."""
-        low, high = self.band[0] > self.limits[0], self.band[1] < self.limits[1]
+        low, high = map(isfinite, self.tested)
         return int(low) - int(high) if low != high else 0
+
+    @property
+    def tested(self) -> tuple[float, float]:
+        """The band without the ends that the quantity cannot pass, which need no test."""
+        (low, high), (least, most) = self.band, self.limits
+        return low if low > least else -inf, high if high < most else inf
 
 
 def seeds(epoch: int, count: int) -> list[int]:

@@ -132,18 +132,23 @@ class SeedPlan:
     """What would decide an undecided claim.
 
     seeds: how many more; None where no number up to MAX_SEEDS would.
-    seconds: what they take on one core, as measured here; NaN where that is not known.
+    seconds: what they take here, as measured; NaN where that is not known.
+    of_control: whether the control is what needs them, so that the check alone must not get them.
     """
 
     seeds: int | None
     seconds: float = nan
+    of_control: bool = False
 
 
 @dataclass(frozen=True)
 class Verdict:
     """A claim's verdict, with everything that led to it.
 
+    cases, controls, shown: of all seeds there are, those after the decision included.
     look: the look at which it was decided, or the last one.
+    decided_on: the number of seeds of each case at that look; 0 where it is undecided, and of a
+        theorem.
     """
 
     claim: Claim
@@ -159,6 +164,15 @@ class Verdict:
     profile: str = ""
     diverged: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
+    decided_on: int = 0
+
+    @property
+    def planned(self) -> int | None:
+        """The number of seeds in all that the plan asks for; None where there is no such number."""
+        if self.plan is None or not self.plan.seeds:
+            return None
+        cases = self.cases + (self.controls if self.plan.of_control else ())
+        return min(len(case.seeds) for case in cases) + self.plan.seeds
 
 
 def judge(claims: Iterable[Claim], evidence: pd.DataFrame) -> list[Verdict]:
@@ -181,22 +195,31 @@ def decide(
 ) -> tuple[Decision, int]:
     """Return the decision of an experiment from its samples alone, and the look at which it fell.
 
-    Looks are counted from 1.
+    Looks are counted from 1. A look at fewer than LEAST_SEEDS is a pilot: it can decide nothing, so
+    it spends no error and is not counted. The count is 0 where there was no other.
     """
-    looks = _looks_of((*checks, *controls))
-    for number, look in enumerate(looks, start=1):
-        decision, *_ = _at_look(claim, _until(look, checks), _until(look, controls), number)
+    decision, number, _ = _decide(claim, checks, controls)
+    return decision, number
+
+
+def _decide(
+    claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample]
+) -> tuple[Decision, int, int]:
+    """Return the decision, its look as counted, and that look as the samples number it."""
+    number, look = 0, 0
+    for look in sorted({int(look) for sample in (*checks, *controls) for look in sample.looks}):
+        seen = _until(look, checks)
+        if not _are_enough(seen):
+            continue
+        number += 1
+        decision, *_ = _at_look(claim, seen, _until(look, controls), number)
         if decision != UNDECIDED:
-            return decision, number
-    return UNDECIDED, len(looks)
+            return decision, number, look
+    return UNDECIDED, number, look
 
 
-def _looks_of(samples: Iterable[Sample]) -> list[int]:
-    """Return the looks at which there are values of any of these samples, in order."""
-    found: set[int] = set()
-    for sample in samples:
-        found.update(map(int, sample.looks))
-    return sorted(found)
+def _are_enough(samples: Sequence[Sample]) -> bool:
+    return all(len(sample.values) >= LEAST_SEEDS for sample in samples)
 
 
 def _until(look: int, samples: Iterable[Sample]) -> list[Sample]:
@@ -262,15 +285,9 @@ def _experiment(claim: Claim, rows: pd.DataFrame) -> Verdict:
     shown = tuple(_case(claim, s) for s in samples if s.role not in (CHECK, CONTROL))
     if not checks:
         return Verdict(claim, UNDECIDED, "shown only" if shown else "not measured", shown=shown)
-    decision, look = decide(claim, checks, controls)
-    last = max(int(sample.looks.max()) for sample in checks)
-    plan = None
-    if decision == UNDECIDED:
-        _, why, places, control = _at_look(claim, checks, controls, look)
-        plan = _plan(claim, checks, controls, last + 1, _seconds(rows))
-    else:  # as it stood when it was decided
-        at = _looks_of((*checks, *controls))[look - 1]
-        _, why, places, control = _at_look(claim, _until(at, checks), _until(at, controls), look)
+    decision, number, look = _decide(claim, checks, controls)
+    seen = _until(look, checks), _until(look, controls)  # as it stood when it was decided
+    _, why, places, control = _at_look(claim, *seen, max(number, 1))
     return Verdict(
         claim,
         decision,
@@ -279,8 +296,9 @@ def _experiment(claim: Claim, rows: pd.DataFrame) -> Verdict:
         tuple(_case(claim, sample) for sample in controls),
         control,
         shown,
-        look,
-        plan=plan,
+        number,
+        plan=_plan(claim, checks, controls, number + 1, why, _seconds(rows)),
+        decided_on=0 if decision == UNDECIDED else max(len(sample.values) for sample in seen[0]),
     )
 
 
@@ -297,11 +315,11 @@ def _at_look(
 
     The parts are why it is undecided, the decision of each case, and what the control did.
     """
-    enough = all(len(sample.values) >= LEAST_SEEDS for sample in checks)
+    enough = _are_enough(checks)
     support, refute = spent(SUPPORT_ERROR, number), spent(REFUTE_ERROR, number)
     means = [sample.mean for sample in checks]
-    within = [enough and mean.inside(claim.band) <= support for mean in means]
-    beyond = holm([mean.outside(claim.band) if enough else 1.0 for mean in means], refute)
+    within = [enough and mean.inside(claim.tested) <= support for mean in means]
+    beyond = holm([mean.outside(claim.tested) if enough else 1.0 for mean in means], refute)
     places = [_place(is_in, out) for is_in, out in zip(within, beyond, strict=True)]
     control = _control(claim, checks, controls)
     if any(beyond):
@@ -341,13 +359,13 @@ def _one_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> Con
             return "failed"
         return "passed" if mean.outside(sham) <= CONTROL_ERROR else "uninformative"
     if claim.direction == 0:
-        fails = mean.outside(claim.band) <= CONTROL_ERROR
+        fails = mean.outside(claim.tested) <= CONTROL_ERROR
     else:
         apart = [claim.direction * paired(rival, control) for rival in rivals(checks, control)]
         fails = all(Mean.of(differences).above(0.0) <= CONTROL_ERROR for differences in apart)
     if fails:
         return "failed"
-    return "passed" if mean.inside(claim.band) <= CONTROL_ERROR else "uninformative"
+    return "passed" if mean.inside(claim.tested) <= CONTROL_ERROR else "uninformative"
 
 
 def rivals(checks: Sequence[Named], control: Named) -> list[Named]:
@@ -365,41 +383,59 @@ def paired(check: Sample, control: Sample) -> Values:
 
 
 def _plan(
-    claim: Claim, checks: Sequence[Sample], controls: Sequence[Sample], look: int, seconds: float
-) -> SeedPlan:
+    claim: Claim,
+    checks: Sequence[Sample],
+    controls: Sequence[Sample],
+    look: int,
+    why: Why,
+    seconds: float,
+) -> SeedPlan | None:
     """Return how many more seeds would decide with probability POWER.
 
-    The mean and the spread of every case are taken to stay as they are.
+    The mean and the spread of every case are taken to stay as they are, and cases to be
+    independent. None where the claim is decided, or a run diverged, which more seeds do not undo.
+
+    look: the number of the next look.
+    why: why the claim is undecided.
     """
-    have = min(len(sample.values) for sample in checks)
+    if why in ("", "runs diverged"):
+        return None
+    of_control = why == "the control does not fail"
+    have = min(len(sample.values) for sample in (*checks, *(controls if of_control else ())))
     if have < 2:
-        return SeedPlan(LEAST_SEEDS - have, seconds * (LEAST_SEEDS - have))
-    look = 1 if have < LEAST_SEEDS else look
-    depths = [sample.mean.depth(claim.band) for sample in checks]
-    support = max(_needed(depth, spent(SUPPORT_ERROR, look)) for depth in depths)
-    refute = min(_needed(-depth, spent(REFUTE_ERROR, look) / len(checks)) for depth in depths)
-    support = max([support, *(_needed_by_control(claim, checks, sample) for sample in controls)])
-    total = max(min(support, refute), LEAST_SEEDS, have + 1)
-    if total > MAX_SEEDS:
-        return SeedPlan(None)
-    more = int(total) - have
-    return SeedPlan(more, seconds * more)
+        return SeedPlan(LEAST_SEEDS - have, seconds * (LEAST_SEEDS - have), of_control)
+    inside = [sample.mean.depth(claim.tested) for sample in checks]
+    ends = max(1, sum(map(isfinite, claim.tested)))
+    failed = not of_control and _control(claim, checks, controls) == "failed"
+    fails = [] if failed else [_depth_of_control(claim, checks, sample) for sample in controls]
+    for total in range(max(LEAST_SEEDS, have + 1), MAX_SEEDS + 1):
+        power = statistics.power_of_all(
+            inside,
+            fails,
+            total,
+            support=spent(SUPPORT_ERROR, look),
+            refute=spent(REFUTE_ERROR, look) / ends,
+            control=CONTROL_ERROR,
+        )
+        if power >= POWER:
+            return SeedPlan(total - have, seconds * (total - have), of_control)
+    return SeedPlan(None, of_control=of_control)
 
 
-def _needed_by_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> float:
+def _depth_of_control(claim: Claim, checks: Sequence[Sample], control: Sample) -> float:
+    """Return how clearly a control fails, in standard deviations over seeds.
+
+    It is infinite where too few seeds say anything about that.
+    """
     if len(control.values) < 2:
-        return LEAST_SEEDS
+        return inf
     if claim.control.band is not None:
-        return _needed(control.mean.depth(claim.control.band), CONTROL_ERROR)
+        return control.mean.depth(claim.control.band)
     if claim.direction == 0:
-        return _needed(-control.mean.depth(claim.band), CONTROL_ERROR)
+        return -control.mean.depth(claim.tested)
     apart = [claim.direction * paired(rival, control) for rival in rivals(checks, control)]
-    effects = [Mean.of(differences).depth((0.0, inf)) for differences in apart if len(differences)]
-    return max((_needed(effect, CONTROL_ERROR) for effect in effects), default=LEAST_SEEDS)
-
-
-def _needed(effect: float, error: float) -> float:
-    return statistics.needed(effect, error, wanted=POWER, least=LEAST_SEEDS, most=MAX_SEEDS)
+    means = [Mean.of(differences) for differences in apart if len(differences) > 1]
+    return min((mean.depth((0.0, inf)) for mean in means), default=inf)
 
 
 def _samples(rows: pd.DataFrame) -> list[Sample]:

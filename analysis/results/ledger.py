@@ -82,6 +82,7 @@ def as_record(verdict: Verdict) -> dict[str, Any]:
         "profile": verdict.profile,
         "diverged": list(verdict.diverged),
         "data": list(verdict.data),
+        "decided_on": verdict.decided_on,
     }
     return _finite(record)
 
@@ -128,10 +129,11 @@ def _verdict(row: Any, path: Path) -> Verdict:
             _parse_cases(row["shown"]),
             row["look"],
             tuple(row["epochs"]),
-            None if plan is None else SeedPlan(plan["seeds"], _number(plan["seconds"])),
+            None if plan is None else SeedPlan(**plan | {"seconds": _number(plan["seconds"])}),
             row["profile"],
             tuple(row["diverged"]),
             tuple(row["data"]),
+            row.get("decided_on", 0),  # ledgers of earlier versions have none
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         name = row.get("id") if isinstance(row, dict) else row
@@ -231,12 +233,8 @@ def margin(case: Case, claim: Claim) -> float:
 
     It is the distance from the nearer of the ends that can be missed.
     """
-    ends = []
-    if claim.band[0] > claim.limits[0]:
-        ends.append(case.mean - claim.band[0])
-    if claim.band[1] < claim.limits[1]:
-        ends.append(claim.band[1] - case.mean)
-    return -inf if isnan(case.mean) else min(ends, default=inf)
+    low, high = claim.tested
+    return -inf if isnan(case.mean) else min(case.mean - low, high - case.mean)
 
 
 def control(claim: Claim) -> str:
@@ -312,11 +310,27 @@ def whole(verdict: Verdict) -> str:
 def plan(found: SeedPlan) -> str:
     """Return in words what would decide: "4 more seeds, about 3 minutes"."""
     if found.seeds is None:
-        return (
-            "no number of seeds would decide it at this scale: it is too near to an end of its band"
+        near = (
+            "its control is too near to the check"
+            if found.of_control
+            else ("it is too near to an end of its band")
         )
+        return f"no number of seeds would decide it at this scale: {near}"
     words = f"{found.seeds} more seed{'s' * (found.seeds != 1)}"
     return words if isnan(found.seconds) else f"{words}, about {duration(found.seconds)}"
+
+
+def judged_by(verdict: Verdict) -> str:
+    """Return in words which seeds judged: "5 seeds of epoch 1 (1000–1004), at look 1".
+
+    Seeds that were added after the decision are told apart. Empty where there are no seeds.
+    """
+    words = seeds(verdict.cases)
+    if not words or not verdict.look:
+        return words
+    if 0 < verdict.decided_on < max(len(case.seeds) for case in verdict.cases):
+        words = f"the first {verdict.decided_on} of {words}"
+    return f"{words}, at look {verdict.look}"
 
 
 def duration(seconds: float) -> str:

@@ -7,7 +7,7 @@ allows.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, nan, sqrt
+from math import inf, isfinite, nan, prod, sqrt
 
 import numpy as np
 from jaxtyping import Float
@@ -59,11 +59,16 @@ class Mean:
         return max(below_it, above_it)
 
     def outside(self, band: Band) -> float:
-        """Return the p-value of an expectation in the band, tested at either end of it."""
+        """Return the p-value of an expectation in the band.
+
+        Where the band has two ends, it is twice the smaller one of theirs (Bonferroni).
+        """
         low, high = band
-        at_low_end = self.below(low) if isfinite(low) else 1.0
-        at_high_end = self.above(high) if isfinite(high) else 1.0
-        return min(at_low_end, at_high_end)
+        if isfinite(low) and isfinite(high):
+            return min(1.0, 2 * min(self.below(low), self.above(high)))
+        if isfinite(low):
+            return self.below(low)
+        return self.above(high) if isfinite(high) else 1.0
 
     def depth(self, band: Band) -> float:
         """Return how far the mean is inside the band, in standard deviations over seeds.
@@ -120,11 +125,25 @@ def power(effect: float, error: float, seeds: int) -> float:
     return float(1 - nctdtr(seeds - 1, shift, stdtrit(seeds - 1, 1 - error)))
 
 
-def needed(effect: float, error: float, *, wanted: float, least: int, most: int) -> float:
-    """Return how many seeds, `least` to `most`, give a one-sided t test the wanted power.
+def power_of_all(
+    inside: Sequence[float],
+    fails: Sequence[float],
+    seeds: int,
+    *,
+    support: float,
+    refute: float,
+    control: float,
+) -> float:
+    """Return the probability that `seeds` seeds decide a claim, with cases taken as independent.
 
-    Returns inf where `most` do not.
+    It is supported where all cases are inside and all controls fail, and refuted where the case
+    that is furthest outside is.
+
+    inside, fails: how far inside its band each case is, and how clearly each control fails, in
+        standard deviations over seeds.
+    support, refute, control: errors of their tests.
     """
-    if not effect > 0:
-        return inf
-    return next((n for n in range(least, most + 1) if power(effect, error, n) >= wanted), inf)
+    supported = prod(power(depth, support, seeds) for depth in inside)
+    supported *= prod(power(depth, control, seeds) for depth in fails)
+    refuted = max((power(-depth, refute / len(inside), seeds) for depth in inside), default=0.0)
+    return max(supported, refuted)

@@ -204,12 +204,11 @@ def _judged(verdict: Verdict, experiment: Experiment, manifest: Mapping[str, Any
             words += ["--dataset", "glyphs"]
         return f"{program.command()} {shlex.join(words)}"
 
-    id, plan = verdict.claim.id, verdict.plan
-    if plan is None or not plan.seeds:
+    if verdict.plan is None or verdict.planned is None:
         return Judged(verdict, command({}))
-    seeds = min(len(case.seeds) for case in verdict.cases) + plan.seeds
-    name = id if id in experiment.compares else experiment.name
-    return Judged(verdict, command({}), command({name: seeds}))
+    own = verdict.claim.id in experiment.compares and not verdict.plan.of_control
+    name = verdict.claim.id if own else experiment.name
+    return Judged(verdict, command({}), command({name: verdict.planned}))
 
 
 def _data(line: str) -> str:

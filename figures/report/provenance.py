@@ -87,7 +87,9 @@ def options(
         seeds = seeds.get(experiment.name)
     seeds = seeds_of.get(experiment.name, seeds)
     of_claims = given.get("seeds_for", {}) | dict(seeds_of)
-    given["seeds_for"] = {id: n for id, n in of_claims.items() if id in experiment.compares}
+    given["seeds_for"] = {
+        id: n for id, n in of_claims.items() if id in experiment.compares and n > (seeds or 0)
+    }
     words = []
     for flag, value in (("--seeds", seeds), ("--epoch", given.get("epoch"))):
         if value is not None:
