@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
-from math import hypot, inf, isfinite, prod
+from math import hypot, inf, isfinite
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +26,6 @@ from analysis.results.folder import judge_all
 from analysis.results.judge import (
     CONTROL_ERROR,
     LEAST_SEEDS,
-    MAX_SEEDS,
     REFUTE_ERROR,
     SUPPORT_ERROR,
     UNDECIDED,
@@ -105,7 +104,8 @@ def more_seeds(
     """Return how many seeds in all are needed to decide the undecided claims.
 
     They are by the claim's id where it can have more seeds than others and its control needs none,
-    or else by the experiment's name. Claims that cannot be decided do not count. Empty if there is nothing left to do.
+    or else by the experiment's name. Claims that cannot be decided do not count. Empty if there is
+    nothing left to do.
 
     alone: ids of the claims that can have seeds of their own.
     """

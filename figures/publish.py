@@ -28,7 +28,7 @@ from analysis.results.tables import ResultsError
 from figures import report
 
 PUBLISHED = Path(__file__).parent / "published"
-COPIED = ("tables/*.csv", "tables/SHA256SUMS", "figures/*.png", "claims.json")
+COPIED = ("tables/*.csv", "tables/SHA256SUMS", "figures/*.png", "claims.json", "looks.csv")
 PATHS = ("--out", "--data")  # options whose values are paths
 
 

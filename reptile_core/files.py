@@ -43,8 +43,11 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what killed writers left below a folder that nobody writes to now."""
-    for path in folder.rglob(f".*{UNFINISHED}"):
+    """Remove what killed writers left in a folder that nobody writes to now.
+
+    Folders in it are left alone: others may write there.
+    """
+    for path in folder.glob(f".*{UNFINISHED}"):
         path.unlink(missing_ok=True)
 
 

@@ -25,12 +25,13 @@ from filelock import FileLock
 import reproduce
 from analysis.experiments import ablation
 from analysis.results import checksums, folder, ledger
+from analysis.results.folder import alone_in
 from analysis.results.judge import Verdict
 from analysis.runs.advance import execute
 from analysis.runs.job import Job, Source
 from reptile_core import datasets
 from reptile_core.checkpoints import load_checkpoint
-from reptile_core.files import UNFINISHED, remove_unfinished, write_atomically
+from reptile_core.files import UNFINISHED, write_atomically
 from reptile_core.training import Inner
 from tests.helpers.runs import FIRST_SEED
 from tests.helpers.script import SMOKE, ablation_in, finished_in, script
@@ -160,9 +161,14 @@ def test_what_a_killed_writer_leaves_is_removed_and_nothing_else(tmp_path: Path)
     kept = [tmp_path / name for name in (".hidden", "a.part", "b.csv", ".lock")]
     for path in kept:
         path.touch()
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / f".x.safetensors.abcd{UNFINISHED}").touch()
-    remove_unfinished(tmp_path)
+    (tmp_path / "quick" / "runs").mkdir(parents=True)  # another output folder, perhaps in use
+    kept.append(tmp_path / "quick" / "runs" / f".x.safetensors.abcd{UNFINISHED}")
+    kept[-1].touch()
+    for part in ("runs", "runs/evaluations", "tables"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / f".x.safetensors.abcd{UNFINISHED}").touch()
+    with alone_in(tmp_path):
+        pass
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis.results.claims import Claim, Control, seeds
-from analysis.results.evidence import number_looks, rows, tabulate
+from analysis.results.evidence import rows
 from analysis.results.judge import (
     LATER_ERROR,
     LEAST_SEEDS,
@@ -261,16 +261,6 @@ def test_errors_of_all_looks_together():
         LATER_ERROR,
         LATER_ERROR / 2,
     ]
-
-
-def test_seeds_keep_the_look_at_which_they_were_first_judged():
-    foil = {"f": CLEAR}
-    first = number_looks(tabulate(table({"a": CLEAR}, foil)), None)
-    assert set(first["look"]) == {1}
-    more = number_looks(tabulate(table({"a": [*CLEAR, 1.0, 1.1]}, foil)), first)
-    assert more[more.role == "check"]["look"].tolist() == [1] * 5 + [2] * 2
-    same = number_looks(tabulate(table({"a": [*CLEAR, 1.0, 1.1]}, foil)), more)
-    assert same["look"].tolist() == more["look"].tolist()
 
 
 def test_what_an_early_look_decided_stays_decided():

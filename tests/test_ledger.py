@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.results import evidence, folder, ledger
+from analysis.results import evidence, folder, ledger, looks
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import rows
 from analysis.results.judge import Case, SeedPlan, Verdict, judge
@@ -141,6 +141,27 @@ def test_other_seeds_or_another_scale_begin_from_the_first_look(tmp_path: Path) 
     for change in ({"epoch": 2.0}, {"profile": "paper"}):
         (path,) = write(tmp_path, [1.0] * 6, **change)
         assert set(pd.read_csv(path).look) == {1}
+
+
+def test_a_folder_remembers_its_looks(tmp_path: Path) -> None:
+    """A folder remembers its looks, whatever was written over the evidence in between."""
+    many = [1.0, -1.0, 1.6, 0.2, 0.3, 0.5, 0.4, 1.0, -0.5, 0.1]
+    write(tmp_path, many[:5])
+    write(tmp_path, many[:8])
+    write(tmp_path, many[:5])
+    folder.write_evidence(tmp_path, "ablation", evidence.NO_EVIDENCE)
+    write(tmp_path, many, data="Data: another")
+    (path,) = write(tmp_path, many)
+    table = pd.read_csv(path)
+    assert table[table.role == "check"].look.tolist() == [1] * 5 + [2] * 3 + [3] * 2
+    (path,) = write(tmp_path, many, epoch=2.0)
+    assert set(pd.read_csv(path).look) == {1}
+    (path,) = write(tmp_path, many)
+    assert pd.read_csv(path).look.max() == 3
+    (tmp_path / looks.NAME).write_text("look\n1\n")
+    with pytest.warns(UserWarning, match="expected the columns claim"):
+        (path,) = write(tmp_path, many)
+    assert pd.read_csv(path).look.max() == 3  # as the evidence there says
 
 
 def test_an_experiment_without_evidence_is_not_measured(tmp_path: Path) -> None:

@@ -75,28 +75,3 @@ def tabulate(found: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
             f"{row.seed}"
         )
     return table
-
-
-def number_looks(new: pd.DataFrame, before: pd.DataFrame | None) -> pd.DataFrame:
-    """Return `new` with the look at which each seed first entered a claim's evidence.
-
-    Seeds of `before` keep their look, others get the next. Looks are counted by claim, since each
-    spends a share of the claim's error.
-    """
-    new = new.copy()
-    known = {} if before is None else _first_looks(before)
-    latest = {claim: max(looks.values()) for claim, looks in known.items() if looks}
-    new["look"] = [
-        known.get(claim, {}).get(seed, latest.get(claim, 0) + 1)
-        for claim, seed in zip(new["claim"], new["seed"], strict=True)
-    ]
-    return new
-
-
-def _first_looks(table: pd.DataFrame) -> dict[str, dict[float, int]]:
-    """Return the look at which each seed of a claim was first judged."""
-    judged = table[table.seed.notna() & table.role.isin((CHECK, CONTROL))]
-    found: dict[str, dict[float, int]] = {}
-    for (claim, seed), look in judged.groupby(["claim", "seed"])["look"].min().items():
-        found.setdefault(str(claim), {})[float(seed)] = int(look)
-    return found

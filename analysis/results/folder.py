@@ -4,7 +4,7 @@ The lock lets in one writer at a time.
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -13,14 +13,15 @@ from typing import Any
 import pandas as pd
 from filelock import FileLock, Timeout
 
-from analysis.results import checksums, evidence, manifest
+from analysis.results import checksums, evidence, looks, manifest
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim
 from analysis.results.judge import Verdict, judge
 from analysis.results.tables import ResultsError, write_csv
 from analysis.runs.job import NUMERICS_VERSION
 from reptile_core.files import remove_unfinished
 
-SAME_LOOK = ("profile", "numerics", "epoch")  # equal in evidence to which more seeds may be added
+# Folders of an output folder where tables, figures, runs and evaluations are written.
+WRITTEN_TO = ("", "tables", "figures", "runs", "runs/evaluations", "runs/checks")
 
 
 class InUse(ValueError):
@@ -70,17 +71,15 @@ def write_evidence(folder: Path, experiment: str, table: pd.DataFrame) -> list[P
     Seeds that were judged before keep the number of their look.
     """
     path = _evidence_path(folder, experiment)
+    before = looks.read(folder)
     try:
-        before = checksums.evidence(path) if path.exists() else None
+        parts = [before, looks.judged(checksums.evidence(path))] if path.exists() else [before]
+        before = pd.concat([part for part in parts if len(part)] or [looks.NONE])
     except ResultsError:
-        before = None
-    if before is not None and not _is_same_look(before, table):
-        before = None
-    return write_tables(folder, {path.stem: evidence.number_looks(table, before)})
-
-
-def _is_same_look(before: pd.DataFrame, table: pd.DataFrame) -> bool:
-    return all(_values(before, name) == _values(table, name) for name in SAME_LOOK)
+        pass  # an older version's, or altered: it judged nothing that counts here
+    table = looks.number(table, before)
+    looks.remember(folder, before, table)
+    return write_tables(folder, {path.stem: table})
 
 
 def judge_all(folder: Path, claims: Mapping[str, Sequence[Claim]]) -> list[Verdict]:
@@ -135,7 +134,8 @@ def alone_in(folder: Path) -> Iterator[None]:
             f"{manifest.holder(folder / 'manifest.json')}; wait for it, or name another folder"
         ) from None
     try:
-        remove_unfinished(folder)
+        for part in WRITTEN_TO:
+            remove_unfinished(folder / part)
         yield
     finally:
         lock.release()
@@ -143,8 +143,3 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def _evidence_path(folder: Path, experiment: str) -> Path:
     return folder / "tables" / f"{experiment}_evidence.csv"
-
-
-def _values(table: pd.DataFrame, name: str) -> set[Any]:
-    values: Iterable[Any] = table[name].dropna()
-    return set(values)
