@@ -121,13 +121,13 @@ class Done:
     wall_seconds: seconds of each experiment.
     worker_seconds: processor seconds of the workers, where they are known.
     tables: checksums of the tables, by file name.
-    other_data: content of data other than the script's own, by name of the data.
+    other_data: content of each experiment's data other than the script's own, by name of the data.
     """
 
     wall_seconds: dict[str, float] = field(default_factory=dict)
     worker_seconds: dict[str, float] = field(default_factory=dict)
     tables: dict[str, dict[str, str]] = field(default_factory=dict)
-    other_data: dict[str, str] = field(default_factory=dict)
+    other_data: dict[str, dict[str, str]] = field(default_factory=dict)
 
     def add_time(self, name: str, wall: float, workers: float) -> None:
         """Add to the seconds of an experiment; `workers` is nan or 0 where they are not counted."""
@@ -139,27 +139,29 @@ class Done:
 def run(plan: Plan) -> tuple[list[Verdict], dict[str, Any]]:
     """Run the experiments of a plan; return the verdicts on their claims, and the manifest.
 
-    Writes the manifest, runs each experiment and prints what it found, completes the manifest and
-    writes the report.
+    Writes the manifest, runs each experiment and prints what it found, completes the manifest after
+    each, and writes the report.
     """
     path, context = plan.out / "manifest.json", plan.context
-    record = begin_manifest(plan, folder.manifest_there(plan.out))
+    begun = begin_manifest(plan, folder.manifest_there(plan.out))
+    done, status = Done(), "interrupted"
+    record = manifest.complete(begun, status="running", **vars(done))
     manifest.write(record, path)
     threading.Thread(target=lambda: list(map(import_module, COME_LAST)), daemon=True).start()
     sources = list(dict.fromkeys(map(plan.data_line, plan.experiments)))
     where = f"{context.workers.count} workers on {context.device} · results in {plan.out}/"
     print("\n".join([*sources, where]))
-    done, status = Done(), "interrupted"
     try:
         with Drawing() as drawing:
             for experiment in plan.experiments:
                 run_one(experiment, plan, done, drawing)
+                manifest.write(manifest.complete(begun, status="running", **vars(done)), path)
             if plan.until_decided:
                 plan = add_seeds(plan, done, drawing)
-                record |= {name: begin_manifest(plan)[name] for name in ("options", "experiments")}
+                begun |= {name: begin_manifest(plan)[name] for name in ("options", "experiments")}
         status = "finished"
     finally:
-        record = manifest.complete(record, status=status, **vars(done))
+        record = manifest.complete(begun, status=status, **vars(done))
         manifest.write(record, path)
     verdicts = plan.verdicts(folder.judge_all(plan.out, claims()))
     print("\n".join(["", *terminal.verdicts(verdicts, colour=terminal.in_colour(sys.stdout))]))
@@ -179,7 +181,7 @@ def run_one(experiment: Experiment, plan: Plan, done: Done, drawing: Drawing) ->
     result = experiment.result(context)
     paths = write(experiment, result, plan, context.asked, time.perf_counter() - began)
     done.tables[experiment.name] = {path.name: checksums.digest(path) for path in paths}
-    done.other_data |= context.asked.data
+    done.other_data[experiment.name] = context.asked.data
     verdicts = folder.judge_all(plan.out, claims())
     written = [*paths, ledger.write(verdicts, plan.out)]
     drawing.begin(experiment, result, plan)

@@ -9,6 +9,7 @@ import torch
 from analysis.ending import FAILURE, UsageError
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import Context
+from analysis.prepare import check_other_folder
 from analysis.results import checksums, folder, manifest
 from analysis.results.tables import ResultsError
 from analysis.runs import redo
@@ -34,8 +35,7 @@ def do_again(options: argparse.Namespace) -> int:
     rows = find_rows(options)
     digest = manifest.digest(manifest.read(options.again))
     out = options.out or Path("results") / f"again-{digest[:8]}"
-    if out.resolve() == options.again.parent.resolve():
-        raise UsageError(f"--out: expected another folder than the manifest's, found {out}")
+    check_other_folder(out, options.again)
     runs = [restored(row, options, out.absolute() / "runs") for row in rows]
     same = True
     with (

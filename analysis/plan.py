@@ -111,8 +111,12 @@ def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str
     """
     context = plan.context
     settings = {one.name: one.settings_in(plan.context_of(one)) for one in plan.experiments}
+    seeds: int | dict[str, int | None] | None = context.seeds
+    if plan.seeds:
+        seeds = {one.name: plan.context_of(one).seeds for one in plan.experiments}
+        seeds = {name: count for name, count in seeds.items() if count is not None}
     options: dict[str, Any] = {
-        "seeds": plan.seeds or context.seeds,
+        "seeds": seeds,
         "epoch": context.epoch,
         "cells": plan.options.get("cells", []),
         "iterations": plan.options.get("iterations"),

@@ -49,7 +49,14 @@ def plans(options: argparse.Namespace) -> list[Plan]:
             f"--from {options.again}: expected a manifest of at least one experiment, found none"
         )
     options.out = options.out or Path("results") / f"again-{manifest.digest(whole)[:8]}"
+    check_other_folder(options.out, options.again)
     return [prepare(options, record) for record in records]
+
+
+def check_other_folder(out: Path, again: Path) -> None:
+    """Refuse the folder of the manifest that is rerun: its runs would be read and not rerun."""
+    if out.resolve() == again.parent.resolve():
+        raise UsageError(f"--out: expected another folder than the manifest's, found {out}")
 
 
 def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) -> Plan:
@@ -232,6 +239,7 @@ def _with_own_options(record: dict[str, Any]) -> dict[str, Any]:
     """
     mine = [EXPERIMENTS[name] for name in record["experiments"]]
     options = dict(record["options"])
+    options["seeds"] = options["seeds"] or None  # {}: nobody chose a number for any of them
     for name in OPTIONS:
         if name in options and not any(name in one.options for one in mine):
             del options[name]

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 
 from analysis.command_line import parse
+from analysis.ending import UsageError
+from analysis.plan import begin_manifest
 from analysis.prepare import plans
 from analysis.results import manifest
 from analysis.results.manifest import ManifestError, by_experiment, commands, complete, part_of
@@ -82,6 +84,64 @@ def test_an_interrupted_command_replaces_only_what_it_wrote() -> None:
     assert {name: record["command"][0] for name, record in by_experiment(after).items()} == {
         "theory": "b", "sgd": "a", "sine": "c",
     }  # fmt: skip
+    assert [
+        (record["command"][0], list(record["experiments"])) for record in commands(stopped)
+    ] == [
+        ("a", ["sgd"]),
+        ("b", ["theory"]),
+    ]
+    killed = ended(begun("sgd", "sine", command="c", before=stopped), status="running")
+    assert [(record["command"][0], list(record["experiments"])) for record in commands(killed)] == [
+        ("a", ["sgd"]),
+        ("b", ["theory"]),
+        ("c", ["sine"]),
+    ]
+    assert "finished" not in killed and "finished" in stopped
+
+
+def test_added_seeds_are_recorded_for_every_experiment_and_rerun_in_part(tmp_path: Path) -> None:
+    """Where one experiment got more seeds, the manifest keeps what was asked for the others."""
+    for asked, of_sine in (([], None), (["--seeds", "10"], 10)):
+        options = parse(["sine", "sgd", *asked, "--out", str(tmp_path / "then")])
+        (plan,) = plans(options)
+        record = begin_manifest(plan.with_seeds({"sgd": 30}))
+        found = {"sgd": 30} if of_sine is None else {"sine": 10, "sgd": 30}
+        assert record["options"]["seeds"] == found
+        path = tmp_path / "then" / "manifest.json"
+        record = complete(
+            record, status="finished", wall_seconds={"sine": 1.0, "sgd": 1.0}, worker_seconds={},
+            tables={}, other_data={"sine": {}, "sgd": {}},
+        )  # fmt: skip
+        manifest.write(record, path)
+        for names in ([], ["sine"], ["sgd"]):
+            (again,) = plans(parse([*names, "--from", str(path), "--out", str(tmp_path / "now")]))
+            assert not again.differences
+            seeds = {one.name: again.context_of(one).seeds for one in again.experiments}
+            assert seeds == {name: found.get(name) for name in names or ("sine", "sgd")}
+
+
+def test_the_folder_of_the_manifest_is_not_where_it_is_rerun(tmp_path: Path) -> None:
+    """Its runs would be read and not rerun, and all tables be the same."""
+    (plan,) = plans(parse(["sine", "--out", str(tmp_path)]))
+    manifest.write(begin_manifest(plan), tmp_path / "manifest.json")
+    with pytest.raises(UsageError, match="--out: expected another folder than the manifest's"):
+        plans(parse(["--from", str(tmp_path / "manifest.json"), "--out", str(tmp_path)]))
+
+
+def test_a_part_has_the_data_of_its_own_experiments() -> None:
+    record = complete(
+        begun("sine", "few_shot"),
+        status="finished",
+        wall_seconds={"sine": 1.0, "few_shot": 1.0},
+        worker_seconds={},
+        tables={},
+        other_data={"sine": {}, "few_shot": {"cifar_fs": "abc"}},
+    )
+    assert part_of(record, ["few_shot"])["other_data"] == {"cifar_fs": "abc"}
+    assert part_of(record, ["sine"])["other_data"] == {}
+    old = {name: value for name, value in record.items() if name != "other_data_of"}
+    assert "other_data" not in part_of(old, ["sine"])
+    assert part_of(old, ["sine", "few_shot"])["other_data"] == {"cifar_fs": "abc"}
 
 
 def test_a_part_has_its_own_seeds_and_tables() -> None:

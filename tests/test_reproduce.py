@@ -245,7 +245,7 @@ def test_what_is_done_is_noted_and_each_experiment_has_asked_for_nothing_yet(tmp
     done = reproduce.Done()
     for _ in range(2):
         reproduce.run_one(one, plan, done, SimpleNamespace(begin=lambda *_: None))
-    assert done.other_data == {"photographs": "0f"}
+    assert done.other_data == {"made_up": {"photographs": "0f"}}
     assert done.tables["made_up"].keys() == {"made_up.csv"}
 
 

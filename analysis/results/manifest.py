@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ COMMAND: dict[str, Any] = {
         None,
     ),
     "other_data?": {str: str},
+    "other_data_of?": {str: [str]},
     "commit": ({"sha": str, "modified": bool}, None),
     "sources?": str,
     "versions": {str: str},
@@ -174,33 +176,42 @@ def complete(
     wall_seconds: dict[str, float],
     worker_seconds: dict[str, float],
     tables: dict[str, dict[str, str]],
-    other_data: dict[str, str],
+    other_data: dict[str, dict[str, str]],
 ) -> dict[str, Any]:
-    """Return the same manifest after work.
+    """Return the same manifest after work, or after a part of it.
 
-    status: how it ended.
+    status: how it ended; "running" before its end.
     wall_seconds: of each experiment that came to its end in this invocation.
     worker_seconds: the processor time of its workers.
     tables: the digests (`checksums.digest`) of each experiment's tables, by name.
-    other_data: the content of data other than the script's own, by name.
+    other_data: the content of each experiment's data other than the script's own, by name.
 
     What earlier commands wrote is dropped where an experiment has written it again.
     """
     earlier = manifest["earlier"]
     earlier = {name: record for name, record in earlier.items() if name not in wall_seconds}
-    digests: dict[str, str] = {}
-    for mine in tables.values():
-        digests.update(mine)
-    return manifest | {
-        "status": status,
-        "finished": _now(),
-        "wall_seconds": wall_seconds,
-        "worker_seconds": worker_seconds,
-        "tables": digests,
-        "tables_of": {name: list(group) for name, group in tables.items()},
-        "other_data": other_data,
-        "earlier": earlier,
-    }
+    when = {} if status == "running" else {"finished": _now()}
+    return (
+        manifest
+        | when
+        | {
+            "status": status,
+            "wall_seconds": wall_seconds,
+            "worker_seconds": worker_seconds,
+            "tables": _in_one(tables),
+            "tables_of": {name: list(group) for name, group in tables.items()},
+            "other_data": _in_one(other_data),
+            "other_data_of": {name: list(group) for name, group in other_data.items()},
+            "earlier": earlier,
+        }
+    )
+
+
+def _in_one(by_experiment: dict[str, dict[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for mine in by_experiment.values():
+        found.update(mine)
+    return found
 
 
 def write(manifest: dict[str, Any], path: Path) -> None:
@@ -264,22 +275,24 @@ def by_experiment(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def commands(manifest: dict[str, Any], names: Iterable[str] = ()) -> list[dict[str, Any]]:
     """Return a record for each command in a manifest, the last command last.
 
-    Each has the experiments that it was the last to be asked for.
+    Each has the experiments that it was the last to finish. Those that no command finished are of
+    the last one, which was interrupted.
 
     names: the experiments to return records for; empty for all. Raises ManifestError for one that
         is not there.
     """
-    chosen, last = set(names), set(manifest["experiments"])
-    earlier = manifest.get("earlier", {})
+    chosen, asked = set(names), list(manifest["experiments"])
+    ended, earlier = manifest.get("wall_seconds", asked), manifest.get("earlier", {})
+    last = {name for name in asked if name in ended or name not in earlier}
     every = {name: record for name, record in earlier.items() if name not in last}
-    known = [*every, *manifest["experiments"]]
+    known = [*every, *(name for name in asked if name in last)]
     if odd := sorted(chosen - set(known)):
         raise ManifestError(
             f"expected an experiment of the manifest ({', '.join(known)}), found {odd[0]!r}"
         )
     chosen = chosen or set(known)
     found = [record for name, record in every.items() if name in chosen]
-    return found + ([part_of(manifest, chosen)] if chosen & last else [])
+    return found + ([part_of(manifest, chosen & last)] if chosen & last else [])
 
 
 def part_of(manifest: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -295,9 +308,14 @@ def part_of(manifest: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     if isinstance(seeds, dict):
         seeds = only(seeds)
     part["options"] = manifest["options"] | {"seeds": seeds}
-    for name in ("wall_seconds", "tables_of"):
+    for name in ("wall_seconds", "tables_of", "other_data_of"):
         if name in manifest:
             part[name] = only(manifest[name])
+    if "other_data_of" in manifest:
+        data = set(chain.from_iterable(part["other_data_of"].values()))
+        part["other_data"] = {name: manifest["other_data"][name] for name in sorted(data)}
+    elif kept != list(manifest["experiments"]):
+        part.pop("other_data", None)  # an older manifest does not say whose they are
     if "tables" in manifest:
         tables = manifest["tables"]
         part["tables"] = {

@@ -114,10 +114,10 @@ def _record(manifest: Mapping[str, Any] | None, experiment: str) -> Mapping[str,
     """Return what the manifest has of the last command that ran an experiment; empty for none."""
     if manifest is None:
         return {}
-    for record in (manifest, manifest.get("earlier", {}).get(experiment, {})):
-        if isinstance(record.get("experiments", {}).get(experiment), dict):
-            return record
-    return {}
+    record = manifest.get("earlier", {}).get(experiment, {})
+    if record and experiment not in manifest.get("wall_seconds", {}):
+        return record  # the last command was interrupted before it wrote anything of it
+    return manifest if isinstance(manifest["experiments"].get(experiment), dict) else {}
 
 
 def runs(tables: Path, experiment: str) -> tuple[str, ...]:
