@@ -37,7 +37,7 @@ from typing import Any
 from analysis import budget, one_run, plugins
 from analysis.again import compare
 from analysis.command_line import listing, parse
-from analysis.ending import FAILURE, guarded
+from analysis.ending import FAILURE, UsageError, guarded
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import Asked, Experiment, Result
 from analysis.plan import Plan, begin_manifest
@@ -83,8 +83,13 @@ def do(options: argparse.Namespace) -> int:
         return 0
     if options.only is not None:
         return one_run.do_again(options)
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+    if options.json and options.dry_run:
+        raise UsageError("--json: expected no --dry-run with it, which has no summary")
+    with contextlib.ExitStack() as ended:
+        ended.enter_context(contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout))
         todo = plans(options)
+        for plan in todo:
+            ended.push(plan.context.workers)
         for line in dict.fromkeys(line for plan in todo for line in plan.differences):
             print(f"not as in {options.again}: {line}")
         if options.dry_run:

@@ -40,16 +40,19 @@ from reptile_core.meta_gradients import average, figure_3, last, sum_of
 
 PILOT = Path(__file__).parent / "pilot"  # claims.json and costs.csv of an earlier run
 # The epoch of the seeds that a budget is spent on, unless the user names another. It was fixed
-# before anybody looked at epoch 8. The pilot has epoch 6, and rho is judged on epoch 7 by default.
+# before anybody looked at epoch 8. Rho is judged on epoch 7 by default.
 EPOCH = 8
+PILOT_EPOCH = 6  # its seeds chose, so they must not judge
 # The runs of figure 3 that each experiment shares with others.
 SUM, AVERAGE, JOINT = sum_of(4).name, average(4).name, last(1).name
+CURVES = (JOINT, *(make(k).name for k, make in product((2, 4), (sum_of, average, last))))
 SHARED = {
-    "ablation": (JOINT, *(make(k).name for k, make in product((2, 4), (sum_of, average, last)))),
+    "ablation": CURVES,
     "inner_products": (JOINT, *(make(k).name for k, make in product((2, 4), (sum_of, last)))),
     "outer": (JOINT, SUM, AVERAGE),
     "validity": (SUM,),
     "variance": (SUM,),
+    "zero_shot": CURVES,
 }
 STEPS = (5, 6, 8, 10, 12, 16, 20, 24, 32, 48)  # numbers of seeds that are considered
 MAX_AT_ONCE = 20  # seeds that are added in one round of --until-decided
@@ -94,6 +97,16 @@ def choose(
             f"--budget: expected time for at least one experiment, found {seconds:g} seconds"
         )
     return chosen
+
+
+def check_measured(names: Iterable[str]) -> None:
+    """Refuse experiments that the pilot has not measured, of which no budget can say anything."""
+    costs = read_costs(PILOT / "costs.csv")
+    if odd := [name for name in names if name not in costs]:
+        raise UsageError(
+            f"--budget: expected experiments that the pilot measured ({', '.join(costs)}), found "
+            f"{', '.join(odd)}"
+        )
 
 
 def more_seeds(

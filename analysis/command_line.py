@@ -45,7 +45,7 @@ examples:
       rerun a manifest and compare its tables bit by bit
   python reproduce.py sine --from manifest.json
       rerun one experiment of it
-  python reproduce.py --from manifest.json --only "ablation/g1+g2/2000"
+  python reproduce.py --from manifest.json --only "ablation/g1+g2/3000"
       rerun one training run of it
   python reproduce.py theory --json | jq
       claims and verdicts for another program
@@ -198,8 +198,8 @@ def _add_reruns(what: Group) -> None:
         "--dry-run",
         action="store_true",
         help=(
-            "say what would be trained and evaluated, what of it is there, and hours for the rest; "
-            "run nothing"
+            "list the runs and evaluations needed, how many already exist, and the estimated hours "
+            "for the rest; run nothing"
         ),
     )
 
@@ -242,7 +242,7 @@ def _add_where(where: Group) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="processes of one thread each; changes no bit (default: one per core)",
+        help="processes of one thread each; changes no bit (default: one per core, one with a GPU)",
     )
     where.add_argument(
         "--scheduler",

@@ -8,8 +8,8 @@ import torch
 
 from analysis.ending import FAILURE, UsageError
 from analysis.experiments.registry import EXPERIMENTS
-from analysis.experiments.shared.experiment import Context
-from analysis.prepare import check_other_folder
+from analysis.experiments.shared.experiment import OPTIONS, Context
+from analysis.prepare import check_limit, check_other_folder, check_writable
 from analysis.results import checksums, folder, manifest
 from analysis.results.tables import ResultsError
 from analysis.runs import redo
@@ -19,11 +19,13 @@ from analysis.runs.workers import Workers, available_cores
 from reptile_core.datasets import DataError
 
 NAMED_AT_MOST = 5  # runs that an error names
-# Options that decide what is done: the manifest sets them.
-REFUSED = (
-    "profile", "seeds", "epoch", "budget", "until_decided", "cells", "iterations", "tail_shots",
-    "variants", "seeds_for", "dataset", "split", "device", "scheduler", "json", "strict", "dry_run",
-)  # fmt: skip
+# Options that decide what is done, by their names in the parsed options: the manifest sets them.
+REFUSED = OPTIONS | {
+    "profile": "--profile", "seeds": "--seeds", "epoch": "--epoch", "budget": "--budget",
+    "until_decided": "--until-decided", "dataset": "--dataset", "split": "--split",
+    "device": "--device", "scheduler": "--scheduler", "json": "--json", "strict": "--strict",
+    "dry_run": "--dry-run",
+}  # fmt: skip
 
 
 def do_again(options: argparse.Namespace) -> int:
@@ -33,9 +35,11 @@ def do_again(options: argparse.Namespace) -> int:
     tolerance. It is 1 otherwise. Raises UsageError or ManifestError before any work.
     """
     rows = find_rows(options)
+    check_limit("workers", options.workers)
     digest = manifest.digest(manifest.read(options.again))
     out = options.out or Path("results") / f"again-{digest[:8]}"
     check_other_folder(out, options.again)
+    check_writable(out)
     runs = [restored(row, options, out.absolute() / "runs") for row in rows]
     same = True
     with (
@@ -57,18 +61,16 @@ def find_rows(options: argparse.Namespace) -> list[dict[str, object]]:
     """
     if options.again is None:
         raise UsageError("--only: expected --from MANIFEST with it, found none")
-    for name in REFUSED:
-        if getattr(options, name):
-            raise UsageError(
-                f"--only: expected no --{name.replace('_', '-')} with it, found "
-                f"{getattr(options, name)!r}"
-            )
+    for name, flag in REFUSED.items():
+        value = getattr(options, name)
+        if value is not None and value is not False:  # 0 is a value
+            raise UsageError(f"--only: expected no {flag} with it, since the manifest says which")
     experiment, _, rest = options.only.partition("/")
     variant, _, seed = rest.rpartition("/")
     if options.experiments or not variant or experiment not in EXPERIMENTS:
         found = " ".join([*options.experiments, options.only])
         raise UsageError(
-            '--only: expected EXPERIMENT/VARIANT/SEED, such as "ablation/g1+g2/2000", '
+            '--only: expected EXPERIMENT/VARIANT/SEED, such as "ablation/g1+g2/3000", '
             f"found {found!r}"
         )
     manifest.commands(manifest.read(options.again), [experiment])

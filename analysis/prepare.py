@@ -3,6 +3,7 @@
 import argparse
 import os
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from analysis import budget
 from analysis.ending import UsageError
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared import own_variants
-from analysis.experiments.shared.experiment import OPTIONS, Context, Experiment
+from analysis.experiments.shared.experiment import OPTIONS, Context, Experiment, claims_of
 from analysis.paper.benchmarks import CELLS
 from analysis.plan import NO_IMAGES, Plan, begin_manifest
 from analysis.results import manifest
@@ -74,7 +75,7 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
     given = {name: asked[name] for name in OPTIONS if asked[name]}
     _check_taken(options, given, [EXPERIMENTS[name] for name in names])
     out = options.out or _default_folder(asked)
-    _check_writable(out)
+    check_writable(out)
     data = _images(options, asked, [EXPERIMENTS[name] for name in names])
     cuda = asked["device"].startswith("cuda") or (
         asked["device"] == "auto" and torch.cuda.is_available()
@@ -82,10 +83,11 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
     epoch = asked["epoch"]
     if options.budget is not None and epoch is None:
         epoch = budget.EPOCH
+    workers = _workers(options, out.absolute(), cuda=cuda)
     context = Context(
         profile=asked["profile"],
         source=_source(data, options.data and options.data.absolute(), asked["split"]),
-        workers=_workers(options, out.absolute(), cuda=cuda),
+        workers=workers,
         runs=out.absolute() / "runs",
         seeds=asked["seeds"] if isinstance(asked["seeds"], int) else None,
         epoch=epoch,
@@ -94,13 +96,19 @@ def prepare(options: argparse.Namespace, again: dict[str, Any] | None = None) ->
         fresh=options.fresh,
     )
     seeds = asked["seeds"] if isinstance(asked["seeds"], dict) else {}
-    if options.budget is not None:
-        seeds = budget.choose(names, options.budget, workers=context.workers.count)
-        names = [name for name in names if name in seeds]
-    chosen = tuple(EXPERIMENTS[name] for name in names)
-    plan = Plan(chosen, out, data, context, given, seeds, until_decided=options.until_decided)
-    _check_seeds_for(plan)
-    return plan if again is None else _rerun(plan, again, options.again)
+    with ExitStack() as refused:
+        refused.push(workers)  # a refusal leaves no connection to a cluster open
+        if options.budget is not None:
+            seeds = budget.choose(names, options.budget, workers=workers.count)
+            names = [name for name in names if name in seeds]
+            _check_taken(options, given, [EXPERIMENTS[name] for name in names])
+        chosen = tuple(EXPERIMENTS[name] for name in names)
+        plan = Plan(chosen, out, data, context, given, seeds, until_decided=options.until_decided)
+        _check_seeds_for(plan)
+        if again is not None:
+            plan = _rerun(plan, again, options.again)
+        refused.pop_all()
+    return plan
 
 
 def _default_folder(asked: dict[str, Any]) -> Path:
@@ -212,13 +220,11 @@ def _asked(options: argparse.Namespace, again: dict[str, Any] | None) -> dict[st
         }
         said = {name: value for name, value in given.items() if value is not None}
         return dict.fromkeys(given) | defaults | said
-    given |= {"budget": options.budget, "until-decided": options.until_decided or None}
+    given |= {"budget": options.budget, "until_decided": options.until_decided or None}
     for name, value in given.items():
         if value is not None and name != "experiments":
-            raise UsageError(
-                f"--from: expected no {name} with it, since the manifest says which, found "
-                f"{value!r}"
-            )
+            flag = OPTIONS.get(name, f"--{name.replace('_', '-')}")
+            raise UsageError(f"--from: expected no {flag} with it, since the manifest says which")
     try:
         variants = [own_variants.parse(text) for text in again["options"].get("variants", [])]
     except argparse.ArgumentTypeError as error:
@@ -255,8 +261,8 @@ def _check_seeds_for(plan: Plan) -> None:
     for claim, count in plan.options.get("seeds_for", {}).items():
         owner = next((one for one in plan.experiments if claim in one.compares), None)
         if owner is None:
-            known = [name for one in plan.experiments for name in one.compares]
-            raise UsageError(f"--seeds-for: expected one of {', '.join(known)}, found {claim!r}")
+            known = ", ".join(name for one in plan.experiments for name in one.compares)
+            raise UsageError(f"--seeds-for: expected one of {known or 'none'}, found {claim!r}")
         context = plan.context_of(owner)
         least = len(context.seeds_of(owner.scales[context.profile].seeds)) + 1
         most = LIMITS["seeds"][1]
@@ -273,14 +279,20 @@ def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
             raise UsageError(
                 f"EXPERIMENT: expected one of {', '.join(EXPERIMENTS)}, found {name!r}"
             )
-    for name, (least, most) in LIMITS.items():
-        value = options.workers if name == "workers" else asked[name]
-        if isinstance(value, int) and not least <= value <= most:
-            limit = f"at least {least}" if value < least else f"at most {most}"
-            raise UsageError(f"--{name.replace('_', '-')}: expected {limit}, found {value}")
+    for name in LIMITS:
+        check_limit(name, options.workers if name == "workers" else asked[name])
     if options.budget is not None and options.seeds is not None:
         raise UsageError(
             f"--budget: expected no --seeds with it, which it chooses, found {options.seeds}"
+        )
+    if options.budget is not None:
+        budget.check_measured(asked["experiments"])
+    if options.budget is not None and options.until_decided:
+        raise UsageError("--budget: expected no --until-decided with it, which knows no limit")
+    if options.budget is not None and options.epoch == budget.PILOT_EPOCH:
+        raise UsageError(
+            f"--epoch: expected another than {budget.PILOT_EPOCH} with --budget: its seeds chose "
+            "what to run"
         )
     if options.budget is not None and (options.profile or "quick") != "quick":
         raise UsageError(
@@ -297,6 +309,14 @@ def _check(options: argparse.Namespace, asked: dict[str, Any]) -> None:
         raise UsageError(
             f"--device: expected a CUDA device for {asked['device']}, found none that torch can use"
         )
+
+
+def check_limit(name: str, value: object) -> None:
+    """Refuse a number outside its LIMITS; what is no number has none."""
+    least, most = LIMITS[name]
+    if isinstance(value, int) and not least <= value <= most:
+        limit = f"at least {least}" if value < least else f"at most {most}"
+        raise UsageError(f"--{name.replace('_', '-')}: expected {limit}, found {value}")
 
 
 def _check_taken(
@@ -319,6 +339,12 @@ def _check_taken(
             )
     if options.split is not None and all(experiment.data is not None for experiment in experiments):
         raise UsageError(f"--split: expected an experiment on images of characters, found {found}")
+    kinds = {claim.kind for claim in claims_of(experiments)}
+    for flag, value in (("--seeds", options.seeds), ("--epoch", options.epoch)):
+        if value is not None and kinds == {"theorem"}:
+            raise UsageError(f"{flag}: expected an experiment that has seeds, found {found}")
+    if options.strict and kinds == {"experiment"}:
+        raise UsageError(f"--strict: expected an experiment with theorems, found {found}")
 
 
 def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
@@ -343,7 +369,8 @@ def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
     return replace(plan, again=again, again_from=path.parent, differences=(*settings, *around))
 
 
-def _check_writable(out: Path) -> None:
+def check_writable(out: Path) -> None:
+    """Make an output folder and refuse one that cannot be written."""
     if out == Path():  # what an unset variable of a shell makes of --out "$X"
         raise UsageError("--out: expected the name of a folder, found none")
     try:

@@ -14,8 +14,10 @@ import argparse
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from analysis import program
 from analysis.ending import FAILURE
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
 def publish(folder: Path, where: Path) -> Path:
     """Copy a finished run's tables, figures, ledger and manifest to `where`, and return it.
 
-    The report goes with them as README.md. What was there before is replaced.
+    The report goes with them as README.md. What was there before is replaced once all is written.
     Raises ResultsError, ManifestError or OSError where the folder is not that of a finished run.
     """
     record = manifest.read(folder / "manifest.json")
@@ -67,8 +69,20 @@ def publish(folder: Path, where: Path) -> Path:
         raise ResultsError(
             f"{folder}: expected a finished run, found one that is {record['status']}"
         )
-    if where.exists():
-        shutil.rmtree(where)
+    if where.resolve() == folder.resolve():
+        raise ResultsError(f"{folder}: expected an output folder, found the published one itself")
+    where.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=where.parent, prefix=f".{where.name}-") as scratch:
+        page = Path(scratch) / where.name
+        _write(folder, record, page)
+        if where.exists():  # only once all of the new one is there
+            where.rename(Path(scratch) / "before")
+        page.rename(where)
+    return where
+
+
+def _write(folder: Path, record: dict[str, Any], where: Path) -> None:
+    """Write a run's page to a folder; record: its manifest."""
     for pattern in COPIED:
         for path in sorted(folder.glob(pattern)):
             target = where / path.relative_to(folder)
@@ -83,7 +97,6 @@ def publish(folder: Path, where: Path) -> Path:
     ledger.write(judge_again(where), where)
     for path in report.write(where):
         path.rename(where / "README.md") if path.suffix == ".md" else path.unlink()
-    return where
 
 
 def judge_again(folder: Path) -> list[Verdict]:

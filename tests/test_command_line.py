@@ -65,7 +65,7 @@ def test_manifests_from_before_splits_could_be_chosen_are_of_the_only_one(
     assert manifest.read(before) == manifest.read(done)
     assert script("--from", before, "--quiet", "--out", tmp_path / "now").code == 0
     said = script("--from", done, "--split", "seed", "--quiet", "--out", tmp_path / "now")
-    assert said.code == 2 and "--from: expected no split with it" in said.error
+    assert said.code == 2 and "--from: expected no --split with it" in said.error
 
 
 def test_it_goes_to_a_folder_of_its_own(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -237,8 +237,8 @@ def test_an_interrupt_ends_in_one_line_that_says_how_to_go_on(tmp_path: Path) ->
         _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err.strip() == (
-        "Interrupted. What is done is kept; to go on: python reproduce.py ablation --profile smoke "
-        f"--dataset glyphs --quiet --workers 1 --out {tmp_path}"
+        "Interrupted. Finished work is kept. Resume with: python reproduce.py ablation "
+        f"--profile smoke --dataset glyphs --quiet --workers 1 --out {tmp_path}"
     )
     assert json.loads((tmp_path / "manifest.json").read_text())["status"] == "interrupted"
 
@@ -248,7 +248,7 @@ def test_a_request_to_end_is_an_interrupt(tmp_path: Path, monkeypatch: pytest.Mo
     said = script(*ablation_in(tmp_path))
     assert said.code == 130
     assert said.err.startswith(
-        "\nInterrupted. What is done is kept; to go on: python reproduce.py ablation"
+        "\nInterrupted. Finished work is kept. Resume with: python reproduce.py ablation"
     )
 
 

@@ -124,7 +124,9 @@ def test_a_run_that_is_not_there_is_named(then: Path, run: str, message: str) ->
 
 
 def test_what_would_be_another_run_is_refused(then: Path) -> None:
-    assert "expected no --seeds with it, found 2" in again(then, "--seeds", 2).error
+    for flag, value in (("--seeds", 2), ("--seeds", 0), ("--epoch", 0)):
+        assert f"--only: expected no {flag} with it" in again(then, flag, value).error
+    assert "--workers: expected at least 1, found 0" in again(then, "--workers", 0).error
     assert "--from MANIFEST with it" in script("--only", RUN).error
     said = script("--from", then, "--only", RUN, "--quiet", "--out", then.parent)
     assert said.code == 2 and "expected another folder than the manifest's" in said.error

@@ -63,6 +63,23 @@ def test_a_finished_run_is_published_whole(finished_ablation: Path, tmp_path: Pa
     assert "](tables/ablation_runs.csv)" in page and "- looks: `[1, 2]`" in page
 
 
+def test_what_was_published_stays_where_the_new_one_cannot_be(
+    finished_ablation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = publish(finished_ablation, tmp_path / "published" / "x")
+    files = sorted(published.rglob("*"))
+    incomplete = tmp_path / "x"
+    shutil.copytree(finished_ablation, incomplete, ignore=shutil.ignore_patterns("claims.json"))
+    for folder, message in (
+        (incomplete, "expected the ledger of a run, found none"),
+        (published, "expected an output folder, found the published one itself"),
+    ):
+        assert reproduce.main(["publish", str(folder), "--to", str(published.parent)]) == 1
+        assert message in capsys.readouterr().err
+        assert sorted(published.rglob("*")) == files
+        assert list(published.parent.iterdir()) == [published]
+
+
 def test_a_page_names_every_command_that_filled_the_folder(
     finished_ablation: Path, tmp_path: Path
 ) -> None:

@@ -96,18 +96,40 @@ def test_bad_arguments_end_before_any_work(arguments, message, tmp_path, capsys)
         (["splits"], "--tail-shots", "2"),
         (["theory"], "--variant", "mine=0,0,1,1"),
         (["sgd"], "--split", "authors"),
+        (["theory"], "--seeds", "50"),
+        (["theory"], "--epoch", "4"),
     ],
 )
 def test_an_option_that_decides_nothing_is_refused(experiments, option, value, tmp_path, capsys):
     assert reproduce.main([*experiments, option, value, "--out", str(tmp_path / "x")]) == 2
     takes = {
         "--split": "on images of characters",
+        "--seeds": "that has seeds",
+        "--epoch": "that has seeds",
         "--iterations": "that takes it (ablation, few_shot)",
         "--variant": "that takes it (ablation)",
     }.get(option, "that takes it (few_shot)")
     expected = f"{option}: expected an experiment {takes}, found {', '.join(experiments)}"
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["few_shot", "sgd", "--budget", "30m"], "--budget: expected experiments that the pilot"),
+        (["--budget", "2m", "--iterations", "10"], "--iterations: expected an experiment that"),
+        (["--budget", "2m", "--seeds-for", "meta-adam=40"], "--seeds-for: expected an experiment"),
+        (["--budget", "30m", "--until-decided"], "--budget: expected no --until-decided"),
+        (["--budget", "30m", "--epoch", "6"], "--epoch: expected another than 6 with --budget"),
+        (["sine", "--strict"], "--strict: expected an experiment with theorems, found sine"),
+        (["sine", "--dry-run", "--json"], "--json: expected no --dry-run with it"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(arguments, message, tmp_path, capsys):
+    options = ["--dataset", "glyphs"] * ("sine" not in arguments)
+    assert reproduce.main([*arguments, *options, "--out", str(tmp_path)]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_each_experiment_is_given_the_options_that_it_takes(tmp_path):
