@@ -71,11 +71,11 @@ def _faster(suffix: str, sources: tuple[str, ...], statement: str, quotation: st
         quotation=quotation,
         epoch=EPOCH,
         amended=(
-            "Until epoch 2 the quantity was how many iterations MAML needs more to the highest "
-            "accuracy that both reach, a maximum of noisy curves, and the sum alone was judged, "
-            "whose step is four times as long as MAML's. The average, which takes an equal one, is "
-            "a claim of its own since. On epoch 2 the quick scale looked at 100, 200 and 300 "
-            "iterations, 30 tasks each (the sum: 2.2 points, 0.9 to 3.5, undecided; the average: "
+            "Until epoch 2 the quantity was how many more iterations MAML needs to reach the "
+            "highest accuracy that both reach, a maximum of noisy curves, and the sum alone was "
+            "judged, whose step is four times as long as MAML's. The average, which takes an equal "
+            "one, is a claim of its own since. On epoch 2 the quick scale looked at 100, 200 and "
+            "300 iterations, 30 tasks each (the sum: 2.2 points, 0.9 to 3.5, undecided; the average: "
             "-1.3, -2.5 to 0.0, refuted). Nine tenths of the spread were the tasks'; it looks at "
             "200 and 400, as figure 3 does, with 60 tasks."
         ),
@@ -112,7 +112,7 @@ CLAIMS = (
         quantity="accuracy after the last look, Adam outside less the plain step",
         band=(-0.02, 1.0),
         limits=(-1.0, 1.0),
-        reason="two points of accuracy are less than one would change an optimizer for",
+        reason="a two-point difference is too small to justify changing the optimizer",
         control=Control(kind="foil", words="joint training with the plain step in Adam's place"),
         quotation=quotes.ADAM,
         epoch=EPOCH,

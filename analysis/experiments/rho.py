@@ -14,7 +14,7 @@ axis are as far from the average as those two. Four further ones, on both axes, 
 than the average.
 
 The two opposite sums differ in neither rho nor noise, and neither do the means of the two axes.
-Theory cannot say by how much they differ.
+To this order the theory predicts no difference between them.
 """
 
 from collections.abc import Mapping, Sequence

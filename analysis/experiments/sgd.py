@@ -119,7 +119,7 @@ CLAIMS = (
             "change less, seed by seed. On epoch 2, with 16 seeds, the check was clear (0.017, "
             "0.011 to 0.022) and the control was not (another order changed it by 0.005, -0.004 to "
             "0.013); the quick scale has 40 seeds since. On epoch 9, 24 seeds were tried, to save "
-            "time; they left the control open, and judge nothing"
+            "time; they left the control open, and judged nothing."
         ),
     ),
     Claim(
@@ -149,7 +149,7 @@ CLAIMS = (
             "It said that small minibatches generalize better, by one standard deviation of what "
             "another order changes, and was refuted, though the post does not claim as much. It is "
             "our own claim now, of equivalence within a margin, with a control that is known to "
-            "change the gap"
+            "change the gap."
         ),
     ),
 )

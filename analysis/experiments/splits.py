@@ -78,7 +78,7 @@ CLAIMS = (
             "It was a difference of shares over all runs, though those on the authors' characters "
             "share what they are tested on: they count as one now, by their mean. At first it was "
             "judged at 2,000 iterations and 600 tasks, where the control's intervals were too wide "
-            "to fail, and then bound to the table's own scale"
+            "to fail, and then bound to the table's own scale."
         ),
     ),
 )
