@@ -51,7 +51,7 @@ def over_iterations(ax: Axes, chance: float | None = None) -> None:
         )
     ax.set_xlabel("meta-iterations")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
 
 
 def seeds_in_words(settings: Mapping[str, Any]) -> str:

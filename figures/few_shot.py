@@ -109,7 +109,7 @@ def caption(settings: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     else:
         ours = "one seed, bar: 95 % interval of the mean over tasks"
         if settings["split"] == "seed":
-            ours += " and, of characters, over splits"
+            ours += " and, where classes are drawn by seed, over splits"
     shots = settings["tail_shots"]
     tail = f"{shots} examples a class" if shots else "a minibatch of examples"
     trained = "; ".join(

@@ -163,6 +163,7 @@ def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
     for (variant, iteration), part in by_point:
         within, between = _within_and_between(part, size)
         when = "before" if iteration == 0 else f"after ${names[variant]}$"
+        within, between = round(within, 2) + 0.0, round(between, 2) + 0.0  # no -0.00
         cosines_in_words.append(f"{within:.2f}, {between:.2f} ({when})")
     finding = f"Cosines within a task, and between tasks: {'; '.join(cosines_in_words)}"
     caption = (
@@ -208,12 +209,12 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
         ax.set_xlim(-0.5, len(iterations) - 0.5)
         ax.grid(visible=False, axis="x")
         ax.set_title(f"change of the {label}", fontsize=9.5)
-    axes[0].legend(loc="upper right", fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
     beyond = table[(table.direction == "beyond") & (table.quantity == "inner product")]
     beyond = beyond.set_index("iteration")["mean"]
     finding = (
-        f"A step along what Reptile adds to k AvgGrad: inner product {beyond[iterations[0]]:+.2f} "
-        f"at the start, {beyond[iterations[-1]]:+.2f} at the end (bounded)"
+        "A step along Reptile's update less k AvgGrad: inner product "
+        f"{beyond[iterations[0]]:+.2f} at the start, {beyond[iterations[-1]]:+.2f} at the end"
     )
     k = settings["minibatches"]
     caption = (
@@ -228,4 +229,4 @@ def _steps(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
         + ("Bars: 95 % Student-t intervals over " if settings["seeds"] > 1 else "")
         + f"{settings['seeds']} seeds."
     )
-    return finish(figure, finding, caption)
+    return finish(figure, finding, caption, right=0.84)

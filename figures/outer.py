@@ -45,13 +45,16 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
         str(name): part for name, part in tables["outer_intervals"].groupby("variant")
     }
     figure, axes = plt.subplots(1, len(PANELS), figsize=(10.5, 5.8), sharey=True)
+    chance = 1 / settings["n_way"]
+    from_chance = min(curve["mean"].min() for curve in curves.values()) < 2 * chance
     for ax, (title, methods) in zip(axes, PANELS.items(), strict=True):
         for method in (method for method in methods if method in curves):
             colour, marker = STYLES[method]
             draw_curve(ax, curves[method], colour=colour, marker=marker, label=method)
-        over_iterations(ax, 1 / settings["n_way"])
+        over_iterations(ax, chance if from_chance else None)
         ax.set_title(title, fontsize=10)
-        ax.set_ylim(0, 101)
+        if from_chance:
+            ax.set_ylim(0, 101)
         ax.legend(
             loc="upper center", bbox_to_anchor=(0.5, -0.19), ncol=3, fontsize=8.5, columnspacing=1.2
         )

@@ -24,7 +24,7 @@ STYLES = {
 
 AT_THE_END_OF = {
     "steps": "After {:g} inner steps",
-    "batch": "With minibatches of {:g}",
+    "batch": "With minibatches of {:g} or all",
     "outer_step": "With an outer step of {:g}",
 }
 
@@ -82,10 +82,16 @@ def finding(intervals: pd.DataFrame) -> str:
 def caption(settings: Mapping[str, Any]) -> str:
     """Return the caption, which explains the figure to a reader without the paper."""
     n, inner = settings["n_way"] * settings["train_shots"], settings["inner"]
-    full = (
-        f"Full batch: all that a method may draw from, {n}, or {n - settings['fixed']['batch']} "
-        "before a separate tail (where drawing afresh is cycling). "
+    before_tail = n - settings["fixed"]["batch"]
+    largest = max(
+        [*settings["grid"]["batch"], *([n] * bool(settings["grid"]["outer_step"]))] or [0]
     )
+    full = ""
+    if largest > before_tail:
+        full = (
+            f"Before a separate tail there are {before_tail} samples, of which larger minibatches "
+            "take all. "
+        )
     has_replacement = any("replacement" in name for name in settings["methods"])
     afresh = " or each afresh (replacement)" if has_replacement else ""
     return (
@@ -93,7 +99,7 @@ def caption(settings: Mapping[str, Any]) -> str:
         "+ \\ldots + g_k$, FOMAML's is $g_k$, the gradient of the last of k minibatches (the "
         f"tail). Separate tail: {settings['tail']}, that no earlier minibatch holds. Shared tail: "
         f"drawn as the others, by cycling through all {n}{afresh}. Right of the dotted line "
-        f"cycling meets samples twice. {full if settings['grid']['outer_step'] else ''}Inner SGD, "
+        f"cycling meets samples twice. {full}Inner SGD, "
         f"$\\alpha$ = {inner['learning_rate']:g} on the {inner['reduction']} loss; outer step "
         f"{settings['fixed']['outer_step']:g} where it is not varied, "
         f"{schedule_in_words(settings)}. The paper gives no rates: these are figure 3's. Accuracy "

@@ -58,7 +58,7 @@ def _curves(ax: plt.Axes, intervals: pd.DataFrame, settings: Mapping[str, Any]) 
     ax.set(ylabel="accuracy on test characters (%)")
     ax.set_title("early curves", fontsize=10)
     ax.margins(y=0.3)
-    ax.legend(fontsize=7.5, loc="upper left")
+    ax.legend(fontsize=7.5, loc="upper left", handlelength=3.6)
 
 
 def finding(pairs: pd.DataFrame) -> str:

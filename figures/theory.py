@@ -4,6 +4,7 @@ Remainders fall by the power they should. Coefficients are where they are predic
 """
 
 from collections.abc import Mapping
+from math import ceil, floor, log10
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -115,7 +116,7 @@ def draw_coefficients(rows: pd.DataFrame) -> Figure:
         figure,
         (
             "What updates hold of AvgGrad and AvgGradInner: measured and predicted differ by at "
-            f"most {worst:.0e}"
+            f"most {_rounded_up(worst)}"
         ),
         COEFFICIENTS_CAPTION.format(
             least=int(rows.k.min()), most=int(rows.k.max()), losses=rows["data"].nunique()
@@ -123,11 +124,17 @@ def draw_coefficients(rows: pd.DataFrame) -> Figure:
     )
 
 
+def _rounded_up(value: float) -> str:
+    """Return a bound on a value in one digit."""
+    exponent = floor(log10(value)) if value > 0 else 0
+    return f"{ceil(value / 10.0**exponent)}e{exponent:+03d}"
+
+
 def _draw_pool(ax: Axes, case: pd.DataFrame, colour: str) -> None:
     for role, line in (("check", "-"), ("control", "--")):
         mine = case[case.role == role]
         pool, which = mine.case.iloc[0].split(": ")
-        words = f"{pool}, ${which}$" if role == "check" else "wrong term"
+        words = f"{pool}, ${which}$" + ", wrong term" * (role == "control")
         opacity = 1 if role == "check" else 0.55
         colour_of_role = colour if role == "check" else WARNING
         ax.plot(

@@ -37,8 +37,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     k = steps[-1]
     reptile, fomaml, maml = (ends["mean"][name] for name in _updates(k))
     finding = (
-        f"Noise per unit of AvgGrad, k = {k}: FOMAML {fomaml / reptile:.2g}, MAML "
-        f"{maml / reptile:.2g} times Reptile's"
+        f"Noise per unit of AvgGrad after {iterations[-1]:,} iterations, k = {k}: FOMAML "
+        f"{fomaml / reptile:.2g}, MAML {maml / reptile:.2g} times Reptile's"
     )
     caption = (
         "$E|u - Eu|^2 / (\\sum w)^2$ of the update u from one task, relative to that of $g_1$, "

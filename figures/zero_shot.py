@@ -55,7 +55,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
                     textcoords="offset points", fontsize=7.5, color="0.35")  # fmt: skip
         ax.set(xlabel="meta-iterations", ylabel=label)
         ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        ax.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 5, 10]))
     axes[0].set_ylim(0, 101)
     axes[1].set_ylim(bottom=0)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=8)
@@ -68,7 +68,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
         f"An initialization that has not seen a task's labels, which are dealt at random among {n} "
         f"classes. Lines: before the first inner step, {_seeds(settings['seeds'])}, "
         f"{settings['tasks']} test tasks each, labels as they are dealt. Grey: chance, twice the "
-        "standard deviation over labellings. Circles: the same examples after adaptation, at the "
+        "standard deviation over labellings. Circles: the support examples themselves, after "
+        "adapting to them, at the "
         f"end ({settings['adapted_tasks']} tasks a seed). Averaged over all "
         f"{settings['labellings']} labellings every initialization has an accuracy of exactly 1/N "
         f"and a loss of log N or more. Runs on a schedule of {settings['schedule']:,} iterations."

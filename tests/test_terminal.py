@@ -42,7 +42,7 @@ def test_undecided_says_why_and_what_would_decide() -> None:
     )
     assert (
         "passed" in _of(PILOT)[0]
-        and "undecided: the control does not fail; no number of seeds" in _of(PILOT)[0]
+        and "undecided: the control does not fail; more than 200 seeds" in _of(PILOT)[0]
     )
     assert "2 [1, 3]" in _of(SHOWN_ONLY)[0] and "only shown" in _of(SHOWN_ONLY)[0]
     assert _of(CLAIMS[-1].id)[0].endswith("undecided: not measured")

@@ -75,9 +75,9 @@ def _faster(suffix: str, sources: tuple[str, ...], statement: str, quotation: st
             "highest accuracy that both reach, a maximum of noisy curves, and the sum alone was "
             "judged, whose step is four times as long as MAML's. The average, which takes an equal "
             "one, is a claim of its own since. On epoch 2 the quick scale looked at 100, 200 and "
-            "300 iterations, 30 tasks each (the sum: 2.2 points, 0.9 to 3.5, undecided; the average: "
-            "-1.3, -2.5 to 0.0, refuted). Nine tenths of the spread were the tasks'; it looks at "
-            "200 and 400, as figure 3 does, with 60 tasks."
+            "300 iterations, 30 tasks each (the sum: 2.2 points, 0.9 to 3.5, undecided; the "
+            "average: -1.3, -2.5 to 0.0, refuted). Nine tenths of the spread were the tasks'; it "
+            "looks at 200 and 400, as figure 3 does, with 60 tasks."
         ),
     )
 

@@ -14,6 +14,7 @@ from typing import Any, get_args
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, Control
 from analysis.results.judge import (
     DECISIONS,
+    MAX_SEEDS,
     REFUTED,
     SUPPORTED,
     UNDECIDED,
@@ -315,7 +316,7 @@ def plan(found: SeedPlan) -> str:
             if found.of_control
             else ("it is too near to an end of its band")
         )
-        return f"no number of seeds would decide it at this scale: {near}"
+        return f"more than {MAX_SEEDS} seeds would be needed at this scale: {near}"
     words = f"{found.seeds} more seed{'s' * (found.seeds != 1)}"
     return words if isnan(found.seconds) else f"{words}, about {duration(found.seconds)}"
 

@@ -117,7 +117,8 @@ def _record(manifest: Mapping[str, Any] | None, experiment: str) -> Mapping[str,
     record = manifest.get("earlier", {}).get(experiment, {})
     if record and experiment not in manifest.get("wall_seconds", {}):
         return record  # the last command was interrupted before it wrote anything of it
-    return manifest if isinstance(manifest["experiments"].get(experiment), dict) else {}
+    asked = manifest.get("experiments", {}).get(experiment)
+    return manifest if isinstance(asked, dict) else {}
 
 
 def runs(tables: Path, experiment: str) -> tuple[str, ...]:
