@@ -127,10 +127,11 @@ def more_seeds(
         owner.update({claim.id: name for claim in group})
     wanted: dict[str, int] = {}
     for verdict in verdicts:
-        if verdict.decision != UNDECIDED or verdict.plan is None or verdict.planned is None:
+        plan, planned = verdict.plan, verdict.planned
+        if verdict.decision != UNDECIDED or plan is None or not plan.seeds or planned is None:
             continue
-        seeds = verdict.planned - max(0, verdict.plan.seeds - MAX_AT_ONCE)
-        own = verdict.claim.id in alone and not verdict.plan.of_control
+        seeds = planned - max(0, plan.seeds - MAX_AT_ONCE)
+        own = verdict.claim.id in alone and not plan.of_control
         name = verdict.claim.id if own else owner[verdict.claim.id]
         wanted[name] = max(wanted.get(name, 0), seeds)
     return wanted

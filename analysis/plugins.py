@@ -45,8 +45,9 @@ def _experiments(path: Path) -> list[tuple[Experiment, registry.Draw | None]]:
             f"--plugin: expected EXPERIMENT, an Experiment, in {path}, found {found or 'none'}"
         )
     taken = {claim.id for claim in claims_of(registry.EXPERIMENTS.values())}
+    names = set(registry.EXPERIMENTS)
     for one in found:
-        if one.name in registry.EXPERIMENTS:
+        if one.name in names:
             raise UsageError(
                 f"--plugin: expected a name that no experiment has, found {one.name!r} in {path}"
             )
@@ -54,6 +55,8 @@ def _experiments(path: Path) -> list[tuple[Experiment, registry.Draw | None]]:
             raise UsageError(
                 f"--plugin: expected claims of other names than those there are, found {twice[0]!r}"
             )
+        names.add(one.name)
+        taken.update(claim.id for claim in one.claims)
     return [(one, getattr(module, "draw", None)) for one in found]
 
 

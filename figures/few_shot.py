@@ -42,6 +42,13 @@ PUBLISHED: dict[str, Any] = {
     "capsize": 2,
     "markerfacecolor": "white",
 }
+VALUE: dict[str, Any] = {
+    "textcoords": "offset points",
+    "ha": "right",
+    "va": "center",
+    "fontsize": 7.5,
+    "color": "0.25",
+}
 APART = 0.15  # ours above the middle of its row, the published below
 MEASURED, NOT_ASKED = "measured", "not asked for"  # statuses of a cell
 
@@ -147,27 +154,23 @@ def _draw_cell(ax: Axes, cell: pd.DataFrame) -> None:
         low_published = row.published - row.published_half
         for value, end, side in ((row.mean, low, APART), (row.published, low_published, -APART)):
             if pd.notna(value):
-                ax.annotate(
-                    f"{value:.1f}",
-                    (end, y + side),
-                    xytext=(-6, 0),
-                    textcoords="offset points",
-                    ha="right",
-                    va="center",
-                    fontsize=7.5,
-                    color="0.25",
-                )
+                ax.annotate(f"{value:.1f}", (end, y + side), xytext=(-6, 0), **VALUE)
     ax.set_yticks(middle, cell.row)
     ax.set_ylim(-0.7, len(cell) - 0.4)
-    half = cell.published_half
-    ends = pd.concat([cell.low, cell.high, cell.published - half, cell.published + half]).clip(
-        0, 100
-    )
+    trained = cell.drop("untrained", level="method")
+    shown = cell if trained["mean"].isna().all() else trained
+    half = shown.published_half
+    parts = shown.low, shown.high, shown.published - half, shown.published + half
+    ends = pd.concat(parts).clip(0, 100)
     left, right = ends.min(), ends.max()
     span = max(right - left, 5)
     ticks = MaxNLocator(5, integer=True).tick_values(left, right)
     ax.set_xticks([tick for tick in ticks if 0 <= tick <= 100])
     ax.set_xlim(left - 0.3 * span, right + 0.1 * span)
+    for y, row in zip(middle, cell.itertuples(), strict=True):
+        if row.mean < left - 0.3 * span:  # untrained, far below the others
+            at = ax.get_yaxis_transform()
+            ax.annotate(f"← {row.mean:.1f}", (0, y), xycoords=at, xytext=(40, 0), **VALUE)
     if cell["mean"].isna().all():
         row = cell.loc["reptile", False]
         reason = fill(

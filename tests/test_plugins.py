@@ -53,6 +53,10 @@ WRONG = {
     "another": ("EXPERIMENT = 1", r"expected EXPERIMENT, an Experiment, in .*found \[1\]"),
     "broken": ("import nowhere_at_all", "expected a file that can be imported.*nowhere_at_all"),
     "json": ("EXPERIMENT = 1", "expected a name that no other module has, found 'json'"),
+    "twice": (
+        "from tests.own_claim import EXPERIMENT as one\nEXPERIMENTS = [one, one]",
+        "expected a name that no experiment has, found 'own_claim'",
+    ),
     "taken": (
         "from dataclasses import replace\nfrom tests.own_claim import EXPERIMENT as one\n"
         "EXPERIMENT = replace(one, name='theory')",

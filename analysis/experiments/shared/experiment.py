@@ -205,7 +205,7 @@ class Experiment:
     compares: names of the runs that a claim compares, by the claim's id, for claims that can have
         more seeds than the others (--seeds-for).
     most_iterations: the highest value of --iterations, where there is one.
-    profiles: where it is run unless it is named; elsewhere it can give no verdict.
+    profiles: where it is run by default; elsewhere only where it is named.
     scales: by profile, each a dataclass of the experiment's own with a field `seeds`.
     """
 
