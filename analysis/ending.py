@@ -45,7 +45,10 @@ def guarded(main: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> i
             return main(arguments)
     except KeyboardInterrupt:
         command = shlex.join([*program.command().split(), *arguments])
-        print(f"\nInterrupted. Finished work is kept. Resume with: {command}", file=sys.stderr)
+        again = " (--fresh starts over)" * ("--fresh" in arguments)
+        print(
+            f"\nInterrupted. Finished work is kept. Resume with: {command}{again}", file=sys.stderr
+        )
         return INTERRUPTED
     except BrokenPipeError:  # the reader of the output has seen enough
         # Otherwise the interpreter would complain once more as it ends.

@@ -249,6 +249,28 @@ def test_fresh_does_it_again_and_gets_the_same_bits(source, tmp_path):
     assert_same_run(job.path, old)
 
 
+def test_a_fresh_run_replaces_no_more_than_it_has_done(source, tmp_path, monkeypatch):
+    """A finished run stays in its file until a fresh one has come as far."""
+    job = _job(source, tmp_path, keep=(3,))
+    execute(job)
+    before = job.path.read_bytes()
+    monkeypatch.setattr("analysis.runs.advance.SAVE_SECONDS", 0.0)
+    calls = iter(range(9))
+
+    def stop(done, note=""):
+        if next(calls):
+            raise Killed
+
+    with pytest.raises(Killed):
+        execute(dataclasses.replace(job, fresh=True, keep=()), stop)
+    assert job.path.read_bytes() == before
+    execute(dataclasses.replace(job, fresh=True, until=5, keep=()))
+    found = load(job)
+    assert found.state.iteration == RUN.iterations and sorted(found.snapshots) == [3, 5, 12]
+    job.path.write_bytes(b"damaged")
+    assert execute(dataclasses.replace(job, fresh=True)).finished
+
+
 def test_two_workers_give_the_bits_of_this_process(source, tmp_path):
     for name, workers in (("here", InProcess(1)), ("there", Workers(2, quiet=True))):
         jobs = [_job(source, tmp_path / name, seed=seed, keep=(5,)) for seed in range(3)]

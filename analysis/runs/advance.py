@@ -12,6 +12,7 @@ from analysis.runs.job import Job
 from analysis.runs.store import DIVERGED, Outcome, Stored, digest_of, is_finite, load, save
 from analysis.runs.workers import Progress, silent
 from reptile_core import training
+from reptile_core.checkpoints import CheckpointError
 from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
 from reptile_core.training import TrainingState
 
@@ -27,8 +28,11 @@ class RunInProgress:
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress = job, progress
         begin = training.start(job.run, job.device)
+        there = _readable(job) if job.fresh else load(job)
+        # What a fresh run replaces, once it has come as far or to its end.
+        self.replaced = there if job.fresh else None
         # The furthest known state. The file keeps it while an earlier stretch is trained again.
-        self.stored = (None if job.fresh else load(job)) or Stored(begin, {}, 0.0, "running")
+        self.stored = (None if job.fresh else there) or Stored(begin, {}, 0.0, "running")
         missing = self.stored.missing(job)
         self.done = not missing
         self.state = begin
@@ -83,7 +87,17 @@ class RunInProgress:
         self.stored = replace(self.stored, kinds=tuple(dict.fromkeys([*self.stored.kinds, here])))
         self.done = not self.stored.missing(self.job)
         self.saved = time.perf_counter()
-        save(self.job, self.stored)
+        self._save()
+
+    def _save(self) -> None:
+        """Write the run's file; a fresh run that is behind it replaces only what it has done."""
+        stored, before = self.stored, self.replaced
+        behind = before is not None and stored.state.iteration < before.state.iteration
+        if before is not None and behind and not stored.diverged:
+            if not self.done:
+                return
+            stored = replace(before, snapshots=before.snapshots | stored.snapshots)
+        save(self.job, stored)
 
     def _elapsed(self) -> float:
         return self.seconds + time.perf_counter() - self.began
@@ -102,6 +116,14 @@ class RunInProgress:
         phi[stored.state.iteration] = digest_of(stored.state.phi)
         outcome = Outcome(status, stored.seconds, stored.state.iteration, phi, stored.kinds)
         return outcome.up_to(self.job.end)
+
+
+def _readable(job: Job) -> Stored | None:
+    """Return what the job's file holds; None where there is none that can be used."""
+    try:
+        return load(job)
+    except CheckpointError:
+        return None
 
 
 def execute(job: Job, progress: Progress = silent) -> Outcome:
