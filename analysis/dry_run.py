@@ -1,7 +1,9 @@
 """Preview of a command: its training runs and evaluations, which are done, and hours for the rest.
 
-Each experiment is given made-up accuracies to find out what it asks for. Nothing is trained or
-written. The rest is costed as in `cost`, at the rate that one core of this machine has now.
+Each experiment is given made-up accuracies to find out what it asks for. Where it chooses by
+accuracy, as `outer` chooses Adam's step, the run that it would choose is not known, and another may
+be counted. Nothing is trained, and no result is written. The rest is costed as in `cost`, at the
+rate that one core of this machine has now.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,11 +16,11 @@ import numpy as np
 from analysis import cost
 from analysis.experiments.shared.experiment import Context, Experiment, Measured
 from analysis.plan import Plan
-from analysis.runs import store
+from analysis.runs.advance import RunInProgress
 from analysis.runs.evaluation_chunks import Accuracies, EvaluationChunk, chunks
 from analysis.runs.job import Job
 from analysis.runs.store import Outcome
-from analysis.runs.workers import Workers
+from analysis.runs.workers import Workers, silent
 from reptile_core.training import Run
 
 RATE_SECONDS = 2.0  # how long the rate is measured
@@ -150,11 +152,9 @@ def _line(one: Left, rate: float, workers: int, profile: str) -> str:
 
 
 def _iterations_left(job: Job) -> int:
-    """Return the iterations from where the job's file stands to its end."""
-    stored = store.load(job)
-    if stored is None:
-        return job.end
-    return max(0, job.end - stored.state.iteration) if stored.missing(job) else 0
+    """Return the iterations from where training would begin to the job's end."""
+    run = RunInProgress(job, silent)
+    return 0 if run.done else job.end - run.state.iteration
 
 
 def _flops(chunk: EvaluationChunk) -> float:
