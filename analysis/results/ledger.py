@@ -255,8 +255,9 @@ def outcome(verdict: Verdict) -> str:
     """Return in words what the control did."""
     if not verdict.controls:
         return "not measured"
+    beaten = verdict.claim.control.kind == "foil" and verdict.claim.direction
     return {
-        "failed": "failed, as it must",
+        "failed": "fell short of the check, as it must" if beaten else "failed, as it must",
         "passed": "passed, so this check can support nothing",
         "uninformative": "neither failed nor passed",
     }[verdict.control]
