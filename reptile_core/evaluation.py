@@ -69,6 +69,8 @@ def accuracies(
     lanes: number of tasks adapted at once. Best are as many as memory holds on a GPU, and one on
         a CPU core.
     """
+    if lanes < 1:
+        raise ValueError(f"lanes: expected at least 1, found {lanes}")
     count = tasks.test.label.shape[0]
     kinds = {"accuracy": False} | ({"accuracy_transductive": True} if transductive else {})
     correct: dict[str, list[Tensor]] = {name: [] for name in kinds}
@@ -91,24 +93,34 @@ def evaluation_tasks(
     pool: ImagePool,
     *,
     seed: int,
-    count: int,
-    first: int = 0,
+    tasks: range,
     queries: int = TEST_SHOTS,
     look: int = 0,
 ) -> Tasks:
-    """Return the evaluation tasks first … first + count - 1 of a seed.
+    """Return the evaluation tasks with these numbers of a seed.
 
     They are the same for every variant, so that their difficulty cancels in comparisons.
 
+    queries: test examples per class.
     look: which stream of tasks; tasks of different looks are independent.
+
+    Raises ValueError where there is no task, no test example or a negative number.
     """
-    tasks = torch.arange(first, first + count)
+    if not tasks:
+        raise ValueError(f"tasks: expected at least 1 task, found {tasks}")
+    for name, value, lowest in (
+        ("tasks", min(tasks), 0),
+        ("queries", queries, 1),
+        ("look", look, 0),
+    ):
+        if value < lowest:
+            raise ValueError(f"{name}: expected at least {lowest}, found {value}")
     return pool.sample(
         sampling,
         seed=seed,
         purpose=Purpose.EVALUATION,
         iteration=look,
-        task=tasks,
+        task=torch.tensor(tasks),
         test_shots=queries,
     )
 

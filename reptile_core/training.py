@@ -259,8 +259,7 @@ def evaluate(
         sampling,
         pool,
         seed=run.seed,
-        count=len(tasks),
-        first=tasks.start,
+        tasks=tasks,
         queries=queries,
         look=look,
     )

@@ -219,7 +219,7 @@ def test_adaptation_is_the_cores_inner_loop_and_evaluation(glyphs, inner, repeat
     run = replace(run, sampling=replace(run.sampling, n_way=n_way), inner=inner)
     state = start(run)
     pool = ImagePool(torch.from_numpy(glyphs.images.copy()))
-    task = evaluation_tasks(Sampling(N_WAY, 1, N_WAY, 1), pool, seed=0, count=1)[0]
+    task = evaluation_tasks(Sampling(N_WAY, 1, N_WAY, 1), pool, seed=0, tasks=range(1))[0]
     support, test = pool.minibatch(task.support), pool.minibatch(task.test)
 
     wide = build_network(run)

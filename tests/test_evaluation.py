@@ -47,7 +47,7 @@ def phi_1() -> Tensor:
 
 
 def tasks(queries: int = 1) -> Tasks:
-    return evaluation_tasks(SAMPLING, POOL, seed=0, count=COUNT, queries=queries)
+    return evaluation_tasks(SAMPLING, POOL, seed=0, tasks=range(COUNT), queries=queries)
 
 
 def pictures(part) -> tuple[Tensor, Tensor]:
@@ -163,7 +163,7 @@ def test_nothing_is_changed(lanes: int) -> None:
 
 
 def test_one_task_has_no_standard_error() -> None:
-    one = evaluation_tasks(SAMPLING, POOL, seed=0, count=1)
+    one = evaluation_tasks(SAMPLING, POOL, seed=0, tasks=range(1))
     found = evaluate(NETWORK, LOSS, phi_1(), POOL, one, SGD(0.003))
     assert {(e.standard_error, e.count) for e in found.values()} == {(0.0, 1)}
 
@@ -174,7 +174,7 @@ def test_tasks_are_those_of_the_evaluation_stream() -> None:
     They are the same whatever their count, have one test example a class, and differ from the
     training tasks.
     """
-    few, many = (evaluation_tasks(SAMPLING, POOL, seed=4, count=count) for count in (2, 5))
+    few, many = (evaluation_tasks(SAMPLING, POOL, seed=4, tasks=range(n)) for n in (2, 5))
     assert torch.equal(many.test.index[:2], few.test.index) and torch.equal(
         many.support.index[:2], few.support.index
     )
@@ -191,7 +191,7 @@ def test_tasks_are_those_of_the_evaluation_stream() -> None:
         assert torch.equal(other.support.index, few.support.index) == (
             purpose == Purpose.EVALUATION
         )
-    later = evaluation_tasks(SAMPLING, POOL, seed=4, count=2, look=30)
+    later = evaluation_tasks(SAMPLING, POOL, seed=4, tasks=range(2), look=30)
     other = sample_tasks(
         SAMPLING, **arguments | {"iteration": 30}, purpose=Purpose.EVALUATION, task=torch.arange(2)
     )
@@ -201,4 +201,4 @@ def test_tasks_are_those_of_the_evaluation_stream() -> None:
 
 def test_too_small_a_pool() -> None:
     with pytest.raises(ValueError, match=r"^shots: expected at most 19 .*kept for testing"):
-        evaluation_tasks(Sampling(5, 20, 5, 1), POOL, seed=0, count=1)
+        evaluation_tasks(Sampling(5, 20, 5, 1), POOL, seed=0, tasks=range(1))

@@ -142,7 +142,7 @@ def test_evaluation_classifies_as_the_module_does():
     network = Network.of(module(), SHAPE)
     run = run_of(network)
     found = evaluate(run, pool(), start(run), LEARN, range(4), queries=2)["accuracy"]
-    drawn = evaluation_tasks(LEARN, pool(), seed=0, count=4, queries=2)
+    drawn = evaluation_tasks(LEARN, pool(), seed=0, tasks=range(4), queries=2)
     loss = CrossEntropy(network, "sum")
     phi = start(run).phi
     lanes = accuracies(
@@ -328,7 +328,7 @@ def test_images_of_another_shape_are_named_before_any_work(shape, weights):
 
 
 def by_hand(run, images, phi):
-    drawn = evaluation_tasks(LEARN, images, seed=0, count=1)
+    drawn = evaluation_tasks(LEARN, images, seed=0, tasks=range(1))
     return CrossEntropy(omniglot(run.sampling.n_way), "sum").gradient(
         phi, images.minibatch(drawn.minibatches[0][0])
     )

@@ -266,7 +266,7 @@ def test_evaluation_uses_the_moments_as_training_does(moments: str) -> None:
 
 
 def test_evaluation_is_that_of_the_runs_tasks() -> None:
-    tasks = evaluation.evaluation_tasks(TEST_SAMPLING, POOL, seed=RUN.seed, count=2)
+    tasks = evaluation.evaluation_tasks(TEST_SAMPLING, POOL, seed=RUN.seed, tasks=range(2))
     network = build_network(RUN)
     loss = CrossEntropy(network, reduction="sum")
     expected = evaluation.accuracies(network, loss, start(RUN).phi, POOL, tasks, RUN.inner.build())
@@ -288,6 +288,30 @@ def test_evaluation_in_parts_is_evaluation_as_a_whole(queries: int, look: int) -
     assert_equal({name: torch.cat([part[name] for part in parts]) for name in whole}, whole)
     assert whole["accuracy"].std() > 0, "else any part would do for any other"
     assert ((whole["accuracy"] * 5 * queries) % 1 < 1e-9).all()
+
+
+@pytest.mark.parametrize("some", [range(1, 12, 3), range(11, -1, -1)], ids=str)
+def test_evaluation_takes_the_very_tasks_that_are_asked_for(some: range) -> None:
+    whole = evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, range(12))
+    found = evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, some)
+    assert_equal(found, {name: values[list(some)] for name, values in whole.items()})
+    assert not torch.equal(found["accuracy"], whole["accuracy"][: len(some)])
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"tasks": range(0)}, r"^tasks: expected at least 1 task, found range\(0, 0\)"),
+        ({"tasks": range(-3, 3)}, r"^tasks: expected at least 0, found -3"),
+        ({"queries": 0}, r"^queries: expected at least 1, found 0"),
+        ({"look": -1}, r"^look: expected at least 0, found -1"),
+        ({"lanes": 0}, r"^lanes: expected at least 1, found 0"),
+    ],
+    ids=str,
+)
+def test_errors_of_an_evaluation(wrong: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluate(RUN, POOL, start(RUN), TEST_SAMPLING, **{"tasks": range(2)} | wrong)
 
 
 def test_looks_have_tasks_of_their_own() -> None:

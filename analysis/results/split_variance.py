@@ -22,7 +22,7 @@ def classes_of(job: Job, evaluation: Evaluation) -> Int[np.ndarray, "tasks n_way
         evaluation.sampling,
         pool,
         seed=job.run.seed,
-        count=evaluation.tasks,
+        tasks=range(evaluation.tasks),
         queries=queries,
         look=evaluation.look,
     )

@@ -89,7 +89,7 @@ def sample_tasks(pool: ImagePool, first: int) -> list[dict[str, list[str]]]:
     Each task has an example of each class by one hand, and another one by another hand.
     """
     sampling = Sampling(n_way=N_WAY, shots=1, batch=N_WAY, steps=1)
-    tasks = evaluation_tasks(sampling, pool, seed=0, count=SHOWN, first=first)
+    tasks = evaluation_tasks(sampling, pool, seed=0, tasks=range(first, first + SHOWN))
     images = pool.images.flatten(0, 1)
 
     def texts(index: Tensor) -> list[str]:

@@ -48,7 +48,7 @@ def inner_step(run: Run) -> tuple[tuple, float]:
 def evaluate(run: Run, sampling: Sampling) -> tuple[tuple, float]:
     pool, model = ImagePool(images()), plain.model_of(run.sampling.n_way)
     floats, start = pool.images.float(), training.start(run)
-    tasks = evaluation.evaluation_tasks(sampling, pool, seed=0, count=1)
+    tasks = evaluation.evaluation_tasks(sampling, pool, seed=0, tasks=range(1))
     network = training.build_network(run)
     loss = CrossEntropy(network, run.inner.reduction)
     return (
