@@ -7,6 +7,7 @@ can be saved after any iteration and the run resumed from it. Every bit after th
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import partial
+from math import isfinite
 from typing import Any, Literal
 
 import torch
@@ -85,6 +86,8 @@ class Outer:
 
     def __post_init__(self) -> None:
         _choice("optimizer", self.optimizer, ("plain", *OUTER_OPTIMIZERS))
+        _finite("step", self.step)
+        _finite("final", self.final)
 
     def size(self, iteration: int, iterations: int) -> float:
         """Return eps at an iteration, counted from 0."""
@@ -132,6 +135,8 @@ class Run:
                 f"weights: expected one per inner step ({self.sampling.steps}), found "
                 f"{len(self.weights)}"
             )
+        else:
+            _finite("weights", *self.weights)
         build_network(self)  # raises ValueError for an unknown activation
 
     @property
@@ -247,7 +252,8 @@ def evaluate(
     look: which stream of tasks; tasks of different looks are independent.
 
     With one query per class, as in the authors' evaluation, the result also has the accuracy with
-    transduction, as "accuracy_transductive". Raises ValueError where n_way differs from training.
+    transduction, as "accuracy_transductive". Raises ValueError where n_way differs from training,
+    and where training has diverged.
     """
     if sampling.n_way != run.sampling.n_way:
         raise ValueError(
@@ -255,6 +261,9 @@ def evaluate(
             f"{sampling.n_way}"
         )
     network = network_for(run, pool)
+    # Logits that are not finite would all fall into the first class: exactly chance.
+    if not state.phi.is_meta and (others := int((~state.phi.isfinite()).sum())):
+        raise ValueError(f"state: expected finite parameters, found {others} that are not")
     drawn = evaluation.evaluation_tasks(
         sampling,
         pool,
@@ -312,6 +321,12 @@ class OuterStep:
 
 def _as_json(part: Any) -> Any:
     return asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
+
+
+def _finite(name: str, *found: float) -> None:
+    for number in found:
+        if not isfinite(number):
+            raise ValueError(f"{name}: expected finite numbers only, found {number}")
 
 
 def _choice(name: str, found: str, allowed: tuple[str, ...]) -> None:

@@ -9,6 +9,7 @@ again.
 
 from collections.abc import Callable
 from dataclasses import replace
+from math import isfinite
 
 import pytest
 import torch
@@ -358,6 +359,7 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         ({"seed": -1}, r"^seed: expected at least 0, found -1"),
         ({"weights": (1.0,)}, r"^weights: expected one per inner step \(2\), found 1"),
         ({"weights": (1.0, 1.0, 1.0)}, r"^weights: expected one per inner step \(2\), found 3"),
+        ({"weights": (1.0, float("nan"))}, r"^weights: expected finite numbers only, found nan"),
         ({"weights": "fo"}, r"^weights: "),  # a string has as many letters as there are steps
     ],
 )
@@ -378,6 +380,8 @@ def test_errors_of_a_run(wrong: dict, message: str) -> None:
             lambda: Inner("sgd", 0.1, moments="lost"),
             r"^moments: expected one of kept, reset, found 'lost'",
         ),
+        (lambda: Outer(float("nan")), r"^step: expected finite numbers only, found nan"),
+        (lambda: Outer(0.1, float("inf")), r"^final: expected finite numbers only, found inf"),
         (lambda: Inner("adam", 0.0), r"^learning_rate: expected a finite number above 0, found 0"),
         (
             lambda: Outer(0.1, optimizer="lion"),
@@ -395,6 +399,17 @@ def test_evaluation_on_another_number_of_classes() -> None:
         ValueError, match=r"^sampling: expected tasks of 5 classes as in training, found 3"
     ):
         evaluate(RUN, POOL, start(RUN), Sampling(3, 1, 3, 2), range(1))
+
+
+def test_a_diverged_state_is_not_evaluated() -> None:
+    run = replace(RUN, inner=Inner("sgd", 1e300), iterations=1, meta_batch=1)
+    (state,) = train(run, POOL, start(run))
+    count = sum(not isfinite(number) for number in state.phi.tolist())
+    assert count > 0
+    with pytest.raises(
+        ValueError, match=rf"^state: expected finite parameters, found {count} that are not"
+    ):
+        evaluate(run, POOL, state, TEST_SAMPLING, range(1))
 
 
 def test_too_small_a_pool() -> None:
