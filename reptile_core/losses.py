@@ -57,6 +57,7 @@ class CrossEntropy:
             if point is not None:
                 return Value.apply(phi, point).view(phi.shape[:-1] or batch.y.shape[:-1])
         log_p = F.log_softmax(self.network(phi, batch.x), -1)
+        _check_labels(batch.y, log_p.shape[-1])
         per_example = -log_p.gather(-1, batch.y.unsqueeze(-1)).squeeze(-1)
         return per_example.sum(-1) if self.reduction == "sum" else per_example.mean(-1)
 
@@ -97,9 +98,10 @@ class CrossEntropy:
             return None
         if not (native.supports_tensor(phi) and native.supports_tensor(batch.x)):
             return None
-        # Training keeps the bits that it had before.
+        # In float32, smooth activations stay on autograd, so that published runs keep their bits.
         if blocks.activation != "relu" and phi.dtype == torch.float32:
             return None
+        _check_labels(batch.y, self.network.shapes["linear.bias"][0])
         weight = 1.0 if self.reduction == "sum" else 1 / count
         return partial(
             GradientByHand, self.network.unflatten, blocks, count, weight, phi.detach().view(-1)
@@ -119,3 +121,18 @@ class CrossEntropy:
         A thread has its own set, as the buffers are written into.
         """
         return batch.y.shape[-1], phi.dtype, get_ident()
+
+
+def _check_labels(y: Int[Tensor, "*lanes batch"], classes: int) -> None:
+    """Raise ValueError where labels are not classes 0 … classes - 1.
+
+    On a GPU and in transforms of torch.func their values are not read.
+    """
+    if y.dtype != torch.long:
+        raise ValueError(f"y: expected labels of dtype {torch.long}, found {y.dtype}")
+    if y.device.type == "cpu" and y.numel() and native.plain(y):
+        low, high = (int(end) for end in y.aminmax())
+        if low < 0 or high >= classes:
+            raise ValueError(
+                f"y: expected labels from 0 to {classes - 1}, found {low if low < 0 else high}"
+            )

@@ -214,3 +214,22 @@ def test_bad_learning_rates(make: Callable[[float], InnerOptimizer], rate: float
 def test_bad_beta2(beta2: float) -> None:
     with pytest.raises(ValueError, match=rf"^beta2: expected a number in \[0, 1\), found {beta2}"):
         Adam(0.1, beta2=beta2)
+
+
+@pytest.mark.parametrize("lanes", [(), (2,)], ids=["by hand", "lanes"])
+@pytest.mark.parametrize(
+    "label, dtype, message",
+    [
+        (7, torch.long, r"^y: expected labels from 0 to 4, found 7"),
+        (-1, torch.long, r"^y: expected labels from 0 to 4, found -1"),
+        (3.9, torch.float64, r"^y: expected labels of dtype torch.int64, found torch.float64"),
+    ],
+)
+def test_wrong_labels(
+    lanes: tuple[int, ...], label: float, dtype: torch.dtype, message: str
+) -> None:
+    batch = minibatches(1, *lanes)[0]
+    y = batch.y.to(dtype)
+    y[..., -1] = label
+    with pytest.raises(ValueError, match=message):
+        gradient(LOSS, NETWORK.initialize(0, dtype=torch.float64), Minibatch(batch.x, y))
