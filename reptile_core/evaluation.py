@@ -1,12 +1,13 @@
 """Few-shot evaluation as in the authors' code: adapt to the support set, classify test examples.
 
-A task has one test example per class. Batch norm uses the batch at hand, so it matters which
-examples are classified together. With transduction all test examples share one batch. Without it,
-each is alone in a batch with the whole support set, and nothing leaks from one to another.
+A task has one test example per class by default (`queries`). Batch norm uses the batch at hand, so
+it matters which examples are classified together. With transduction all test examples share one
+batch. Without it, each is alone in a batch with the whole support set, and nothing leaks from one
+to another.
 """
 
 from dataclasses import dataclass
-from math import sqrt
+from math import nan, sqrt
 
 import torch
 from jaxtyping import Float, Int
@@ -24,7 +25,7 @@ TEST_SHOTS = 1
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over tasks with its standard error (0 for one task)."""
+    """A mean over tasks with its standard error (NaN for one task)."""
 
     mean: float
     standard_error: float
@@ -126,7 +127,12 @@ def evaluation_tasks(
 
 
 def estimate(per_task: Float[Tensor, " tasks"]) -> Estimate:
-    """Return the mean over tasks of one number per task, with its standard error."""
+    """Return the mean over tasks of one number per task, with its standard error.
+
+    Raises ValueError where there is no task.
+    """
     n = per_task.numel()
-    spread = per_task.std(correction=1).item() if n > 1 else 0.0
+    if n == 0:
+        raise ValueError("per_task: expected at least 1 task, found 0")
+    spread = per_task.std(correction=1).item() if n > 1 else nan
     return Estimate(per_task.mean().item(), spread / sqrt(n), n)
