@@ -32,19 +32,17 @@ NETWORKS: dict[str, Callable[..., Network]] = {
 # The shape of one input of each.
 IMAGES = {"omniglot": (28, 28), "mini_imagenet": (84, 84, 3), "cifar_fs": (32, 32, 3)}
 
-# torch's optimizers that need no more than the gradient of a vector.
+# torch's optimizers that need no more than the gradient of a vector. Adafactor is none of them, as
+# it would couple lanes; nor are ASGD and Rprop, whose steps follow eps late or not at all.
 OUTER_OPTIMIZERS: dict[str, Callable[..., optim.Optimizer]] = {
-    "adafactor": optim.Adafactor,
     "adadelta": optim.Adadelta,
     "adagrad": optim.Adagrad,
     "adam": optim.Adam,
     "adamax": optim.Adamax,
     "adamw": optim.AdamW,
-    "asgd": optim.ASGD,
     "nadam": optim.NAdam,
     "radam": optim.RAdam,
     "rmsprop": optim.RMSprop,
-    "rprop": optim.Rprop,
     "sgd": optim.SGD,
 }
 
@@ -76,8 +74,9 @@ class Inner:
 class Outer:
     """The outer step, with eps annealed linearly from `step` to `final`.
 
-    optimizer: "plain" is phi <- phi - eps · direction. The name of one of torch's optimizers
-        ("adam", "rmsprop", …) hands it the direction as a gradient, with eps as learning rate.
+    optimizer: "plain" is phi <- phi - eps · direction. The name of a torch optimizer ("adam",
+        "rmsprop", …) makes that optimizer take the step, with the direction as gradient and eps as
+        learning rate.
     """
 
     step: float

@@ -13,26 +13,37 @@ from reptile_core import native
 from reptile_core.lanes import lane, lane_bytes, shared, train_lanes
 from reptile_core.losses import CrossEntropy
 from reptile_core.tasks import training_stream
-from reptile_core.training import Outer, build_network, start, train
+from reptile_core.training import OUTER_OPTIMIZERS, Outer, build_network, start, train
 from tests.helpers.data import LANE_RUNS, assert_close, image_pool, minibatch
 
 CLOSE = 1e-11
 SGD_RUN = LANE_RUNS["sgd"]
 SAMPLING = SGD_RUN.sampling
+SMALL = replace(
+    SGD_RUN,
+    sampling=replace(SAMPLING, batch=2, steps=1),
+    weights=(1.0,),
+    iterations=2,
+    meta_batch=1,
+)
+OUTER_RUNS = {
+    f"outer {name}": replace(SMALL, outer=Outer(1e-3, optimizer=name)) for name in OUTER_OPTIMIZERS
+}
+RUNS = OUTER_RUNS | LANE_RUNS
 
 
 def _lanes(run):
     """Return two variants of one seed, a run of another seed with other images, and their pools."""
-    other = run.weights if run.weights == "maml" else (0.0, -0.5)
+    other = run.weights if run.weights == "maml" else (0.0, -0.5)[-len(run.weights) :]
     # No two lanes at the ends are alike, so that a reversed order shows.
     runs = [replace(run, weights=other), run, replace(run, seed=7)]
     first, second = image_pool(classes=6, seed=1), image_pool(classes=6, seed=2)
     return runs, [first, first, second]
 
 
-@pytest.mark.parametrize("name", LANE_RUNS)
-def test_every_lane_is_its_run(name):
-    runs, pools = _lanes(LANE_RUNS[name])
+@pytest.mark.parametrize("run", RUNS.values(), ids=RUNS)
+def test_every_lane_is_its_run(run):
+    runs, pools = _lanes(run)
     together = list(train_lanes(runs, pools, [start(run) for run in runs]))
     for index, (run, pool) in enumerate(zip(runs, pools, strict=True)):
         for found, expected in zip(together, train(run, pool, start(run)), strict=True):
