@@ -171,14 +171,19 @@ def omniglot(n_way: int, *, activation: str = "relu") -> Network:
 
 
 def mini_imagenet(
-    n_way: int, *, size: int = 84, filters: int = 32, activation: str = "relu"
+    n_way: int,
+    *,
+    size: int = 84,
+    filters: int = 32,
+    activation: str = "relu",
+    name: str = "mini_imagenet",
 ) -> Network:
     """Return the paper's Mini-ImageNet network.
 
     It maps x (*lanes, batch, size, size, 3) to logits (*lanes, batch, n_way).
     """
     return _convolutional(
-        "mini_imagenet",
+        name,
         n_way=n_way,
         size=size,
         channels=3,
@@ -223,9 +228,11 @@ def check_shape(takes: tuple[int, ...], found: tuple[int, ...], name: str) -> No
     elif len(takes) == 3 and found == (*takes[1:], takes[0]):
         way = "; they have their channels last: images.movedim(-1, -3) puts them first"
     elif found == (1, *takes) or found == (*takes, 1):
-        way = f"; images.squeeze({-3 if found[0] == 1 else -1}) drops their single channel"
-    elif takes in ((1, *found), (*found, 1)):
-        way = f"; images.unsqueeze({-3 if takes[0] == 1 else -1}) adds a single channel"
+        axis = -len(found) if found == (1, *takes) else -1
+        way = f"; images.squeeze({axis}) drops their single channel"
+    elif takes == (1, *found) or takes == (*found, 1):
+        axis = -len(takes) if takes == (1, *found) else -1
+        way = f"; images.unsqueeze({axis}) adds a single channel"
     else:
         way = ""
     raise ValueError(

@@ -27,8 +27,9 @@ from reptile_core.tasks import Examples, ImagePool, Sampling, training_stream
 NETWORKS: dict[str, Callable[..., Network]] = {
     "omniglot": omniglot,
     "mini_imagenet": mini_imagenet,
-    "cifar_fs": partial(mini_imagenet, size=32, filters=64),
+    "cifar_fs": partial(mini_imagenet, size=32, filters=64, name="cifar_fs"),
 }
+MAX_SEED = 2**63 - 1  # seeds of lanes are a tensor of integers
 # The shape of one input of each.
 IMAGES = {"omniglot": (28, 28), "mini_imagenet": (84, 84, 3), "cifar_fs": (32, 32, 3)}
 
@@ -101,6 +102,7 @@ class Run:
     How the run is evaluated does not decide it.
 
     network: name of one of NETWORKS, or your own module as `Network.of` makes it.
+    activation: of one of NETWORKS; a module of yours has its own.
     weights: w_1 … w_k of the direction sum w_i (phi_i - phi_{i+1}), or "maml".
     """
 
@@ -116,17 +118,21 @@ class Run:
     dtype: Literal["float32", "float64"] = "float32"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.network, OwnNetwork):
-            _choice("network", self.network, tuple(NETWORKS))
-        elif self.network.outputs != self.sampling.n_way:
-            raise ValueError(
-                f"network: expected {self.sampling.n_way} outputs, as n_way is, found "
-                f"{self.network.outputs}"
+        if isinstance(self.network, OwnNetwork):
+            self._check_own(self.network)
+        elif not isinstance(self.network, str):
+            raise TypeError(
+                f"network: expected one of {', '.join(NETWORKS)}, or a module as Network.of makes "
+                f"it, found {type(self.network).__name__}"
             )
+        else:
+            _choice("network", self.network, tuple(NETWORKS))
         _choice("dtype", self.dtype, ("float32", "float64"))
         for name, lowest in (("iterations", 1), ("meta_batch", 1), ("seed", 0)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name}: expected at least {lowest}, found {getattr(self, name)}")
+        if self.seed > MAX_SEED:
+            raise ValueError(f"seed: expected at most {MAX_SEED}, found {self.seed}")
         if isinstance(self.weights, str):
             _choice("weights", self.weights, ("maml",))
         elif len(self.weights) != self.sampling.steps:
@@ -137,6 +143,18 @@ class Run:
         else:
             _finite("weights", *self.weights)
         build_network(self)  # raises ValueError for an unknown activation
+
+    def _check_own(self, network: OwnNetwork) -> None:
+        if network.outputs != self.sampling.n_way:
+            raise ValueError(
+                f"network: expected {self.sampling.n_way} outputs, as n_way is, found "
+                f"{network.outputs}"
+            )
+        if self.activation != Run.activation:
+            raise ValueError(
+                f"activation: expected the default with your own network, which has its own, found "
+                f"{self.activation!r}"
+            )
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -171,6 +189,10 @@ def network_for(run: Run, pool: ImagePool) -> Network:
 
     Raises ValueError where it does not take the images of the pool.
     """
+    if pool.dtype != run.torch_dtype:
+        raise ValueError(
+            f"pool: expected dtype {run.torch_dtype} as in the run, found {pool.dtype}"
+        )
     network = build_network(run)
     if network.takes is not None:
         check_shape(network.takes, tuple(pool.images.shape[2:]), network.name)

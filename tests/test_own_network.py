@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +34,7 @@ from reptile_core import (
 from reptile_core.evaluation import accuracies, evaluation_tasks
 from reptile_core.lanes import lane, lane_bytes, train_lanes
 from reptile_core.losses import CrossEntropy, Minibatch
+from reptile_core.networks import check_shape
 from reptile_core.tasks import training_stream
 from tests.benchmarks import plain
 from tests.helpers.data import assert_close, generator, minibatch
@@ -298,6 +300,15 @@ def test_what_is_no_function_of_parameters_and_inputs_is_refused(name):
 def test_as_many_outputs_as_classes_are_asked_for():
     with pytest.raises(ValueError, match="network: expected 3 outputs, as n_way is, found 5"):
         run_of(Network.of(flat(nn.Linear(16, 5)), SHAPE))
+    for network, found in ((nn.Linear(16, 3), "Linear"), (omniglot(3), "Network")):
+        with pytest.raises(
+            TypeError, match=rf"^network: expected .* as Network.of makes it, found {found}"
+        ):
+            run_of(network)
+    with pytest.raises(
+        ValueError, match=r"^activation: expected the default with your own .*, found 'tanh'"
+    ):
+        run_of(Network.of(flat(nn.Linear(16, 3)), SHAPE), activation="tanh")
     with pytest.raises(TypeError, match=r"module: expected a torch\.nn\.Module, found function"):
         Network.of(lambda x: x, SHAPE)
 
@@ -334,10 +345,27 @@ def by_hand(run, images, phi):
     )
 
 
+@pytest.mark.parametrize(
+    "takes, found",
+    [
+        *(((1, 28, 28), (28, 28)), ((28, 28, 1), (28, 28)), ((28, 28), (28, 28, 1))),
+        *(((1, 64), (64,)), ((64, 1), (64,)), ((64,), (1, 64)), ((64,), (64, 1))),
+        *(((1, 28, 1), (1, 28)), ((1, 28), (1, 28, 1))),
+    ],
+    ids=str,
+)
+def test_the_way_to_add_or_drop_a_channel_leads_there(takes, found):
+    images = torch.zeros(6, 8, *found)
+    with pytest.raises(ValueError, match="images: expected shape") as error:
+        check_shape(takes, found, "mine")
+    name, axis = re.search(r"images\.(\w+)\((-\d)\)", str(error.value)).groups()
+    assert getattr(images, name)(int(axis)).shape == (6, 8, *takes)
+
+
 def test_channels_first_and_last_are_told_apart():
     run = replace(run_of("cifar_fs"), dtype="float32")
     with pytest.raises(
-        ValueError, match=r"channels first: images.movedim\(-3, -1\) puts them last"
+        ValueError, match=r"network cifar_fs, .*channels first: images.movedim\(-3, -1\) puts "
     ):
         next(train(run, pool((3, 32, 32), torch.float32), start(run)))
     own = run_of(Network.of(flat(nn.Linear(48, 3)), (3, 4, 4)))

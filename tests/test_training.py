@@ -357,6 +357,10 @@ def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         ({"iterations": 0}, r"^iterations: expected at least 1, found 0"),
         ({"meta_batch": 0}, r"^meta_batch: expected at least 1, found 0"),
         ({"seed": -1}, r"^seed: expected at least 0, found -1"),
+        (
+            {"seed": 2**63},
+            r"^seed: expected at most 9223372036854775807, found 9223372036854775808",
+        ),
         ({"weights": (1.0,)}, r"^weights: expected one per inner step \(2\), found 1"),
         ({"weights": (1.0, 1.0, 1.0)}, r"^weights: expected one per inner step \(2\), found 3"),
         ({"weights": (1.0, float("nan"))}, r"^weights: expected finite numbers only, found nan"),
@@ -416,6 +420,24 @@ def test_too_small_a_pool() -> None:
     run = replace(RUN, sampling=replace(SAMPLING, shots=21))
     with pytest.raises(ValueError, match=r"^shots: expected at most 20 "):
         next(train(run, POOL, start(run)))
+
+
+def test_a_pool_of_another_dtype() -> None:
+    pool = replace(POOL, dtype=torch.float32)
+    for call in (
+        lambda: next(train(RUN, pool, start(RUN))),
+        lambda: evaluate(RUN, pool, start(RUN), TEST_SAMPLING, range(1)),
+    ):
+        with pytest.raises(
+            ValueError, match=r"^pool: expected dtype torch.float64 as in the run, found torch.floa"
+        ):
+            call()
+
+
+def test_the_largest_seed_starts_as_no_other() -> None:
+    seeds = (0, 1, 2**32, 2**63 - 2, 2**63 - 1)
+    starts = torch.stack([start(replace(RUN, seed=seed)).phi for seed in seeds])
+    assert len(starts.unique(dim=0)) == len(seeds)
 
 
 def test_start_is_the_initialization() -> None:
