@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from reptile_core.datasets import DataError, load
-from reptile_core.datasets.glyphs import generate
+from reptile_core.datasets.glyphs import HAND, _stream, generate
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +29,14 @@ def test_seeds_characters_and_drawings_differ(images: np.ndarray) -> None:
     assert len(np.unique(images.reshape(-1, 28 * 28), axis=0)) == 300 * 20
     other = generate(characters=300, drawings=1, seed=1)
     assert not (other[:, 0] == images[:, 0]).all(axis=(1, 2)).any()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**63 - 1, 2**63, 2**63 + 1, 2**64 - 1])
+def test_every_seed_has_a_stream_of_its_own(seed: int) -> None:
+    """The seed is the lower word of the key, as one number of 128 bits gives it."""
+    expected = np.random.Philox(key=(5 << 64) + seed, counter=HAND << 192)
+    found = _stream(seed, 5, HAND)
+    np.testing.assert_array_equal(found.random(4), np.random.Generator(expected).random(4))
 
 
 def test_ink_is_like_omniglots(images: np.ndarray) -> None:

@@ -61,7 +61,8 @@ def _stream(seed: int, character: int, purpose: int) -> np.random.Generator:
 
     The key holds the seed and the character, the counter's top word the purpose.
     """
-    return np.random.Generator(np.random.Philox(key=[seed, character], counter=[0, 0, 0, purpose]))
+    key = np.array([seed, character], np.uint64)  # NumPy rounds a list with numbers from 2^63 on
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, 0, purpose]))
 
 
 def _strokes(rng: np.random.Generator, extent: float) -> Strokes:
