@@ -217,9 +217,20 @@ def _outputs(module: nn.Module, x: Tensor) -> tuple[int, int]:
 
 
 def _check_noise(module: nn.Module, x: Tensor) -> None:
+    """Raise ValueError where a module draws random numbers or keeps a state.
+
+    Any draw of torch's own on the CPU shows, however small its effect is.
+    """
+    before = torch.get_rng_state()
     with torch.no_grad():
         first, *others = [module(x) for _ in range(EVALUATIONS)]
-    if all(_alike(first, other) for other in others):
+    if not first.isfinite().all():
+        raise ValueError(
+            "module: expected finite outputs, found others, of inputs from 0 to 1; are its "
+            "parameters finite?"
+        )
+    drawn = not torch.equal(before, torch.get_rng_state())
+    if not drawn and all(_alike(first, other) for other in others):
         return
     layers = [
         f"'{key}' ({type(layer).__name__})"

@@ -272,6 +272,14 @@ REFUSED = {
         lambda: flat(nn.Linear(16, 3), nn.Dropout(0.5)),
         "found noise in '2' \\(Dropout\\); call .eval",
     ),
+    "a little dropout": (
+        lambda: flat(nn.Linear(16, 3), nn.Dropout(0.001)),
+        "found noise in '2' \\(Dropout\\); call .eval",
+    ),
+    "parameters that are not finite": (
+        lambda: load_phi(flat(nn.Linear(16, 3)), torch.full((51,), float("nan"))),
+        "expected finite outputs, found others",
+    ),
     "another shape": (
         lambda: flat(nn.Linear(9, 3)),
         r"takes: expected the shape of one input .*found \(1, 4, 4\)",
