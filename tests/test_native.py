@@ -7,9 +7,12 @@ suffers from cancellation: 1e-5 of the largest number is ample.
 Float64's is 2^29 times less.
 """
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 
+import pooch
 import pytest
 import torch
 
@@ -401,23 +404,72 @@ def test_without_a_compiler_the_tensor_code_is_taken(monkeypatch):
     native.library.cache_clear()
     monkeypatch.setenv("CC", "no-such-compiler")
     try:
-        assert native.library() is None
+        with pytest.warns(UserWarning, match="native: expected a compiler in CC, found 'no-such-c"):
+            assert native.library() is None
         assert not native.supports_tensor(torch.zeros(1))
     finally:
         native.library.cache_clear()
 
 
+def _compiler(path, body):
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
 def test_a_compiler_that_fails_is_done_without(monkeypatch, tmp_path):
-    broken = tmp_path / "broken-cc"
-    broken.write_text("#!/bin/sh\nexit 1\n")
-    broken.chmod(0o755)
+    broken = _compiler(tmp_path / "broken-cc", "echo shape.h is missing >&2; exit 1")
     native.library.cache_clear()
-    monkeypatch.setenv("CC", str(broken))
+    monkeypatch.setenv("CC", broken)
     try:
-        with pytest.warns(UserWarning, match=f"native: {broken} does not compile the loops"):
+        with pytest.warns(
+            UserWarning, match=f"native: {broken} does not compile the loops, .* shape.h is missing"
+        ):
             assert native.library() is None
     finally:
         native.library.cache_clear()
+
+
+@pytest.fixture
+def empty_library(monkeypatch, tmp_path):
+    """Return a compiler with an option that makes an empty library, and counts that."""
+    real, source = shutil.which("cc"), tmp_path / "empty.c"
+    source.write_text("int answer(void) { return 42; }\n")
+    body = f'while [ "$1" != -o ]; do echo "$1" >> {tmp_path}/met; shift; done\n'
+    body += f'{real} -shared -fPIC {source} -o "$2"'
+    monkeypatch.setenv("CC", _compiler(tmp_path / "cc", body) + " --option")
+    monkeypatch.setattr(pooch, "os_cache", lambda name: tmp_path / "cache")
+    native.library.cache_clear()
+    yield tmp_path
+    native.library.cache_clear()
+
+
+def _compiled(folder):
+    return (folder / "met").read_text().count("--option")
+
+
+@needs_compiler
+def test_a_library_is_compiled_once_and_again_where_it_is_damaged(empty_library):
+    for _ in range(2):
+        native.library.cache_clear()
+        assert native.library().answer() == 42
+    assert _compiled(empty_library) == 1
+    (built,) = (empty_library / "cache").iterdir()
+    damaged = built.with_name("damaged")  # other than the file that this process has open
+    damaged.write_bytes(b"no library")
+    damaged.rename(built)
+    native.library.cache_clear()
+    with pytest.warns(UserWarning, match=f"native: {built} is damaged and will be rebuilt"):
+        assert native.library().answer() == 42
+    assert _compiled(empty_library) == 2
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_done_without(empty_library):
+    (empty_library / "cache").write_text("a file where the folder would be")
+    with pytest.warns(UserWarning, match="native: cannot write .*so every start compiles the loop"):
+        library = native.library()
+    assert library.answer() == 42 and Path(library._name).exists()
 
 
 def test_serves_only_plain_floats_on_the_cpu():

@@ -2,15 +2,17 @@
 
 The sources in this folder are compiled once for this processor and type of number, which takes some
 seconds. The library is kept in the user's cache under their digest. The loops compute what the
-tensor code in `convolutions` and `layers` computes, to round-off: convolutions without writing out
-patches, and normalization in few passes over memory. They also compute what else `gradients` needs.
-REPTILE_NATIVE=0 switches them off.
+tensor code in `convolutions` and `layers` computes, to round-off, for finite parameters; a ReLU in
+C turns NaN into 0. Convolutions are computed without writing out patches, and normalization in few
+passes over memory. They also compute what else `gradients` needs. REPTILE_NATIVE=0 switches them
+off. CC names another compiler, with options if it needs any.
 """
 
 import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -32,6 +34,8 @@ SQUARE = 16  # convolutions take channels in multiples of this
 TAPS = 9  # as in shape.h
 # Types of number, and the compiler's flags for each: see real.h.
 TYPES = {torch.float32: (), torch.float64: ("-DDOUBLE",)}
+
+COMPILE_SECONDS = 600  # a machine may be busy, and without the loops the bits are others
 
 ACTIVATIONS = {"relu": 0, "softplus": 1, "tanh": 2}  # as in activation.h
 
@@ -55,32 +59,66 @@ Argument = Tensor | Sequence[Tensor] | Shape | int | float | None
 
 @lru_cache
 def library(dtype: torch.dtype = torch.float32) -> ctypes.CDLL | None:
-    """Return the loops compiled for this type of number, or None where they are not available."""
-    compiler = shutil.which(os.environ.get("CC", "cc"))
-    if os.environ.get("REPTILE_NATIVE") == "0" or compiler is None or os.name != "posix":
+    """Return the loops compiled for this type of number, or None where they are not available.
+
+    Warns where a compiler was asked for and is not found, or does not compile them.
+    """
+    if os.environ.get("REPTILE_NATIVE") == "0" or os.name != "posix":
+        return None
+    name, *options = shlex.split(os.environ.get("CC", "")) or ["cc"]
+    compiler = shutil.which(name)
+    if compiler is None:
+        if os.environ.get("CC"):
+            warnings.warn(f"native: expected a compiler in CC, found {name!r}", stacklevel=2)
         return None
     flags = FLAGS + TYPES[dtype]
     sources = b"".join(source.read_bytes() for source in SOURCES)
-    built_by = repr((flags, compiler, platform.machine(), _abilities()))
+    by = " ".join([compiler, *options])
+    built_by = repr((flags, by, platform.machine(), _abilities()))
     key = hashlib.sha256(sources + built_by.encode()).hexdigest()[:16]
     import pooch  # here, because nothing else that trains needs it
 
     built = Path(pooch.os_cache("reptile-verification")) / f"native-{key}.so"
+    if os.path.exists(built):
+        try:
+            return ctypes.CDLL(str(built))
+        except OSError as error:
+            warnings.warn(f"native: {built} is damaged and will be rebuilt: {error}", stacklevel=2)
     try:
-        if not built.exists():
-            with tempfile.TemporaryDirectory() as folder:
-                target = Path(folder) / built.name
-                units = [str(source) for source in SOURCES if source.suffix == ".c"]
-                command = [compiler, *units, "-o", str(target), *flags]
-                subprocess.run(command, check=True, capture_output=True, timeout=60)
-                write_atomically(built, target.read_bytes())
-        return ctypes.CDLL(str(built))
+        target = Path(_own_folder().name) / built.name
+        units = [str(source) for source in SOURCES if source.suffix == ".c"]
+        command = [compiler, *options, *units, "-o", str(target), *flags]
+        subprocess.run(command, check=True, capture_output=True, timeout=COMPILE_SECONDS)
+        return ctypes.CDLL(str(_in_cache(target, built)))
     except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or b"").decode(errors="replace")
         warnings.warn(
-            f"native: {compiler} does not compile the loops, and training is slower: {error}",
+            f"native: {by} does not compile the loops, and training is slower: {error} {said}",
             stacklevel=2,
         )
         return None
+
+
+@lru_cache
+def _own_folder() -> tempfile.TemporaryDirectory:
+    """Return a folder of this process, which is removed when the process ends."""
+    return tempfile.TemporaryDirectory()
+
+
+def _in_cache(library: Path, place: Path) -> Path:
+    """Copy a library to its place in the cache, and return where it can be loaded from.
+
+    Warns where the cache cannot be written.
+    """
+    try:
+        write_atomically(place, library.read_bytes())
+    except OSError as error:
+        warnings.warn(
+            f"native: cannot write {place}, so every start compiles the loops: {error}",
+            stacklevel=3,
+        )
+        return library
+    return place
 
 
 def supports_tensor(x: Tensor) -> bool:
