@@ -317,6 +317,17 @@ def test_errors_of_the_pool(sampling: Sampling, test_shots: int, message: str) -
         image_pool().check(sampling, test_shots)
 
 
+@pytest.mark.parametrize("brightest, white", [(2, 1), (255, 1), (255, 254)])
+def test_no_byte_is_brighter_than_white(brightest: int, white: int) -> None:
+    images = torch.zeros(6, 8, 4, 4, dtype=torch.uint8)
+    images[3, 2, 1, 0] = brightest
+    with pytest.raises(
+        ValueError, match=rf"^white: expected at least {brightest}, the .*, found {white}"
+    ):
+        ImagePool(images, white=white)
+    assert ImagePool(images, white=brightest).white == brightest
+
+
 def test_pools_that_suffice_just_so() -> None:
     pool: ImagePool = image_pool()
     pool.check(Sampling(30, 20, 5, 1))
