@@ -81,8 +81,8 @@ def load(
 
     name: for characters "omniglot", "glyphs", or "auto" for Omniglot if it can be found and else
         the glyphs; for photographs "cifar_fs" or "mini_imagenet".
-    data: directory to look in first, then `$REPTILE_DATA`, then the cache. Not for the glyphs,
-        which are generated.
+    data: the directory to read from; without it $REPTILE_DATA. Without either, Omniglot and
+        CIFAR-FS come from the cache. Not for the glyphs, which are generated.
     cache: directory of the cache, by default the user's.
     fetch: whether Omniglot, and only Omniglot, may also be fetched from the network.
     quiet: hide progress. The notice on stderr that glyphs took Omniglot's place is always shown.

@@ -27,7 +27,7 @@ def cache_directory(cache: Path | None) -> Path:
 
 
 def cache_file(path: Path, content: bytes | memoryview) -> None:
-    """Put a file into the cache whole or not at all, also where others do the same.
+    """Write a cache file atomically; concurrent writers are safe.
 
     Warns where it cannot be written. The data are available without the cache, so a read-only or
     full disk must not stop the caller.
