@@ -36,7 +36,7 @@ from analysis.runs.evaluation_chunks import LANES
 from analysis.runs.workers import available_cores, local_executor
 from reptile_core import training
 from reptile_core.tasks import ImagePool, Sampling
-from reptile_core.training import IMAGES, Outer, Run, TrainingState
+from reptile_core.training import Outer, Run, TrainingState
 
 CORES = 2, 64
 GPUS = 1, 8
@@ -310,7 +310,7 @@ def _start(run: Run) -> TrainingState:
 
 
 def _pool(run: Run, device: str) -> ImagePool:
-    takes = IMAGES[run.network] if isinstance(run.network, str) else run.network.takes or ()
+    takes = training.build_network(run).takes or ()
     shape = CLASSES, DRAWINGS, *takes
     return ImagePool(torch.zeros(shape, dtype=torch.uint8, device=device), run.torch_dtype)
 

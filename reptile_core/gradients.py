@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reptile_core.convolutions import extent_of, same_size
-from reptile_core.layers import BATCH_NORM_EPS
 from reptile_core.native import ACTIVATIONS, NativeCall, meetings, packing, prepare
+from reptile_core.native.functions import extent_of
+from reptile_core.normalization import BATCH_NORM_EPS
+from reptile_core.sizes import same_size
 
 Parameters = dict[str, Tensor]
 ORDERS = 3  # as in taylor.c

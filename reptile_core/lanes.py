@@ -7,19 +7,19 @@ graph waits for the host.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reptile_core.convolutions import same_size
 from reptile_core.losses import CrossEntropy
+from reptile_core.networks import Network
 from reptile_core.own_network import OwnNetwork
+from reptile_core.sizes import same_size
 from reptile_core.tasks import Examples, ImagePool, training_stream
 from reptile_core.training import (
-    IMAGES,
     OuterStep,
     Run,
     TrainingState,
@@ -51,7 +51,10 @@ def lane_bytes(run: Run) -> int:
     step it also holds phi, its gradient and the moments.
     """
     network = build_network(run)
-    of_one_image = STAGES * network.numbers if isinstance(network, OwnNetwork) else _in_blocks(run)
+    if isinstance(network, OwnNetwork):
+        of_one_image = STAGES * network.numbers
+    else:
+        of_one_image = _in_blocks(network)
     numbers = run.sampling.batch * of_one_image
     maml = run.weights == "maml"
     vectors = VECTORS + (3 * run.sampling.steps if maml else 0)
@@ -59,12 +62,12 @@ def lane_bytes(run: Run) -> int:
     return (numbers * (2 if maml else 1) + vectors * network.n_parameters) * number_bytes
 
 
-def _in_blocks(run: Run) -> int:
+def _in_blocks(network: Network) -> int:
     """Return how many numbers the blocks of one of the paper's networks keep for one image."""
-    numbers, size = 0, IMAGES[str(run.network)][0]
-    full = 4 if run.network != "omniglot" else 1  # pooled blocks are convolved at full size
-    shapes = build_network(run).shapes
-    kernels = [shape for name, shape in shapes.items() if name.startswith("conv")]
+    assert network.takes is not None
+    numbers, size = 0, network.takes[0]
+    full = 4 if network.name != "omniglot" else 1  # pooled blocks are convolved at full size
+    kernels = [shape for name, shape in network.shapes.items() if name.startswith("conv")]
     for rows, filters in kernels:
         size = same_size(size, 2)
         numbers += size * size * full * (rows + STAGES * filters)
@@ -169,8 +172,13 @@ def _common(
             f"runs: expected as many pools and states, found {len(runs)}, {len(pools)} and "
             f"{len(states)}"
         )
+    kinds = [shared(run) for run in runs]
+    differing = [f.name for f in fields(Run) if len({getattr(kind, f.name) for kind in kinds}) > 1]
+    if differing:
+        raise ValueError(
+            f"runs: expected one kind in all lanes, found different {', '.join(differing)}"
+        )
     for name, values in (
-        ("runs", {shared(run) for run in runs}),
         ("pools", {(pool.images.shape, pool.dtype, pool.white) for pool in pools}),
         ("states", {state.iteration for state in states}),
     ):

@@ -30,8 +30,6 @@ NETWORKS: dict[str, Callable[..., Network]] = {
     "cifar_fs": partial(mini_imagenet, size=32, filters=64, name="cifar_fs"),
 }
 MAX_SEED = 2**63 - 1  # seeds of lanes are a tensor of integers
-# The shape of one input of each.
-IMAGES = {"omniglot": (28, 28), "mini_imagenet": (84, 84, 3), "cifar_fs": (32, 32, 3)}
 
 # torch's optimizers that need no more than the gradient of a vector. Adafactor is none of them, as
 # it would couple lanes; nor are ASGD and Rprop, whose steps follow eps late or not at all.

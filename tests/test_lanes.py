@@ -98,7 +98,9 @@ def test_lanes_that_do_not_belong_together_are_refused():
         ValueError, match=r"^runs: expected as many pools and states, found 2, 1 and 2"
     ):
         next(train_lanes([one, two], [pool], [start(one)] * 2))
-    with pytest.raises(ValueError, match=r"^runs: expected one kind in all lanes, found 2"):
+    with pytest.raises(
+        ValueError, match=r"^runs: expected one kind in all lanes, found different outer"
+    ):
         next(train_lanes([one, replace(two, outer=Outer(1.0))], [pool] * 2, [start(one)] * 2))
     with pytest.raises(ValueError, match=r"^states: expected one kind in all lanes, found 2"):
         next(train_lanes([one, two], [pool] * 2, [start(one), replace(start(two), iteration=1)]))

@@ -122,13 +122,13 @@ def _in_order(names: list[str], part: Part, first: int, where: object) -> list[s
             extra.append(name)
     missing = [address for address, name in found.items() if name is None]
     lists = (("missing", missing), ("too many", extra))
-    faults = [f"{what} {_some(those)}" for what, those in lists if those]
-    if faults:
+    wrong = [f"{what} {_some(those)}" for what, those in lists if those]
+    if wrong:
         wanted = (
             f"drawings 01 to {DRAWINGS} of characters {first:04} to {numbers[-1]:04} in "
             f"{part.name}/"
         )
-        raise DataError(f"{where}: expected {wanted}, found {'; '.join(faults)}")
+        raise DataError(f"{where}: expected {wanted}, found {'; '.join(wrong)}")
     return [name for name in found.values() if name is not None]
 
 
@@ -275,10 +275,10 @@ def load(
     quiet: bool = False,
     edition: Edition = PUBLISHED,
 ) -> Characters:
-    """Load Omniglot from `data`, `$REPTILE_DATA`, the user's cache or the network, in this order.
+    """Load Omniglot from the directory that is named or else from the user's cache or the network.
 
-    data: directory that holds, or whose `omniglot/` holds, each part as a zip or folder. The same
-        is expected of `$REPTILE_DATA`.
+    data: the directory to read from, which holds, or whose `omniglot/` holds, each part as a zip or
+        folder; without it $REPTILE_DATA, of which the same is expected.
     cache: directory of this function's own, by default one of the user's.
     fetch: whether the network may be used.
     quiet: hide progress bars.
