@@ -1,6 +1,7 @@
 """Expectations by enumeration against dense algebra over explicit lists of orders."""
 
 from itertools import permutations
+from math import isnan
 
 import pytest
 import torch
@@ -103,6 +104,26 @@ def test_coefficients_are_those_of_least_squares_and_the_same_bits_each_time():
     ]
     assert found[0].avg_grad == pytest.approx(expected[0][0].item(), rel=1e-12)
     assert found[0].avg_grad_inner == pytest.approx(expected[1][1].item(), rel=1e-12)
+
+
+def isotropic(width, m=4):
+    """Return losses |phi - c|^2 / 2 and a point: AvgGradInner is AvgGrad."""
+    g = generator(width)
+    centres, phi = (torch.randn(n, width, dtype=torch.float64, generator=g) for n in (m, 1))
+    return [lambda p, c=c: (p - c).square().sum() / 2 for c in centres], phi[0]
+
+
+@pytest.mark.parametrize("width", [1, 6])
+def test_no_coefficients_of_parallel_terms(width):
+    """With one parameter, or H = I, no least squares can tell the two terms apart."""
+    losses, phi = isotropic(width)
+    terms = average_gradient(losses, phi), average_gradient_inner(losses, phi)
+    _close(*terms)
+    for first, second in (terms, (0 * terms[0], terms[1]), (terms[0], 0 * terms[1])):
+        (found,) = measure(
+            lambda t: expected_inner_gradients(losses, phi, t, 3)[-1:], first, second, alpha=0.01
+        )
+        assert isnan(found.avg_grad) and isnan(found.avg_grad_inner) and isnan(found.unexplained)
 
 
 def test_the_papers_table():

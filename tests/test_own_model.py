@@ -368,6 +368,34 @@ def test_coefficients_of_a_large_pool_are_left_out_with_the_reason():
     assert found.coefficients.empty
 
 
+@pytest.mark.parametrize("width", [1, 6])
+def test_coefficients_of_parallel_terms_are_left_out_with_the_reason(width):
+    """In |phi - y|^2 / 2 the Hessian is the identity, and one parameter has one direction."""
+    minibatches = [(y, y) for y in normal(3, 4, width)]
+    found = analyse(
+        lambda phi, _: phi,
+        lambda o, y: (o - y).square().sum(-1).mean() / 2,
+        minibatches,
+        SMALL,
+        parameters=normal(width, seed=1),
+    )
+    assert_close(found.avg_grad_inner, found.avg_grad, ROUND_OFF)
+    assert found.left_out == "AvgGrad and AvgGradInner are parallel here, or one of them is zero"
+    assert found.coefficients.empty and found.left_out in found.summary()
+
+
+def test_coefficients_at_a_stationary_point_are_left_out_with_the_reason():
+    found = analyse(
+        lambda phi, x: phi * x.mean(),
+        lambda o, _: o.square().mean(),
+        [(x, x) for x in normal(3, 4)],
+        SMALL,
+        parameters=torch.zeros(2, dtype=torch.float64),
+    )
+    assert not found.g_bar.any()
+    assert found.coefficients.empty and "one of them is zero" in found.left_out
+
+
 def test_a_function_of_parameters_and_a_complete_loss_give_what_the_module_gives():
     network, minibatches = made(layer_norm_mlp), labelled(3, 3)
     of_module = analyse(network, F.cross_entropy, minibatches, SMALL)

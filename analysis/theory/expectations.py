@@ -15,7 +15,7 @@ errors.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import perm, sqrt
+from math import nan, perm, sqrt
 
 import torch
 from jaxtyping import Float
@@ -28,7 +28,7 @@ from analysis.theory.taylor import inner_gradients
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What an update contains of the two terms.
+    """What an update contains of the two terms; nan where these are parallel or one is zero.
 
     avg_grad: the coefficient of AvgGrad.
     avg_grad_inner: the coefficient of AvgGradInner, per alpha.
@@ -216,20 +216,30 @@ def measure(
     return results
 
 
+def are_independent(first: Vector, second: Vector) -> bool:
+    """Return whether two vectors have coefficients of their own in a sum.
+
+    They have none where both are parallel to half of the digits, or where one is zero.
+    """
+    own = second - _share(first, second) * first
+    return float(own.norm()) > torch.finfo(own.dtype).eps ** 0.5 * float(second.norm())
+
+
 def _project(vector: Vector, first: Vector, second: Vector) -> tuple[float, float]:
     """Return the coefficients of the least-squares combination of two vectors.
 
     It goes by Gram-Schmidt: the last bits of LAPACK's solution depend on the address of its
     workspace in memory.
     """
-
-    def share(one: Vector, of: Vector) -> Tensor:
-        return (one * of).sum() / one.square().sum()
-
-    overlap, alone = share(first, second), share(first, vector)
-    own = second - overlap * first
-    b = share(own, vector - alone * first)
+    if not are_independent(first, second):
+        return nan, nan
+    overlap, alone = _share(first, second), _share(first, vector)
+    b = _share(second - overlap * first, vector - alone * first)
     return float(alone - b * overlap), float(b)
+
+
+def _share(one: Vector, of: Vector) -> Tensor:
+    return (one * of).sum() / one.square().sum()
 
 
 def _tree(

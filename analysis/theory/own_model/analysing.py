@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import permutations
-from math import perm
+from math import nan, perm
 from typing import Any
 
 import pandas as pd
@@ -13,7 +13,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from analysis.theory.derivatives import Vector
-from analysis.theory.expectations import Coefficients, measure, predicted, predicted_maml
+from analysis.theory.expectations import (
+    Coefficients,
+    are_independent,
+    measure,
+    predicted,
+    predicted_maml,
+)
 from analysis.theory.own_model.analysis import Analysis, expansion, inner_products
 from analysis.theory.own_model.certify import Setting
 from analysis.theory.own_model.checks import (
@@ -118,8 +124,8 @@ def _analysis(
 ) -> Analysis:
     found, certificate = quantities(setting, certify=certify)
     m = len(setting.pool)
-    left_out = _why_left_out(m, setting.k, most_orders)
     avg_grad, avg_grad_inner = found.g_bar.mean(0), found.products.sum(0) / perm(m, 2)
+    left_out = _why_left_out(m, setting.k, most_orders, avg_grad, avg_grad_inner)
     coefficients = []
     if not left_out:
         coefficients = _coefficients(setting, found.maml_way, avg_grad, avg_grad_inner)
@@ -156,11 +162,20 @@ def _made_on(device: torch.device) -> AbstractContextManager:
     return nullcontext() if device == torch.get_default_device() else device
 
 
-def _why_left_out(m: int, k: int, most_orders: int) -> str:
+def _why_left_out(
+    m: int, k: int, most_orders: int, avg_grad: Vector, avg_grad_inner: Vector
+) -> str:
     orders = perm(m, k)
-    if orders <= most_orders:
-        return ""
-    return f"{orders} ordered choices of {k} of {m} minibatches, above {most_orders}"
+    if orders > most_orders:
+        return f"{orders} ordered choices of {k} of {m} minibatches, above {most_orders}"
+    if _are_given(avg_grad, avg_grad_inner) and not are_independent(avg_grad, avg_grad_inner):
+        return "AvgGrad and AvgGradInner are parallel here, or one of them is zero"
+    return ""
+
+
+def _are_given(*vectors: Vector) -> bool:
+    """Return whether none of these quantities is withheld."""
+    return all(bool(v.isfinite().all()) for v in vectors)
 
 
 def _coefficients(
@@ -182,9 +197,8 @@ def _coefficients(
         "FOMAML": predicted([0.0] * (k - 1) + [1.0]),
         "Reptile": predicted([1.0] * k),
     }
-    if not (avg_grad.isfinite().all() and avg_grad_inner.isfinite().all()):  # withheld
-        found = [Coefficients(float("nan"), float("nan"), float("nan"))] * 3
-    else:
+    found = [Coefficients(nan, nan, nan)] * 3
+    if _are_given(avg_grad, avg_grad_inner):
         found = measure(updates, avg_grad, avg_grad_inner, alpha=setting.alpha)
     rows = []
     for (update, (first, inner)), measured in zip(theorem.items(), found, strict=True):
