@@ -33,11 +33,14 @@ class Coefficients:
     avg_grad: the coefficient of AvgGrad.
     avg_grad_inner: the coefficient of AvgGradInner, per alpha.
     unexplained: the part of its first-order term along neither, as a multiple of AvgGradInner.
+    error: what the last halving of alpha moved the coefficient of AvgGradInner by, at most. The
+        extrapolation is nearer, unless round-off decides.
     """
 
     avg_grad: float
     avg_grad_inner: float
     unexplained: float
+    error: float
 
 
 @dataclass(frozen=True)
@@ -206,12 +209,15 @@ def measure(
     )
     orders_0 = (4 * (half_plus + half_minus) - (plus + minus)) / 6
     orders_1 = (8 * (half_plus - half_minus) - (plus - minus)) / (6 * alpha)
+    moved = (2 * (half_plus - half_minus) - (plus - minus)) / (2 * alpha)
+    own = avg_grad_inner - _share(avg_grad, avg_grad_inner) * avg_grad
+    errors = (moved.norm(dim=-1) / own.norm()).tolist()
     results = []
-    for order_0, order_1 in zip(orders_0, orders_1, strict=True):
+    for order_0, order_1, error in zip(orders_0, orders_1, errors, strict=True):
         share_0, share_1 = (_project(part, avg_grad, avg_grad_inner) for part in (order_0, order_1))
         rest = order_1 - share_1[0] * avg_grad - share_1[1] * avg_grad_inner
         results.append(
-            Coefficients(share_0[0], share_1[1], float(rest.norm() / avg_grad_inner.norm()))
+            Coefficients(share_0[0], share_1[1], float(rest.norm() / avg_grad_inner.norm()), error)
         )
     return results
 

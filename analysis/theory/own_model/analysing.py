@@ -21,7 +21,7 @@ from analysis.theory.expectations import (
     predicted_maml,
 )
 from analysis.theory.own_model.analysis import Analysis, expansion, inner_products
-from analysis.theory.own_model.certify import Setting
+from analysis.theory.own_model.certify import COEFFICIENTS, Setting
 from analysis.theory.own_model.checks import (
     check_loss,
     check_minibatches,
@@ -34,12 +34,15 @@ from analysis.theory.own_model.checks import (
 from analysis.theory.own_model.distrust import explain
 from analysis.theory.own_model.keeping import Keeper, same_randomness
 from analysis.theory.own_model.locate import heard
-from analysis.theory.own_model.loops import Way, by_products
+from analysis.theory.own_model.loops import by_products
 from analysis.theory.own_model.losses import NO_HOOKS, ModuleFunction, OwnLoss, flatten
-from analysis.theory.own_model.quantities import quantities
+from analysis.theory.own_model.quantities import Quantities, quantities
+from analysis.theory.own_model.quotients import HOLDS, UNDECIDED, Agreement
 from analysis.theory.own_model.trees import Tree
 from analysis.theory.own_model.watching import failing_layer, layer_names, stopped_gradients
 from analysis.theory.taylor import HIGHEST_FORMULA
+
+SHARP = 0.1  # the relative error of a coefficient from which it is undecided, as in `compare`
 
 
 def analyse(
@@ -128,7 +131,9 @@ def _analysis(
     left_out = _why_left_out(m, setting.k, most_orders, avg_grad, avg_grad_inner)
     coefficients = []
     if not left_out:
-        coefficients = _coefficients(setting, found.maml_way, avg_grad, avg_grad_inner)
+        coefficients, agreement = _coefficients(setting, found, avg_grad, avg_grad_inner)
+        if certify:
+            certificate.add(COEFFICIENTS, *([agreement] if agreement else []))
     gram = found.g_bar @ found.g_bar.T
     rows = expansion(setting.names, found.exact, found.terms, found.at_half)
     distrust, notes = explain(setting, certificate, found, rows)
@@ -179,16 +184,19 @@ def _are_given(*vectors: Vector) -> bool:
 
 
 def _coefficients(
-    setting: Setting, way: Way, avg_grad: Vector, avg_grad_inner: Vector
-) -> list[tuple[str, str, float, float]]:
-    """Return the rows of `Analysis.coefficients`."""
+    setting: Setting, quantities: Quantities, avg_grad: Vector, avg_grad_inner: Vector
+) -> tuple[list[tuple[str, str, float, float]], Agreement | None]:
+    """Return the rows of `Analysis.coefficients`, and their agreement with another step's.
+
+    There is no agreement where one of the two vectors is withheld, and the coefficients with it.
+    """
     k = setting.k
 
     def updates(t: float) -> Float[Tensor, "3 P"]:
         """Return the expectations, over all ordered choices, of MAML, FOMAML and Reptile."""
         total = torch.zeros(k + 1, len(setting.phi), dtype=setting.phi.dtype)
         for losses in permutations(setting.pool, k):
-            total += by_products(losses, setting.phi, t, way)
+            total += by_products(losses, setting.phi, t, quantities.maml_way)
         mean = total / perm(len(setting.pool), k)
         return torch.stack([mean[-1], mean[-2], mean[:-1].sum(0)])
 
@@ -197,9 +205,13 @@ def _coefficients(
         "FOMAML": predicted([0.0] * (k - 1) + [1.0]),
         "Reptile": predicted([1.0] * k),
     }
-    found = [Coefficients(nan, nan, nan)] * 3
+    found, agreement = [Coefficients(nan, nan, nan, nan)] * 3, None
     if _are_given(avg_grad, avg_grad_inner):
-        found = measure(updates, avg_grad, avg_grad_inner, alpha=setting.alpha)
+        step = _step_towards_0(setting, quantities)
+        found = measure(updates, avg_grad, avg_grad_inner, alpha=step)
+        error = max(c.error / max(1.0, abs(c.avg_grad_inner)) for c in found)
+        verdict = HOLDS if error <= SHARP else UNDECIDED
+        agreement = Agreement("half the step", error, error, verdict)
     rows = []
     for (update, (first, inner)), measured in zip(theorem.items(), found, strict=True):
         rows += [
@@ -207,7 +219,19 @@ def _coefficients(
             (update, "AvgGradInner", inner, measured.avg_grad_inner),
             (update, "unexplained", 0.0, measured.unexplained),
         ]
-    return rows
+    return rows, agreement
+
+
+def _step_towards_0(setting: Setting, found: Quantities) -> float:
+    """Return the alpha from which the coefficients are extrapolated to 0.
+
+    The steps of SGD then move phi and its gradient by about eps^(1/5) of their size, where
+    Richardson's error and round-off are alike.
+    """
+    whole = found.g_bar.sum(0)
+    curvatures = found.products.norm(dim=-1) / (whole - found.g_bar).norm(dim=-1)
+    speed = max(float(curvatures.nan_to_num(0.0).max()), float(whole.norm()) / setting.length)
+    return torch.finfo(whole.dtype).eps ** 0.2 / speed
 
 
 def _as_function(model: Any, parameters: Tree) -> tuple[Callable[[Tree, Tree], Tree], Tree]:

@@ -40,9 +40,9 @@ class Analysis:
     inner_products: a row for each pair i <= j of minibatches: g_bar_i . g_bar_j and their cosine.
     coefficients: how much of AvgGrad and of alpha AvgGradInner the expectations of MAML, FOMAML
         (g_k) and Reptile (g_1 + … + g_k) contain as alpha -> 0. They are measured over all ordered
-        choices of k minibatches, extrapolated from ± alpha and ± alpha / 2, and stand next to the
-        theorem's. `unexplained` is the first-order part along neither, per alpha |AvgGradInner|.
-        Empty where that was left out: `left_out` says why.
+        choices of k minibatches, and stand next to the theorem's. They are extrapolated from a
+        small step of their own, whatever alpha is. `unexplained` is the first-order part along
+        neither, per alpha |AvgGradInner|. Empty where that was left out: `left_out` says why.
     unflatten: takes a vector of P numbers apart, into the parameters' own structure.
 
     certificate: a row for each quantity (with the gradient for `exact` and `terms`, and the order

@@ -6,6 +6,7 @@
     MAML's gradient    one backward pass through the loop;
                        differences of the adapted loss along a random direction
     terms of a series  differences in alpha of SGD's loop, and of a backward pass through it
+    coefficients       themselves at another step
 
 Differences decide. A second rule that disagrees with the first is named all the same.
 """
@@ -48,6 +49,7 @@ CHANNELS = {forward: "forward over reverse mode", reverse: "reverse over reverse
 # differences are taken on each.
 ASKED_TWICE = 2
 G_BAR, PRODUCTS, MAML = ("g_bar", "", 0), ("avg_grad_inner", "", 0), ("exact", "MAML", 0)
+COEFFICIENTS = ("coefficients", "", 0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,14 @@ class Setting:
     @property
     def steps(self) -> Sequence[OwnLoss]:
         return self.pool[: self.k]
+
+    @property
+    def length(self) -> float:
+        """The length that phi may move until a loss changes by its own size.
+
+        It is phi's own length, with its numbers counted as a hundredth at least.
+        """
+        return float(self.phi.norm()) + 0.01 * len(self.phi) ** 0.5
 
 
 class Certificate(dict[Key, list[Agreement]]):
@@ -104,8 +114,9 @@ class Certificate(dict[Key, list[Agreement]]):
         They are the worst of each quantity and channel, and what follows for derived quantities.
         """
         rows = []
-        for key, agreements in {**self, **self._derived()}.items():
-            for a in _worst_of_each_channel(agreements):
+        derived = self._derived()
+        for key in dict.fromkeys([*self, *derived]):
+            for a in _worst_of_each_channel([*self.get(key, ()), *derived.get(key, ())]):
                 rows.append((*key, a.channel, a.error, a.explained, a.verdict, a.decides))
         columns = [
             "quantity", "gradient", "order", "channel", "agreement", "explained", "verdict",
@@ -124,7 +135,8 @@ class Certificate(dict[Key, list[Agreement]]):
         derived: dict[Key, list[Agreement]] = {}
         for quantity, of in sources.items():
             agreements = self._deciding(key for key in self if key[0] in of)
-            if agreements:
+            left_out = quantity == "coefficients" and COEFFICIENTS not in self
+            if agreements and not left_out:
                 channel = f"those of {', '.join(of)}"
                 derived[quantity, "", 0] = [replace(worst(agreements), channel=channel)]
         return derived
@@ -227,7 +239,7 @@ class Probe:
         whole = through_the_loop if maml_way is reverse else partial(by_products, way=maml_way)
         loop = cache(lambda t: whole(at.steps, at.phi, t))
         size = float(self.g_bar[: max(at.k - 1, 1)].sum(0).norm())
-        unit = self._length / size if size else 1.0
+        unit = self.setting.length / size if size else 1.0
         rows: list[Callable[[float], Tensor]] = [
             lambda t: self.g_bar[0],
             *(partial(_row, loop, row) for row in range(1, at.k + 1)),
@@ -235,15 +247,6 @@ class Probe:
         starts = [*self.g_bar[: at.k], self.g_bar[at.k - 1]]
         cases = zip(rows, starts, strict=True)
         return [Differences(row, unit, start.dtype, at.order, start) for row, start in cases]
-
-    @cached_property
-    def _length(self) -> float:
-        """The length that phi may move until a loss changes by its own size.
-
-        It is phi's own length, with its numbers counted as a hundredth at least.
-        """
-        phi = self.setting.phi
-        return float(phi.norm()) + 0.01 * len(phi) ** 0.5
 
     @cached_property
     def _direction(self) -> Vector:
@@ -261,14 +264,14 @@ class Probe:
         self, channel: str, value: Callable[[Vector], Tensor], point: Vector, g: Vector
     ) -> Agreement:
         d = self._direction
-        quotients = Differences(lambda t: value(point + t * d), self._length, point.dtype)
+        quotients = Differences(lambda t: value(point + t * d), self.setting.length, point.dtype)
         agreement = compare(channel, g @ d, quotients, size=float(g.norm()) / len(g) ** 0.5)
         stopped = self.setting.stops and agreement.verdict == DIFFERS
         return replace(agreement, verdict=STOPPED) if stopped else agreement
 
     def _moved(self, loss: OwnLoss, g: Vector, v: Vector) -> Differences:
         size, phi = float(v.norm()), self.setting.phi
-        unit = self._length / size if size else 1.0
+        unit = self.setting.length / size if size else 1.0
         return Differences(lambda t: gradient(loss, phi + t * v), unit, g.dtype, at_zero=g)
 
 

@@ -85,7 +85,7 @@ def _notes(
 ) -> list[str]:
     notes = []
     if undecided := _of(
-        certificate, "g_bar", "exact", "terms", "avg_grad_inner", verdict=UNDECIDED
+        certificate, "g_bar", "exact", "terms", "avg_grad_inner", "coefficients", verdict=UNDECIDED
     ):
         notes.append(
             f"step and round-off hide whether {_list(undecided)} are right; float64 shows more."
