@@ -288,3 +288,23 @@ def test_signs_that_a_hessian_takes_to_0_hide_no_eigenvalue():
         )
         assert_close(found.values, torch.tensor([4.0, 0.0], dtype=torch.float64), 1e-12)
         assert float(found.residuals.max()) < 1e-12
+
+
+@pytest.mark.parametrize("which", ["LA", "LM", "SA"])
+def test_signs_that_a_hessian_maps_into_a_part_hide_no_eigenvalue(which):
+    """Signs with two equal first numbers are orthogonal to the eigenvector of (phi_1 - phi_2)^2.
+
+    The others have eigenvalues of 0.1 to 1, so that the first run finds some of these.
+    """
+    sharp = -5.0 if which == "SA" else 5.0
+    small = torch.linspace(0.1, 1, 10, dtype=torch.float64)
+
+    def loss(p):
+        return sharp * (p[0] - p[1]) ** 2 + (small * p[2:] ** 2).sum() / 2
+
+    for seed in range(4):
+        found = extreme_eigenvalues(
+            loss, torch.ones(12, dtype=torch.float64), count=1, which=which,
+            generator=generator(seed),
+        )  # fmt: skip
+        assert float(found.values[0]) == pytest.approx(4 * sharp, rel=1e-12)
