@@ -82,6 +82,24 @@ OTHERS = {
 }
 
 
+@pytest.mark.parametrize("dim", [(), []])
+def test_no_dimensions_are_all_of_them(dim):
+    x = normal(6)
+    with right_derivatives():
+        for keepdim in (False, True):
+            norm = torch.linalg.vector_norm(x, 2, dim, keepdim)
+            assert_close(norm**2, x.square().sum().reshape(norm.shape), 10 * EPS64)
+
+
+def test_a_norm_that_is_detached_in_place_is_a_constant():
+    x = normal(6).requires_grad_()
+    with right_derivatives():
+        n = x.norm()
+        n.detach_()
+        found = torch.autograd.grad(n**2 * x.sum(), x)[0]
+    assert_close(found, x.detach().square().sum().expand(6), 10 * EPS64)
+
+
 @pytest.mark.parametrize("name", OTHERS)
 def test_all_else_is_torchs(name):
     f, x = OTHERS[name], normal(6)

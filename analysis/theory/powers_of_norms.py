@@ -85,7 +85,15 @@ def _dist(input: Tensor, other: Tensor, p: Any = 2) -> Tensor:
 
 
 def _abs(input: Tensor, *, out: Tensor | None = None) -> Tensor:
-    return _keeping(torch.abs(input, out=out), input, 2, (), False)
+    found = torch.abs(input, out=out)
+    return _with_sum(found, _pow(input, 2), 2) if input.is_floating_point() else found
+
+
+def _detach_(input: Tensor) -> Tensor:
+    """Detach a tensor in place, and with it the sum that it keeps, which has a graph of its own."""
+    if hasattr(input, _KEPT):
+        delattr(input, _KEPT)
+    return input.detach_()
 
 
 def _pow(input: Any, exponent: Any, *, out: Tensor | None = None) -> Tensor:
@@ -113,6 +121,7 @@ POWERS_OF_NORMS: dict[Any, Callable[..., Any]] = {
         (torch.abs, torch.absolute, torch.Tensor.abs, torch.Tensor.absolute, torch.Tensor.__abs__),
         _abs,
     ),
+    **dict.fromkeys((torch.detach_, torch.Tensor.detach_), _detach_),
     **dict.fromkeys((torch.pow, torch.Tensor.pow, torch.Tensor.__pow__), _pow),
     **dict.fromkeys((torch.square, torch.Tensor.square), _square),
     **dict.fromkeys(
@@ -125,14 +134,18 @@ POWERS_OF_NORMS: dict[Any, Callable[..., Any]] = {
 def _keeping(norm: Tensor, x: Tensor, p: Any, dim: Dims, keepdim: bool) -> Tensor:
     """Return the norm, which keeps the sum under its root where that sum is smooth.
 
-    dim: the dimensions that the norm is taken over; None for all, () for none.
+    dim: the dimensions that the norm is taken over; None or empty for all.
     """
     if isinstance(p, int | float) and p > 0 and p % 2 == 0 and x.is_floating_point():
-        dims = list(range(x.ndim)) if dim is None else dim
+        dims = dim if isinstance(dim, int) or dim else list(range(x.ndim))
         powers = _pow(x.to(norm.dtype), int(p))
-        without = x.ndim == 0 or (isinstance(dims, tuple) and not dims)
-        whole = powers if without else powers.sum(dims, keepdim)
-        setattr(norm, _KEPT, _Sum(whole, int(p), norm._version))
+        return _with_sum(norm, powers.sum(dims, keepdim) if x.ndim else powers, int(p))
+    return norm
+
+
+def _with_sum(norm: Tensor, powers: Tensor, p: int) -> Tensor:
+    """Return the norm, which from now on keeps the sum of p-th powers under its root."""
+    setattr(norm, _KEPT, _Sum(powers, p, norm._version))
     return norm
 
 

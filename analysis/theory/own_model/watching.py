@@ -27,6 +27,7 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     result: Any
+    varies: bool  # whether some float among the arguments required a gradient before the call
     with_grad: bool  # not under no_grad
     constant: bool  # whether it gave floats none of which requires a gradient
     # In the forward pass of a torch.autograd.Function, whose backward pass speaks for itself.
@@ -47,6 +48,7 @@ class Watcher(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        varies = _varies((args, kwargs))  # asked first, as detach_ makes its argument a constant
         result = func(*args, **kwargs)
         if any(isinstance(leaf, Tensor) for leaf in tree_leaves((args, kwargs))):
             frame = sys._getframe(1)
@@ -54,8 +56,9 @@ class Watcher(TorchFunctionMode):
             layer = calling_layer(frame, self._layers)
             results = [leaf for leaf in tree_leaves(result) if _is_number(leaf)]
             constant = bool(results) and not any(leaf.requires_grad for leaf in results)
+            name = _name(func)
             self._listen(
-                Call(func, _name(func), layer, args, kwargs, result, with_grad, constant, in_rule)
+                Call(func, name, layer, args, kwargs, result, varies, with_grad, constant, in_rule)
             )
         return result
 
@@ -98,12 +101,7 @@ def failing_layer(traceback: TracebackType | None, layers: dict[int, str]) -> st
 def stopped_gradients(calls: list[Call]) -> Iterator[str]:
     """Yield the calls that cut a float off from the parameters that it depends on."""
     for call in calls:
-        if (
-            call.in_rule
-            or not _varies((call.args, call.kwargs))
-            or call.name in NEW
-            or call.name.startswith("__set")
-        ):
+        if call.in_rule or not call.varies or call.name in NEW or call.name.startswith("__set"):
             continue
         if call.name in NUMBERS or _is_padding(call):
             yield call.place
@@ -119,7 +117,7 @@ def kinks(calls: list[Call], beyond: list[Call] | None = None) -> Iterator[str]:
     """
     for call, other in zip(calls, beyond or calls, strict=False):
         name = call.name.removesuffix("_")
-        if name not in KINKED or not _varies((call.args, call.kwargs)):
+        if name not in KINKED or not call.varies:
             continue
         if beyond is None or name not in AT_ZERO or call.name != other.name:
             yield call.place
