@@ -106,6 +106,34 @@ def test_coefficients_are_those_of_least_squares_and_the_same_bits_each_time():
     assert found[0].avg_grad_inner == pytest.approx(expected[1][1].item(), rel=1e-12)
 
 
+def test_the_error_is_what_the_last_halving_moves():
+    """With third order c alpha^3 the odd part is b + c alpha^2: halving moves it by 3/4 of that."""
+    first, second, third = torch.eye(3, dtype=torch.float64)
+    (found,) = measure(
+        lambda t: (first + t * second + 5 * t**3 * third).unsqueeze(0), first, second, alpha=0.1
+    )
+    assert found.error == pytest.approx(0.75 * 5 * 0.1**2, rel=1e-9)
+    assert found.avg_grad_inner == pytest.approx(1.0, rel=1e-12)
+
+
+def test_unusable_pools_and_cases_are_named(pool):
+    few = pool.losses[:1]
+    for call in (
+        lambda: average_gradient_inner(few, pool.phi),
+        lambda: inner_product_gradient(few, pool.phi),
+        lambda: pair_expectation(few, pool.phi, "repeated"),
+        lambda: pair_prediction(few, pool.phi, "independent"),
+        lambda: sampled_terms(few, pool.phi, samples=2, generator=generator()),
+    ):
+        with pytest.raises(ValueError, match="pool: expected at least 2 minibatches, found 1"):
+            call()
+    for function in (pair_expectation, pair_prediction):
+        with pytest.raises(
+            ValueError, match="case: expected independent, disjoint, repeated, found other"
+        ):
+            function(pool.losses, pool.phi, "other")
+
+
 def isotropic(width, m=4):
     """Return losses |phi - c|^2 / 2 and a point: AvgGradInner is AvgGrad."""
     g = generator(width)

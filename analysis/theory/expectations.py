@@ -61,6 +61,7 @@ def average_gradient_inner(pool: Sequence[Loss], phi: Vector) -> Vector:
 
     It takes m products: the sum is sum_a H_a (sum_b g_b - g_a).
     """
+    _check_pool(pool)
     gradients = [derivative(loss, phi) for loss in pool]
     whole = torch.stack(gradients).sum(0)
     products = [derivative(loss, phi, whole - g) for loss, g in zip(pool, gradients, strict=True)]
@@ -72,6 +73,7 @@ def inner_product_gradient(pool: Sequence[Loss], phi: Vector) -> Vector:
 
     The inner products themselves are differentiated.
     """
+    _check_pool(pool)
 
     def mean_inner_product(point: Vector) -> Tensor:
         gradients = torch.stack([grad(loss)(point) for loss in pool])
@@ -162,7 +164,7 @@ def sampled_terms(
 
     There are `samples` ordered pairs, each of different minibatches.
     """
-    _check_steps(2, len(pool))
+    _check_pool(pool)
 
     def one() -> Tensor:
         first, second = _draw(pool, 2, generator)
@@ -269,12 +271,27 @@ def _check_steps(k: int, m: int) -> None:
         raise ValueError(f"k: expected 1 … {m} steps for a pool of {m} minibatches, found {k}")
 
 
+def _check_pool(pool: Sequence[Loss]) -> None:
+    if len(pool) < 2:
+        raise ValueError(f"pool: expected at least 2 minibatches, found {len(pool)}")
+
+
+def _check_case(case: str) -> None:
+    if case not in CASES:
+        raise ValueError(f"case: expected {', '.join(CASES)}, found {case}")
+
+
+CASES = "independent", "disjoint", "repeated"
+
+
 def pair_expectation(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
     """Return E[H_bar_2 g_bar_1] over pairs of minibatches from the pool.
 
     case: "independent" for independent draws, "disjoint" for different minibatches, "repeated" for
         the same one twice.
     """
+    _check_pool(pool)
+    _check_case(case)
     gradients = torch.stack([derivative(loss, phi) for loss in pool])
     other = {
         "independent": gradients.mean(0).expand_as(gradients),
@@ -291,6 +308,8 @@ def pair_prediction(pool: Sequence[Loss], phi: Vector, case: str) -> Vector:
     The covariance is 0 in the case "independent", -Var / (m - 1) in "disjoint" and +Var in
     "repeated".
     """
+    _check_pool(pool)
+    _check_case(case)
     share = {"independent": 0.0, "disjoint": -1 / (len(pool) - 1), "repeated": 1.0}[case]
 
     def second_moment(point: Vector) -> Tensor:
