@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.func import grad, jvp, vmap
+from torch.func import grad, jvp
 
 from reptile_core import native
 
@@ -99,16 +99,6 @@ class At:
 def hessian_at(loss: Loss, phi: Vector) -> Callable[[Vector], Vector]:
     """Return L''(phi) as the function v -> L''(phi) v, not to be differentiated again."""
     return At(loss, phi).product
-
-
-def hessian_products(
-    loss: Loss, phi: Vector, vectors: Float[Tensor, "n P"]
-) -> Float[Tensor, "n P"]:
-    """Return L'' v for many vectors in one batched pass.
-
-    Calling `hessian_at` for one vector after another needs less memory, and on a CPU no more time.
-    """
-    return vmap(lambda v: derivative(loss, phi, v))(vectors)
 
 
 def coefficients_in(
