@@ -14,6 +14,8 @@ from analysis.experiments import theory
 from analysis.experiments.shared.experiment import Context
 from analysis.experiments.theory import Check, run_check
 from analysis.experiments.theory_claims import CLAIMS
+from analysis.experiments.theory_rates import rate_rows, update_rates
+from analysis.results.evidence import CONTROL
 from analysis.results.judge import SUPPORTED, judge
 from analysis.runs.job import Source
 from analysis.runs.workers import silent
@@ -54,6 +56,18 @@ def test_every_claim_is_supported_on_the_smallest_losses_and_has_a_control_that_
     assert of_gradients == {claim.id for claim in CLAIMS} - {"solution-manifolds"}, (
         "all are checked on the paper's network"
     )
+
+
+def test_mamls_second_order_without_third_derivatives_leaves_a_term_of_second_order():
+    """The third derivatives are in the alpha^2 term: without them the slope is 2 in place of 3."""
+    (control,) = (
+        rate
+        for rate in update_rates(tanh_network(), 3)
+        if rate.claim == "taylor-second-order" and rate.case.startswith("MAML")
+        and rate.role == CONTROL
+    )  # fmt: skip
+    row, _ = rate_rows(control, tanh_network())
+    assert row["value"] == pytest.approx(-1.0, abs=0.05)
 
 
 def test_only_what_is_checked_on_images_says_so():

@@ -1,6 +1,6 @@
 """The rate tests of the theorems: how fast the remainder of a truncated series falls with alpha."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from analysis.results.evidence import CHECK, CONTROL
 from analysis.theory import modified_loss
-from analysis.theory.derivatives import derivative
+from analysis.theory.derivatives import Loss, Vector, derivative
 from analysis.theory.losses import Pool
 from analysis.theory.taylor import (
     Series,
@@ -99,7 +99,12 @@ def update_rates(pool: Pool, k: int) -> Iterator[Rate]:
         yield Rate("taylor-maml", f"k = {k}", CONTROL, 2, exact, _polynomial(series[-1], 1))
     if pool.degree is not None:
         return
-    yield Rate("taylor-second-order", f"MAML, k = {k}", CHECK, 3, exact, _polynomial(maml, 2))
+    case = f"MAML, k = {k}"
+    yield Rate("taylor-second-order", case, CHECK, 3, exact, _polynomial(maml, 2))
+    if k > 2:  # with two steps, T_1 meets no earlier step
+        third = _third_derivatives_in_maml(losses, phi, [terms[0] for terms in series])
+        no_third: Series = [*maml[:2], maml[2] - third]
+        yield Rate("taylor-second-order", case, CONTROL, 3, exact, _polynomial(no_third, 2))
     for variant in (sum_of(k), last(k)):
         terms = weighted_terms(series, variant.weights)
 
@@ -108,6 +113,18 @@ def update_rates(pool: Pool, k: int) -> Iterator[Rate]:
 
         case = f"{variant.name}, k = {k}"
         yield Rate("taylor-second-order", case, CHECK, 3, summed, _polynomial(terms, 2))
+
+
+def _third_derivatives_in_maml(
+    losses: Sequence[Loss], phi: Vector, g_bar: Sequence[Vector]
+) -> Vector:
+    """Return sum_{j<k} T_j[g_bar_k, s_j], which the product over j < k adds to MAML's gradient."""
+    total = s = torch.zeros_like(phi)
+    for loss, g in zip(losses[:-1], g_bar[:-1], strict=True):
+        if s.any():
+            total = total + derivative(loss, phi, g_bar[-1], s)
+        s = s + g
+    return total
 
 
 def any_order_rates(pool: Pool, k: int = 3) -> Iterator[Rate]:
