@@ -32,7 +32,7 @@ examples:
   python reproduce.py --list
       the experiments, what each shows and how long it takes
   python reproduce.py theory --strict
-      the theorems alone: about two minutes
+      the theorems alone: about a minute and a half
   python reproduce.py --budget 30m
       spend half an hour where it decides most
   python reproduce.py --until-decided

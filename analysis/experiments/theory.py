@@ -214,6 +214,6 @@ EXPERIMENT = Experiment(
     claims=CLAIMS,
     settings=lambda _: {"checks": len(checks()), "steps_up_to": K_MAX, "dtype": "float64"},
     run=run,
-    # Its theorems hold on any images: the minibatches of three checks may be of the stand-in.
+    # Its theorems hold on any images: the Omniglot network's minibatches may be of the stand-in.
     fetches=False,
 )

@@ -3,8 +3,9 @@
 The paper takes the numbers of MAML and FOMAML from Finn et al. (2017). Here both run on Reptile's
 networks and settings, and their last minibatch is a separate tail of the task's examples. Their
 outer step is Adam's, 0.001 as in Finn et al., also annealed to 0. So the two differ in the second
-derivatives alone. (FOMAML's outer step was Reptile's, plain and 1, until a first look at CIFAR-FS.
-There it learned more slowly than Reptile; a larger tail, it turned out, helps.)
+derivatives alone. FOMAML first used Reptile's outer step, plain with size 1; on CIFAR-FS it then
+learned more slowly than Reptile. A larger tail (`tail_shots`) also helps; the default is one
+minibatch.
 """
 
 from collections.abc import Mapping

@@ -2,8 +2,9 @@
 
 One epoch over m minibatches with step eps moves, in the mean over orders and up to O(eps^3), as
 gradient flow does in the time m eps on L + eps / (4 m) sum_k |dL_k|^2. Here L is the mean loss
-(Smith et al. 2021, arXiv 2101.12176). The extra term is made of AvgGradInner and the norm of the
-mean gradient: Reptile's 1/2 k (k - 1) once more.
+(Smith et al. 2021, arXiv 2101.12176). The gradient of the extra term is a combination of
+AvgGradInner and the gradient of the squared norm of the mean gradient: Reptile's 1/2 k (k - 1) once
+more.
 """
 
 from collections.abc import Callable, Sequence
