@@ -24,6 +24,7 @@ from analysis.theory.own_model.analysis import Analysis, expansion, inner_produc
 from analysis.theory.own_model.certify import COEFFICIENTS, Setting
 from analysis.theory.own_model.checks import (
     check_loss,
+    check_memory,
     check_minibatches,
     check_module,
     check_rate,
@@ -38,7 +39,7 @@ from analysis.theory.own_model.loops import by_products
 from analysis.theory.own_model.losses import NO_HOOKS, ModuleFunction, OwnLoss, flatten
 from analysis.theory.own_model.quantities import Quantities, quantities
 from analysis.theory.own_model.quotients import HOLDS, UNDECIDED, Agreement
-from analysis.theory.own_model.trees import Tree
+from analysis.theory.own_model.trees import Tree, leaves
 from analysis.theory.own_model.watching import failing_layer, layer_names, stopped_gradients
 from analysis.theory.taylor import HIGHEST_FORMULA
 
@@ -83,9 +84,10 @@ def analyse(
     certify: check every quantity against other channels, withhold what differs and name the layer
         at fault. This takes about as long again as everything but the coefficients.
 
-    The series holds where the loss is smooth (tanh, GELU, softplus). Derivatives go by forward over
-    reverse mode, for which `torch_fixes` mends torch's norms, squared error and attention. Where
-    torch lacks the forward mode, or differences show it to be wrong, they go by reverse mode alone.
+    The series holds where the loss is smooth (tanh, GELU, softplus). MAML's exact gradient goes by
+    reverse over reverse mode. The terms go by forward over reverse, for which `torch_fixes` mends
+    torch's norms, squared error and attention. Where torch lacks a mode, or differences show it to
+    be wrong, the other one is taken.
 
     Stopped gradients (detach, no_grad, .data, padding of an embedding) have one meaning. A backward
     pass holds the stopped value constant. Every gradient here is what such passes give, MAML's
@@ -129,7 +131,7 @@ def _analysis(
     m = len(setting.pool)
     avg_grad, avg_grad_inner = found.g_bar.mean(0), found.products.sum(0) / perm(m, 2)
     left_out = _why_left_out(m, setting.k, most_orders, avg_grad, avg_grad_inner)
-    coefficients = []
+    coefficients: list[tuple[str, str, float, float]] = []
     if not left_out:
         coefficients, agreement = _coefficients(setting, found, avg_grad, avg_grad_inner)
         if certify:
@@ -244,6 +246,7 @@ def _as_function(model: Any, parameters: Tree) -> tuple[Callable[[Tree, Tree], T
             raise ValueError(
                 "parameters: expected those to give to the function `model`, found None"
             )
+        check_memory("parameters", leaves(parameters))
         return model, parameters
     if parameters is not None:
         raise ValueError(

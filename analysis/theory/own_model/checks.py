@@ -18,6 +18,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import is_lazy
 
 from analysis.theory.derivatives import Vector
+from analysis.theory.own_model.locate import near
 from analysis.theory.own_model.losses import OwnLoss, evaluated
 from analysis.theory.own_model.trees import Tree, leaves, outline
 from analysis.theory.own_model.watching import named
@@ -97,6 +98,45 @@ def check_module(model: nn.Module) -> None:
             "model: expected a function of parameters and inputs, found random layers in training: "
             f"{', '.join(random)}; set p to 0 or call .eval() on them"
         )
+    parameters = set(map(id, model.parameters()))
+    buffers = [(name, b) for name, b in model.named_buffers() if id(b) not in parameters]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    frozen = [(name, p) for name, p in model.named_parameters() if not p.requires_grad]
+    check_memory("model", trained, [*frozen, *buffers])
+
+
+def check_memory(
+    argument: str,
+    trained: Iterable[tuple[str, Tensor]],
+    fixed: Iterable[tuple[str, Tensor]] = (),
+) -> None:
+    """Refuse a trained tensor that shares memory: a step of SGD would move the other with it."""
+    moving = [(*_memory(t), name, True) for name, t in trained if _has_memory(t)]
+    still = [(*_memory(t), name, False) for name, t in fixed if _has_memory(t)]
+    # Where all memory so far ends, and that of trained tensors, with the name of each.
+    every_end = moving_end = (("", 0), "")
+    for start, end, name, moves in sorted(moving + still):
+        before, other = every_end if moves else moving_end
+        if start < before:
+            raise ValueError(
+                f"{argument}: expected parameters with memory of their own, found {other} and "
+                f"{name} in the same; make them one parameter, or copy one of them"
+            )
+        every_end = max(every_end, (end, name))
+        moving_end = max(moving_end, (end, name)) if moves else moving_end
+
+
+def _has_memory(tensor: Any) -> bool:
+    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided:
+        return False
+    return tensor.numel() > 0 and tensor.data_ptr() != 0  # as it is on the meta device
+
+
+def _memory(tensor: Tensor) -> tuple[tuple[str, int], tuple[str, int]]:
+    """Return the first address of a tensor and the one after its last, on its device."""
+    steps = sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
+    device, start = str(tensor.device), tensor.data_ptr()
+    return (device, start), (device, start + (1 + steps) * tensor.element_size())
 
 
 def check_loss(on_minibatch: OwnLoss, phi: Vector, i: int, evaluations: int) -> None:
@@ -139,14 +179,16 @@ def check_loss(on_minibatch: OwnLoss, phi: Vector, i: int, evaluations: int) -> 
             f"loss: expected the same value each time, {found}; is there dropout or other noise in "
             "it? Call .eval() on the layer that draws it, or fix what it draws"
         )
+    with torch.enable_grad(), suppress(Exception):
+        again = on_minibatch.after(near(phi), phi.clone().requires_grad_())
+        on_minibatch.carries_state = not _alike(value, again)
 
 
 def evaluations_against_noise(minibatches: int) -> int:
     """Return how often to evaluate the loss of each minibatch in search of noise.
 
     Take a block of the model that is skipped once in ten calls. With this many evaluations, those
-    of a minibatch are all alike, for all minibatches, with a probability of at most 0.0005. That is
-    half of what is promised, as the evaluations with derivatives come on top.
+    of a minibatch are all alike, for all minibatches, with a probability of at most 0.0005.
     """
     n = 2
     while minibatches * log(0.9**n + 0.1**n) > log(5e-4):

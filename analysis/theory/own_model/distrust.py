@@ -35,6 +35,11 @@ def explain(
         distrust.append(_of_kinks(setting))
     if STOPPED in verdicts or (setting.stops and not certificate):
         distrust.append(_of_stops(setting))
+    if any(loss.carries_state for loss in setting.pool):
+        distrust.append(
+            "the loss changes its own state from call to call. Here each evaluation starts from "
+            "the same state, so that g_2 … and MAML are not those of a loop that keeps it."
+        )
     return tuple(distrust), tuple(_notes(setting, certificate, found, expansion))
 
 

@@ -38,7 +38,7 @@ def culprits(
 
     failing: return only those that fail.
     """
-    moved = _near(phi)
+    moved = near(phi)
     found = []
     if isinstance(model, nn.Module):
         calls_of_layers = _layer_calls(model, loss, phi), _layer_calls(model, loss, moved)
@@ -104,7 +104,7 @@ class _LayerCall:
 _Calls = dict[int, _LayerCall]  # the first call of each module, by the module's identity
 
 
-def _near(phi: Vector) -> Vector:
+def near(phi: Vector) -> Vector:
     """Return a point near phi, a thousandth of its length away in a random direction.
 
     Arguments are moved as they move from phi to there: a symmetric matrix stays symmetric.
@@ -167,7 +167,7 @@ def _fault_of_layer(module: nn.Module, call: _LayerCall, beyond: _LayerCall, ord
 
     x, unflatten = flatten({"parameters": function.parameters, "inputs": inputs})
     own = list(function.parameters.values())
-    steps = [*(_near(p.detach().flatten()) - p.detach().flatten() for p in own)]
+    steps = [*(near(p.detach().flatten()) - p.detach().flatten() for p in own)]
     steps += [(b - a).flatten() for a, b in zip(inputs, moved, strict=True)]
     return _fault(OwnLoss(run, _weighted, unflatten, ((), ()), keeper), x, torch.cat(steps), order)
 

@@ -43,7 +43,7 @@ class OwnLoss:
     ):
         self.function, self._loss, self._unflatten = function, loss, unflatten
         self._minibatch, self._keeper = minibatch, keeper
-        self.alters_its_data = False
+        self.alters_its_data = self.carries_state = False
 
     def __call__(self, phi: Vector) -> Tensor:
         return self.watched(phi, nullcontext())
@@ -62,6 +62,22 @@ class OwnLoss:
             self._keeper.put_back()
             self.alters_its_data |= versions != _versions(copies)
 
+    def after(self, before: Vector, phi: Vector) -> Tensor:
+        """Return the loss at phi in the state that an evaluation at `before` has left."""
+        try:
+            with right_derivatives(), disable_saved_tensors_hooks(NO_HOOKS):
+                for point in (before, phi):
+                    values, (inputs, targets) = self._unflatten(point), fresh(self._minibatch)
+                    if isinstance(self.function, ModuleFunction):
+                        self.function.exchange(values, buffers=point is before)
+                        outputs = self.function.run(inputs)
+                    else:
+                        outputs = self.function(values, inputs)
+                    value = self._loss(outputs, targets)
+        finally:
+            self._keeper.put_back()
+        return value.detach()
+
     def gradient_of_the_module_itself(self) -> Vector:
         """Return the gradient as any training loop takes it.
 
@@ -71,8 +87,7 @@ class OwnLoss:
         inputs, targets = fresh(self._minibatch)
         try:
             self.function.exchange(self.function.parameters)
-            args, kwargs = self.function.arguments(inputs)
-            value = self._loss(self.function.model(*args, **kwargs), targets)
+            value = self._loss(self.function.run(inputs), targets)
             own = list(self.function.parameters.values())
             parts = torch.autograd.grad(value, own, allow_unused=True, materialize_grads=True)
         finally:
@@ -112,20 +127,28 @@ class ModuleFunction:
 
     def __call__(self, values: dict[str, Tensor], inputs: Tree) -> Tree:
         self.exchange(values)
+        return self.run(inputs)
+
+    def run(self, inputs: Tree) -> Tree:
+        """Call the module with the parameters and buffers that it has now."""
         args, kwargs = self.arguments(inputs)
         return self.model(*args, **kwargs)
 
-    def exchange(self, values: Mapping[str, Tensor], *, like: Sequence[Tensor] = ()) -> None:
+    def exchange(
+        self, values: Mapping[str, Tensor], *, like: Sequence[Tensor] = (), buffers: bool = True
+    ) -> None:
         """Put `values` in the parameters' places, and copies where frozen ones and buffers are.
 
         The copies may be written to. A buffer is on the levels of torch.func on which the
         parameters are, so that what is computed from them can be written into it.
+
+        buffers: False to leave the buffers as the last call left them.
         """
         others = {id(p): values[name] for name, p in self.parameters.items()}
         others |= {id(p): p.detach().clone() for p in self.frozen}
         for slots, name, identity in self._parameters:
             slots[name] = others[identity]
-        if self._buffers:
+        if self._buffers and buffers:
             zero = next(iter([*values.values(), *like])).new_zeros(())
             for slots, name, buffer in self._buffers:
                 if id(buffer) not in others:  # once, where two modules share it
