@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from analysis.theory.own_model import analyse, losses
+from analysis.theory.own_model import analyse, analysing, losses
 from tests.helpers.data import assert_close, generator, normal
 
 pytestmark = pytest.mark.usefixtures("no_search_for_noise")
@@ -365,7 +365,21 @@ def test_coefficients_of_a_large_pool_are_left_out_with_the_reason():
         most_orders=59,
     )
     assert found.left_out == "60 ordered choices of 3 of 5 minibatches, above 59"
-    assert found.coefficients.empty
+    assert found.coefficients.empty and found.verdict("coefficients") == "not checked"
+
+
+def test_coefficients_are_the_theorems_at_a_rate_that_is_too_large_for_the_series():
+    """They are those in the limit alpha -> 0, whatever alpha is; the notes speak of alpha."""
+    found = analyse(made(layer_norm_mlp), F.cross_entropy, labelled(3, 3), 2.0, order=0)
+    assert (found.coefficients.predicted - found.coefficients.measured).abs().max() < 1e-4
+    assert found.verdict("coefficients") == "holds"
+
+
+def test_coefficients_that_the_step_moves_are_undecided(monkeypatch):
+    monkeypatch.setattr(analysing, "SHARP", 0.0)
+    found = analyse(made(layer_norm_mlp), F.cross_entropy, labelled(3, 3), SMALL, order=0)
+    assert found.verdict("coefficients") == "undecided"
+    assert "hide whether coefficients are right" in found.notes[0]
 
 
 @pytest.mark.parametrize("width", [1, 6])

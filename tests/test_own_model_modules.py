@@ -167,7 +167,7 @@ def test_the_module_is_as_it_was(name, after):
     def loss(outputs, labels):
         nonlocal calls
         calls += 1
-        if (after == "an error in the loss" and calls == 5) or (
+        if (after == "an error in the loss" and calls == 7) or (
             after == "an error in a derivative" and calls == 31
         ):
             raise Failing
@@ -551,6 +551,84 @@ def test_whole_numbers_are_asked_for():
         quick(seeded(lambda: nn.Linear(3, 4)), steps=2.0)
 
 
+# Memory that is shared, and state from call to call.
+
+
+class TwoLayers(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+
+    def forward(self, x):
+        return self.b(self.a(x).tanh())
+
+
+def squared(outputs, _):
+    return outputs.square().mean()
+
+
+def test_parameters_that_share_memory_are_refused_by_name():
+    net = seeded(TwoLayers)
+    net.b.weight.data = net.a.weight.data
+    with pytest.raises(ValueError, match=r"model: .* found a\.weight and b\.weight in the"):
+        quick(net, squared)
+    net.b.weight = net.a.weight  # one parameter in two places
+    assert quick(net, squared).g_bar.shape == (3, 9)
+
+
+def test_a_buffer_in_a_parameters_memory_is_refused_by_name():
+    net = seeded(TwoLayers)
+    net.register_buffer("last", net.a.weight.data[2:])
+    with pytest.raises(ValueError, match=r"model: .* found a\.weight and last in the same"):
+        quick(net, squared)
+    net.a.weight.requires_grad_(False)  # constants, which no step moves
+    assert quick(net, squared).g_bar.shape == (3, 9)
+
+
+def test_parts_of_one_memory_that_do_not_overlap_are_apart():
+    net, whole = seeded(TwoLayers), normal(18)
+    net.a.weight.data, net.b.weight.data = whole[:9].view(3, 3), whole[9:].view(3, 3)
+    assert quick(net, squared).distrust == ()
+
+
+def test_the_same_tensor_twice_in_a_functions_parameters_is_refused_by_name():
+    w = normal(3)
+    with pytest.raises(
+        ValueError, match=r"parameters: expected .* found \['a'\] and \['b'\] in the same"
+    ):
+        quick(lambda p, x: (p["a"] * x).tanh() * p["b"], parameters={"a": w, "b": w})
+
+
+class Baseline:
+    """A loss with a running mean of its errors."""
+
+    def __init__(self):
+        self.mean = 0.0
+
+    def __call__(self, outputs, _):
+        value = (outputs - self.mean).square().mean()
+        self.mean = self.mean / 2 + outputs.detach().mean() / 2
+        return value
+
+
+CARRYING = {
+    "a running mean in the loss": (lambda: nn.Linear(3, 4), Baseline()),
+    "spectral norm": (lambda: parametrizations.spectral_norm(nn.Linear(3, 4)), F.cross_entropy),
+}
+
+
+@pytest.mark.parametrize("name", CARRYING)
+def test_a_state_that_moves_the_loss_from_call_to_call_is_named(name):
+    make, loss = CARRYING[name]
+    found = quick(seeded(make), loss)
+    assert "the loss changes its own state from call to call" in found.distrust[-1]
+
+
+@pytest.mark.parametrize("make", [Caching, one_norm_twice])
+def test_a_state_that_moves_no_loss_is_not_named(make):
+    assert quick(seeded(make)).distrust == ()
+
+
 # Stopped gradients.
 
 
@@ -572,6 +650,7 @@ STOPS = {
     "detach": lambda h: h.detach(),
     "detach, a function": torch.detach,
     "data": lambda h: h.data,
+    "detach_": lambda h: h.detach_(),
     "no_grad": under_no_grad,
 }
 
@@ -692,6 +771,40 @@ def test_a_summary_has_five_lines():
         and "MAML -4.00" in lines[3]
         and "nothing that was looked for" in lines[4]
     )
+
+
+def hinge(outputs, labels):
+    return (1 - outputs[:, 0]).clamp(min=0).mean()
+
+
+def scaled_gradient(h):
+    """Return h, with a gradient that is wrong by a factor."""
+    if h.requires_grad:
+        h.register_hook(lambda g: 1.1 * g)
+    return h
+
+
+def test_a_summary_says_why_a_number_is_not_there():
+    net = seeded(lambda: nn.Linear(3, 4))
+    flat = quick(net, hinge).summary().splitlines()
+    assert flat[2] == "Reach: not known, as the terms of first or of second order are zero."
+    first_order = quick(net, order=1).summary().splitlines()
+    assert first_order[2] == "Reach: not known, as it needs terms of second order."
+    one_step = quick(net, steps=1).summary().splitlines()
+    assert one_step[1] == "Series: there is a single step."
+    assert one_step[2] == "Reach: not known, as there is a single step."
+    wrong = quick(net, lambda o, y: F.cross_entropy(scaled_gradient(o), y))
+    assert "g_bar" in wrong.withheld
+    withheld = wrong.summary().splitlines()
+    assert withheld[1] == "Series: gradients or terms are withheld."
+    assert withheld[2] == "Reach: not known, as gradients or terms are withheld."
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_smooth_network_in_half_precision_has_no_kinks(dtype):
+    net = seeded(lambda: nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 4))).to(dtype)
+    found = quick(net, minibatches=[(x.to(dtype), y) for x, y in task()])
+    assert set(found.certificate.verdict) <= {"holds", "undecided"}
 
 
 def test_first_order_explains_nine_tenths_as_far_as_it_says():

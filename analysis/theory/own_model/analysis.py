@@ -47,7 +47,8 @@ class Analysis:
 
     certificate: a row for each quantity (with the gradient for `exact` and `terms`, and the order
         for `terms`) and each channel that it was checked against. `agreement` is their relative
-        difference, `explained` what step and round-off may make of it, and `verdict` one of:
+        difference, `explained` the difference that step size and round-off can account for, and
+        `verdict` one of:
         holds             the difference is explained
         stopped gradient  the model stops gradients: this one is what SGD meets, not the slope of
                           the loss
@@ -56,7 +57,7 @@ class Analysis:
                           near that they hide the quantity
         differs           a derivative is wrong: the quantity is nan where differences say so
                           (`withheld`)
-        not held          no channel was tried (certify=False)
+        not checked       no channel was tried (certify=False), or the quantity was left out
     distrust: what is wrong or has another meaning, a sentence each, with the layer or function and
         the way out.
     notes: what is right but may surprise.
@@ -82,7 +83,7 @@ class Analysis:
     def verdict(self, quantity: str) -> str:
         """Return the worst verdict on a quantity, such as "terms", over all its rows."""
         rows = self.certificate[(self.certificate.quantity == quantity) & self.certificate.decides]
-        return max(rows.verdict, key=VERDICTS.index) if len(rows) else "not held"
+        return max(rows.verdict, key=VERDICTS.index) if len(rows) else "not checked"
 
     @property
     def withheld(self) -> tuple[str, ...]:
@@ -105,13 +106,14 @@ class Analysis:
             withheld = f"withheld: {', '.join(self.withheld)}"
         return (
             f"Checked: {len(held)} of {whole} comparisons with channels that share no rule hold, "
-            f"the farthest to {held.agreement.max():.0e}; {withheld}."
+            f"all within what step and round-off explain; {withheld}."
         )
 
     def _slopes(self) -> str:
         rows = self.expansion[(self.expansion.gradient != "g_1") & self.expansion.slope.notna()]
         if not len(rows):
-            return "Series: round-off hides how the remainders fall, or there is a single step."
+            hidden = self._without_series() or "round-off hides how the remainders fall"
+            return f"Series: {hidden}."
         by_order = rows.groupby("order").slope.agg(["min", "max"])
         ranges = [
             f"{row['min']:.2f} … {row['max']:.2f} for {n + 1}" for n, row in by_order.iterrows()
@@ -123,12 +125,21 @@ class Analysis:
 
     def _reach(self) -> str:
         if (reach := self.reach()) is None:
-            return "Reach: not known, as it needs two or more steps and terms of second order."
+            needed = "it needs terms of second order" if self.terms.shape[1] < 3 else ""
+            zero = "the terms of first or of second order are zero"
+            return f"Reach: not known, as {self._without_series() or needed or zero}."
         name, far = reach
         return (
             f"Reach: first order explains {FAR:.0%} of what the inner steps change up to alpha of "
             f"about {far:.1g} ({name} is the first to leave it)."
         )
+
+    def _without_series(self) -> str:
+        """Return why there is no series to judge: one step, or what is withheld; else nothing."""
+        if len(self.names) == 2:
+            return "there is a single step"
+        given = self.exact.isfinite().all() and self.terms.isfinite().all()
+        return "" if given else "gradients or terms are withheld"
 
     def reach(self) -> tuple[str, float] | None:
         """Return the gradient that first order is first to leave unexplained, with its alpha.
