@@ -406,7 +406,7 @@ def test_without_a_compiler_the_tensor_code_is_taken(monkeypatch):
     try:
         with pytest.warns(UserWarning, match="native: expected a compiler in CC, found 'no-such-c"):
             assert native.library() is None
-        assert not native.supports_tensor(torch.zeros(1))
+            assert not native.supports_tensor(torch.zeros(1))
     finally:
         native.library.cache_clear()
 
@@ -449,17 +449,19 @@ def _compiled(folder):
 
 
 @needs_compiler
-def test_a_library_is_compiled_once_and_again_where_it_is_damaged(empty_library):
+def test_a_library_is_compiled_once_and_again_where_it_is_damaged(empty_library, monkeypatch):
     for _ in range(2):
         native.library.cache_clear()
         assert native.library().answer() == 42
     assert _compiled(empty_library) == 1
     (built,) = (empty_library / "cache").iterdir()
-    damaged = built.with_name("damaged")  # other than the file that this process has open
+    # In another cache, as this process would take what it has loaded from the same path.
+    damaged = empty_library / "other" / built.name
+    damaged.parent.mkdir()
     damaged.write_bytes(b"no library")
-    damaged.rename(built)
+    monkeypatch.setattr(pooch, "os_cache", lambda name: damaged.parent)
     native.library.cache_clear()
-    with pytest.warns(UserWarning, match=f"native: {built} is damaged and will be rebuilt"):
+    with pytest.warns(UserWarning, match=f"native: {damaged} is damaged and will be rebuilt"):
         assert native.library().answer() == 42
     assert _compiled(empty_library) == 2
 
