@@ -8,6 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 
+FEW = 4  # points of a curve that are all given a tick
+
+
 def draw_curve(
     ax: Axes,
     curve: pd.DataFrame,
@@ -38,6 +41,7 @@ def over_iterations(ax: Axes, chance: float | None = None) -> None:
 
     chance: accuracy in [0, 1], where the curves are to be compared with it.
     """
+    measured = sorted({x for line in ax.lines for x in line.get_xdata()})
     if chance is not None:
         ax.axhline(100 * chance, color="0.5", linestyle=":", linewidth=1)
         ax.annotate(
@@ -51,7 +55,10 @@ def over_iterations(ax: Axes, chance: float | None = None) -> None:
         )
     ax.set_xlabel("meta-iterations")
     ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+    if len(measured) <= FEW:
+        ax.set_xticks(measured)
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
 
 
 def seeds_in_words(settings: Mapping[str, Any]) -> str:

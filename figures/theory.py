@@ -74,7 +74,9 @@ def draw_remainders(points: pd.DataFrame) -> Figure:
             ylabel="norm of the remainder",
         )
         ax.set_title(title, fontsize=10)
-        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2, fontsize=7.5)
+        handles, labels = ax.get_legend_handles_labels()
+        pairs = [handles[::2] + handles[1::2], labels[::2] + labels[1::2]]  # side by side
+        ax.legend(*pairs, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2, fontsize=7.5)
     right, wrong = (_spans(points[points.role == role]) for role in ("check", "control"))
     return finish(
         figure,
@@ -134,7 +136,7 @@ def _draw_pool(ax: Axes, case: pd.DataFrame, colour: str) -> None:
     for role, line in (("check", "-"), ("control", "--")):
         mine = case[case.role == role]
         pool, which = mine.case.iloc[0].split(": ")
-        words = f"{pool}, ${which}$" + ", wrong term" * (role == "control")
+        words = f"{pool}, ${which}$" if role == "check" else "wrong term"
         opacity = 1 if role == "check" else 0.55
         colour_of_role = colour if role == "check" else WARNING
         ax.plot(

@@ -51,8 +51,8 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     most = 100 * (own.q > MOSTLY).groupby(own.iteration).mean()
     finding = (
         f"First-order term and $g_i - \\bar g_i$: cosine {cosine.iloc[0]:.2f} at the start, "
-        f"{cosine.iloc[-1]:.2f} at the end of training; it explains more than half in "
-        f"{most.iloc[0]:.0f} %, {most.iloc[-1]:.0f} % of cases"
+        f"{cosine.iloc[-1]:.2f} at the end; more than half explained in {most.iloc[0]:.0f} %, "
+        f"{most.iloc[-1]:.0f} % of cases"
     )
     caption = (
         f"Title: at the learning rate used; {settings['seeds']} seeds × {settings['tasks']} tasks "
