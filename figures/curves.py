@@ -7,7 +7,6 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-
 FEW = 4  # points of a curve that are all given a tick
 
 
