@@ -16,6 +16,7 @@ from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import Asked, Experiment, Result
 from analysis.paper import figure_3
 from analysis.plan import begin_manifest
+from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
 from analysis.results.manifest import read, work, write
 from tests.helpers.runs import FIRST_SEED
 from tests.helpers.script import SMOKE, TINY_ABLATION, ablation_in, finished_in, script
@@ -184,6 +185,25 @@ def test_what_needs_no_omniglot_neither_fetches_nor_loads_it(experiments, tmp_pa
     assert (record["data"] is None) != theorems
     write(record, tmp_path / "manifest.json")
     assert work(read(tmp_path / "manifest.json")) == json.loads(json.dumps(work(record)))
+
+
+@pytest.mark.parametrize(
+    ("decision", "more", "code"),
+    [
+        (REFUTED, ["--strict"], 1),
+        (UNDECIDED, ["--strict"], 1),
+        (SUPPORTED, ["--strict"], 0),
+        (REFUTED, [], 0),
+    ],
+)
+def test_strict_fails_unless_all_theorems_are_supported(
+    decision, more, code, tmp_path, monkeypatch
+):
+    theorem, *others = EXPERIMENTS["theory"].claims
+    found = [SimpleNamespace(claim=claim, decision=SUPPORTED) for claim in others]
+    found.append(SimpleNamespace(claim=theorem, decision=decision))
+    monkeypatch.setattr(reproduce, "run", lambda plan: (found, {"tables": {}}))
+    assert script("theory", *SMOKE, "--out", tmp_path, *more).code == code
 
 
 def test_an_unknown_experiment_is_named(tmp_path, capsys):
