@@ -17,6 +17,7 @@ from analysis.runs.workers import silent
 from figures.sgd import draw
 from figures.style import style
 from reptile_core.losses import CrossEntropy
+from reptile_core.philox import Purpose, bits
 from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
@@ -65,25 +66,26 @@ def test_an_epoch_meets_every_image_once(data):
         assert torch.equal(epoch.y[seed].flatten(), data.train.y[seed, order[seed]])
 
 
-def test_full_batch_is_plain_gradient_descent_to_the_target(data, start):
-    """A full batch is plain gradient descent to the target, seed by seed.
+@pytest.mark.parametrize(("batch", "target"), [(500, 1.5), (50, 1.0)])
+def test_training_is_plain_sgd_to_the_target(data, start, batch, target):
+    """Training is plain SGD to the target, seed by seed, in a new order in every epoch.
 
     The end point's loss is the target, on the segment of the last step.
     """
-    target = 1.5
-    end, steps = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=500, target=target)
+    end, steps = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=batch, target=target)
     for seed in range(len(SEEDS)):
         x, y = data.train.x[seed], data.train.y[seed]
         phi = start[seed].clone().requires_grad_()
         count = 0
-        while True:
-            loss = cross_entropy(sgd.NETWORK(phi, x), y)
-            if loss <= target:
-                break
+        while cross_entropy(sgd.NETWORK(phi, x), y) > target:
+            epoch, at = divmod(count, 500 // batch)
+            keys = bits(SEEDS[seed], Purpose.TRAINING, 500, iteration=epoch).tolist()
+            here = sorted(range(500), key=keys.__getitem__)[at * batch : (at + 1) * batch]
+            loss = cross_entropy(sgd.NETWORK(phi, x[here]), y[here])
             before, g = phi.detach(), torch.autograd.grad(loss, phi)[0]
             phi = (before - 0.3 * g).requires_grad_()
             count += 1
-        assert steps[seed] == count
+        assert steps[seed] == count > 500 // batch  # after the first epoch
         t = (end[seed] - before).norm() / (phi - before).norm()
         torch.testing.assert_close(
             end[seed], torch.lerp(before, phi.detach(), t), rtol=1e-4, atol=1e-5
