@@ -13,6 +13,7 @@ from analysis.experiments.shared.curves import Curves, Scale, kept, measure
 from analysis.experiments.shared.experiment import Experiment, Measured, Result
 from analysis.paper.figure_3 import CHANCE, configure
 from reptile_core.meta_gradients import last, sum_of
+from reptile_core.tasks import Sampling
 from tests.helpers.runs import FIRST_SEED, SECONDS, MadeUp, context
 
 SCALE = Scale(looks=(2, 4), tasks=3, seeds=2)
@@ -84,6 +85,8 @@ def test_every_look_is_of_its_own_tasks_and_no_run_goes_further_than_its_last():
     assert {(i, what.look, what.tasks, what.queries) for _, i, what in asked} == {
         (i, i, 3, 5) for i in (0, 2, 4, 8)
     }
+    # As the paper evaluates figure 3: 5-way 5-shot, after 5 steps of batch 25.
+    assert {what.sampling for _, _, what in asked} == {Sampling(5, 5, 25, 5)}
 
 
 @dataclass(frozen=True)
