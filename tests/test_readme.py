@@ -4,6 +4,7 @@ Names are those of links, functions and claims.
 """
 
 import re
+from argparse import ArgumentParser
 from importlib import import_module
 from pathlib import Path
 
@@ -95,9 +96,22 @@ def test_the_claim_on_the_first_page_is_decided(capsys):
     assert capsys.readouterr().out.startswith("ours supported")
 
 
+class Parsed(Exception):
+    """The end of a command once its arguments are parsed."""
+
+
 @pytest.mark.parametrize("arguments", commands())
-def test_commands_are_understood(arguments):
+def test_commands_are_understood(arguments, monkeypatch):
     if arguments and arguments[0] in COMMANDS:
+        parse_args = ArgumentParser.parse_args
+
+        def parse_alone(parser, words):
+            parse_args(parser, words)
+            raise Parsed
+
+        monkeypatch.setattr(ArgumentParser, "parse_args", parse_alone)
+        with pytest.raises(Parsed):
+            import_module(COMMANDS[arguments[0]]).main(arguments[1:])
         return
     asked = parse(arguments)
     assert set(asked.experiments) <= set(EXPERIMENTS)
