@@ -129,5 +129,7 @@ def test_memory_of_a_lane_covers_what_an_inner_step_keeps(monkeypatch):
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         loss = CrossEntropy(network, "sum")(phi, batch)
     assert loss.isfinite()
-    assert sum(saved.values()) < lane_bytes(run) < 20 * sum(saved.values())
-    assert lane_bytes(replace(run, weights="maml")) > lane_bytes(run)
+    # The estimate, 4.3 times that, adds 12 vectors as long as phi and eight outputs of each block.
+    assert 3 < lane_bytes(run) / sum(saved.values()) < 6
+    # MAML keeps the numbers of a step twice, and fewer vectors than twice: 1.8 times as much.
+    assert 1.5 < lane_bytes(replace(run, weights="maml")) / lane_bytes(run) < 2
