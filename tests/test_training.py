@@ -200,18 +200,22 @@ def assert_same_bits(a: TrainingState, b: TrainingState) -> None:
 
 
 MAML = replace(RUN, weights="maml", meta_batch=1)
-OUTER = {name: replace(RUN, outer=Outer(0.01, optimizer=name)) for name in OUTER_OPTIMIZERS}
+OUTER = {
+    name: replace(RUN, outer=Outer(0.01, optimizer=name))
+    for name in OUTER_OPTIMIZERS
+    if name not in ("sgd", "adam")  # which RUNS has
+}
 
 
 @pytest.mark.parametrize(
     "run", [*RUNS.values(), MAML, *OUTER.values()], ids=[*RUNS, "maml", *OUTER]
 )
-@pytest.mark.parametrize("stop", [0, 1, 3])
-def test_going_on_gives_the_same_bits(run: Run, stop: int) -> None:
+def test_going_on_gives_the_same_bits(run: Run) -> None:
     whole = [start(run), *train(run, POOL, start(run))]
-    rest = list(train(run, POOL, copy(whole[stop])))
-    for a, b in zip(whole[stop + 1 :], rest, strict=True):
-        assert_same_bits(a, b)
+    for stop in (0, 1, 3):
+        rest = list(train(run, POOL, copy(whole[stop])))
+        for a, b in zip(whole[stop + 1 :], rest, strict=True):
+            assert_same_bits(a, b)
 
 
 @EACH
