@@ -4,12 +4,14 @@ The same table gives the same file.
 """
 
 import matplotlib
+import numpy as np
 import pandas as pd
 import pytest
 
 from analysis.experiments import ablation
 from analysis.paper.figure_3 import SETTINGS as FIGURE_3
 from analysis.results.tables import over_seeds
+from figures import theory
 from figures.ablation import draw
 from figures.curves import schedule_in_words
 from figures.style import _wrapped, save, stamp, style
@@ -51,14 +53,22 @@ def test_curves_are_the_numbers(tables):
         figure = _draw(tables)
     assert len(figure.axes) == 3
     for ax in figure.axes:
-        curves = {
-            line.get_label(): list(line.get_ydata())
-            for line in ax.get_lines()
-            if len(line.get_xdata()) > 2
-        }
+        lines = [line for line in ax.get_lines() if len(line.get_xdata()) > 2]
+        curves = {line.get_label(): list(line.get_ydata()) for line in lines}
         assert len(curves) == 4
         for label, heights in curves.items():
             assert heights == pytest.approx([23, 33, 43, 53][: 4 if label == "$g_1$" else 3])
+        for line, band in zip(lines, ax.collections, strict=True):
+            intervals = tables["ablation_intervals"]
+            mine = intervals[intervals.variant == ("g1" if line.get_label() == "$g_1$" else "g2")]
+            corners = [
+                (x, min(max(100 * y, 0), 100))
+                for side in ("low", "high")
+                for x, y in zip(mine.iteration, mine[side], strict=True)
+            ]
+            np.testing.assert_allclose(
+                np.unique(band.get_paths()[0].vertices, axis=0), np.unique(corners, axis=0)
+            )
     assert (
         figure.get_suptitle()
         == "g₁ alone is at 53 % accuracy after 30 iterations, the sum of 4 at 43 % after 20"
@@ -104,6 +114,55 @@ def test_a_variant_of_ones_own_has_a_curve_and_is_named_in_the_caption(tables):
     assert [r"$\mathrm{my~sum}$" in labels for labels in curves] == [False, False, True]
     words = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
     assert "Not of the paper: my sum, weights 0, 0, 1, 1." in words and _fits(figure)
+
+
+def test_remainders_are_the_numbers():
+    """The figure of remainders shows the slopes of each panel, of the right and the wrong term."""
+    alpha = [0.1, 0.01]
+    slopes = {
+        ("taylor-gradient", "check"): 2.0,
+        ("taylor-gradient", "control"): 1.0,
+        ("taylor-second-order", "check"): 3.0,
+        ("taylor-second-order", "control"): 2.25,
+    }
+    rows = [
+        {"claim": claim, "case": "cubic: g_4", "role": role, "alpha": a, "remainder": a**slope}
+        | {"slope": slope}
+        for (claim, role), slope in slopes.items()
+        for a in alpha
+    ]
+    with style():
+        figure = theory.draw_remainders(pd.DataFrame(rows))
+    assert "slopes 2.00 and 3.00; with a wrong term 1.00 and 2.25" in figure.get_suptitle()
+    for ax, claim in zip(figure.axes, ("taylor-gradient", "taylor-second-order"), strict=True):
+        labels = [text.get_text() for text in ax.get_legend().get_texts()]
+        for role, line, label in zip(("check", "control"), ax.get_lines(), labels, strict=True):
+            slope = slopes[claim, role]
+            assert label.endswith(f"slope {slope:.3f}")
+            assert list(line.get_xdata()) == alpha
+            assert list(line.get_ydata()) == pytest.approx([a**slope for a in alpha])
+
+
+def test_coefficients_are_the_numbers():
+    """The figure of coefficients shows measured against predicted, and the largest difference."""
+    predicted = {
+        ("MAML", "AvgGrad"): 1.0,
+        ("MAML", "AvgGradInner"): -2.0,
+        ("g_1 + g_2", "AvgGrad"): 2.0,
+        ("g_1 + g_2", "AvgGradInner"): -1.0,
+    }
+    rows = [
+        {"update": update, "term": term, "k": 2, "data": "cubic", "predicted": value}
+        | {"measured": value + (4.6e-6 if update == "MAML" else -1e-7)}
+        for (update, term), value in predicted.items()
+    ]
+    with style():
+        figure = theory.draw_coefficients(pd.DataFrame(rows))
+    assert figure.get_suptitle().endswith("measured and predicted differ by at most 5e-06")
+    for ax, term in zip(figure.axes, ("AvgGrad", "AvgGradInner"), strict=True):
+        drawn = np.concatenate([points.get_offsets() for points in ax.collections])
+        mine = [(row["predicted"], row["measured"]) for row in rows if row["term"] == term]
+        np.testing.assert_array_equal(drawn, mine)
 
 
 def test_titles_fit(tables):
