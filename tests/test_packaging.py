@@ -3,6 +3,7 @@
 An installation must know its own code alone.
 """
 
+import hashlib
 import importlib.util
 import os
 import re
@@ -16,7 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 import reproduce
 from analysis import ending, program
@@ -117,6 +120,28 @@ def test_the_changelog_has_a_line_for_each_numerics_version() -> None:
         r"^- Numerics (\d+)\b", (ROOT / ".github" / "CHANGELOG.md").read_text(), re.MULTILINE
     )
     assert {int(number) for number in found} == set(range(2, NUMERICS_VERSION + 1))
+
+
+def test_tasks_and_splits_have_the_bits_of_the_numerics_version() -> None:
+    """Tasks and splits have the bits of the numerics version, written down here by their SHA-256.
+
+    They are integers, the same on any machine. Changing them requires a new numerics version.
+    """
+    from analysis.runs.job import NUMERICS_VERSION
+    from reptile_core.datasets.split import split_characters
+    from tests.test_tasks import SAMPLINGS, draw, parts
+
+    drawn = [part for s in SAMPLINGS.values() for part in parts(draw(s, test_shots=2))]
+    tasks = torch.cat([numbers.flatten() for part in drawn for numbers in (part.index, part.label)])
+    split = split_characters(np.arange(1623).reshape(-1, 1, 1, 1), seed=7)
+    order = torch.cat([split.train[:1200], split.test]).flatten()
+    assert sorted(order.tolist()) == list(range(1623))
+    found = [hashlib.sha256(x.numpy().astype("<i8").tobytes()).hexdigest() for x in (tasks, order)]
+    assert NUMERICS_VERSION == 5
+    assert found == [
+        "49b6ea0593bf33f6c6e3f5a3dd397f22b2de116aeb59f00e9f8a6428a6a37bbd",  # tasks
+        "4fd51e8c40a40bb866aacc7b88a3e0901747295ae978eaf9701eddeb75f6d489",  # order
+    ]
 
 
 def test_the_citation_is_one() -> None:
