@@ -178,7 +178,10 @@ def test_mamls_memory_does_not_grow_with_k(
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved.tensor):
             maml(loss, phi_1(), minibatches(k, batch=2), OPTIMIZERS[optimizer][0])
         most.append(peak)
-    assert most[0] == most[1] > 0 or (by_hand and optimizer == "sgd")
+    assert most[0] == most[1]
+    # SGD by hand makes no graph. Without a compiler nothing is done by hand.
+    no_graph = optimizer == "sgd" and native.supports_tensor(phi_1())
+    assert (most[0] == 0) == no_graph
     assert all(len(buffers) <= HELD for buffers in loss._held.values())
 
 
