@@ -144,8 +144,8 @@ def _no_network(url: str, **_: object) -> None:
     raise Unavailable(f"{url}: there is no network")
 
 
-def ends_well(*arguments: object) -> int:
-    """Return a script's exit code.
+def ends_well(*arguments: object) -> tuple[int, str]:
+    """Return a script's exit code and the line of its error, "" where it has none.
 
     The script may print at most one line of an error, and no traceback.
     """
@@ -154,14 +154,13 @@ def ends_well(*arguments: object) -> int:
         try:
             said = script(*arguments)
         except SystemExit as stop:  # raised by argparse
-            return int(stop.code or 0)
+            return int(stop.code or 0), ""
     assert "Traceback" not in said.err and "unexpected" not in said.err, said.err
-    if said.code:
-        errors = [
-            line for line in said.err.splitlines() if line.startswith("reproduce.py: error: ")
-        ]
-        assert len(errors) == 1 and said.err.endswith(errors[0] + "\n"), said.err
-    return said.code
+    if not said.code:
+        return 0, ""
+    errors = [line for line in said.err.splitlines() if line.startswith("reproduce.py: error: ")]
+    assert len(errors) == 1 and said.err.endswith(errors[0] + "\n"), said.err
+    return said.code, errors[0]
 
 
 # ---- arguments
@@ -179,7 +178,8 @@ WORDS = st.sampled_from(  # split as a shell splits them
 def test_arguments(home: Path, arguments: list[str]) -> None:
     _count("arguments")
     with contained(home):
-        assert ends_well(script, *arguments, "--out", "here") in (0, 1, 2)
+        code, _ = ends_well(*arguments, "--out", "here")
+    assert code in (0, 1, 2)
 
 
 # ---- manifests
@@ -236,7 +236,8 @@ def test_manifests(home: Path, data: st.DataObject) -> None:
     cut = data.draw(st.none() | st.integers(0, len(text)))
     (home / "m.json").write_text(text[:cut])
     with contained(home):
-        assert ends_well(script, "--from", "m.json", "--out", "here") in (0, 1, 2)
+        code, _ = ends_well("--from", "m.json", "--out", "here")
+    assert code in (0, 1, 2)
 
 
 # ---- checkpoints
@@ -428,7 +429,8 @@ def test_archives(home: Path, part, added, links, dense, cuts, end) -> None:
     made = _mutated(_archive(ZIPS[part], added, links, dense), cuts)
     (folder / f"{part}.zip").write_bytes(made if end is None else made[: int(end * len(made))])
     with contained(home / "here", home / "cache"):
-        assert ends_well(script, "theory", "--data", "data", "--out", "here") == 2
+        code, error = ends_well("theory", "--data", "data", "--out", "here")
+    assert code == 2 and f"{Path('data', 'omniglot')}" in error, error
 
 
 @fuzz
@@ -445,5 +447,6 @@ def test_caches(home: Path, content: bytes) -> None:
     for part in omniglot.PUBLISHED.parts:
         (cache / f"{part.name}.zip").write_bytes(content)
     with contained(home):
-        assert ends_well(script, "theory", "--dataset", "omniglot", "--out", "here") == 2
+        code, error = ends_well("theory", "--dataset", "omniglot", "--out", "here")
+    assert code == 2 and "there is no network" in error, error
     assert decoded.read_bytes() == content
