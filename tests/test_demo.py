@@ -188,14 +188,14 @@ def test_strokes_and_images_are_read():
         ({"more": 1}, "body: expected an object of drawings and steps"),
     ],
 )
-def test_bad_questions_are_told_in_a_line(change, message):
+def test_bad_questions_are_reported_in_one_line(change, message):
     with pytest.raises(ValueError, match=message) as caught:
         read(json.dumps(QUESTION | change).encode())
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"null", b"9" * 10_000])
-def test_what_is_no_json_is_told_in_a_line(body):
+def test_what_is_no_json_is_reported_in_one_line(body):
     with pytest.raises(ValueError, match="body: expected") as caught:
         read(body)
     assert "\n" not in str(caught.value)
@@ -362,7 +362,7 @@ def test_page_answers(untrained):
         ("%2e%2e/page.py", None, 404, "Not Found"),
     ],
 )
-def test_bad_requests_are_told_in_a_line(untrained, path, body, status, message, capfd):
+def test_bad_requests_are_reported_in_one_line(untrained, path, body, status, message, capfd):
     with serving(untrained) as address:
         found = _get(address + path, body)
     assert found[0] == status and message in found[1] and "\n" not in found[1]
@@ -429,7 +429,7 @@ def test_command_trains_serves_and_ends_with_an_interrupt(monkeypatch, tmp_path,
         ),
     ],
 )
-def test_bad_arguments_are_told_in_a_line(arguments, message, tmp_path, capsys):
+def test_bad_arguments_are_reported_in_one_line(arguments, message, tmp_path, capsys):
     assert (
         reproduce.main(
             ["demo", "--port", "0", "--no-browser", "--out", str(tmp_path / "demo"), *arguments]

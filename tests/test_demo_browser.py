@@ -182,7 +182,7 @@ def test_keyboard_alone_draws(page):
     assert verdict(page, "Reptile") is None
 
 
-def test_an_error_is_told_until_the_next_answer(page):
+def test_an_error_is_shown_until_the_next_answer(page):
     page.get_by_role("button", name="Sample 1:").click()
     verdict(page, "Reptile")
     page.route(
@@ -199,7 +199,7 @@ def test_an_error_is_told_until_the_next_answer(page):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1400])
-def test_nothing_beside_the_window_and_nothing_serious_for_axe(browser, address, width, scheme):
+def test_nothing_outside_the_window_and_nothing_serious_for_axe(browser, address, width, scheme):
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.goto(address)
     page.get_by_role("button", name="Sample 1:").click()

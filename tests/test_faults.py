@@ -376,7 +376,7 @@ def test_a_changed_checkpoint_is_named_and_kept(
     assert job.path.read_bytes() == changed
 
 
-def test_a_checkpoint_of_something_else_is_told_by_what(
+def test_a_checkpoint_of_something_else_is_refused_by_name(
     tmp_path: Path, finished: Job, monkeypatch
 ) -> None:
     others = {

@@ -279,7 +279,7 @@ def test_a_tail_of_the_users(context):
     )
 
 
-def test_unknown_cells_are_told_before_work(tmp_path, capsys):
+def test_unknown_cells_are_refused_before_work(tmp_path, capsys):
     import reproduce
 
     assert (

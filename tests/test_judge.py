@@ -340,7 +340,7 @@ def test_a_mean_at_the_bands_end_is_rarely_decided(name, cases, n):
 
 
 @pytest.mark.parametrize("cases", [1, 4])
-def test_so_it_is_with_several_looks(cases):
+def test_errors_stay_rare_with_several_looks(cases):
     """Errors stay as rare with several looks.
 
     There are five seeds, then one more at each of five looks, and judging stops at a decision.
@@ -352,7 +352,7 @@ def test_so_it_is_with_several_looks(cases):
 
 
 @pytest.mark.parametrize("end", [-1.0, 1.0])
-def test_so_it_is_with_a_band_of_two_ends(end):
+def test_errors_stay_rare_with_a_band_of_two_ends(end):
     found = rates(DRAWS["normal"], cases=1, n=5, mean=end, foil=20.0, band=(-1.0, 1.0), seed=2)
     assert found["supported"] <= 0.03 + MARGIN and found["refuted"] <= 0.03 + MARGIN, found
 

@@ -65,7 +65,7 @@ def test_taken_up_again_gives_the_same_bits(name):
     assert torch.equal(list(train_lanes(runs, pools, halfway))[-1].phi, whole[-1].phi)
 
 
-def test_one_lane_alone_and_beside_others():
+def test_one_lane_alone_and_with_others():
     runs, pools = _lanes(SGD_RUN)
     whole = list(train_lanes(runs, pools, [start(run) for run in runs]))[-1]
     alone = list(train_lanes(runs[2:], pools[2:], [start(runs[2])]))[-1]

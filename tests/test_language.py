@@ -34,3 +34,16 @@ def test_docstrings_use_the_words_of_the_field() -> None:
     assert DIALECT.search("The name lies beside it.") and not DIALECT.search("They are told apart.")
     for place, text in docstrings():
         assert not (word := DIALECT.search(text)), f"{place}: {word[0]!r}"
+
+
+def test_names_of_tests_use_the_words_of_the_field() -> None:
+    names = [
+        (path.name, node.name)
+        for path in FILES
+        if path.is_relative_to(ROOT / "tests")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
+    assert len(names) > 1_000
+    for file, name in names:
+        assert not (word := DIALECT.search(name.replace("_", " "))), f"{file}: {name}: {word[0]!r}"

@@ -417,7 +417,7 @@ def _compiler(path, body):
     return str(path)
 
 
-def test_a_compiler_that_fails_is_done_without(monkeypatch, tmp_path):
+def test_a_failing_compiler_falls_back_to_tensor_code(monkeypatch, tmp_path):
     broken = _compiler(tmp_path / "broken-cc", "echo shape.h is missing >&2; exit 1")
     native.library.cache_clear()
     monkeypatch.setenv("CC", broken)

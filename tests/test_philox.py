@@ -90,7 +90,7 @@ def test_streams_differ() -> None:
     assert len(set(torch.cat(streams).tolist())) == 60 * 64
 
 
-def test_uniform_lies_inside_the_open_interval_and_is_flat() -> None:
+def test_uniform_is_inside_the_open_interval_and_flat() -> None:
     u = uniform(3, Purpose.SPLIT, 20_000)
     assert u.dtype == torch.float64 and u.min() > 0 and u.max() < 1
     assert torch.equal(u, (bits(3, Purpose.SPLIT, 20_000).double() + 0.5) / 2**32)

@@ -234,7 +234,7 @@ def test_a_killed_worker_costs_its_run_in_flight_and_no_bit(
         ),
     ],
 )
-def test_bad_arguments_are_told_before_work(
+def test_bad_arguments_are_refused_before_work(
     arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert _ablation(tmp_path, *arguments) == 2

@@ -328,7 +328,7 @@ def test_no_byte_is_brighter_than_white(brightest: int, white: int) -> None:
     assert ImagePool(images, white=brightest).white == brightest
 
 
-def test_pools_that_suffice_just_so() -> None:
+def test_pools_of_exactly_sufficient_size() -> None:
     pool: ImagePool = image_pool()
     pool.check(Sampling(30, 20, 5, 1))
     pool.check(Sampling(30, 19, 5, 1), 1)

@@ -177,7 +177,9 @@ def test_what_a_killed_worker_left_undone_is_done_by_another(tmp_path: Path) -> 
         assert workers.map("numbers", twice, [1, 2, 3], sizes=[1, 5, 3]) == [2, 4, 6]
 
 
-def test_deaths_without_end_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_worker_deaths_are_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(runs_workers, "ATTEMPTS", 2)
     with (
         pytest.raises(BrokenProcessPool, match="deaths: expected workers that live"),
