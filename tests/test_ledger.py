@@ -62,7 +62,7 @@ def test_its_objects_hold_what_other_programs_ask_for() -> None:
     (verdict,) = judge([CLAIM], found([1.0, 0.9, 1.2, 1.0, 0.8]).assign(epoch=1.0))
     record = ledger.as_record(verdict)
     assert (record["id"], record["kind"], record["verdict"]) == ("c", "experiment", "supported")
-    assert record["cases"][0]["seeds"] == (1000, 1001, 1002, 1003, 1004)
+    assert record["cases"][0]["seeds"] == [1000, 1001, 1002, 1003, 1004]
     assert record["control"]["outcome"] == "failed" and record["control"]["kind"] == "sham"
     assert record["band"] == [0.0, None]  # None: no upper end
     json.dumps(record, allow_nan=False)
