@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -40,7 +41,7 @@ def over_iterations(ax: Axes, chance: float | None = None) -> None:
 
     chance: accuracy in [0, 1], where the curves are to be compared with it.
     """
-    measured = sorted({x for line in ax.lines for x in line.get_xdata()})
+    measured = np.unique([x for line in ax.lines for x in np.asarray(line.get_xdata())])
     if chance is not None:
         ax.axhline(100 * chance, color="0.5", linestyle=":", linewidth=1)
         ax.annotate(

@@ -37,7 +37,7 @@ def draw(tables: Mapping[str, pd.DataFrame], settings: Mapping[str, Any]) -> dic
     k = steps[-1]
     reptile, fomaml, maml = (ends["mean"][name] for name in _updates(k))
     finding = (
-        f"Noise per unit of AvgGrad after {iterations[-1]:,} iterations, k = {k}: FOMAML "
+        f"Noise after {iterations[-1]:,} iterations, k = {k}: FOMAML "
         f"{fomaml / reptile:.2g}, MAML {maml / reptile:.2g} times Reptile's"
     )
     caption = (

@@ -388,7 +388,7 @@ def _splits() -> Simulation:
         published = 0.02
         ratios = world.table(*names).set_index([*names[1:], "seed", "name"]).value.unstack()
         shares = (published * np.exp(ratios)).reset_index().assign(published=published)
-        return tabulate(splits.evidence(shares))
+        return tabulate(splits.evidence(shares, real=True))
 
     return Simulation(evidence, {(splits.CLAIM,): _levels(arms, 1.0)}, noise=0.05)
 

@@ -404,7 +404,7 @@ def test_a_table_that_changed_is_named_not_judged_and_kept(tmp_path: Path) -> No
     finished_in(tmp_path)
     path = tmp_path / "tables" / "ablation_evidence.csv"
     whole = path.read_bytes()
-    assert _why(ledger.read(tmp_path)) == "pilot"
+    assert _why(ledger.read(tmp_path)) == "shown only"
     changes = {
         "cut at a line": b"\n".join(whole.split(b"\n")[:-3]) + b"\n",
         "cut within one": whole[:-20],
@@ -426,7 +426,7 @@ def test_a_table_that_changed_is_named_not_judged_and_kept(tmp_path: Path) -> No
         assert _judged(tmp_path) == "not measured"
     assert script(*ablation_in(tmp_path)).code == 0
     assert path.read_bytes() == whole
-    assert _judged(tmp_path) == "pilot"
+    assert _judged(tmp_path) == "shown only"
 
 
 def test_a_table_of_another_version_is_not_judged(tmp_path: Path, monkeypatch) -> None:

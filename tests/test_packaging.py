@@ -340,7 +340,7 @@ def test_help_and_messages_name_the_command_that_was_used(
     assert ("reproduce.py" in said) == (name == "reproduce.py")
     for error, line in (
         (ValueError("x"), f"{name}: error: unexpected"),
-        (KeyboardInterrupt(), f"go on: {command} a"),
+        (KeyboardInterrupt(), f"Resume with: {command} a"),
     ):
 
         def fail(_: object, error: BaseException = error) -> int:

@@ -176,7 +176,8 @@ def test_figure_says_what_the_tables_hold(iterations):
     settings = variance.settings(None, replace(SCALE, seeds=len(SEEDS)))
     drawn = figure.draw({"variance_relative": relative}, settings)["variance"]
     assert (
-        drawn.get_suptitle() == "Noise per unit of AvgGrad, k = 4: FOMAML 2, MAML 4 times Reptile's"
+        drawn.get_suptitle()
+        == "Noise after 600 iterations, k = 4: FOMAML 2, MAML 4 times Reptile's"
     )
     line = next(line for line in drawn.axes[0].lines if line.get_label() == "Reptile")
     assert line.get_ydata() == pytest.approx([0.5] * 3)
