@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, Control
+from analysis.results.evidence import CONTROL
 from analysis.results.judge import (
     DECISIONS,
     MAX_SEEDS,
@@ -208,12 +209,13 @@ def foremost(verdict: Verdict, count: int | None = None) -> tuple[tuple[Case, ..
     """Return the cases to name where there is no room for all, and words on the others.
 
     The cases are those furthest outside the band or nearest to an end of it. Where nothing was
-    judged, they are what is shown. The words are like "and 12 more inside".
+    judged, they are what is shown, without controls. The words are like "and 12 more inside".
 
     count: how many cases. By default one for a theorem, whose values are many and exact, and all
         for an experiment.
     """
-    cases = verdict.cases or verdict.shown
+    checks = tuple(case for case in verdict.shown if CONTROL not in case.role)
+    cases = verdict.cases or checks or verdict.shown
     most = (1 if verdict.claim.kind == "theorem" else len(cases)) if count is None else count
     chosen = sorted(range(len(cases)), key=lambda i: margin(cases[i], verdict.claim))[:most]
     places = [PLACES[case.decision] if verdict.cases else "shown" for case in cases]
