@@ -204,7 +204,8 @@ def write(
     """Write an experiment's tables and evidence, and return the files.
 
     The tables include that of its runs. The evidence is written only where there are claims, with
-    data, profile and seconds.
+    data, profile and seconds: what the experiment took, or what its runs took where they were there
+    before, since another seed has to train its own.
     """
     runs = redo.tabulate(asked.runs, asked.evaluations)
     tables = redo.with_devices(result.tables, asked.runs)
@@ -213,13 +214,14 @@ def write(
     paths = folder.write_tables(plan.out, tables)
     if not experiment.claims:
         return paths
+    workers = plan.context.workers.count
     evidence = folder.complete(
         result.evidence,
         data=plan.data_line(experiment),
         profile=plan.context.profile,
         diverged=asked.diverged,
-        seconds=seconds,
-        workers=plan.context.workers.count,
+        seconds=max(seconds, asked.training_seconds() / workers),
+        workers=workers,
     )
     return paths + folder.write_evidence(plan.out, experiment.name, evidence)
 

@@ -5,6 +5,7 @@ It ends in one clear line and exit code 2 before any work, or leaves a whole set
 
 import json
 import os
+from collections import namedtuple
 from math import nan
 from types import SimpleNamespace
 
@@ -18,6 +19,7 @@ from analysis.paper import figure_3
 from analysis.plan import begin_manifest
 from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
 from analysis.results.manifest import read, work, write
+from analysis.runs.store import Outcome
 from tests.helpers.runs import FIRST_SEED
 from tests.helpers.script import SMOKE, TINY_ABLATION, ablation_in, finished_in, script
 
@@ -289,6 +291,29 @@ def test_what_is_done_is_noted_and_each_experiment_has_asked_for_nothing_yet(tmp
         reproduce.run_one(one, plan, done, SimpleNamespace(begin=lambda *_: None))
     assert done.other_data == {"made_up": {"photographs": "0f"}}
     assert done.tables["made_up"].keys() == {"made_up.csv"}
+
+
+def test_another_seed_costs_what_its_runs_took(tmp_path, monkeypatch):
+    """Where runs were trained before, a seed's price is not what reading them takes."""
+    finished_in(tmp_path, only="runs")
+    monkeypatch.setattr(Asked, "training_seconds", lambda self: 6_000.0 * len(self.runs))
+    complete, prices = reproduce.folder.complete, []
+
+    def noted(found, *, seconds, **more):
+        prices.append(seconds)
+        return complete(found, seconds=seconds, **more)
+
+    monkeypatch.setattr(reproduce.folder, "complete", noted)
+    assert script(*ablation_in(tmp_path, "--workers", 2)).code == 0
+    assert prices == [6_000.0 * 10 / 2]  # ten variants on two workers
+
+
+def test_training_of_a_run_is_counted_once():
+    run = namedtuple("run", "key end")
+    asked = Asked()
+    for key, end, took in (("a", 5, 1.0), ("a", 10, 2.0), ("b", 10, 4.0)):
+        asked.runs[run(key, end)] = Outcome("finished", took, end)
+    assert asked.training_seconds() == 6.0
 
 
 def test_times_of_an_experiment_add_up():

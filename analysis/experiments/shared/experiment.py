@@ -52,6 +52,13 @@ class Asked:
     diverged: list[str] = field(default_factory=list)
     data: dict[str, str] = field(default_factory=dict)
 
+    def training_seconds(self) -> float:
+        """Return what training the runs took in all, now or before, in seconds of one worker."""
+        longest: dict[str, float] = {}  # a run may be asked for to several ends
+        for job, outcome in self.runs.items():
+            longest[job.key] = max(longest.get(job.key, 0.0), outcome.seconds)
+        return sum(longest.values())
+
 
 @dataclass(frozen=True)
 class Context:
