@@ -67,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def reproduce(arguments: Sequence[str]) -> int:
     """Parse the arguments, load the user's plugins, do what is asked and return the exit code."""
     if arguments and arguments[0] in COMMANDS:
-        return int(import_module(COMMANDS[arguments[0]]).main(arguments[1:]))
+        own = [word for word in arguments[1:] if word != "--debug"]  # `guarded` has seen it
+        return int(import_module(COMMANDS[arguments[0]]).main(own))
     options = parse(arguments)
     with plugins.loaded(options.plugins or ()):
         return do(options)

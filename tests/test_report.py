@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import reproduce
 from analysis.command_line import parse
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.results import ledger
@@ -480,6 +481,13 @@ def test_what_is_broken_is_named_in_a_line(case, folder, capsys):
     assert error.startswith("reproduce.py: error: ") and error.count("\n") == 1
     assert str(folder / name) in error and "expected" in error and "found" in error
     assert (folder / "report.html").read_text() == "as it was"
+
+
+def test_debug_is_an_option_of_every_command(tmp_path, capsys):
+    for command in ("report", "publish"):
+        where = [str(tmp_path)] if command == "publish" else ["--out", str(tmp_path)]
+        assert reproduce.main([command, *where, "--debug"]) == 1
+        assert "unrecognized" not in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_there(tmp_path, capsys):
