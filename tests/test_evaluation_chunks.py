@@ -252,5 +252,5 @@ def test_progress_counts_images(job: Job) -> None:
     """
     reported: list[int] = []
     (chunk,) = chunks(job, 6, EVALUATION)
-    evaluate_chunk(chunk, lambda done, note="": reported.append(done))
+    evaluate_chunk(chunk, lambda done, note="", **_: reported.append(done))
     assert reported == [chunk.images] == [round(10 * (2 * 2 + 2 * 3 / 3))]

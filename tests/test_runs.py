@@ -144,7 +144,7 @@ def test_progress_is_of_the_images_that_are_differentiated(weights, images, sour
     """
     job = _job(source, tmp_path, weights=weights)
     reported: list[int] = []
-    execute(job, lambda done, note="": reported.append(done))
+    execute(job, lambda done, note="", **_: reported.append(done))
     assert sum(reported) == job.images == 12 * images
 
 
@@ -257,7 +257,7 @@ def test_a_fresh_run_replaces_no_more_than_it_has_done(source, tmp_path, monkeyp
     monkeypatch.setattr("analysis.runs.advance.SAVE_SECONDS", 0.0)
     calls = iter(range(9))
 
-    def stop(done, note=""):
+    def stop(done, note="", **_):
         if next(calls):
             raise Killed
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 
 from analysis.runs import workers as runs_workers
-from analysis.runs.workers import Lines, Progress, Workers, available_cores
+from analysis.runs.workers import Lines, Progress, Update, Workers, available_cores
 
 
 class Threads(Workers):
@@ -137,6 +137,29 @@ def test_lines_say_how_far_and_how_long(
     ]
 
 
+def resumed(item: int, progress: Progress) -> None:
+    progress(1000 - item, there=True)
+    slowly(item, progress)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_work_that_was_there_says_nothing_about_the_pace(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four units of 0.3 s are left of 1,000: 3 a second are done, and not 1,000 in a moment."""
+    screen = Screen(terminal=terminal)
+    monkeypatch.setattr(sys, "stderr", screen)
+    monkeypatch.setattr(runs_workers, "LINE_SECONDS", 0.4)
+    with Threads(1) as workers:
+        workers.map("numbers", resumed, [4], sizes=[1000])
+    if terminal:
+        paces = re.findall(r"([\d.]+) images/s", screen.getvalue())
+        assert paces and max(map(float, paces)) < 10
+    else:
+        assert re.findall(r"about (\d+) s left", screen.getvalue())[0] == "1"
+    assert "100%" in screen.getvalue() or not terminal
+
+
 def main_file(item: int, progress: Progress) -> str | None:
     return getattr(sys.modules["__main__"], "__file__", None)
 
@@ -159,7 +182,7 @@ def test_workers_do_not_load_the_script(tmp_path: Path, monkeypatch: pytest.Monk
 def test_a_queue_that_an_interrupt_closed_ends_the_bar() -> None:
     workers = Workers(1)
     workers._updates = get_context("spawn").Queue()
-    assert workers._next_update(threading.Event()) == (0, "")
+    assert workers._next_update(threading.Event()) == Update(0)
     workers._updates.close()
     assert workers._next_update(threading.Event()) is None
 

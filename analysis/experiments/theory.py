@@ -149,7 +149,7 @@ def run_or_read(
         found = run_check(check, progress, source=source)
         write_atomically(path, json.dumps(found).encode())
     else:
-        progress(1)
+        progress(1, there=True)
     return found
 
 

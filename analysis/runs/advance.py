@@ -28,11 +28,11 @@ class RunInProgress:
     def __init__(self, job: Job, progress: Progress) -> None:
         self.job, self.progress = job, progress
         begin = training.start(job.run, job.device)
-        there = _readable(job) if job.fresh else load(job)
+        before = _readable(job) if job.fresh else load(job)
         # What a fresh run replaces, once it has come as far or to its end.
-        self.replaced = there if job.fresh else None
+        self.replaced = before if job.fresh else None
         # The furthest known state. The file keeps it while an earlier stretch is trained again.
-        self.stored = (None if job.fresh else there) or Stored(begin, {}, 0.0, "running")
+        self.stored = (None if job.fresh else before) or Stored(begin, {}, 0.0, "running")
         missing = self.stored.missing(job)
         self.done = not missing
         self.state = begin
@@ -41,7 +41,8 @@ class RunInProgress:
         self.seconds = self._seconds_to(self.state.iteration)
         self.began = self.saved = time.perf_counter()
         self.reported = self.state.iteration
-        progress(job.images if self.done else self.reported * job.images_an_iteration)
+        there = job.images if self.done else self.reported * job.images_an_iteration
+        progress(there, there=True)
 
     def _starts(self, begin: TrainingState, iteration: int) -> list[TrainingState]:
         """Return the states from which training can reach an iteration."""

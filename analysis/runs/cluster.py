@@ -20,7 +20,7 @@ import torch
 from distributed import Client, get_worker
 from distributed.scheduler import KilledWorker
 
-from analysis.runs.workers import ClusterError, Item, Progress, Result, Workers
+from analysis.runs.workers import ClusterError, Item, Progress, Result, Update, Workers
 from reptile_core import native
 from reptile_core.files import sources_digest
 
@@ -114,7 +114,8 @@ class ClusterWorkers(Workers):
 
         def receive(event: tuple[float, dict[str, Any]]) -> None:
             if event[1]["script"] == self._terms.script:
-                self._updates.put((event[1]["done"], event[1]["note"]))
+                self._updates.put(Update(event[1]["there"], there=True))
+                self._updates.put(Update(event[1]["done"], event[1]["note"]))
 
         self._client.subscribe_topic(TOPIC, receive)
         return self._client.get_executor(pure=False)
@@ -175,10 +176,14 @@ class _Report:
     def __init__(self, script: str) -> None:
         self.script, self.worker = script, get_worker()
         self.key = self.worker.get_current_task()
-        self.done, self.note, self.sent = 0, "", time.monotonic()
+        self.done, self.there, self.note, self.sent = 0, 0, "", time.monotonic()
 
-    def __call__(self, done: int, note: str = "", /) -> None:
-        self.done, self.note = self.done + done, note or self.note
+    def __call__(self, done: int, note: str = "", /, *, there: bool = False) -> None:
+        if there:
+            self.there += done
+        else:
+            self.done += done
+        self.note = note or self.note
         task = self.worker.state.tasks.get(self.key)
         if task is None or task.state == "cancelled":
             raise Abandoned
@@ -186,8 +191,9 @@ class _Report:
             self.send()
 
     def send(self) -> None:
-        self.worker.log_event(TOPIC, {"script": self.script, "done": self.done, "note": self.note})
-        self.done, self.sent = 0, time.monotonic()
+        event = {"script": self.script, "done": self.done, "there": self.there, "note": self.note}
+        self.worker.log_event(TOPIC, event)
+        self.done, self.there, self.sent = 0, 0, time.monotonic()
 
 
 def _connect(address: str) -> Client:

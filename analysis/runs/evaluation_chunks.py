@@ -107,7 +107,8 @@ def evaluate_chunk(chunk: EvaluationChunk, progress: Progress) -> Accuracies:
 
     It is read from the chunk's file where that exists, unless the job is marked fresh.
     """
-    if chunk.path.exists() and not chunk.job.fresh:
+    there = chunk.path.exists() and not chunk.job.fresh
+    if there:
         found, record = load_checkpoint(chunk.path)
         if record.get("key") != chunk.key:
             raise CheckpointError(
@@ -122,7 +123,7 @@ def evaluate_chunk(chunk: EvaluationChunk, progress: Progress) -> Accuracies:
             queries=what.queries, look=what.look, lanes=1 if job.device == "cpu" else LANES,
         )  # fmt: skip
         save_checkpoint(chunk.path, found, {"key": chunk.key})
-    progress(chunk.images)
+    progress(chunk.images, there=there)
     return {quantity: values.cpu().numpy() for quantity, values in found.items()}
 
 

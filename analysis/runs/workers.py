@@ -18,7 +18,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from tqdm import tqdm
@@ -45,13 +45,22 @@ Result = TypeVar("Result")
 class Progress(Protocol):
     """A function that takes the units of work done since its last call.
 
-    It may also take a few words on how the work goes.
+    It may also take a few words on how the work goes. `there` marks units that an earlier run of
+    the script did. They say nothing about the pace of this one.
     """
 
-    def __call__(self, done: int, note: str = "", /) -> None: ...
+    def __call__(self, done: int, note: str = "", /, *, there: bool = False) -> None: ...
 
 
-def silent(done: int, note: str = "", /) -> None:
+class Update(NamedTuple):
+    """What a worker reports; see `Progress`."""
+
+    done: int
+    note: str = ""
+    there: bool = False
+
+
+def silent(done: int, note: str = "", /, *, there: bool = False) -> None:
     """Do nothing: for progress that nobody follows."""
 
 
@@ -73,7 +82,7 @@ class Workers:
         if count < 1:
             raise ValueError(f"count: expected at least 1 worker, found {count}")
         self.count, self.quiet = count, quiet
-        self._updates: Any = None  # a queue of (units done, note), for the bar
+        self._updates: Any = None  # a queue of `Update`, for the bar
         self._executor: Any = None
 
     def __enter__(self) -> "Workers":
@@ -172,13 +181,16 @@ class Workers:
         def drain() -> None:
             seen = done
             while (update := self._next_update(stop)) is not None:
-                units, note = update
-                if note:
-                    bar.set_postfix_str(note, refresh=False)
-                units = min(units, total - seen)  # what is done a second time counts once
+                if update.note:
+                    bar.set_postfix_str(update.note, refresh=False)
+                units = min(update.done, total - seen)  # what is done a second time counts once
                 seen += units
-                bar.update(units)
+                if update.there:
+                    _move_start(bar, units)
+                else:
+                    bar.update(units)
                 if lines is not None:
+                    lines.before += units * update.there
                     lines.tell(seen)
 
         thread = threading.Thread(target=drain, daemon=True)
@@ -190,7 +202,7 @@ class Workers:
             thread.join()
             bar.close()
 
-    def _next_update(self, stop: threading.Event) -> tuple[int, str] | None:
+    def _next_update(self, stop: threading.Event) -> Update | None:
         """Return the next report, or an empty one after a tenth of a second without any.
 
         None once `stop` is set and no report is left, or the queue was closed by an interrupt.
@@ -199,7 +211,7 @@ class Workers:
         try:
             return self._updates.get(timeout=0 if stopped else 0.1)
         except queue.Empty:
-            return None if stopped else (0, "")
+            return None if stopped else Update(0)
         except (ValueError, OSError, EOFError):
             return None
 
@@ -314,7 +326,19 @@ def _end_with_the_script() -> None:
 
 
 def _in_worker(function: Callable[[Item, Progress], Result], item: Item) -> Result:
-    return function(item, lambda done, note="": _updates.put((done, note)))
+    def report(done: int, note: str = "", /, *, there: bool = False) -> None:
+        _updates.put(Update(done, note, there))
+
+    return function(item, report)
+
+
+def _move_start(bar: tqdm, units: int) -> None:
+    """Count units that were there as if the bar had started with them."""
+    if bar.disable:
+        return
+    bar.initial += units
+    bar.n += units
+    bar.last_print_n += units
 
 
 def _processor_seconds(process: int) -> float:
