@@ -209,6 +209,29 @@ def test_predicting_zero_leaves_all():
     loss = sine_waves.loss_of("tanh")
     adapted = sine_waves.adapt(loss, torch.zeros(2, loss.network.n_parameters), SEEDS, tasks=4)
     torch.testing.assert_close(adapted.relative[0].mean(-1), torch.ones(2, dtype=torch.float64))
+    assert (adapted.relative_standard_error[0] < 1e-6).all()  # whatever the waves, f = 0 leaves all
+
+
+def test_the_error_over_tasks_is_that_of_a_quotient():
+    """It agrees with leaving out one task at a time, and with the spread over many draws.
+
+    The squared errors grow with the energies, as they do for waves. If the energies were taken as
+    fixed, the error would be more than twice as large.
+    """
+    generator = torch.Generator().manual_seed(0)
+    tasks, draws = 100, 2000
+    energy = torch.rand(draws, tasks, generator=generator) ** 2
+    noise = 1 + 0.3 * torch.randn(draws, tasks, generator=generator)
+    made_up = sine_waves.Adapted((0.5 * energy * noise)[None], energy, torch.zeros(1, 50))
+    found = made_up.relative_standard_error[0]
+    without = [torch.arange(tasks) != task for task in range(tasks)]
+    e, E = (0.5 * energy * noise)[0].double(), energy[0].double()
+    left_out = torch.stack([e[rest].mean() / E[rest].mean() for rest in without])
+    jackknife = ((tasks - 1) * left_out.var(unbiased=False)).sqrt()
+    assert found[0].item() == pytest.approx(jackknife.item(), rel=0.02)
+    spread = made_up.relative[0].mean(-1).std()
+    assert found.square().mean().sqrt().item() == pytest.approx(spread.item(), rel=0.05)
+    assert (made_up.relative[0].std(-1) / tasks**0.5).mean() > 2 * spread
 
 
 def _losses(final, seeds=6):

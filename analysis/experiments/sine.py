@@ -148,7 +148,7 @@ def table(adapted: dict[Item, Adapted]) -> pd.DataFrame:
     """
     found = []
     for item, one in adapted.items():
-        means, errors = one.relative.mean(-1), one.relative.std(-1) / item.tasks**0.5
+        means, errors = one.relative.mean(-1), one.relative_standard_error
         where = {"network": item.network, "initialization": item.initialization}
         for lane, seed in enumerate(item.seeds):
             for step in range(TEST_STEPS + 1):

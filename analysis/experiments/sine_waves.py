@@ -108,6 +108,18 @@ class Adapted:
         """Squared errors, as multiples of the mean squared error of f = 0 on a seed's tasks."""
         return (self.squared_error / self.energy.mean(-1, keepdim=True)).double()
 
+    @property
+    def relative_standard_error(self) -> Float[Tensor, "steps seeds"]:
+        """The standard error over tasks of the mean of `relative`; NaN for one task.
+
+        That mean is a quotient R = mean(e) / mean(E) of squared errors e and energies E. Both
+        change with the tasks: to first order R errs as the mean of (e - R E) / mean(E) does.
+        """
+        energy = self.energy.double()
+        of_zero = energy / energy.mean(-1, keepdim=True)
+        residual = self.relative - self.relative.mean(-1, keepdim=True) * of_zero
+        return residual.std(-1) / self.energy.shape[-1] ** 0.5
+
 
 def grid() -> Float[Tensor, " points"]:
     return torch.linspace(*INTERVAL, POINTS)
