@@ -30,7 +30,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -233,11 +232,10 @@ def add_seeds(plan: Plan, done: Done, drawing: Drawing) -> Plan:
     Where an experiment can, only the runs that an undecided claim compares get more. Return the
     plan with the final numbers of seeds.
     """
-    alone = set(chain.from_iterable(experiment.compares for experiment in plan.experiments))
 
     def more_seeds() -> dict[str, int]:
         verdicts = plan.verdicts(folder.judge_all(plan.out, claims()))
-        return budget.more_seeds(verdicts, claims(), alone)
+        return budget.more_seeds(verdicts, plan.experiments)
 
     while more := more_seeds():
         lines = [f"{name}: {count} seeds, to decide more" for name, count in more.items()]

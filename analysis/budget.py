@@ -10,7 +10,7 @@ is run and judged once, on seeds of another epoch than the pilot's.
 """
 
 import argparse
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
 from math import hypot, inf, isfinite
@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.ending import UsageError
+from analysis.experiments.shared.experiment import Experiment
 from analysis.paper.figure_3 import ITERATIONS
 from analysis.results import ledger, manifest, statistics
 from analysis.results.claims import Claim
@@ -109,30 +110,20 @@ def check_measured(names: Iterable[str]) -> None:
         )
 
 
-def more_seeds(
-    verdicts: Iterable[Verdict],
-    claims: Mapping[str, Sequence[Claim]],
-    alone: Collection[str] = (),
-) -> dict[str, int]:
-    """Return how many seeds in all are needed to decide the undecided claims.
+def more_seeds(verdicts: Iterable[Verdict], experiments: Iterable[Experiment]) -> dict[str, int]:
+    """Return how many seeds in all are needed to decide the undecided claims of experiments.
 
-    They are by the claim's id where it can have more seeds than others and its control needs none,
-    or else by the experiment's name. Claims that cannot be decided do not count. Empty if there is
-    nothing left to do.
-
-    alone: ids of the claims that can have seeds of their own.
+    They are by name; see `Experiment.named_for_seeds`. Claims that cannot be decided do not count.
+    Empty if there is nothing left to do.
     """
-    owner: dict[str, str] = {}
-    for name, group in claims.items():
-        owner.update({claim.id: name for claim in group})
+    owner = {claim.id: experiment for experiment in experiments for claim in experiment.claims}
     wanted: dict[str, int] = {}
     for verdict in verdicts:
         plan, planned = verdict.plan, verdict.planned
         if verdict.decision != UNDECIDED or plan is None or not plan.seeds or planned is None:
             continue
         seeds = planned - max(0, plan.seeds - MAX_AT_ONCE)
-        own = verdict.claim.id in alone and not plan.of_control
-        name = verdict.claim.id if own else owner[verdict.claim.id]
+        name = owner[verdict.claim.id].named_for_seeds(verdict)
         wanted[name] = max(wanted.get(name, 0), seeds)
     return wanted
 

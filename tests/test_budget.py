@@ -148,14 +148,15 @@ def test_too_little_time_is_an_error(pilot) -> None:
 
 def test_seeds_are_added_where_a_plan_says_so() -> None:
     first, second = (EXPERIMENTS[name].claims[0].id for name in NAMES[:2])
-    claims = {name: EXPERIMENTS[name].claims for name in NAMES}
+    together = [replace(EXPERIMENTS[name], compares={}) for name in NAMES]
+    alone = [replace(one, compares={first: ("g1",)}) for one in together]
     found = [
         verdict(first, 1.0, plan=SeedPlan(3)),
         verdict(second, 1.0, decision="supported"),
     ]
-    assert budget.more_seeds(found, claims) == {NAMES[0]: 8}
-    assert budget.more_seeds(found, claims, alone={first}) == {first: 8}
-    assert budget.more_seeds([verdict(first, 0.0, plan=SeedPlan(None))], claims) == {}
-    assert budget.more_seeds([verdict(first, 0.1, plan=SeedPlan(100))], claims) == {
+    assert budget.more_seeds(found, together) == {NAMES[0]: 8}
+    assert budget.more_seeds(found, alone) == {first: 8}
+    assert budget.more_seeds([verdict(first, 0.0, plan=SeedPlan(None))], alone) == {}
+    assert budget.more_seeds([verdict(first, 0.1, plan=SeedPlan(100))], together) == {
         NAMES[0]: 5 + budget.MAX_AT_ONCE
     }

@@ -206,9 +206,8 @@ def _judged(verdict: Verdict, experiment: Experiment, manifest: Mapping[str, Any
 
     if verdict.plan is None or verdict.planned is None:
         return Judged(verdict, command({}))
-    own = verdict.claim.id in experiment.compares and not verdict.plan.of_control
-    name = verdict.claim.id if own else experiment.name
-    return Judged(verdict, command({}), command({name: verdict.planned}))
+    to_decide = {experiment.named_for_seeds(verdict): verdict.planned}
+    return Judged(verdict, command({}), command(to_decide))
 
 
 def _data(line: str) -> str:

@@ -14,6 +14,7 @@ import pandas as pd
 
 from analysis.results.claims import PROFILES, Claim, seeds
 from analysis.results.evidence import NO_EVIDENCE
+from analysis.results.judge import Verdict
 from analysis.runs.advance import execute_together, in_lanes, united
 from analysis.runs.evaluation_chunks import Accuracies, Evaluation, chunks, evaluate_chunk, joined
 from analysis.runs.job import Job, Source, find
@@ -253,6 +254,16 @@ class Experiment:
             return ()
         scale = self.scales[context.profile]
         return (replace(scale, seeds=len(context.seeds_of(scale.seeds))),)
+
+    def named_for_seeds(self, verdict: Verdict) -> str:
+        """Return the name under which more seeds for a verdict are asked for.
+
+        It is the claim's id where the claim can have more seeds than others and its control needs
+        none. Else it is the experiment's name.
+        """
+        of_control = verdict.plan is not None and verdict.plan.of_control
+        alone = verdict.claim.id in self.compares and not of_control
+        return verdict.claim.id if alone else self.name
 
     def taken(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Return the user's options that decide something in this experiment."""
