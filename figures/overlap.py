@@ -24,7 +24,7 @@ STYLES = {
 
 AT_THE_END_OF = {
     "steps": "After {:g} inner steps",
-    "batch": "With minibatches of {:g} or all",
+    "batch": "At {:g} samples in a minibatch",
     "outer_step": "With an outer step of {:g}",
 }
 
