@@ -43,7 +43,7 @@ from analysis.plan import Plan, begin_manifest
 from analysis.prepare import plans
 from analysis.results import checksums, folder, ledger, manifest, terminal
 from analysis.results.claims import Claim
-from analysis.results.judge import SUPPORTED, Verdict
+from analysis.results.verdict import SUPPORTED, Verdict
 from analysis.runs import redo
 from figures.background import Drawing
 

@@ -23,19 +23,12 @@ from analysis.experiments.shared.experiment import Experiment
 from analysis.paper.figure_3 import ITERATIONS
 from analysis.results import ledger, manifest, statistics
 from analysis.results.claims import Claim
+from analysis.results.error_rates import CONTROL_ERROR, LEAST_SEEDS, REFUTE_ERROR, SUPPORT_ERROR
 from analysis.results.folder import judge_all
-from analysis.results.judge import (
-    CONTROL_ERROR,
-    LEAST_SEEDS,
-    REFUTE_ERROR,
-    SUPPORT_ERROR,
-    UNDECIDED,
-    Case,
-    Verdict,
-    rivals,
-)
+from analysis.results.samples import rivals
 from analysis.results.statistics import Band, Mean
 from analysis.results.tables import write_csv
+from analysis.results.verdict import UNDECIDED, Case, Verdict
 from reptile_core.checkpoints import load_checkpoint
 from reptile_core.meta_gradients import average, figure_3, last, sum_of
 

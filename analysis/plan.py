@@ -10,7 +10,7 @@ from typing import Any
 from analysis.experiments.shared import own_variants
 from analysis.experiments.shared.experiment import Asked, Context, Experiment, claims_of
 from analysis.results import manifest
-from analysis.results.judge import Verdict
+from analysis.results.verdict import Verdict
 from reptile_core import datasets
 
 NO_IMAGES = "no images"  # the name of the source where no experiment needs any

@@ -24,9 +24,9 @@ from analysis.ending import FAILURE
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.results import ledger, manifest
 from analysis.results.folder import judge_all
-from analysis.results.judge import Verdict
 from analysis.results.manifest import ManifestError
 from analysis.results.tables import ResultsError
+from analysis.results.verdict import Verdict
 from figures import report
 
 PUBLISHED = Path(__file__).parent / "published"

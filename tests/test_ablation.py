@@ -10,7 +10,7 @@ from analysis.experiments import ablation
 from analysis.experiments.shared.own_variants import as_text, parse
 from analysis.paper.figure_3 import EVALUATION, configure
 from analysis.results.claims import PROFILES
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
+from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from reptile_core.meta_gradients import figure_3
 from tests.helpers.runs import context, judged, verdicts
 

@@ -16,8 +16,9 @@ from analysis.ending import UsageError
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.results import folder, ledger, manifest
 from analysis.results.claims import Claim, Control
-from analysis.results.judge import CONTROL_ERROR, Case, SeedPlan, Verdict
+from analysis.results.error_rates import CONTROL_ERROR
 from analysis.results.statistics import power
+from analysis.results.verdict import Case, SeedPlan, Verdict
 
 FOIL = Control(kind="foil", words="w")
 NAMES = [

@@ -45,8 +45,11 @@ from analysis.experiments.shared.curves import Curves
 from analysis.experiments.shared.experiment import EPOCH
 from analysis.paper.benchmarks import BENCHMARKS, PUBLISHED
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, seeds
+from analysis.results.error_rates import CONTROL_ERROR, LEAST_SEEDS
 from analysis.results.evidence import CHECK, CONTROL, tabulate
-from analysis.results.judge import CONTROL_ERROR, LEAST_SEEDS, SUPPORTED, Sample, decide, paired
+from analysis.results.judge import decide
+from analysis.results.samples import Sample, paired
+from analysis.results.verdict import SUPPORTED
 from reptile_core.meta_gradients import average, last, sum_of
 
 Arm = tuple[Any, ...]

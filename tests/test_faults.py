@@ -26,7 +26,7 @@ import reproduce
 from analysis.experiments import ablation
 from analysis.results import checksums, folder, ledger
 from analysis.results.folder import alone_in
-from analysis.results.judge import Verdict
+from analysis.results.verdict import Verdict
 from analysis.runs.advance import execute
 from analysis.runs.job import Job, Source
 from reptile_core import datasets

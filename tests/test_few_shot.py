@@ -24,7 +24,8 @@ from analysis.paper.benchmarks import (
     configure,
     evaluated,
 )
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
+from analysis.results.judge import judge
+from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
 from analysis.runs.store import Outcome

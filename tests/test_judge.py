@@ -8,18 +8,17 @@ import pytest
 
 from analysis.results import ledger
 from analysis.results.claims import Claim, Control, seeds
-from analysis.results.evidence import rows
-from analysis.results.judge import (
+from analysis.results.error_rates import (
     LATER_ERROR,
     LEAST_SEEDS,
     REFUTE_ERROR,
     SUPPORT_ERROR,
-    Sample,
-    SeedPlan,
-    decide,
-    judge,
     spent,
 )
+from analysis.results.evidence import rows
+from analysis.results.judge import decide, judge
+from analysis.results.samples import Sample
+from analysis.results.verdict import SeedPlan
 
 FOIL = Control(kind="foil", words="another treatment")
 SIMULATIONS = 2_000

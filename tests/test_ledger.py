@@ -11,8 +11,9 @@ import pytest
 from analysis.results import evidence, folder, ledger, looks
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import rows
-from analysis.results.judge import Case, SeedPlan, Verdict, judge
+from analysis.results.judge import judge
 from analysis.results.tables import ResultsError
+from analysis.results.verdict import Case, SeedPlan, Verdict
 
 CLAIM = Claim(
     id="c",

@@ -15,7 +15,8 @@ import pytest
 
 from analysis.experiments.theory import Check, run_check
 from analysis.experiments.theory_claims import CLAIMS
-from analysis.results.judge import SUPPORTED, judge
+from analysis.results.judge import judge
+from analysis.results.verdict import SUPPORTED
 from analysis.runs.job import Source
 from analysis.runs.workers import silent
 from analysis.theory import derivatives, expectations, manifolds, modified_loss, taylor

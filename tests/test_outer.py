@@ -11,7 +11,7 @@ import pytest
 from analysis.experiments import outer
 from analysis.paper import figure_3
 from analysis.results.claims import PROFILES, SEEDS_OF_AN_EPOCH
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
+from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from figures.outer import STYLES, draw
 from figures.style import style
 from reptile_core import meta_gradients

@@ -20,7 +20,7 @@ from analysis.experiments.overlap import (
     Grid,
     SweepPoint,
 )
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
+from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from figures.overlap import STYLES, draw
 from figures.style import style
 from reptile_core.philox import Purpose

@@ -24,7 +24,7 @@ from analysis.command_line import parse
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.results import ledger
 from analysis.results.claims import Claim, Control
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, Verdict
+from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
 from figures.report import main, provenance
 from figures.report.gather import gather
 from figures.report.render import (

@@ -11,7 +11,7 @@ import pytest
 
 from analysis.experiments import rho
 from analysis.results.claims import seeds
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED
+from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from analysis.theory.expectations import predicted
 from figures.rho import draw
 from figures.style import style

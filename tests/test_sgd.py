@@ -11,8 +11,9 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from analysis.experiments import sgd
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
+from analysis.results.judge import judge
 from analysis.results.tables import over_seeds
+from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from analysis.runs.workers import silent
 from figures.sgd import draw
 from figures.style import style

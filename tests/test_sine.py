@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from analysis.experiments import sine, sine_waves
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
+from analysis.results.judge import judge
 from analysis.results.tables import over_seeds
+from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from analysis.runs.workers import silent
 from figures.sine import draw
 from figures.style import style

@@ -15,7 +15,8 @@ import pytest
 from analysis.experiments import splits
 from analysis.experiments.shared.experiment import EPOCH, Context
 from analysis.paper.benchmarks import SCALES, configure
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, judge
+from analysis.results.judge import judge
+from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
 from analysis.runs.store import Outcome

@@ -16,7 +16,8 @@ from analysis.experiments.theory import Check, run_check
 from analysis.experiments.theory_claims import CLAIMS
 from analysis.experiments.theory_rates import rate_rows, update_rates
 from analysis.results.evidence import CONTROL
-from analysis.results.judge import SUPPORTED, judge
+from analysis.results.judge import judge
+from analysis.results.verdict import SUPPORTED
 from analysis.runs.job import Source
 from analysis.runs.workers import silent
 from analysis.theory import manifolds, modified_loss

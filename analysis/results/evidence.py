@@ -75,3 +75,8 @@ def tabulate(found: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
             f"{row.seed}"
         )
     return table
+
+
+def text_of(value: object) -> str:
+    """Return a cell of a TEXT column as text; a missing one is empty."""
+    return "" if value is None or value != value else str(value)

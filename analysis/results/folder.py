@@ -15,8 +15,9 @@ from filelock import FileLock, Timeout
 
 from analysis.results import checksums, evidence, looks, manifest
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim
-from analysis.results.judge import Verdict, judge
+from analysis.results.judge import judge
 from analysis.results.tables import ResultsError, write_csv
+from analysis.results.verdict import Verdict
 from analysis.runs.job import NUMERICS_VERSION
 from reptile_core.files import remove_unfinished
 

@@ -13,9 +13,10 @@ from typing import Any, get_args
 
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, Claim, Control
 from analysis.results.evidence import CONTROL
-from analysis.results.judge import (
+from analysis.results.seed_plan import MAX_SEEDS
+from analysis.results.tables import ResultsError
+from analysis.results.verdict import (
     DECISIONS,
-    MAX_SEEDS,
     REFUTED,
     SUPPORTED,
     UNDECIDED,
@@ -26,7 +27,6 @@ from analysis.results.judge import (
     Verdict,
     Why,
 )
-from analysis.results.tables import ResultsError
 from reptile_core.files import write_atomically
 
 NAME = "claims.json"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TextIO
 
 from analysis.results import ledger
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, Decision, Verdict
+from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED, Decision, Verdict
 
 BOLD, GREEN, RED, YELLOW, FAINT = 1, 32, 31, 33, 2  # as terminals number them
 COLOURS: dict[Decision, int] = {SUPPORTED: GREEN, REFUTED: RED, UNDECIDED: YELLOW}

@@ -24,8 +24,8 @@ from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import Experiment, claims_of
 from analysis.results import ledger
 from analysis.results.claims import Claim
-from analysis.results.judge import Decision, Verdict
 from analysis.results.tables import ResultsError
+from analysis.results.verdict import Decision, Verdict
 from figures.report import provenance
 from figures.report.tables import Shown
 from figures.report.tables import shown as tables_of

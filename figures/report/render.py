@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 
 from analysis.results import ledger
 from analysis.results.evidence import CHECK, CONTROL
-from analysis.results.judge import DECISIONS, Case, Verdict
+from analysis.results.verdict import DECISIONS, Case, Verdict
 from figures.report.gather import Judged, Report
 
 FORMULA = re.compile(r"\$([^$]+)\$")

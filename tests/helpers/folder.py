@@ -16,7 +16,15 @@ from analysis.experiments.registry import EXPERIMENTS
 from analysis.results import ledger
 from analysis.results.claims import Claim
 from analysis.results.folder import write_tables
-from analysis.results.judge import REFUTED, SUPPORTED, UNDECIDED, Case, Decision, SeedPlan, Verdict
+from analysis.results.verdict import (
+    REFUTED,
+    SUPPORTED,
+    UNDECIDED,
+    Case,
+    Decision,
+    SeedPlan,
+    Verdict,
+)
 from figures.report.gather import MADE_UP
 from figures.report.tables import BENCHMARKS, ENTRY
 from figures.style import finish, save, stamp, style

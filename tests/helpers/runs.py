@@ -11,7 +11,8 @@ import numpy as np
 
 from analysis.experiments.shared.experiment import EPOCH, Context, Experiment, Measured, Result
 from analysis.results.claims import SEEDS_OF_AN_EPOCH, seeds
-from analysis.results.judge import Verdict, judge
+from analysis.results.judge import judge
+from analysis.results.verdict import Verdict
 from analysis.runs.evaluation_chunks import Accuracies, Evaluation
 from analysis.runs.job import Job, Source
 from analysis.runs.store import Outcome

@@ -14,7 +14,7 @@ import pandas as pd
 
 from analysis.results.claims import PROFILES, Claim, seeds
 from analysis.results.evidence import NO_EVIDENCE
-from analysis.results.judge import Verdict
+from analysis.results.verdict import Verdict
 from analysis.runs.advance import execute_together, in_lanes, united
 from analysis.runs.evaluation_chunks import Accuracies, Evaluation, chunks, evaluate_chunk, joined
 from analysis.runs.job import Job, Source, find
