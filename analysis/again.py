@@ -3,7 +3,7 @@
 from typing import Any
 
 from analysis.plan import Plan
-from analysis.results import checksums, manifest
+from analysis.results import checksums, rerun
 
 
 def compare(plan: Plan, record: dict[str, Any]) -> list[str]:
@@ -23,7 +23,7 @@ def compare(plan: Plan, record: dict[str, Any]) -> list[str]:
         then, plan.again_from / "tables", plan.out / "tables", record["tables"]
     )
     if "other_data" in plan.again:
-        lines += manifest.differences(plan.again["other_data"], record["other_data"], "other data")
+        lines += rerun.differences(plan.again["other_data"], record["other_data"], "other data")
     same = sum(record["tables"].get(name) == digest for name, digest in then.items())
     print("\n".join(["", f"{same} of {len(then)} tables are the same, bit for bit", *lines]))
     return lines

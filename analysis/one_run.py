@@ -10,7 +10,7 @@ from analysis.ending import FAILURE, UsageError
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import OPTIONS, Context
 from analysis.prepare import check_limit, check_other_folder, check_writable
-from analysis.results import checksums, folder, manifest
+from analysis.results import checksums, folder, manifest, manifest_records
 from analysis.results.tables import ResultsError
 from analysis.runs import redo
 from analysis.runs.job import find
@@ -73,7 +73,7 @@ def find_rows(options: argparse.Namespace) -> list[dict[str, object]]:
             '--only: expected EXPERIMENT/VARIANT/SEED, such as "ablation/g1+g2/3000", '
             f"found {found!r}"
         )
-    manifest.commands(manifest.read(options.again), [experiment])
+    manifest_records.commands(manifest.read(options.again), [experiment])
     path = options.again.parent / "tables" / f"{experiment}{redo.SUFFIX}.csv"
     if not path.is_file():
         raise UsageError(

@@ -10,6 +10,7 @@ from typing import Any
 from analysis.experiments.shared import own_variants
 from analysis.experiments.shared.experiment import Asked, Context, Experiment, claims_of
 from analysis.results import manifest
+from analysis.results.manifest_records import by_experiment
 from analysis.results.verdict import Verdict
 from reptile_core import datasets
 
@@ -137,5 +138,5 @@ def begin_manifest(plan: Plan, before: dict[str, Any] | None = None) -> dict[str
         data=plan.data,
         device=context.device,
         workers=context.workers.count,
-        before=before,
+        earlier=None if before is None else by_experiment(before),
     )

@@ -17,7 +17,7 @@ from analysis.experiments.shared import own_variants
 from analysis.experiments.shared.experiment import OPTIONS, Context, Experiment, claims_of
 from analysis.paper.benchmarks import CELLS
 from analysis.plan import NO_IMAGES, Plan, begin_manifest
-from analysis.results import manifest
+from analysis.results import manifest, manifest_records, rerun
 from analysis.results.manifest import ManifestError
 from analysis.runs.job import Source
 from analysis.runs.workers import ClusterError, Workers, available_cores
@@ -42,7 +42,7 @@ def plans(options: argparse.Namespace) -> list[Plan]:
         return [prepare(options)]
     whole = manifest.read(options.again)
     try:
-        records = manifest.commands(whole, options.experiments)
+        records = manifest_records.commands(whole, options.experiments)
     except ManifestError as error:
         raise UsageError(f"--from {options.again}: {error}") from error
     if not records:
@@ -355,7 +355,7 @@ def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
     reported and not refused.
     """
     now = begin_manifest(plan)
-    work = list(manifest.differences(manifest.work(again), manifest.work(now)))
+    work = list(rerun.differences(rerun.work(again), rerun.work(now)))
     same_code = again.get("sources") == now["sources"]
     settings = [line for line in work if line.startswith("experiments.") and not same_code]
     if work != settings:
@@ -365,7 +365,7 @@ def _rerun(plan: Plan, again: dict[str, Any], path: Path) -> Plan:
             f"--from {path}: expected the work of today's code (its commit: {commit}), found "
             f"{work[0]}{more}"
         )
-    around = manifest.differences(manifest.surroundings(again), manifest.surroundings(now))
+    around = rerun.differences(rerun.surroundings(again), rerun.surroundings(now))
     return replace(plan, again=again, again_from=path.parent, differences=(*settings, *around))
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import reproduce
 from analysis import ending
-from analysis.results import checksums, ledger, manifest, terminal
+from analysis.results import checksums, ledger, manifest, manifest_records, rerun, terminal
 from tests.helpers.script import ablation_in, finished_in, script, tables_of
 
 
@@ -49,7 +49,7 @@ def test_a_manifest_is_enough_to_get_the_same_tables(done: Path, tmp_path: Path)
         n: before[n] for n in before.keys() - with_times
     }
     then, now = (manifest.read(path) for path in (done, tmp_path / "now" / "manifest.json"))
-    assert manifest.work(then) == manifest.work(now)
+    assert rerun.work(then) == rerun.work(now)
     moved = tmp_path / "moved.json"
     done.rename(moved)  # a manifest is enough without its tables
     assert script("--from", moved, "--quiet", "--out", tmp_path / "now").code == 0
@@ -190,7 +190,9 @@ def test_what_the_manifest_says_is_not_given_with_it(done: Path, tmp_path: Path,
 def test_an_experiment_of_a_manifest_is_done_alone(done: Path, tmp_path: Path) -> None:
     """An experiment of a manifest can be rerun alone, though two filled the folder."""
     earlier = json.loads(done.read_text())
-    earlier["earlier"] = {"theory": manifest.part_of(earlier, []) | {"experiments": {"theory": {}}}}
+    earlier["earlier"] = {
+        "theory": manifest_records.part_of(earlier, []) | {"experiments": {"theory": {}}}
+    }
     both = done.with_name("both.json")
     both.write_text(json.dumps(earlier))
     said = script("ablation", "--from", both, "--quiet", "--out", tmp_path / "now")

@@ -11,8 +11,9 @@ from analysis.command_line import parse
 from analysis.ending import UsageError
 from analysis.plan import begin_manifest
 from analysis.prepare import plans
-from analysis.results import manifest
-from analysis.results.manifest import ManifestError, by_experiment, commands, complete, part_of
+from analysis.results import checkout, manifest, rerun
+from analysis.results.manifest import ManifestError, complete
+from analysis.results.manifest_records import by_experiment, commands, part_of
 from analysis.runs.arithmetic import arithmetic, kind
 from reptile_core import datasets
 from reptile_core.files import sources_digest
@@ -199,7 +200,7 @@ def test_published_manifests_are_taken_whole_or_in_part(
     found = plans(parse([*names, "--from", str(path), "--out", str(tmp_path)]))
     planned = [experiment.name for plan in found for experiment in plan.experiments]
     assert planned == (names or recorded(path))
-    today = sources_digest(manifest.ROOT, *manifest.SOURCES)
+    today = sources_digest(checkout.ROOT, *checkout.SOURCES)
     for plan in found:
         assert plan.again is not None
         said = any(line.startswith("sources: ") for line in plan.differences)
@@ -221,9 +222,5 @@ def test_machines_are_told_apart_by_arithmetic_and_not_by_name() -> None:
     other = here | {
         "machine": here["machine"] | {"arithmetic": arithmetic() | {"vectors": "avx512f"}}
     }
-    assert (
-        manifest.surroundings(here)
-        == manifest.surroundings(renamed)
-        != manifest.surroundings(other)
-    )
+    assert rerun.surroundings(here) == rerun.surroundings(renamed) != rerun.surroundings(other)
     assert kind() == kind("cpu") and arithmetic()["gpu"] is None

@@ -24,7 +24,7 @@ import torch
 import reproduce
 from analysis import ending, program
 from analysis.command_line import parse
-from analysis.results import manifest
+from analysis.results import checkout, manifest, rerun
 from reptile_core.files import sources_digest
 
 ROOT = Path(__file__).parents[1]
@@ -76,10 +76,10 @@ def copy_of_the_project(folder: Path) -> Path:
     return folder
 
 
-def manifest_of(root: Path) -> ModuleType:
-    """Return the module analysis.results.manifest of another root."""
-    path = root / "analysis" / "results" / "manifest.py"
-    spec = importlib.util.spec_from_file_location("manifest_elsewhere", path)
+def checkout_of(root: Path) -> ModuleType:
+    """Return the module analysis.results.checkout of another root."""
+    path = root / "analysis" / "results" / "checkout.py"
+    spec = importlib.util.spec_from_file_location("checkout_elsewhere", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -90,7 +90,7 @@ def manifest_of(root: Path) -> ModuleType:
 
 
 def test_metadata_says_whose_it_is_and_what_it_needs() -> None:
-    assert PROJECT["name"] == manifest.PROJECT
+    assert PROJECT["name"] == checkout.PROJECT
     assert PROJECT["license"] == "MIT" and all(
         (ROOT / name).is_file() for name in PROJECT["license-files"]
     )
@@ -231,11 +231,11 @@ def test_an_installed_wheel_in_a_foreign_repository_names_no_foreign_commit(
     foreign = repository(tmp_path / "foreign")
     site = foreign / "environment" / "site-packages"
     wheel.extractall(site)
-    installed = manifest_of(site)
+    installed = checkout_of(site)
     assert site == installed.ROOT and len(git(foreign, "rev-parse", "HEAD")) == 40
     assert installed.commit() is None
     assert sources_digest(installed.ROOT, *installed.SOURCES) == sources_digest(
-        ROOT, *manifest.SOURCES
+        ROOT, *checkout.SOURCES
     )
 
 
@@ -244,7 +244,7 @@ def test_an_installed_wheel_in_a_foreign_repository_names_no_foreign_commit(
 
 def test_a_copy_in_a_foreign_repository_names_no_foreign_commit(tmp_path: Path) -> None:
     foreign = repository(tmp_path / "foreign")
-    assert manifest_of(copy_of_the_project(foreign / "vendor" / "reptile")).commit() is None
+    assert checkout_of(copy_of_the_project(foreign / "vendor" / "reptile")).commit() is None
 
 
 @pytest.mark.parametrize("theirs", [None, '[project]\nname = "other"\n', "[tool]\n", "not toml"])
@@ -254,7 +254,7 @@ def test_a_foreign_project_at_the_same_root_names_no_commit(
     (tmp_path / "reproduce.py").write_text("")
     if theirs is not None:
         (tmp_path / "pyproject.toml").write_text(theirs)
-    assert manifest.commit(repository(tmp_path)) is None
+    assert checkout.commit(repository(tmp_path)) is None
 
 
 def test_the_project_s_own_checkout_names_its_commit(
@@ -265,12 +265,12 @@ def test_the_project_s_own_checkout_names_its_commit(
     for name in ("pyproject.toml", "reproduce.py"):
         shutil.copy(ROOT / name, own / name)
     sha = git(repository(own), "rev-parse", "HEAD")
-    assert manifest.commit(own) == {"sha": sha, "modified": False}
+    assert checkout.commit(own) == {"sha": sha, "modified": False}
     foreign = repository(tmp_path / "foreign")
     monkeypatch.setenv("GIT_DIR", str(foreign / ".git"))
-    assert manifest.commit(own) == {"sha": sha, "modified": False}, "a hook of another repository"
+    assert checkout.commit(own) == {"sha": sha, "modified": False}, "a hook of another repository"
     (own / "theirs.txt").write_text("changed\n")
-    assert manifest.commit(own) == {"sha": sha, "modified": True}
+    assert checkout.commit(own) == {"sha": sha, "modified": True}
 
 
 def test_a_digest_of_sources_depends_on_names_and_contents_of_code_alone(tmp_path: Path) -> None:
@@ -295,9 +295,9 @@ def test_a_digest_of_sources_depends_on_names_and_contents_of_code_alone(tmp_pat
 def test_sources_are_recorded_and_manifests_without_them_are_read() -> None:
     assert "sources?" in manifest.SHAPE
     record = {"commit": None, "versions": {}, "machine": {}}
-    then, now = manifest.surroundings(record), manifest.surroundings(record | {"sources": "00"})
-    assert list(manifest.differences(then, now)) == ["sources: only now"]
-    assert manifest.surroundings(record | {"sources": "00"}) != manifest.surroundings(
+    then, now = rerun.surroundings(record), rerun.surroundings(record | {"sources": "00"})
+    assert list(rerun.differences(then, now)) == ["sources: only now"]
+    assert rerun.surroundings(record | {"sources": "00"}) != rerun.surroundings(
         record | {"sources": "01"}
     )
 

@@ -13,7 +13,7 @@ import pytest
 
 import reproduce
 from analysis.paper import benchmarks
-from analysis.results import manifest
+from analysis.results import manifest, manifest_records
 from figures.publish import PUBLISHED, publish, without_paths
 from figures.report.gather import gather
 from figures.report.render import markdown
@@ -92,7 +92,7 @@ def test_a_page_names_every_command_that_filled_the_folder(
         "tables_of": {},
         "wall_seconds": {"sgd": 5.0},
     }
-    earlier = manifest.by_experiment(manifest.read(out / "manifest.json"))
+    earlier = manifest_records.by_experiment(manifest.read(out / "manifest.json"))
     last |= {"command": ["/home/x/reproduce.py", "sgd", "--out", "/home/x/out"], "earlier": earlier}
     manifest.write(last, out / "manifest.json")
     page = (publish(out, tmp_path / "to") / "README.md").read_text()

@@ -17,7 +17,8 @@ from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import Asked, Experiment, Result
 from analysis.paper import figure_3
 from analysis.plan import begin_manifest
-from analysis.results.manifest import read, work, write
+from analysis.results.manifest import read, write
+from analysis.results.rerun import work
 from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from analysis.runs.store import Outcome
 from tests.helpers.runs import FIRST_SEED

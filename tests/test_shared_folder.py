@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from analysis.experiments.shared import experiment
-from analysis.results import manifest
+from analysis.results import manifest, manifest_records
 from analysis.runs import redo, store
 from analysis.runs.job import find
 from tests.helpers.runs import FIRST_SEED
@@ -66,7 +66,7 @@ def test_commands_share_a_folder_and_more_seeds_reuse_all(
     assert script(*FEW_SHOT, "--out", out).code == 0
     assert third.items() < written(out).items()
     assert script(*ablation_in(out, "--seeds", 2)).code == 0
-    found = manifest.by_experiment(manifest.read(out / "manifest.json"))
+    found = manifest_records.by_experiment(manifest.read(out / "manifest.json"))
     assert {name: record["status"] for name, record in found.items()} == {
         "few_shot": "finished",
         "ablation": "finished",

@@ -1,7 +1,7 @@
 """The manifest: everything that decided the numbers.
 
 It is written before work starts and completed after it. It is enough to do the same again: `read`
-checks it strictly, and `differences` says what has changed since.
+checks it strictly, and `rerun` says what has changed since.
 
 It describes the last command that wrote into its folder. Under "earlier" it has the experiments
 that other commands wrote there, each with its own command, commit, sources, machine and tables.
@@ -11,21 +11,16 @@ import hashlib
 import json
 import os
 import platform
-import subprocess
 import sys
-import tomllib
-from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from importlib import metadata
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from analysis.results import shape
+from analysis.results import checkout, shape
 from analysis.results.claims import PROFILES
-from analysis.results.shape import short
 from analysis.runs.arithmetic import arithmetic, kind, processor
 from analysis.runs.job import DEVICES
 from reptile_core import native
@@ -37,15 +32,9 @@ PACKAGES = (
     "torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "safetensors", "pillow",
     "scikit-learn",
 )  # fmt: skip
-ROOT = Path(__file__).parents[2]  # of the checkout, or where the packages are installed
-PROJECT = "reptile-verification"  # as pyproject.toml has it
-SOURCES = ("analysis", "figures", "reproduce.py", "reptile_core")
-# Variables that a git hook sets, to its own repository.
-ELSEWHERE = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
 # Raised whenever a key that must be there is added, one is removed, or one changes its meaning.
 SCHEMA = 1
 MAX_BYTES = 2**24  # of a manifest that is read: a thousand times what is written
-DECISIVE = ("device", "native", "arithmetic")  # of the machine: its other entries change no bit
 
 # The values of options before they could be chosen.
 OPTION_DEFAULTS = {
@@ -124,14 +113,14 @@ def begin(
     data: Characters | None,
     device: str,
     workers: int,
-    before: dict[str, Any] | None = None,
+    earlier: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return a manifest as it stands before work.
 
     experiments: each one's configuration and seeds.
     options: what else the user may choose.
     data: the images that the script loaded, if it needed any.
-    before: the manifest of the folder as the last command left it.
+    earlier: the records of the commands that wrote into the folder before, by experiment.
     """
     return {
         "schema": SCHEMA,
@@ -150,8 +139,8 @@ def begin(
             "characters": data.images.shape[0],
             "drawings": data.images.shape[1],
         },
-        "commit": commit(),
-        "sources": sources_digest(ROOT, *SOURCES),
+        "commit": checkout.commit(),
+        "sources": sources_digest(checkout.ROOT, *checkout.SOURCES),
         "versions": {"python": sys.version.split()[0]}
         | {name: metadata.version(name) for name in PACKAGES},
         "machine": {
@@ -165,7 +154,7 @@ def begin(
             "kind": kind(device),
             "arithmetic": arithmetic(device),
         },
-        "earlier": {} if before is None else by_experiment(before),
+        "earlier": earlier or {},
     }
 
 
@@ -263,79 +252,6 @@ def _with_options(manifest: Any) -> Any:
     return {"schema": SCHEMA, "options": {"seeds": seeds, "cells": [], "device": "cpu"}} | manifest
 
 
-def by_experiment(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return, for each experiment of the folder, the record of the command that wrote it.
-
-    A record has no other experiments in it.
-    """
-    ended = manifest.get("wall_seconds", {})
-    return manifest.get("earlier", {}) | {name: part_of(manifest, [name]) for name in ended}
-
-
-def commands(manifest: dict[str, Any], names: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """Return a record for each command in a manifest, the last command last.
-
-    Each has the experiments that it was the last to finish. Those that no command finished are of
-    the last one, which was interrupted.
-
-    names: the experiments to return records for; empty for all. Raises ManifestError for one that
-        is not there.
-    """
-    chosen, asked = set(names), list(manifest["experiments"])
-    ended, earlier = manifest.get("wall_seconds", asked), manifest.get("earlier", {})
-    last = {name for name in asked if name in ended or name not in earlier}
-    every = {name: record for name, record in earlier.items() if name not in last}
-    known = [*every, *(name for name in asked if name in last)]
-    if odd := sorted(chosen - set(known)):
-        raise ManifestError(
-            f"expected an experiment of the manifest ({', '.join(known)}), found {odd[0]!r}"
-        )
-    chosen = chosen or set(known)
-    found = [record for name, record in every.items() if name in chosen]
-    return found + ([part_of(manifest, chosen & last)] if chosen & last else [])
-
-
-def part_of(manifest: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return what a manifest's last command did for some of its experiments only."""
-    kept = [name for name in manifest["experiments"] if name in set(names)]
-
-    def only(found: dict[str, Any]) -> dict[str, Any]:
-        return {name: found[name] for name in kept if name in found}
-
-    part = {name: value for name, value in manifest.items() if name != "earlier"}
-    part["experiments"] = only(manifest["experiments"])
-    seeds = manifest["options"].get("seeds")
-    if isinstance(seeds, dict):
-        seeds = only(seeds)
-    part["options"] = manifest["options"] | {"seeds": seeds}
-    for name in ("wall_seconds", "tables_of", "other_data_of"):
-        if name in manifest:
-            part[name] = only(manifest[name])
-    if "other_data_of" in manifest:
-        data = set(chain.from_iterable(part["other_data_of"].values()))
-        part["other_data"] = {name: manifest["other_data"][name] for name in sorted(data)}
-    elif kept != list(manifest["experiments"]):
-        part.pop("other_data", None)  # an older manifest does not say whose they are
-    if "tables" in manifest:
-        tables = manifest["tables"]
-        part["tables"] = {
-            name: digest for name, digest in tables.items() if _is_of(name, kept, manifest)
-        }
-    return part
-
-
-def _is_of(table: str, experiments: list[str], manifest: dict[str, Any]) -> bool:
-    """Return whether one of these experiments wrote a table.
-
-    Where an old manifest does not say, the table's name decides.
-    """
-    if experiments == list(manifest["experiments"]):
-        return True
-    if "tables_of" in manifest:
-        return any(table in manifest["tables_of"].get(name, ()) for name in experiments)
-    return table.startswith(tuple(experiments))
-
-
 def digest(manifest: dict[str, Any]) -> str:
     """Return the SHA-256 (hex) that identifies a manifest."""
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
@@ -350,71 +266,5 @@ def holder(path: Path) -> str:
         return "another process"
 
 
-def work(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a manifest that must be the same for the work to be the same."""
-    images = manifest["data"]
-    data = images and {name: images[name] for name in ("name", "content_sha256")}
-    return {name: manifest[name] for name in ("profile", "options", "experiments")} | {"data": data}
-
-
-def surroundings(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a manifest on which bits may depend, though the work is the same."""
-    machine = {name: value for name, value in manifest["machine"].items() if name in DECISIVE}
-    code = {name: manifest[name] for name in ("commit", "sources") if name in manifest}
-    return code | {"versions": manifest["versions"], "machine": machine}
-
-
-def differences(then: Any, now: Any, path: str = "") -> Iterator[str]:
-    """Yield a line for each entry that is not the same in JSON."""
-    then, now = (json.loads(json.dumps(value)) for value in (then, now))
-    if isinstance(then, dict) and isinstance(now, dict):
-        for name in dict.fromkeys([*then, *now]):
-            there = f"{path}.{name}" if path else name
-            if name in then and name in now:
-                yield from differences(then[name], now[name], there)
-            else:
-                yield f"{there}: {'only then' if name in then else 'only now'}"
-    elif then != now:
-        yield f"{path}: {short(then)} then, {short(now)} now"
-
-
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def commit(root: Path = ROOT) -> dict[str, Any] | None:
-    """Return the commit of the project's checkout at `root`, and whether tracked files differ.
-
-    Returns None elsewhere: a repository that surrounds an installation says nothing about this
-    code.
-    """
-    environment = {name: value for name, value in os.environ.items() if name not in ELSEWHERE}
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
-        return subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        if not _is_ours(root):
-            return None
-        top = Path(git("rev-parse", "--show-toplevel"))
-        if top.resolve() != root.resolve():
-            return None
-        return {
-            "sha": git("rev-parse", "HEAD"),
-            "modified": bool(git("status", "--porcelain", "--untracked-files=no")),
-        }
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def _is_ours(root: Path) -> bool:
-    """Return whether this folder is the root of the project, and not of one that contains it."""
-    try:
-        settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-        project = settings["project"]["name"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return project == PROJECT and (root / "reproduce.py").is_file()

@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 
-from analysis.results import manifest
+from analysis.results import checkout, manifest
 from reptile_core.files import sources_digest, write_atomically
 from tests.benchmarks import gpu_pack
 from tests.benchmarks.gpu_part import PARTS
@@ -170,8 +170,8 @@ def _record(options: argparse.Namespace) -> dict[str, object]:
         "cuda": torch.version.cuda,
         "scale": options.scale,
         "seconds": options.seconds,
-        "commit": manifest.commit(),
-        "sources": sources_digest(manifest.ROOT, *manifest.SOURCES),
+        "commit": checkout.commit(),
+        "sources": sources_digest(checkout.ROOT, *checkout.SOURCES),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in names},
     }
