@@ -11,6 +11,22 @@ from sklearn.datasets import load_digits
 from torch.nn.functional import cosine_similarity, cross_entropy
 
 from analysis.experiments import sgd
+from analysis.experiments.sgd_training import (
+    FULL,
+    HALF,
+    HALVED,
+    NETWORK,
+    SMALL,
+    TRAINING_IMAGES,
+    Item,
+    _orders,
+    digits,
+    measure,
+    minibatches,
+    of_item,
+    train,
+    train_and_measure,
+)
 from analysis.results.judge import judge
 from analysis.results.tables import over_seeds
 from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
@@ -23,25 +39,25 @@ from tests.helpers.runs import FIRST_SEED
 
 matplotlib.use("Agg")
 
-LOSS = CrossEntropy(sgd.NETWORK, reduction="mean")
+LOSS = CrossEntropy(NETWORK, reduction="mean")
 SEEDS = FIRST_SEED, FIRST_SEED + 4
 
 
 @pytest.fixture(scope="module")
 def data():
-    return sgd.digits(SEEDS)
+    return digits(SEEDS)
 
 
 @pytest.fixture(scope="module")
 def start():
-    return torch.stack([sgd.NETWORK.initialize(seed) for seed in SEEDS])
+    return torch.stack([NETWORK.initialize(seed) for seed in SEEDS])
 
 
 def test_settings():
-    assert sgd.FULL % sgd.SMALL == 0
+    assert FULL % SMALL == 0
     for scale in sgd.SCALES.values():
-        assert {sgd.SMALL, sgd.FULL} <= set(scale.batches)
-        assert all(sgd.TRAINING_IMAGES % batch == 0 for batch in scale.batches)  # epochs are whole
+        assert {SMALL, FULL} <= set(scale.batches)
+        assert all(TRAINING_IMAGES % batch == 0 for batch in scale.batches)  # epochs are whole
     assert sgd.SCALES["quick"].seeds >= 8
 
 
@@ -60,7 +76,7 @@ def test_an_epoch_meets_every_image_once(data):
     order = torch.stack(
         [torch.randperm(500, generator=torch.Generator().manual_seed(s)) for s in SEEDS]
     )
-    epoch = sgd.minibatches(data.train, order, 50)
+    epoch = minibatches(data.train, order, 50)
     assert epoch.x.shape == (len(SEEDS), 10, 50, 64)
     for seed in range(len(SEEDS)):
         torch.testing.assert_close(epoch.x[seed].flatten(0, 1), data.train.x[seed, order[seed]])
@@ -73,16 +89,16 @@ def test_training_is_plain_sgd_to_the_target(data, start, batch, target):
 
     The end point's loss is the target, on the segment of the last step.
     """
-    end, steps = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=batch, target=target)
+    end, steps = train(start, data.train, LOSS, seeds=SEEDS, batch=batch, target=target)
     for seed in range(len(SEEDS)):
         x, y = data.train.x[seed], data.train.y[seed]
         phi = start[seed].clone().requires_grad_()
         count = 0
-        while cross_entropy(sgd.NETWORK(phi, x), y) > target:
+        while cross_entropy(NETWORK(phi, x), y) > target:
             epoch, at = divmod(count, 500 // batch)
             keys = bits(SEEDS[seed], Purpose.TRAINING, 500, iteration=epoch).tolist()
             here = sorted(range(500), key=keys.__getitem__)[at * batch : (at + 1) * batch]
-            loss = cross_entropy(sgd.NETWORK(phi, x[here]), y[here])
+            loss = cross_entropy(NETWORK(phi, x[here]), y[here])
             before, g = phi.detach(), torch.autograd.grad(loss, phi)[0]
             phi = (before - 0.3 * g).requires_grad_()
             count += 1
@@ -91,14 +107,12 @@ def test_training_is_plain_sgd_to_the_target(data, start, batch, target):
         torch.testing.assert_close(
             end[seed], torch.lerp(before, phi.detach(), t), rtol=1e-4, atol=1e-5
         )
-        assert cross_entropy(sgd.NETWORK(end[seed], x), y).item() == pytest.approx(target, abs=1e-5)
+        assert cross_entropy(NETWORK(end[seed], x), y).item() == pytest.approx(target, abs=1e-5)
 
 
 def test_all_sizes_end_at_equal_loss(data, start):
     for batch, order in ((10, 0), (10, 1), (500, 0)):
-        end, _ = sgd.train(
-            start, data.train, LOSS, seeds=SEEDS, batch=batch, target=1.0, order=order
-        )
+        end, _ = train(start, data.train, LOSS, seeds=SEEDS, batch=batch, target=1.0, order=order)
         torch.testing.assert_close(
             LOSS(end, data.train), torch.full((len(SEEDS),), 1.0), rtol=0, atol=1e-5
         )
@@ -106,7 +120,7 @@ def test_all_sizes_end_at_equal_loss(data, start):
 
 def test_orders_differ_and_repeat(data, start):
     paths = [
-        sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=10, target=1.5, order=order)[0]
+        train(start, data.train, LOSS, seeds=SEEDS, batch=10, target=1.5, order=order)[0]
         for order in (0, 1, 0)
     ]
     assert torch.equal(paths[0], paths[2])
@@ -114,26 +128,26 @@ def test_orders_differ_and_repeat(data, start):
 
 
 def test_a_path_that_never_arrives_has_no_end(data, start):
-    end, _ = sgd.train(start, data.train, LOSS, seeds=SEEDS, batch=500, target=0.01, max_steps=2)
+    end, _ = train(start, data.train, LOSS, seeds=SEEDS, batch=500, target=0.01, max_steps=2)
     assert end.isnan().all()
 
 
 def test_measures_are_those_of_a_plain_loop(data, start):
-    found = sgd.measure(start, data, LOSS, SEEDS)
-    common = sgd.minibatches(data.train, sgd._orders(SEEDS, sgd.Purpose.EVALUATION, 500), 10)
+    found = measure(start, data, LOSS, SEEDS)
+    common = minibatches(data.train, _orders(SEEDS, Purpose.EVALUATION, 500), 10)
     for seed in range(len(SEEDS)):
         g = []
         for x, y in zip(common.x[seed], common.y[seed], strict=True):
             phi = start[seed].clone().requires_grad_()
-            g.append(torch.autograd.grad(cross_entropy(sgd.NETWORK(phi, x), y), phi)[0].double())
+            g.append(torch.autograd.grad(cross_entropy(NETWORK(phi, x), y), phi)[0].double())
         pairs = [(i, j) for i in range(50) for j in range(i)]
         cosine = sum(cosine_similarity(g[i], g[j], dim=0) for i, j in pairs) / len(pairs)
         product = sum(g[i] @ g[j] for i, j in pairs) / len(pairs)
         mean = torch.stack(g).mean(0)
         variance = sum((one - mean).square().sum() for one in g) / 49
-        logits = sgd.NETWORK(start[seed], data.test.x[seed])
+        logits = NETWORK(start[seed], data.test.x[seed])
         gap = cross_entropy(logits, data.test.y[seed]) - cross_entropy(
-            sgd.NETWORK(start[seed], data.train.x[seed]), data.train.y[seed]
+            NETWORK(start[seed], data.train.x[seed]), data.train.y[seed]
         )
         accuracy = (logits.argmax(-1) == data.test.y[seed]).double().mean()
         for name, value in (
@@ -147,15 +161,15 @@ def test_measures_are_those_of_a_plain_loop(data, start):
 
 
 def test_half_of_the_images_are_all_that_is_trained_on(data, start):
-    item = sgd.Item(sgd.HALF, sgd.HALVED, SEEDS, target=1.5)
-    half = sgd.of_item(item)
+    item = Item(HALF, HALVED, SEEDS, target=1.5)
+    half = of_item(item)
     assert half.train.y.shape == (len(SEEDS), 250) and torch.equal(
         half.train.x, data.train.x[:, :250]
     )
     assert torch.equal(half.test.x, data.test.x)
-    end, _ = sgd.train(start, half.train, LOSS, seeds=SEEDS, batch=250, target=1.5)
+    end, _ = train(start, half.train, LOSS, seeds=SEEDS, batch=250, target=1.5)
     found = {
-        (row["quantity"], row["seed"]): row["value"] for row in sgd.train_and_measure(item, silent)
+        (row["quantity"], row["seed"]): row["value"] for row in train_and_measure(item, silent)
     }
     for lane, seed in enumerate(SEEDS):
         assert found["training loss", seed] == pytest.approx(1.5, abs=1e-5)
@@ -221,13 +235,11 @@ def test_every_seed_is_in_one_part(count, sizes):
 
 
 def test_parts_of_seeds_make_the_table_of_all_in_one(monkeypatch):
-    scale, seeds = sgd.Scale(seeds=4, target=1.0, batches=(sgd.SMALL, sgd.FULL)), (0, 1, 2, 3)
+    scale, seeds = sgd.Scale(seeds=4, target=1.0, batches=(SMALL, FULL)), (0, 1, 2, 3)
     found = []
     for most in (4, 2):
         monkeypatch.setattr(sgd, "LANES", most)
-        parts = [
-            pd.DataFrame(sgd.train_and_measure(item, silent)) for item in sgd.items(scale, seeds)
-        ]
+        parts = [pd.DataFrame(train_and_measure(item, silent)) for item in sgd.items(scale, seeds)]
         found.append(pd.concat(parts, ignore_index=True))
     found[1] = sgd.in_order(found[1])  # the first is in order already
     assert (len(found[0]), found[0].variant.nunique()) == (5 * 8 * 4, 4)
