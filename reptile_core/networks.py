@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reptile_core import native, philox
-from reptile_core.gradients import Blocks
+from reptile_core.gradient_blocks import Blocks
 from reptile_core.layers import convolution_batch_norm, max_pool
 from reptile_core.sizes import KERNEL, same_size
 
