@@ -9,7 +9,7 @@ import torch
 from analysis.ending import FAILURE, UsageError
 from analysis.experiments.registry import EXPERIMENTS
 from analysis.experiments.shared.experiment import OPTIONS, Context
-from analysis.prepare import check_limit, check_other_folder, check_writable
+from analysis.option_checks import check_limit, check_other_folder, check_writable
 from analysis.results import checksums, folder, manifest, manifest_records
 from analysis.results.tables import ResultsError
 from analysis.runs import redo
