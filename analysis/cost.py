@@ -32,6 +32,7 @@ from analysis.experiments import ablation
 from analysis.experiments.shared.curves import Scale
 from analysis.paper import benchmarks, figure_3
 from analysis.results.claims import PROFILES
+from analysis.results.wording import duration
 from analysis.runs.evaluation_chunks import LANES
 from analysis.runs.workers import available_cores, local_executor
 from reptile_core import training
@@ -249,15 +250,8 @@ def table(items: Sequence[Work], rate: float, gpu: GPU = H100) -> list[str]:
     rows = [(f"{cores} such cores", makespan(on_one_core, cores)) for cores in CORES]
     for count in GPUS:
         rows.append((f"{count} {gpu.name}, by its data sheet", gpu.seconds(items, count)))
-    lines = [f"| {where} | {duration(seconds)} |" for where, seconds in rows]
+    lines = [f"| {where} | {duration(seconds, digits=1)} |" for where, seconds in rows]
     return ["| on | takes |", "|---|---|", *lines]
-
-
-def duration(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"
 
 
 def main() -> None:

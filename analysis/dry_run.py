@@ -16,6 +16,7 @@ import numpy as np
 from analysis import cost
 from analysis.experiments.shared.experiment import Context, Experiment, Measured
 from analysis.plan import Plan
+from analysis.results.wording import duration
 from analysis.runs.advance import RunInProgress
 from analysis.runs.evaluation_chunks import Accuracies, EvaluationChunk, chunks
 from analysis.runs.job import Job
@@ -129,8 +130,8 @@ def describe(plans: Iterable[Plan], rate_of: Callable[[Run], float] | None = Non
         if flops:
             whole = cost.makespan([amount / rate for _, amount in work], workers)
             lines.append(
-                f"what is left: {cost.duration(whole)} on {workers} workers, at {rate / 1e9:.0f} "
-                f"GFLOP/s a core; results in {plan.out}/"
+                f"what is left: {duration(whole, digits=1)} on {workers} workers, at "
+                f"{rate / 1e9:.0f} GFLOP/s a core; results in {plan.out}/"
             )
     return lines
 
@@ -147,7 +148,7 @@ def _line(one: Left, rate: float, workers: int, profile: str) -> str:
     return (
         f"{name}: {one.runs[0]} runs, {one.runs[1]} there; {one.iterations:,} iterations left; "
         f"{one.evaluations[0]} evaluations, {one.evaluations[1]} there; "
-        f"{cost.duration(seconds)}{own}"
+        f"{duration(seconds, digits=1)}{own}"
     )
 
 

@@ -139,12 +139,3 @@ def test_a_gpu_waits_for_arithmetic_memory_or_launches() -> None:
     assert gpu.seconds(others, count=1) == 30
     assert gpu.seconds([*lanes, *others], count=1) == 80 + 30
     assert gpu.seconds([*lanes, *others], count=8) == 80
-
-
-def test_durations_have_a_unit_that_fits() -> None:
-    assert [cost.duration(s) for s in (3, 150, 9000, 2e5)] == [
-        "3 seconds",
-        "2.5 minutes",
-        "2.5 hours",
-        "2.3 days",
-    ]

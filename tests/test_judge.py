@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from analysis.results import ledger
+from analysis.results import wording
 from analysis.results.claims import Claim, Control, seeds
 from analysis.results.error_rates import (
     LATER_ERROR,
@@ -233,7 +233,7 @@ def test_a_profile_below_the_claims_least_is_only_shown():
         (found,) = judge([claim(least=least)], evidence.assign(profile=profile))
         assert (found.decision, found.why) == ("undecided" if why else "supported", why)
         assert (found.plan is None, len(found.shown)) == (True, 2 if why else 0)
-        cases, others = ledger.foremost(found)
+        cases, others = wording.foremost(found)
         assert [case.name for case in cases] == ["a"] and not others, "without the control"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis.results import evidence, folder, ledger, looks
+from analysis.results import evidence, folder, ledger, looks, wording
 from analysis.results.claims import Claim, Control
 from analysis.results.evidence import rows
 from analysis.results.judge import judge
@@ -87,18 +87,20 @@ def test_a_ledger_that_is_none_is_named(tmp_path: Path, content: str | None, mes
 
 
 def test_words() -> None:
-    assert ledger.band((0.0, inf)) == "≥ 0" and ledger.band((-inf, 0.1)) == "≤ 0.1"
-    assert ledger.band((-0.25, 0.25)) == "[-0.25, 0.25]" and ledger.band((-inf, inf)) == "any value"
-    assert ledger.number(-0.0) == "0" and ledger.number(nan) == "–"
+    assert wording.band((0.0, inf)) == "≥ 0" and wording.band((-inf, 0.1)) == "≤ 0.1"
+    assert (
+        wording.band((-0.25, 0.25)) == "[-0.25, 0.25]" and wording.band((-inf, inf)) == "any value"
+    )
+    assert wording.number(-0.0) == "0" and wording.number(nan) == "–"
     case = Case("a", "check", "supported", 0.5, 0.25, 0.75)
-    assert ledger.interval(case) == "0.5 [0.25, 0.75]"
-    assert ledger.interval(replace(case, low=nan, high=nan)) == "0.5"
-    assert ledger.plan(SeedPlan(4, 180.0)) == "4 more seeds, about 3 minutes"
-    assert ledger.plan(SeedPlan(1)) == "1 more seed"
-    assert ledger.plan(SeedPlan(None)).startswith("more than 200 seeds would be needed")
+    assert wording.interval(case) == "0.5 [0.25, 0.75]"
+    assert wording.interval(replace(case, low=nan, high=nan)) == "0.5"
+    assert wording.plan(SeedPlan(4, 180.0)) == "4 more seeds, about 3 minutes"
+    assert wording.plan(SeedPlan(1)) == "1 more seed"
+    assert wording.plan(SeedPlan(None)).startswith("more than 200 seeds would be needed")
     verdict = Verdict(CLAIM, "undecided", "too wide", plan=SeedPlan(2, 1.0))
-    assert ledger.reason(verdict) == "the intervals are too wide; 2 more seeds, about 1 second"
-    assert ledger.reason(replace(verdict, decision="supported")) == ""
+    assert wording.reason(verdict) == "the intervals are too wide; 2 more seeds, about 1 second"
+    assert wording.reason(replace(verdict, decision="supported")) == ""
     assert ledger.count([verdict, verdict]) == {"supported": 0, "refuted": 0, "undecided": 2}
 
 
@@ -165,3 +167,11 @@ def test_a_folder_remembers_its_looks(tmp_path: Path) -> None:
 def test_an_experiment_without_evidence_is_not_measured(tmp_path: Path) -> None:
     (verdict,) = folder.judge_all(tmp_path, {"ablation": (CLAIM,)})
     assert (verdict.decision, verdict.why) == ("undecided", "not measured")
+
+
+def test_durations_have_a_unit_that_fits() -> None:
+    seconds = (0, 0.2, 3, 150, 9000, 2e5)
+    whole = ["0 seconds", "1 second", "3 seconds", "2 minutes", "2 hours", "2 days"]
+    tenths = ["0 seconds", "1 second", "3 seconds", "2.5 minutes", "2.5 hours", "2.3 days"]
+    assert [wording.duration(s) for s in seconds] == whole
+    assert [wording.duration(s, digits=1) for s in seconds] == tenths

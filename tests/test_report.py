@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 import reproduce
 from analysis.command_line import parse
 from analysis.experiments.registry import EXPERIMENTS
-from analysis.results import ledger
+from analysis.results import ledger, wording
 from analysis.results.claims import Claim, Control
 from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED, Verdict
 from figures.report import main, provenance
@@ -204,7 +204,7 @@ def test_the_criterion_says_its_seeds_its_control_and_what_was_changed(texts):
     for text in _article(texts, REFUTES):
         assert re.search(f"Changed after a look:? {re.escape(AMENDED)}", text)
         assert re.search(r"Judged by:? 5 seeds of epoch 1 \(1000–1004\), at look 1", text)
-        assert ledger.control(EXPERIMENTAL[0])[2:] in text and "as it must" in text
+        assert wording.control(EXPERIMENTAL[0])[2:] in text and "as it must" in text
     for text in _article(texts, THEOREM):
         assert "Changed after a look" not in text and "Judged by" not in text
         assert "wrong formula, which must lie outside the band" in text
@@ -625,40 +625,40 @@ def test_the_worst_case_is_nearest_to_an_end_that_can_be_missed():
         exact(name, value, REFUTED if value > 1 else SUPPORTED) for name, value in values.items()
     )
     norm = _claim(limits=(0.0, float("inf")))
-    assert [case.name for case in ledger.foremost(Verdict(norm, REFUTED, cases=cases))[0]] == [
+    assert [case.name for case in wording.foremost(Verdict(norm, REFUTED, cases=cases))[0]] == [
         "out"
     ]
-    assert ledger.foremost(Verdict(norm, REFUTED, cases=cases))[1] == "and 3 more inside"
+    assert wording.foremost(Verdict(norm, REFUTED, cases=cases))[1] == "and 3 more inside"
     inside = Verdict(norm, SUPPORTED, cases=cases[:3])
-    assert [case.name for case in ledger.foremost(inside)[0]] == ["near"]
+    assert [case.name for case in wording.foremost(inside)[0]] == ["near"]
     assert [
-        case.name for case in ledger.foremost(Verdict(_claim(), SUPPORTED, cases=cases[:2]))[0]
+        case.name for case in wording.foremost(Verdict(_claim(), SUPPORTED, cases=cases[:2]))[0]
     ] == ["best"]
     lost = exact("lost", float("nan"), UNDECIDED)
-    assert ledger.foremost(Verdict(norm, UNDECIDED, cases=(*cases, lost))) == (
+    assert wording.foremost(Verdict(norm, UNDECIDED, cases=(*cases, lost))) == (
         (lost,),
         "and 4 more: 3 inside, 1 outside",
     )
-    assert [case.name for case in ledger.foremost(inside, 2)[0]] == ["middle", "near"]
+    assert [case.name for case in wording.foremost(inside, 2)[0]] == ["middle", "near"]
 
 
 def test_controls_say_what_they_must_do():
     foil, sham = Control(kind="foil", words="f"), Control(kind="sham", words="s", band=(-0.1, 0.1))
-    assert ledger.control(_claim()) == "a wrong formula, which must lie outside the band"
+    assert wording.control(_claim()) == "a wrong formula, which must lie outside the band"
     open_ended = _claim(kind="experiment", control=foil, band=(0.1, float("inf")))
-    assert ledger.control(open_ended) == "a foil, which must fall short of the check, seed by seed"
+    assert wording.control(open_ended) == "a foil, which must fall short of the check, seed by seed"
     assert (
-        ledger.control(_claim(kind="experiment", control=foil))
+        wording.control(_claim(kind="experiment", control=foil))
         == "a foil, which must lie outside the band"
     )
-    assert ledger.control(_claim(kind="experiment", control=sham)).endswith(
+    assert wording.control(_claim(kind="experiment", control=sham)).endswith(
         "must lie within [-0.1, 0.1]"
     )
-    assert ledger.outcome(Verdict(_claim(), UNDECIDED)) == "not measured"
+    assert wording.outcome(Verdict(_claim(), UNDECIDED)) == "not measured"
 
 
 def test_seeds_in_words():
     one = [case("a", 0, 0, 0, seeds=(1000, 1001, 1003)), case("b", 0, 0, 0, seeds=(1001, 2000))]
-    assert ledger.seeds(one) == "4 seeds of epochs 1, 2 (1000–1001, 1003, 2000)"
-    assert ledger.seeds(one[:1], which=False) == "3 seeds of epoch 1"
-    assert ledger.seeds([case("a", 0, 0, 0, seeds=(-1,))]) == ""
+    assert wording.seeds(one) == "4 seeds of epochs 1, 2 (1000–1001, 1003, 2000)"
+    assert wording.seeds(one[:1], which=False) == "3 seeds of epoch 1"
+    assert wording.seeds([case("a", 0, 0, 0, seeds=(-1,))]) == ""

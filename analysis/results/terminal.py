@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from typing import TextIO
 
-from analysis.results import ledger
+from analysis.results import ledger, wording
 from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED, Decision, Verdict
 
 BOLD, GREEN, RED, YELLOW, FAINT = 1, 32, 31, 33, 2  # as terminals number them
@@ -44,15 +44,15 @@ def tally(verdicts: Sequence[Verdict]) -> str:
 
 def _rows(verdict: Verdict) -> list[tuple[str, ...]]:
     """Return a claim's rows; the first has its name, band, control and verdict."""
-    cases, others = ledger.foremost(verdict)
+    cases, others = wording.foremost(verdict)
     measured = []
     for case in cases:
-        place = ledger.PLACES[case.decision] if verdict.cases else "only shown"
-        measured.append((case.name, ledger.interval(case), place))
+        place = wording.PLACES[case.decision] if verdict.cases else "only shown"
+        measured.append((case.name, wording.interval(case), place))
     measured = measured or [("", "–", "")]
     measured[-1] = (", ".join(filter(None, (measured[-1][0], others))), *measured[-1][1:])
     control = verdict.control if verdict.controls else "–"
-    first = (verdict.claim.id, ledger.band(verdict.claim.band), control, ledger.whole(verdict))
+    first = (verdict.claim.id, wording.band(verdict.claim.band), control, wording.whole(verdict))
     firsts = [first, *[("",) * 4] * (len(measured) - 1)]
     return [
         (name, case, value, band, place, control, last)

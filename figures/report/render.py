@@ -16,7 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from latex2mathml.converter import Converter
 from markupsafe import Markup, escape
 
-from analysis.results import ledger
+from analysis.results import wording
 from analysis.results.evidence import CHECK, CONTROL
 from analysis.results.verdict import DECISIONS, Case, Verdict
 from figures.report.gather import Judged, Report
@@ -190,7 +190,7 @@ def place(case: Case, verdict: Verdict) -> str:
     Empty for a case that is not judged by itself: an experiment's control, and what is only shown.
     """
     judged = case.role == CHECK or (case.role == CONTROL and verdict.claim.kind == "theorem")
-    return ledger.PLACES[case.decision] if judged else ""
+    return wording.PLACES[case.decision] if judged else ""
 
 
 def controls(verdict: Verdict) -> tuple[Sequence[Case], str]:
@@ -200,7 +200,7 @@ def controls(verdict: Verdict) -> tuple[Sequence[Case], str]:
     """
     found = list(verdict.controls)
     if verdict.claim.kind == "theorem":
-        found.sort(key=lambda case: -ledger.margin(case, verdict.claim))
+        found.sort(key=lambda case: -wording.margin(case, verdict.claim))
     return found[:INLINE], f"and {len(found) - INLINE} more" if len(found) > INLINE else ""
 
 
@@ -219,7 +219,7 @@ def details(judged: Judged) -> tuple[list[str], list[list[str]]]:
             "role": roles.get(case.role, "only shown"),
             "measured": interval(case),
             "against the band": place(case, verdict),
-            "seeds": ledger.seeds([case], which=False),
+            "seeds": wording.seeds([case], which=False),
             "tasks × queries": " × ".join(
                 number(n) for n in (case.tasks, case.queries) if not isnan(n)
             ),
@@ -266,7 +266,7 @@ def _words(report: Report) -> dict[str, Any]:
         "report": report,
         "decisions": DECISIONS,
         "notation": NOTATION,
-        "ledger": ledger,
+        "wording": wording,
         "controls": controls,
         "details": details,
         "place": place,

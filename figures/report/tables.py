@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.results import ledger
+from analysis.results import wording
 from analysis.results.tables import ResultsError, read_csv
 
 INTERVAL = {"mean": "mean", "low": "from", "high": "to", "seeds": "seeds"}
@@ -135,7 +135,7 @@ LAYOUTS = (
     Layout(
         "ablation",
         "ablation_summary",
-        f"Accuracy in % after training by meta-gradient: {ledger.MEASURED}",
+        f"Accuracy in % after training by meta-gradient: {wording.MEASURED}",
         {"variant": "meta-gradient", **INTERVAL},
         arrange=in_percent,
     ),
@@ -145,7 +145,7 @@ LAYOUTS = (
         "rho_pairs",
         (
             "Difference in accuracy early in training, in points, of sums of inner gradients that "
-            f"differ in: {ledger.MEASURED}"
+            f"differ in: {wording.MEASURED}"
         ),
         {"differ": "differ in", **INTERVAL},
         arrange=in_percent,
