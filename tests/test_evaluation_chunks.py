@@ -29,8 +29,8 @@ from reptile_core import datasets, training
 from reptile_core.checkpoints import CheckpointError
 from reptile_core.tasks import Sampling
 from reptile_core.training import Inner, Outer
+from tests.helpers.jobs import KINDS, RUN
 from tests.helpers.script import InProcess
-from tests.test_runs import KINDS, RUN
 
 SAMPLING = Sampling(n_way=2, shots=1, batch=2, steps=2)
 EVALUATION = Evaluation(SAMPLING, tasks=10)

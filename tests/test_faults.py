@@ -28,14 +28,13 @@ from analysis.results import checksums, folder, ledger
 from analysis.results.folder import alone_in
 from analysis.results.verdict import Verdict
 from analysis.runs.advance import execute
-from analysis.runs.job import Job, Source
-from reptile_core import datasets
+from analysis.runs.job import Job
 from reptile_core.checkpoints import load_checkpoint
 from reptile_core.files import UNFINISHED, write_atomically
 from reptile_core.training import Inner
+from tests.helpers.jobs import assert_same_run, short_job
 from tests.helpers.runs import FIRST_SEED
 from tests.helpers.script import SMOKE, ablation_in, finished_in, script
-from tests.test_runs import RUN, assert_same_run
 
 FULL = bool(os.environ.get("REPTILE_FULL"))
 ROOT = Path(__file__).parents[1]
@@ -69,11 +68,6 @@ for line in sys.stdin:
     sys.stdin.readline()
     print(os.waitpid(child, 0)[1], flush=True)
 """
-
-
-def _job(folder: Path, iterations: int) -> Job:
-    source = Source("glyphs", None, datasets.load("glyphs").content)
-    return Job(dataclasses.replace(RUN, iterations=iterations), source, folder, "g1+g2")
 
 
 # ---- kills
@@ -347,7 +341,7 @@ def test_a_second_run_into_one_folder_says_who_is_there(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    job = _job(tmp_path_factory.mktemp("finished"), 6)
+    job = short_job(tmp_path_factory.mktemp("finished"), 6)
     execute(job)
     return job
 
@@ -504,7 +498,7 @@ def test_infinite_and_nan_are_found_at_the_very_iteration(tmp_path: Path, monkey
                 yield now
 
         monkeypatch.setattr(training, "train", poisoned)
-        job = _job(tmp_path / str(bad), 9)
+        job = short_job(tmp_path / str(bad), 9)
         outcome = execute(job)
         assert (outcome.status, outcome.iteration) == ("diverged at iteration 5", 5)
         assert execute(job).status == outcome.status

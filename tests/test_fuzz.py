@@ -36,9 +36,9 @@ from analysis.runs.job import NUMERICS_VERSION, Job
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
 from reptile_core.datasets import omniglot
 from reptile_core.datasets.common import Unavailable
+from tests.helpers.jobs import short_job
+from tests.helpers.omniglot import ZIPS
 from tests.helpers.script import script
-from tests.test_faults import _job as small_job
-from tests.test_omniglot import ZIPS
 
 FULL = bool(os.environ.get("REPTILE_FULL"))
 SECONDS = 60  # longer than any of these takes on a busy machine; more is a hang
@@ -245,7 +245,7 @@ def test_manifests(home: Path, data: st.DataObject) -> None:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Job:
-    job = small_job(tmp_path_factory.mktemp("finished"), 3)
+    job = short_job(tmp_path_factory.mktemp("finished"), 3)
     execute(job)
     return job
 

@@ -116,3 +116,12 @@ def test_imports_inside_functions_are_found(tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text("def f():\n    from figures import style\n    import analysis.plan\n")
     assert imported(path, {"figures.style", "analysis.plan"}) == {"figures.style", "analysis.plan"}
+
+
+def test_no_test_imports_another() -> None:
+    """What tests share is in tests/helpers, so that each can be read and moved alone."""
+    files = {f"tests.{path.stem}": path for path in (ROOT / "tests").glob("test_*.py")}
+    assert len(files) > 50
+    assert {
+        name: found for name, path in files.items() if (found := imported(path, set(files)))
+    } == {}

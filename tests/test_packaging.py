@@ -129,7 +129,7 @@ def test_tasks_and_splits_have_the_bits_of_the_numerics_version() -> None:
     """
     from analysis.runs.job import NUMERICS_VERSION
     from reptile_core.datasets.split import split_characters
-    from tests.test_tasks import SAMPLINGS, draw, parts
+    from tests.helpers.tasks import SAMPLINGS, draw, parts
 
     drawn = [part for s in SAMPLINGS.values() for part in parts(draw(s, test_shots=2))]
     tasks = torch.cat([numbers.flatten() for part in drawn for numbers in (part.index, part.label)])

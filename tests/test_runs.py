@@ -1,56 +1,42 @@
 """Runs as files: the same bits for any workers, in any number of steps.
 
 What is asked for later is found or trained once more.
-Files of earlier versions are found, and wrong or damaged files are named.
 """
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from analysis.experiments.shared.experiment import Context
 from analysis.runs import advance
 from analysis.runs.advance import RunInProgress, execute, execute_together, in_lanes, united
-from analysis.runs.job import Job, Source, record_digest
+from analysis.runs.job import Source
 from analysis.runs.store import Outcome, load, state_at
 from analysis.runs.workers import Workers, silent
-from reptile_core import datasets, training
-from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
+from reptile_core import training
+from reptile_core.checkpoints import CheckpointError
 from reptile_core.lanes import lane_bytes
-from reptile_core.tasks import Sampling
-from reptile_core.training import Inner, Outer, Run, TrainingState
-from tests.helpers.script import InProcess
-
-RUN = Run(
-    network="omniglot",
-    sampling=Sampling(n_way=2, shots=3, batch=4, steps=2),
-    weights=(1.0, 1.0),
-    inner=Inner("adam", 0.001),
-    outer=Outer(0.5, optimizer="adam"),
-    iterations=12,
-    seed=0,
+from reptile_core.training import Inner, Outer
+from tests.helpers.jobs import (
+    EACH_KIND,
+    KINDS,
+    RUN,
+    a_job,
+    assert_same_run,
+    assert_same_state,
+    counted,
+    course,
+    glyph_source,
 )
-# The optimizers' state: none, in the inner loop, outside, or both.
-KINDS: dict[str, dict[str, Any]] = {
-    "plain": {"inner": Inner("sgd", 0.003), "outer": Outer(0.25)},
-    "inner adam": {"outer": Outer(0.25)},
-    "inner adam, reset": {"inner": Inner("adam", 0.001, moments="reset"), "outer": Outer(0.25)},
-    "outer adam": {"inner": Inner("sgd", 0.003)},
-    "both adam": {},
-}
-EACH_KIND = pytest.mark.parametrize("kind", KINDS)
+from tests.helpers.script import InProcess
 
 
 @pytest.fixture(scope="module")
 def source() -> Source:
-    return Source("glyphs", None, datasets.load("glyphs").content)
+    return glyph_source()
 
 
 @pytest.fixture(autouse=True)
@@ -62,70 +48,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _job(
-    source: Source,
-    folder: Path,
-    *,
-    until: int | None = None,
-    keep: tuple[int, ...] = (),
-    **changes: Any,
-) -> Job:
-    return Job(dataclasses.replace(RUN, **changes), source, folder, "g1+g2", until=until, keep=keep)
-
-
-def _content(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a run's tensors and its record without the time that it took."""
-    tensors, record = load_checkpoint(path)
-    return tensors, {name: value for name, value in record.items() if name != "seconds"}
-
-
-def assert_same_run(one: Path, other: Path) -> None:
-    (tensors, record), (others, other_record) = _content(one), _content(other)
-    assert record == other_record
-    assert tensors.keys() == others.keys()
-    for name, tensor in tensors.items():
-        assert torch.equal(tensor, others[name])
-        # This tells 0 from -0 too.
-        assert tensor.numpy().tobytes() == others[name].numpy().tobytes()
-
-
-def assert_same_state(one: TrainingState, other: TrainingState) -> None:
-    assert one.iteration == other.iteration
-    for part, known in zip(
-        (one.phi, *(one.inner or ())), (other.phi, *(other.inner or ())), strict=True
-    ):
-        assert torch.equal(part, known)
-    ours, theirs = one.outer or {}, other.outer or {}
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-
-
-def course(job: Job) -> list[TrainingState]:
-    """Return the states of a job's run after each iteration, with the start, by the core alone."""
-    begin = training.start(job.run)
-    return [begin, *training.train(job.run, job.pool("train"), begin)]
-
-
-def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Return a list that collects the iterations trained from now on."""
-    trained: list[int] = []
-    train = training.train
-
-    def counting(run: Run, pool: Any, state: TrainingState) -> Iterator[TrainingState]:
-        for after in train(run, pool, state):
-            trained.append(after.iteration)
-            yield after
-
-    monkeypatch.setattr("reptile_core.training.train", counting)
-    return trained
-
-
 # Length of training and kept states
 
 
 @EACH_KIND
 def test_a_run_goes_where_the_core_goes_and_is_done_once(kind, source, tmp_path):
-    job = _job(source, tmp_path, keep=(4, 8), **KINDS[kind])
+    job = a_job(source, tmp_path, keep=(4, 8), **KINDS[kind])
     states = course(job)
     outcome = execute(job)
     assert (outcome.status, outcome.iteration) == ("finished", 12)
@@ -142,7 +70,7 @@ def test_progress_is_of_the_images_that_are_differentiated(weights, images, sour
 
     Otherwise the longest runs would not go first.
     """
-    job = _job(source, tmp_path, weights=weights)
+    job = a_job(source, tmp_path, weights=weights)
     reported: list[int] = []
     execute(job, lambda done, note="", **_: reported.append(done))
     assert sum(reported) == job.images == 12 * images
@@ -155,7 +83,7 @@ def test_a_prefix_and_then_further_is_as_in_one_go(kind, source, tmp_path, monke
     It is a prefix of the whole run's schedule, not a shorter run.
     """
     short, long = (
-        _job(source, tmp_path / "steps", until=until, keep=(3,), **KINDS[kind]) for until in (5, 9)
+        a_job(source, tmp_path / "steps", until=until, keep=(3,), **KINDS[kind]) for until in (5, 9)
     )
     states = course(long)
     trained = counted(monkeypatch)
@@ -173,7 +101,7 @@ def test_a_prefix_and_then_further_is_as_in_one_go(kind, source, tmp_path, monke
 def test_a_state_that_is_asked_for_later_is_trained_once_more_from_the_nearest(
     kind, source, tmp_path, monkeypatch
 ):
-    first = _job(source, tmp_path / "twice", keep=(4,), **KINDS[kind])
+    first = a_job(source, tmp_path / "twice", keep=(4,), **KINDS[kind])
     states = course(first)
     execute(first)
     seconds = load(first).seconds
@@ -192,19 +120,19 @@ def test_a_state_that_is_asked_for_later_is_trained_once_more_from_the_nearest(
 
 
 def test_seconds_are_those_of_training_to_the_end(source, tmp_path):
-    whole = execute(_job(source, tmp_path))
-    assert execute(_job(source, tmp_path, until=3, keep=(3,))).seconds == pytest.approx(
+    whole = execute(a_job(source, tmp_path))
+    assert execute(a_job(source, tmp_path, until=3, keep=(3,))).seconds == pytest.approx(
         whole.seconds / 4
     )
-    assert execute(_job(source, tmp_path, until=0)) == Outcome("finished", 0.0, 0)
+    assert execute(a_job(source, tmp_path, until=0)) == Outcome("finished", 0.0, 0)
 
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_no_iteration_at_all_trains_nothing(stored, source, tmp_path, monkeypatch):
     if stored:
-        execute(_job(source, tmp_path, until=2))
+        execute(a_job(source, tmp_path, until=2))
     trained = counted(monkeypatch)
-    job = _job(source, tmp_path, until=0, keep=(5,))
+    job = a_job(source, tmp_path, until=0, keep=(5,))
     assert execute(job).finished and not trained
     assert_same_state(state_at(job, 0), training.start(job.run))
 
@@ -219,13 +147,13 @@ def test_no_iteration_at_all_trains_nothing(stored, source, tmp_path, monkeypatc
 )
 def test_errors_of_a_job(changes, message, source, tmp_path):
     with pytest.raises(ValueError, match=message):
-        _job(source, tmp_path, **changes)
+        a_job(source, tmp_path, **changes)
 
 
 def test_jobs_of_one_key_are_united(source, tmp_path):
     """Jobs with the same key are united: two that wrote one file at once would lose work."""
-    job = _job(source, tmp_path, until=4, keep=(1,))
-    other = _job(source, tmp_path, seed=1)
+    job = a_job(source, tmp_path, until=4, keep=(1,))
+    other = a_job(source, tmp_path, seed=1)
     found = united([job, other, dataclasses.replace(job, until=9, keep=(2, 11), variant="again")])
     assert found == [
         dataclasses.replace(job, until=9, keep=(1, 2, 4)),
@@ -238,7 +166,7 @@ def test_jobs_of_one_key_are_united(source, tmp_path):
 
 
 def test_fresh_does_it_again_and_gets_the_same_bits(source, tmp_path):
-    job = _job(source, tmp_path / "a")
+    job = a_job(source, tmp_path / "a")
     execute(job)
     old = job.path.rename(tmp_path / "old.safetensors")
     execute(job)
@@ -251,7 +179,7 @@ def test_fresh_does_it_again_and_gets_the_same_bits(source, tmp_path):
 
 def test_a_fresh_run_replaces_no_more_than_it_has_done(source, tmp_path, monkeypatch):
     """A finished run stays in its file until a fresh one has come as far."""
-    job = _job(source, tmp_path, keep=(3,))
+    job = a_job(source, tmp_path, keep=(3,))
     execute(job)
     before = job.path.read_bytes()
     monkeypatch.setattr("analysis.runs.advance.SAVE_SECONDS", 0.0)
@@ -273,7 +201,7 @@ def test_a_fresh_run_replaces_no_more_than_it_has_done(source, tmp_path, monkeyp
 
 def test_two_workers_give_the_bits_of_this_process(source, tmp_path):
     for name, workers in (("here", InProcess(1)), ("there", Workers(2, quiet=True))):
-        jobs = [_job(source, tmp_path / name, seed=seed, keep=(5,)) for seed in range(3)]
+        jobs = [a_job(source, tmp_path / name, seed=seed, keep=(5,)) for seed in range(3)]
         with workers as pool:
             assert all(outcome.finished for outcome in pool.map("runs", execute, jobs))
     assert len(list((tmp_path / "here").iterdir())) == 3
@@ -294,7 +222,7 @@ def test_killed_and_resumed_is_as_never_killed(kind, written, source, tmp_path, 
     Its file was last written before the first iteration, at the fourth, or just then.
     """
     job, whole = (
-        _job(source, tmp_path / name, keep=(4,) if written else (), **KINDS[kind]) for name in "ab"
+        a_job(source, tmp_path / name, keep=(4,) if written else (), **KINDS[kind]) for name in "ab"
     )
     execute(whole)
     with monkeypatch.context() as patch:
@@ -327,7 +255,8 @@ def test_together_as_alone(source, tmp_path):
     """
     changes: list[dict[str, Any]] = [{}, {"weights": (0.0, 1.0)}, {"seed": 1}, {"seed": 2}]
     alone = [
-        _job(source, tmp_path / "alone", keep=(6,), **change, dtype="float64") for change in changes
+        a_job(source, tmp_path / "alone", keep=(6,), **change, dtype="float64")
+        for change in changes
     ]
     together = [dataclasses.replace(job, folder=tmp_path / "together") for job in alone]
     execute(together[2])  # has finished before
@@ -350,7 +279,7 @@ DIVERGES = {"inner": Inner("sgd", 1e30), "outer": Outer(1e30)}
 
 
 def test_a_run_that_diverges_stops_and_says_where(source, tmp_path):
-    job = _job(source, tmp_path, **DIVERGES)
+    job = a_job(source, tmp_path, **DIVERGES)
     outcome = execute(job)
     assert (outcome.status, outcome.iteration, outcome.finished) == (
         "diverged at iteration 1",
@@ -373,8 +302,8 @@ def test_a_prefix_of_a_run_that_diverges_is_finished(source, tmp_path, monkeypat
         "size",
         lambda self, iteration, iterations: float("inf") if iteration == 7 else 1e-3,
     )
-    job = _job(source, tmp_path, outer=Outer(1e-3), keep=(2,))
-    at_7 = _job(source, tmp_path, outer=Outer(1e-3), until=7, keep=(5,))
+    job = a_job(source, tmp_path, outer=Outer(1e-3), keep=(2,))
+    at_7 = a_job(source, tmp_path, outer=Outer(1e-3), until=7, keep=(5,))
     assert execute(job).status == "diverged at iteration 8"
     assert execute(at_7) == Outcome("finished", pytest.approx(load(job).seconds * 7 / 8), 7)
     assert [state_at(job, n).iteration for n in (2, 5, 7)] == [2, 5, 7]
@@ -393,7 +322,7 @@ def test_a_lane_that_diverges_ends_alone(source, tmp_path):
     """
     together = tmp_path / "together"
     jobs = [
-        _job(source, together, weights=weights, inner=Inner("sgd", 0.003), outer=Outer(0.25))
+        a_job(source, together, weights=weights, inner=Inner("sgd", 0.003), outer=Outer(0.25))
         for weights in ((1.0, 1.0), (1e38, 1e38))
     ]
     fine, broken = execute_together(jobs)
@@ -413,7 +342,7 @@ def test_a_gpu_is_asked_for_a_lane_only_where_it_is_due(source, tmp_path, monkey
     """A lane is taken out only where it is due, as each time costs a GPU launches."""
     # This machine may have no GPU to name.
     monkeypatch.setattr("analysis.runs.advance.kind", lambda device: f"a {device}")
-    run = RunInProgress(_job(source, tmp_path, keep=(4,)), silent)
+    run = RunInProgress(a_job(source, tmp_path, keep=(4,)), silent)
     run.begin()
     run.job = dataclasses.replace(run.job, device="cuda")
     asked: list[int] = []
@@ -431,12 +360,12 @@ def test_a_gpu_is_asked_for_a_lane_only_where_it_is_due(source, tmp_path, monkey
 
 def test_jobs_are_grouped_by_what_lanes_share(source, tmp_path):
     jobs = [
-        _job(source, tmp_path, seed=s, weights=w) for s in (0, 1) for w in ((1.0, 1.0), (0.0, 1.0))
+        a_job(source, tmp_path, seed=s, weights=w) for s in (0, 1) for w in ((1.0, 1.0), (0.0, 1.0))
     ]
     others = [
-        _job(source, tmp_path, meta_batch=2),
-        _job(source, tmp_path, until=6),
-        _job(source, tmp_path, keep=(3,)),
+        a_job(source, tmp_path, meta_batch=2),
+        a_job(source, tmp_path, until=6),
+        a_job(source, tmp_path, keep=(3,)),
     ]
     assert in_lanes([*jobs, others[0]]) == [(job,) for job in (*jobs, others[0])]
     on_gpu = [dataclasses.replace(job, device="cuda") for job in (*jobs, *others)]
@@ -445,208 +374,6 @@ def test_jobs_are_grouped_by_what_lanes_share(source, tmp_path):
     room = lane_bytes(jobs[0].run) * 3
     assert in_lanes(on_gpu, free=room) == [tuple(on_gpu[:3]), (on_gpu[3],), *apart]
     assert in_lanes(on_gpu, free=1) == [(job,) for job in on_gpu]
-
-
-# Identity
-
-
-def test_key_depends_on_all_that_decides_and_on_nothing_else(source, tmp_path):
-    job = _job(source, tmp_path)
-    same = [
-        dataclasses.replace(job, folder=tmp_path / "x"),
-        dataclasses.replace(job, fresh=True),
-        dataclasses.replace(job, variant="another name"),
-        dataclasses.replace(job, until=3),
-        dataclasses.replace(job, keep=(1, 2)),
-        dataclasses.replace(job, source=dataclasses.replace(source, directory=tmp_path)),
-    ]
-    changes: dict[str, Any] = {
-        "network": "cifar_fs",
-        "sampling": dataclasses.replace(RUN.sampling, shots=4),
-        "weights": (0.0, 1.0),
-        "inner": Inner("adam", 0.002),
-        "outer": Outer(0.4, optimizer="adam"),
-        "iterations": 13,
-        "seed": 1,
-        "meta_batch": 2,
-        "activation": "tanh",
-        "dtype": "float64",
-    }
-    assert changes.keys() == {field.name for field in dataclasses.fields(Run)}
-    other = [_job(source, tmp_path, **{name: value}) for name, value in changes.items()] + [
-        dataclasses.replace(job, source=dataclasses.replace(source, content="0" * 64)),
-        dataclasses.replace(job, source=dataclasses.replace(source, split="authors")),
-        dataclasses.replace(job, device="cuda"),
-        dataclasses.replace(job, device="cuda", tf32=True),
-    ]
-    assert {job.key} == {j.key for j in same}
-    assert len({job.key} | {j.key for j in other}) == 1 + len(other)
-
-
-def test_another_runs_file_is_refused_and_left_alone(source, tmp_path):
-    job, other = _job(source, tmp_path), _job(source, tmp_path, seed=1)
-    execute(other)
-    job.path.write_bytes(other.path.read_bytes())
-    before = job.path.read_bytes()
-    with pytest.raises(
-        CheckpointError,
-        match=f"expected the run {job.key}, found the run {other.key}, of another conf",
-    ):
-        execute(job)
-    assert job.path.read_bytes() == before
-
-
-def test_a_damaged_file_is_named(source, tmp_path):
-    job = _job(source, tmp_path)
-    execute(job)
-    job.path.write_bytes(job.path.read_bytes()[:1000])
-    for use in (execute, load, lambda job: state_at(job, 12)):
-        with pytest.raises(CheckpointError, match=job.path.name):
-            use(job)
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda tensors, record: (tensors | {"at.3": tensors["phi"][:5].clone()}, record),
-        lambda tensors, record: (tensors | {"at.x": tensors["phi"].clone()}, record),
-        lambda tensors, record: (
-            {name: tensor for name, tensor in tensors.items() if name != "phi"},
-            record,
-        ),
-        lambda tensors, record: (tensors, record | {"iteration": 13}),
-        lambda tensors, record: (tensors, record | {"status": None}),
-        lambda tensors, record: (
-            tensors,
-            {name: value for name, value in record.items() if name != "seconds"},
-        ),
-    ],
-)
-def test_another_versions_file_is_named(damage, source, tmp_path):
-    job = _job(source, tmp_path)
-    execute(job)
-    save_checkpoint(job.path, *damage(*load_checkpoint(job.path)))
-    with pytest.raises(
-        CheckpointError,
-        match=f"{job.path.name}: expected the state of a run as this version writes it",
-    ):
-        execute(job)
-
-
-def test_data_that_changed_under_a_run_is_refused(source, tmp_path):
-    job = dataclasses.replace(
-        _job(source, tmp_path), source=dataclasses.replace(source, content="0" * 64)
-    )
-    with pytest.raises(datasets.DataError, match="found another"):
-        execute(job)
-
-
-# Files of an earlier version, whose keys held how a run is evaluated
-
-
-def write_old(
-    job: Job, states: list[TrainingState], *, at: int, snapshots: tuple[int, ...], every: int = 3
-) -> Path:
-    """Write a run's file as the earlier version did.
-
-    It holds the state at iteration `at`, and phi alone at `snapshots`.
-    """
-    evaluation = {
-        "sampling": asdict(Sampling(n_way=2, shots=1, batch=2, steps=1)),
-        "tasks": 2,
-        "every": every,
-    }
-    decisive = job.decisive | {"run": asdict(job.run) | {"evaluation": evaluation}}
-    key, state = record_digest(decisive), states[at]
-    tensors = {"phi": state.phi} | {f"at.{n}": states[n].phi.clone() for n in snapshots}
-    tensors |= {f"inner.{i}": tensor for i, tensor in enumerate(state.inner or ())}
-    tensors |= {f"outer.{name}": tensor for name, tensor in (state.outer or {}).items()}
-    row = {"iteration": 0, "quantity": "accuracy", "value": 0.5, "standard_error": 0.1, "count": 2}
-    record = {
-        "key": key,
-        **decisive,
-        "variant": job.variant,
-        "iteration": state.iteration,
-        "inner": None if state.inner is None else len(state.inner),
-        "rows": [row],
-        "seconds": 1.5,
-        "status": "finished" if at == job.run.iterations else "running",
-    }
-    path = job.folder / f"{key}.safetensors"
-    save_checkpoint(path, tensors, json.loads(json.dumps(record)))
-    return path
-
-
-@EACH_KIND
-def test_a_finished_file_of_before_is_used(kind, source, tmp_path, monkeypatch):
-    job = _job(source, tmp_path, **KINDS[kind])
-    states = course(job)
-    old = write_old(job, states, at=12, snapshots=(0, 6, 12))
-    before = old.read_bytes()
-    trained = counted(monkeypatch)
-    assert execute(job) == Outcome("finished", 1.5, 12)
-    assert_same_state(state_at(job, 12), states[12])
-    assert_same_state(state_at(job, 0), states[0])
-    assert not trained and not job.path.exists() and old.read_bytes() == before
-
-    earlier = dataclasses.replace(job, until=8, keep=(6,))  # only phi was kept at iteration 6
-    assert execute(earlier).iteration == 8
-    assert trained == (
-        list(range(7, 9)) if kind.startswith(("plain", "inner adam, reset")) else list(range(1, 9))
-    )
-    for iteration in (6, 8, 12):
-        assert_same_state(state_at(earlier, iteration), states[iteration])
-    assert old.read_bytes() == before
-
-
-@EACH_KIND
-def test_an_interrupted_file_of_before_is_gone_on_from(kind, source, tmp_path, monkeypatch):
-    job = _job(source, tmp_path, **KINDS[kind])
-    states = course(job)
-    write_old(job, states, at=3, snapshots=(0, 3), every=1)
-    old = write_old(job, states, at=6, snapshots=(0, 3, 6))
-    write_old(job, states, at=0, snapshots=(0,), every=2)
-    before = old.read_bytes()
-    trained = counted(monkeypatch)
-    assert execute(job).finished
-    assert trained == list(range(7, 13)), "the furthest of several is taken"
-    assert_same_state(state_at(job, 12), states[12])
-    assert job.path.exists() and old.read_bytes() == before
-
-
-def test_a_file_of_before_that_diverged_says_so(source, tmp_path):
-    job = _job(source, tmp_path, **KINDS["plain"])
-    states = course(job)
-    old = write_old(job, states, at=3, snapshots=(0, 3))
-    tensors, record = load_checkpoint(old)
-    save_checkpoint(
-        old,
-        tensors | {"phi": tensors["phi"] * float("nan")},
-        record | {"status": "diverged at iteration 3"},
-    )
-    assert execute(job) == Outcome("diverged at iteration 3", 1.5, 3)
-
-
-def test_other_or_damaged_files_of_before_are_no_hindrance(source, tmp_path, monkeypatch):
-    job = _job(source, tmp_path)
-    states = course(job)
-    other = dataclasses.replace(job, run=dataclasses.replace(job.run, seed=1))
-    old = write_old(other, states, at=12, snapshots=())
-    (tmp_path / "broken.safetensors").write_bytes(old.read_bytes()[:100])
-    (tmp_path / "nothing.safetensors").write_bytes(b"")
-    trained = counted(monkeypatch)
-    execute(job)
-    assert trained == list(range(1, 13))
-
-
-def test_a_file_of_before_that_was_altered_is_named(source, tmp_path):
-    job = _job(source, tmp_path, **KINDS["plain"])
-    old = write_old(job, course(job), at=12, snapshots=())
-    content = bytearray(old.read_bytes())
-    content[-1] ^= 1
-    old.write_bytes(content)
-    with pytest.raises(CheckpointError, match=old.name):
-        execute(job)
 
 
 # In an invocation of the script

@@ -29,8 +29,8 @@ from analysis.runs.store import Outcome
 from analysis.runs.workers import ClusterError, Progress
 from reptile_core import datasets, native
 from reptile_core.native import SOURCES
+from tests.helpers.jobs import RUN, assert_same_run
 from tests.helpers.script import TINY_ABLATION, ablation_in
-from tests.test_runs import RUN, assert_same_run
 
 distributed = pytest.importorskip(
     "distributed", reason="needs the package distributed: pip install -e '.[cluster]'"
