@@ -100,7 +100,7 @@ def left(experiment: Experiment, context: Context, known: dict[str, int]) -> Lef
     work: list[tuple[Run, float]] = []
     for key, n in todo.items():
         run = furthest[key].run
-        work.append((run, cost.whole(cost.PartOfRun(run, n)).flops))
+        work.append((run, n * cost.iteration(run)))
     work += [(chunk.job.run, _flops(chunk)) for key, chunk in pieces.items() if key not in known]
     known |= dict.fromkeys(asking.pieces, 0)
     known |= {key: max(job.end, known.get(key, 0)) for key, job in furthest.items()}
@@ -160,7 +160,7 @@ def _iterations_left(job: Job) -> int:
 
 def _flops(chunk: EvaluationChunk) -> float:
     evaluation = chunk.evaluation
-    return cost.look(chunk.job.run, evaluation.sampling, len(chunk.tasks), evaluation.queries).flops
+    return cost.look(chunk.job.run, evaluation.sampling, len(chunk.tasks), evaluation.queries)
 
 
 def _made_up(tasks: int) -> Accuracies:

@@ -45,8 +45,8 @@ def test_what_is_there_is_not_done_again(finished_ablation: Path, tmp_path: Path
 
 def test_hours_are_flops_over_the_rate(tmp_path: Path) -> None:
     variants = [variant for variant in figure_3()]
-    training = sum(2 * cost.iteration(configure(variant, 0)).flops for variant in variants)
-    one = cost.look(configure(variants[0], 0), TINY_EVALUATION, TINY.tasks, TINY.queries).flops
+    training = sum(2 * cost.iteration(configure(variant, 0)) for variant in variants)
+    one = cost.look(configure(variants[0], 0), TINY_EVALUATION, TINY.tasks, TINY.queries)
     seconds = 3.5 * 3600
     *_, whole = said(tmp_path, "ablation", rate=(training + 21 * one) / seconds)
     assert whole.startswith("what is left: 3.5 hours on 1 workers")

@@ -57,7 +57,7 @@ def measure(device: str, *, scale: float, rounds: int = 3) -> Iterator[Turns]:
                 times = rounds if scale == 1 else 1
                 measured = [_round(run, lanes, device, iterations, size) for _ in range(times)]
                 launches = _launches(run, lanes, device)
-                yield Turns(name, precision, lanes, measured, launches, cost.iteration(run).flops)
+                yield Turns(name, precision, lanes, measured, launches, cost.iteration(run))
 
 
 def _round(run: Run, lanes: int, device: str, iterations: int, size: int) -> Round:

@@ -38,7 +38,7 @@ def inner_step(run: Run) -> tuple[tuple, float]:
     optimizer = run.inner.build()
     minibatch, phi = _minibatches(run)[0], training.start(run).phi
     state = optimizer.start(phi)
-    flops = cost.iteration(run).flops / run.meta_batch / sampling.steps
+    flops = cost.iteration(run) / run.meta_batch / sampling.steps
     return (
         lambda: plain.step(model, theirs, batch),
         lambda: optimizer.step(phi, gradient(loss, phi, minibatch), state),
@@ -54,7 +54,7 @@ def evaluate(run: Run, sampling: Sampling) -> tuple[tuple, float]:
     return (
         lambda: plain.evaluate(run, model, floats, sampling),
         lambda: evaluation.accuracies(network, loss, start.phi, pool, tasks, run.inner.build()),
-    ), cost.evaluation(run, sampling, 1).flops
+    ), cost.evaluation(run, sampling, 1)
 
 
 def _minibatches(run: Run) -> list:

@@ -52,7 +52,7 @@ def rows(rounds: int, seconds: float, threads: int) -> list[str]:
                     )
                     for _ in range(rounds)
                 ]
-                found.append(row(f"meta-iteration ({name})", measured, cost.iteration(run).flops))
+                found.append(row(f"meta-iteration ({name})", measured, cost.iteration(run)))
     return found
 
 
