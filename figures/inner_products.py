@@ -11,6 +11,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from figures.curves import seeds_in_words
 from figures.style import COLOURS, finish
@@ -20,6 +21,7 @@ LINES = {1: "-", 2: "--", 4: "-"}
 MARKERS = {"joint": "o", "sum": "s", "last": "^"}
 HOLLOW: dict[str, Any] = {"markersize": 5, "markerfacecolor": "none", "clip_on": False}
 WHEN = {"before": "at the initialization", "after": "after adaptation"}
+MAX_LABELS = 12  # tasks that are numbered along an axis
 DIRECTIONS = {
     "beyond": ("beyond k AvgGrad", COLOURS["sum"]),
     "opposite": ("its opposite", COLOURS["average"]),
@@ -59,7 +61,8 @@ def _along_training(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
                 if len(test):
                     ax.plot(test.iteration, test["mean"], marker, color=colour, **HOLLOW)
             ax.set_title(f"{label}, {WHEN[when]}", fontsize=9.5)
-            ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
+            ax.xaxis.set_major_locator(MaxNLocator(3, steps=[1, 2, 5, 10]))
+            ax.xaxis.set_major_formatter("{x:,.0f}")
             ax.yaxis.set_major_formatter("{x:.1f}" if quantity == "cosine" else "{x:,.0f}")
             ax.set_ylim(bottom=min(0.0, ax.get_ylim()[0]))
     for ax in axes[-1]:
@@ -142,15 +145,17 @@ def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
                 vmax=top,
                 cmap="RdBu_r",
                 square=True,
-                cbar_kws={"shrink": 0.7},
+                cbar_kws={"shrink": 0.7, "format": "{x:,g}"},
             )
             ax.collections[0].colorbar.ax.tick_params(labelsize=7.5)
             edges = range(0, len(grid), size)
+            width = 0.6 if len(edges) <= MAX_LABELS else 0.25
             for edge in edges[1:]:
-                ax.axhline(edge, color="0.25", linewidth=0.6)
-                ax.axvline(edge, color="0.25", linewidth=0.6)
-            middles = [edge + size / 2 for edge in edges]
-            numbers = [str(n + 1) for n in range(len(edges))]
+                ax.axhline(edge, color="0.25", linewidth=width)
+                ax.axvline(edge, color="0.25", linewidth=width)
+            named = range(0, len(edges), 1 + len(edges) // MAX_LABELS)
+            middles = [edges[task] + size / 2 for task in named]
+            numbers = [str(task + 1) for task in named]
             ax.set_xticks(middles, numbers, fontsize=8, rotation=0)
             ax.set_yticks(middles, numbers, fontsize=8, rotation=0)
             ax.set(xlabel="task", ylabel="task")

@@ -281,7 +281,7 @@ EXPERIMENT = Experiment(
     takes={
         "smoke": "half a minute",
         "quick": "a minute after the ablation",
-        "paper": "an hour after it",
+        "paper": "10 minutes after it",
     },
     claims=CLAIMS,
     settings=settings,
