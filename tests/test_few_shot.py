@@ -29,6 +29,7 @@ from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
 from analysis.runs.store import Outcome
+from analysis.runs.workers import silent
 from figures.few_shot import MEASURED, NOT_ASKED, ROWS, draw
 from figures.report.tables import papers
 from figures.style import style
@@ -56,7 +57,7 @@ def context(source, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def in_turn(name, function, items, *, sizes=None, unit=""):
-        return [function(item, lambda *_: None) for item in items]
+        return [function(item, silent) for item in items]
 
     workers = SimpleNamespace(map=in_turn, quiet=True)
     return Context("smoke", source, workers, tmp_path / "runs", epoch=EPOCH)  # type: ignore[arg-type]

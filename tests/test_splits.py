@@ -20,6 +20,7 @@ from analysis.results.verdict import REFUTED, SUPPORTED, UNDECIDED
 from analysis.runs import evaluation_chunks
 from analysis.runs.job import Source
 from analysis.runs.store import Outcome
+from analysis.runs.workers import silent
 from figures.splits import draw
 from figures.style import style
 from reptile_core import datasets
@@ -35,7 +36,7 @@ def context(tmp_path):
     """Return a context on the glyphs, in this process."""
 
     def in_turn(name, function, items, *, sizes=None, unit=""):
-        return [function(item, lambda *_: None) for item in items]
+        return [function(item, silent) for item in items]
 
     source = Source("glyphs", None, datasets.load("glyphs").content, real=False)
     return Context(
