@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reptile_core import native, philox
-from reptile_core.gradient_blocks import Blocks
+from reptile_core.gradient_blocks import Blocks, Parameters
 from reptile_core.layers import convolution_batch_norm, max_pool
 from reptile_core.sizes import KERNEL, same_size
 
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "softplus": F.softplus, "tanh": torch.tanh}
-Parameters = dict[str, Tensor]
 
 
 @dataclass(frozen=True)

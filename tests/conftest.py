@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from analysis.runs.job import Source
+from tests.helpers.jobs import glyph_source
 from tests.helpers.script import finished
 
 settings.register_profile("project", deadline=None, derandomize=True)
@@ -26,6 +28,12 @@ settings.load_profile("project")
 def finished_ablation() -> Path:
     """Return the output folder of a finished ablation, which one run makes for all tests."""
     return finished()
+
+
+@pytest.fixture(scope="session")
+def source() -> Source:
+    """Return the synthetic characters, as jobs name them."""
+    return glyph_source()
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import io
 import os
 import time
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,11 +23,13 @@ from reptile_core.datasets.cifar_fs import Edition
 from reptile_core.datasets.common import ColourImages
 from reptile_core.datasets.split import split_images
 from reptile_core.tasks import Examples, ImagePool
+from tests.helpers.data import zipped
 
 # The names are out of alphabetical order, so that sorting shows.
 CLASSES = {"train": ["bee", "ant", "cat"], "val": ["dog"], "test": ["fox", "elk"]}
 ROWS, COLUMNS = 2, 3
 Files = dict[str, bytes]
+stored = partial(zipped, kind=zipfile.ZIP_STORED)
 
 
 def picture(pixels: np.ndarray, kind: str, **options: object) -> bytes:
@@ -41,14 +44,6 @@ def webp(pixels: np.ndarray) -> bytes:
 
 def sheet(images: np.ndarray) -> np.ndarray:
     return np.vstack([np.hstack(list(row)) for row in images.reshape(ROWS, COLUMNS, 32, 32, 3)])
-
-
-def zipped(files: Files, kind: int = zipfile.ZIP_STORED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", kind) as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content, compress_type=kind)
-    return buffer.getvalue()
 
 
 def canonical(images: np.ndarray) -> np.ndarray:
@@ -78,7 +73,7 @@ SHEETS = {
 LISTS = {
     f"cifar_fs/splits/{split}.txt": "\n".join(names).encode() for split, names in CLASSES.items()
 }
-ZIP = zipped(SHEETS | LISTS)
+ZIP = stored(SHEETS | LISTS)
 CONTENT = hashlib.sha256(
     b"[[6, 6, 32, 32, 3], [3, 1, 2]]" + b"".join(images.tobytes() for images in EXPECTED.values())
 ).hexdigest()
@@ -185,56 +180,56 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "not a zip": (b"<html>log in first</html>", "expected a whole zip"),
     "truncated": (ZIP[:-300], "expected a whole zip, found a truncated one"),
     "climbs out": (
-        zipped(SHEETS | {"../a.webp": b"x"}),
+        stored(SHEETS | {"../a.webp": b"x"}),
         r"found '\.\./a.webp', which points elsewhere",
     ),
-    "absolute": (zipped(SHEETS | {"/a.txt": b"x"}), "which points elsewhere"),
+    "absolute": (stored(SHEETS | {"/a.txt": b"x"}), "which points elsewhere"),
     "class missing": (
-        zipped(without(ANT)),
+        stored(without(ANT)),
         "expected 3 train, 1 val, 2 test classes, found 2 train, 1 val, 2 test",
     ),
     "class too many": (
-        zipped(SHEETS | {path("val", "gnu"): SHEETS[ANT]}),
+        stored(SHEETS | {path("val", "gnu"): SHEETS[ANT]}),
         "found 3 train, 2 val, 2 test",
     ),
     "class twice": (
-        zipped(SHEETS | {path("test", "ant"): SHEETS[ANT]}),
+        stored(SHEETS | {path("test", "ant"): SHEETS[ANT]}),
         "every class once, found 'ant' in train and",
     ),
     "wrong split": (
-        zipped(without(ANT) | {path("val", "ant"): SHEETS[ANT]}),
+        stored(without(ANT) | {path("val", "ant"): SHEETS[ANT]}),
         "found 2 train, 2 val, 2 test",
     ),
     "wrong name": (
-        zipped(without(ANT) | {path("train", "zebra"): SHEETS[ANT]}),
+        stored(without(ANT) | {path("train", "zebra"): SHEETS[ANT]}),
         "content is not as published",
     ),
     "no such split": (
-        zipped(SHEETS | {"images/extra/ant.webp": b"x"}),
+        stored(SHEETS | {"images/extra/ant.webp": b"x"}),
         "found 'images/extra/ant.webp'",
     ),
     "wrong class": (
-        zipped(SHEETS | {ANT: SHEETS[path("val", "dog")]}),
+        stored(SHEETS | {ANT: SHEETS[path("val", "dog")]}),
         "content is not as published: expected SHA",
     ),
     "wrong size": (
-        zipped(SHEETS | {ANT: webp(BLANK[:32])}),
+        stored(SHEETS | {ANT: webp(BLANK[:32])}),
         "expected mode 'RGB', 96×64, found mode 'RGB', 96×32",
     ),
     "no sheet": (
-        zipped(SHEETS | {ANT: b"GIF89a"}),
+        stored(SHEETS | {ANT: b"GIF89a"}),
         "ant.webp: cannot be read: UnidentifiedImageError",
     ),
-    "cut sheet": (zipped(SHEETS | {ANT: SHEETS[ANT][:-99]}), "ant.webp: cannot be read"),
+    "cut sheet": (stored(SHEETS | {ANT: SHEETS[ANT][:-99]}), "ant.webp: cannot be read"),
     "large sheet": (
-        zipped(SHEETS | {ANT: webp(np.zeros((3000, 3000, 3), np.uint8))}),
+        stored(SHEETS | {ANT: webp(np.zeros((3000, 3000, 3), np.uint8))}),
         "found mode 'RGB', 3000×3000",
     ),
     "bomb": (
-        zipped(SHEETS | {ANT: bytes(10**7)}, zipfile.ZIP_DEFLATED),
+        zipped(SHEETS | {ANT: bytes(10**7)}),
         "compressed 16-fold at most",
     ),
-    "many members": (zipped(SHEETS | {f"{i}": b"" for i in range(2000)}), "at most 1144 files"),
+    "many members": (stored(SHEETS | {f"{i}": b"" for i in range(2000)}), "at most 1144 files"),
 }
 
 

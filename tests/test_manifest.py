@@ -16,7 +16,6 @@ from analysis.results.manifest import ManifestError, complete
 from analysis.results.manifest_records import by_experiment, commands, part_of
 from analysis.runs.arithmetic import arithmetic, kind
 from reptile_core import datasets
-from reptile_core.files import sources_digest
 from tests.helpers.script import glyphs
 
 PUBLISHED = sorted((Path(__file__).parents[1] / "figures" / "published").rglob("*manifest.json"))
@@ -200,7 +199,7 @@ def test_published_manifests_are_taken_whole_or_in_part(
     found = plans(parse([*names, "--from", str(path), "--out", str(tmp_path)]))
     planned = [experiment.name for plan in found for experiment in plan.experiments]
     assert planned == (names or recorded(path))
-    today = sources_digest(checkout.ROOT, *checkout.SOURCES)
+    today = checkout.sources()
     for plan in found:
         assert plan.again is not None
         said = any(line.startswith("sources: ") for line in plan.differences)

@@ -234,9 +234,7 @@ def test_an_installed_wheel_in_a_foreign_repository_names_no_foreign_commit(
     installed = checkout_of(site)
     assert site == installed.ROOT and len(git(foreign, "rev-parse", "HEAD")) == 40
     assert installed.commit() is None
-    assert sources_digest(installed.ROOT, *installed.SOURCES) == sources_digest(
-        ROOT, *checkout.SOURCES
-    )
+    assert installed.sources() == checkout.sources()
 
 
 # ---- whose commit, and which sources

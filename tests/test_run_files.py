@@ -2,16 +2,14 @@
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from analysis.runs.advance import execute
-from analysis.runs.job import Job, Source, record_digest
+from analysis.runs.job import Job, record_digest
 from analysis.runs.store import Outcome, load, state_at
 from reptile_core import datasets
 from reptile_core.checkpoints import CheckpointError, load_checkpoint, save_checkpoint
@@ -25,23 +23,7 @@ from tests.helpers.jobs import (
     assert_same_state,
     counted,
     course,
-    glyph_source,
 )
-
-
-@pytest.fixture(scope="module")
-def source() -> Source:
-    return glyph_source()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread, as workers do: the number of threads may change the order of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 # Identity
 

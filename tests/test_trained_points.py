@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from analysis.experiments.shared.experiment import Context
 from analysis.experiments.shared.trained_points import points
 from analysis.paper import figure_3
-from analysis.runs.job import Source
-from reptile_core import datasets
 from reptile_core.meta_gradients import sum_of
 from reptile_core.philox import Purpose
 from reptile_core.training import build_network
+from tests.helpers.jobs import glyph_source
 from tests.helpers.runs import FIRST_SEED
 from tests.helpers.script import InProcess
 
@@ -21,7 +20,7 @@ SEEDS = [FIRST_SEED, FIRST_SEED + 1]
 @pytest.fixture(scope="module")
 def every(tmp_path_factory):
     """Return points of two variants and two seeds, trained for four iterations."""
-    source = Source("glyphs", None, datasets.load("glyphs").content)
+    source = glyph_source()
     context = Context("smoke", source, InProcess(1), tmp_path_factory.mktemp("runs"))
     return points(context, [sum_of(1), sum_of(4)], SEEDS, (0, 2, 4), schedule=figure_3.ITERATIONS)
 

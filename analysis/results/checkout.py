@@ -6,6 +6,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+from reptile_core.files import sources_digest
+
 ROOT = Path(__file__).parents[2]  # of the checkout, or where the packages are installed
 PROJECT = "reptile-verification"  # as pyproject.toml has it
 SOURCES = ("analysis", "figures", "reproduce.py", "reptile_core")
@@ -39,6 +41,11 @@ def commit(root: Path = ROOT) -> dict[str, Any] | None:
         }
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+def sources(root: Path = ROOT) -> str:
+    """Return the SHA-256 (hex) of the sources of the script and its packages."""
+    return sources_digest(root, *SOURCES)
 
 
 def _is_ours(root: Path) -> bool:

@@ -26,7 +26,7 @@ from analysis.runs.job import DEVICES
 from reptile_core import native
 from reptile_core.datasets import Characters
 from reptile_core.datasets.split import SPLIT_KINDS
-from reptile_core.files import sources_digest, write_atomically
+from reptile_core.files import write_atomically
 
 PACKAGES = (
     "torch", "numpy", "pandas", "scipy", "matplotlib", "seaborn", "safetensors", "pillow",
@@ -140,7 +140,7 @@ def begin(
             "drawings": data.images.shape[1],
         },
         "commit": checkout.commit(),
-        "sources": sources_digest(checkout.ROOT, *checkout.SOURCES),
+        "sources": checkout.sources(),
         "versions": {"python": sys.version.split()[0]}
         | {name: metadata.version(name) for name in PACKAGES},
         "machine": {

@@ -1,4 +1,4 @@
-"""Verdicts in words, the same for the report, the terminal and the figures."""
+"""Verdicts in words, the same in the report, its tables and the terminal."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -157,11 +157,9 @@ def whole(verdict: Verdict) -> str:
 def plan(found: SeedPlan) -> str:
     """Return in words what would decide: "4 more seeds, about 3 minutes"."""
     if found.seeds is None:
-        near = (
-            "its control is too near to the check"
-            if found.of_control
-            else ("it is too near to an end of its band")
-        )
+        near = "its control is too near to the check"
+        if not found.of_control:
+            near = "it is too near to an end of its band"
         return f"more than {MAX_SEEDS} seeds would be needed at this scale: {near}"
     words = f"{found.seeds} more seed{'s' * (found.seeds != 1)}"
     return words if isnan(found.seconds) else f"{words}, about {duration(found.seconds)}"

@@ -32,7 +32,7 @@ from pathlib import Path
 import torch
 
 from analysis.results import checkout, manifest
-from reptile_core.files import sources_digest, write_atomically
+from reptile_core.files import write_atomically
 from tests.benchmarks import gpu_pack
 from tests.benchmarks.gpu_part import PARTS
 
@@ -171,7 +171,7 @@ def _record(options: argparse.Namespace) -> dict[str, object]:
         "scale": options.scale,
         "seconds": options.seconds,
         "commit": checkout.commit(),
-        "sources": sources_digest(checkout.ROOT, *checkout.SOURCES),
+        "sources": checkout.sources(),
         "versions": {"python": platform.python_version()}
         | {name: metadata.version(name) for name in names},
     }

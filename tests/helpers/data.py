@@ -3,6 +3,9 @@
 The data are small pools of learnable binary images, and minibatches.
 """
 
+import io
+import zipfile
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -103,3 +106,12 @@ def error(found: Tensor, expected: Tensor) -> float:
 def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
     difference = error(found, expected)
     assert difference <= tolerance, f"relative error {difference:.2e} exceeds {tolerance:.2e}"
+
+
+def zipped(files: Mapping[str, bytes], kind: int = zipfile.ZIP_DEFLATED) -> bytes:
+    """Return a zip of these files, by name. kind: how they are compressed."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", kind) as archive:
+        for name, content in files.items():
+            archive.writestr(zipfile.ZipInfo(name), content, compress_type=kind)
+    return buffer.getvalue()

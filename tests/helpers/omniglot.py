@@ -2,13 +2,13 @@
 
 import hashlib
 import io
-import zipfile
 
 import numpy as np
 from PIL import Image
 
 from reptile_core.datasets import omniglot
 from reptile_core.datasets.common import images_digest
+from tests.helpers.data import zipped
 
 Pngs = dict[str, bytes]
 
@@ -22,14 +22,6 @@ def nearest(drawing: np.ndarray) -> np.ndarray:
 def png(drawing: np.ndarray, mode: str = "1") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(drawing).convert(mode).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def zipped(files: Pngs, kind: int = zipfile.ZIP_DEFLATED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", kind) as archive:
-        for name, content in files.items():
-            archive.writestr(zipfile.ZipInfo(name), content, compress_type=kind)
     return buffer.getvalue()
 
 
