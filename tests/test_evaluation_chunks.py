@@ -25,20 +25,15 @@ from analysis.runs.evaluation_chunks import (
 from analysis.runs.job import Job, Source
 from analysis.runs.store import state_at
 from analysis.runs.workers import silent
-from reptile_core import datasets, training
+from reptile_core import training
 from reptile_core.checkpoints import CheckpointError
 from reptile_core.tasks import Sampling
 from reptile_core.training import Inner, Outer
-from tests.helpers.jobs import KINDS, RUN
+from tests.helpers.jobs import KINDS, RUN, Followed
 from tests.helpers.script import InProcess
 
 SAMPLING = Sampling(n_way=2, shots=1, batch=2, steps=2)
 EVALUATION = Evaluation(SAMPLING, tasks=10)
-
-
-@pytest.fixture(scope="module")
-def source() -> Source:
-    return Source("glyphs", None, datasets.load("glyphs").content)
 
 
 @pytest.fixture
@@ -250,7 +245,9 @@ def test_progress_counts_images(job: Job) -> None:
     A task takes two steps of two examples.
     Each of its two queries is classified with the support set of two: three images, for one more.
     """
-    reported: list[int] = []
+    first, second = Followed(), Followed()
     (chunk,) = chunks(job, 6, EVALUATION)
-    evaluate_chunk(chunk, lambda done, note="", **_: reported.append(done))
-    assert reported == [chunk.images] == [round(10 * (2 * 2 + 2 * 3 / 3))]
+    evaluate_chunk(chunk, first)
+    assert first.now == [chunk.images] == [round(10 * (2 * 2 + 2 * 3 / 3))] and not first.there
+    evaluate_chunk(chunk, second)
+    assert second.there == [chunk.images] and not second.now

@@ -4,16 +4,14 @@ What is asked for later is found or trained once more.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 
 from analysis.experiments.shared.experiment import Context
 from analysis.runs import advance
 from analysis.runs.advance import RunInProgress, execute, execute_together, in_lanes, united
-from analysis.runs.job import Source
 from analysis.runs.store import Outcome, load, state_at
 from analysis.runs.workers import Workers, silent
 from reptile_core import training
@@ -24,29 +22,14 @@ from tests.helpers.jobs import (
     EACH_KIND,
     KINDS,
     RUN,
+    Followed,
     a_job,
     assert_same_run,
     assert_same_state,
     counted,
     course,
-    glyph_source,
 )
 from tests.helpers.script import InProcess
-
-
-@pytest.fixture(scope="module")
-def source() -> Source:
-    return glyph_source()
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Use one thread, as workers do: the number of threads may change the order of sums."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 # Length of training and kept states
 
@@ -71,9 +54,20 @@ def test_progress_is_of_the_images_that_are_differentiated(weights, images, sour
     Otherwise the longest runs would not go first.
     """
     job = a_job(source, tmp_path, weights=weights)
-    reported: list[int] = []
-    execute(job, lambda done, note="", **_: reported.append(done))
-    assert sum(reported) == job.images == 12 * images
+    followed = Followed()
+    execute(job, followed)
+    assert sum(followed.now) == job.images == 12 * images and sum(followed.there) == 0
+
+
+def test_progress_tells_what_was_there(source, tmp_path):
+    """A resumed run reports what its file holds as there, and a finished one all of it."""
+    job, resumed, finished = a_job(source, tmp_path), Followed(), Followed()
+    execute(a_job(source, tmp_path, until=5))
+    execute(job, resumed)
+    assert sum(resumed.there) == job.images * 5 // 12
+    assert sum(resumed.now) == job.images * 7 // 12
+    execute(job, finished)
+    assert (finished.there, finished.now) == ([job.images], [])
 
 
 @EACH_KIND

@@ -24,12 +24,12 @@ import torch
 import reproduce
 from analysis.experiments.shared.curves import Scale
 from analysis.runs.advance import execute
-from analysis.runs.job import Job, Source
+from analysis.runs.job import Job
 from analysis.runs.store import Outcome
 from analysis.runs.workers import ClusterError, Progress
-from reptile_core import datasets, native
+from reptile_core import native
 from reptile_core.native import SOURCES
-from tests.helpers.jobs import RUN, assert_same_run
+from tests.helpers.jobs import RUN, assert_same_run, glyph_source
 from tests.helpers.script import TINY_ABLATION, ablation_in
 
 distributed = pytest.importorskip(
@@ -116,7 +116,7 @@ def _until(condition: Callable[[], object], seconds: float = 120) -> None:
 
 
 def _jobs(folder: Path, *, seeds: int, iterations: int) -> list[Job]:
-    source = Source("glyphs", None, datasets.load("glyphs").content)
+    source = glyph_source()
     run, keep = replace(RUN, iterations=iterations), tuple(range(20, iterations, 20))
     return [
         Job(replace(run, seed=seed), source, folder, "g1+g2", keep=keep) for seed in range(seeds)
@@ -314,12 +314,22 @@ def test_an_interrupted_script_abandons_its_work_and_leaves_the_workers(
     _until((tmp_path / "endless" / "abandoned").exists)
     with ClusterWorkers(cluster.address, tmp_path, quiet=True) as workers:
         assert workers.map("lengths", _length, ["a", "abc"]) == [1, 3]
+        (found,) = workers.map("runs", _what_is_reported, [0])
+        assert found == {"done": 3, "there": 5, "note": "words"}
     assert not list(tmp_path.glob(".script-*"))
 
 
 def _length(text: str, progress: Progress) -> int:
     progress(1)
     return len(text)
+
+
+def _what_is_reported(item: int, progress: Progress) -> dict[str, object]:
+    """Return what the next report to the script would say."""
+    progress(5, there=True)
+    progress(3, "words")
+    report = vars(progress)
+    return {name: report[name] for name in ("done", "there", "note")}
 
 
 def _read(begun: Path) -> list[tuple[str, int]]:

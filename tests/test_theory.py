@@ -22,6 +22,7 @@ from analysis.runs.job import Source
 from analysis.runs.workers import silent
 from analysis.theory import manifolds, modified_loss
 from analysis.theory.losses import quadratic, tanh_network
+from tests.helpers.jobs import Followed
 
 NO_SOURCE = Source("glyphs", None, "", real=False)
 
@@ -92,6 +93,9 @@ def test_a_check_is_kept_and_read_again(tmp_path, monkeypatch):
     found = _in(tmp_path, check)
     assert list(map(list, found)) == list(map(list, run_check(check, silent, source=NO_SOURCE)))
     (path,) = tmp_path.iterdir()
+    followed = Followed()
+    theory.run_or_read(check, followed, source=NO_SOURCE, folder=tmp_path, fresh=False)
+    assert (followed.there, followed.now) == ([1], [])
     monkeypatch.setattr(theory, "run_check", lambda *_, **__: ([{"claim": "again"}], []))
     assert list(_in(tmp_path, check)) == list(found)
     assert _in(tmp_path, check, fresh=True)[0] == [{"claim": "again"}]

@@ -101,3 +101,14 @@ def short_job(folder: Path, iterations: int) -> Job:
     """Return the job of a run of so many iterations on the glyphs."""
     run = dataclasses.replace(RUN, iterations=iterations)
     return Job(run, glyph_source(), folder, "g1+g2")
+
+
+class Followed:
+    """Progress that is written down: the units done now, and those that were there."""
+
+    def __init__(self) -> None:
+        self.now: list[int] = []
+        self.there: list[int] = []
+
+    def __call__(self, done: int, note: str = "", /, *, there: bool = False) -> None:
+        (self.there if there else self.now).append(done)
