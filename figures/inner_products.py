@@ -153,7 +153,7 @@ def _matrices(table: pd.DataFrame, settings: Mapping[str, Any]) -> Figure:
             for edge in edges[1:]:
                 ax.axhline(edge, color="0.25", linewidth=width)
                 ax.axvline(edge, color="0.25", linewidth=width)
-            named = range(0, len(edges), 1 + len(edges) // MAX_LABELS)
+            named = range(0, len(edges), -(-len(edges) // MAX_LABELS))
             middles = [edges[task] + size / 2 for task in named]
             numbers = [str(task + 1) for task in named]
             ax.set_xticks(middles, numbers, fontsize=8, rotation=0)

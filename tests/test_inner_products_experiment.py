@@ -401,3 +401,12 @@ def test_figure_without_adaptation_and_test_characters_has_one_row():
     assert not any(
         "hollow" in text.get_text() or "adaptation" in text.get_text() for text in drawn.texts
     )
+
+
+@pytest.mark.parametrize(("tasks", "named"), [(2, 2), (12, 12), (13, 7), (24, 12)])
+def test_maps_of_many_tasks_number_some(tasks, named):
+    gram = inner_products.gram_table([(_named("g1+g2", FIRST_SEED, 0), torch.eye(4 * tasks))])
+    settings = inner_products.settings(None, inner_products.SCALES["smoke"])
+    drawn = figure._matrices(gram, settings)
+    labels = [label.get_text() for label in drawn.axes[0].get_xticklabels()]
+    assert len(labels) == named and labels[0] == "1"
