@@ -182,6 +182,23 @@ def test_every_number_that_the_page_cites_is_the_published_one(
         assert ("undecided" in words) == (claims[id]["verdict"] == "undecided"), id
 
 
+def test_raw_inner_products_in_the_text_are_the_published_ones() -> None:
+    section = _section("- **Inner products along", "![Gradients of one task")
+    folder = PUBLISHED / "paper" / "tables"
+    table = pd.read_csv(folder / "inner_products_intervals.csv")
+    raw = table[(table.quantity == "inner product") & (table.pairs == "within")]
+    mean = raw[(raw.characters == "train") & (raw.when == "before")].set_index(
+        ["variant", "iteration"]
+    )["mean"]
+    four, two = "g1+g2+g3+g4", "g1+g2"
+    points = [(four, 0), (four, 40_000), (two, 1_000), (two, 40_000)]
+    assert re.findall(r"\d+,000(?! iterations)", section) == [
+        f"{round(mean[point], -3):,.0f}" for point in points
+    ]
+    hours = pd.read_csv(folder / "inner_products_runs.csv").seconds.sum() / 3600
+    assert f"took {hours:.1f} hours of one core" in section
+
+
 def test_figure_3s_table_is_the_published_one() -> None:
     section, folder = _section("\n## Figure 3", "\n## Omniglot"), PUBLISHED / "figure_3_to_5000"
     measured = {claim["id"] for claim in _verdicts("figure_3_to_5000") if claim["cases"]}
