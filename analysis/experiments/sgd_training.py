@@ -1,4 +1,4 @@
-"""Training and measuring of `sgd`: SGD on handwritten digits to one given training loss.
+"""Training and measuring of `sgd`: SGD on handwritten digits to a given training loss.
 
 Seeds are the lanes of one phi.
 """

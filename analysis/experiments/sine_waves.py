@@ -113,7 +113,7 @@ class Adapted:
         """The standard error over tasks of the mean of `relative`; NaN for one task.
 
         That mean is a quotient R = mean(e) / mean(E) of squared errors e and energies E. Both
-        change with the tasks: to first order R errs as the mean of (e - R E) / mean(E) does.
+        change with the tasks. To first order its error is that of the mean of (e - R E) / mean(E).
         """
         energy = self.energy.double()
         of_zero = energy / energy.mean(-1, keepdim=True)

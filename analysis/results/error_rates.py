@@ -1,4 +1,4 @@
-"""The errors that the judge may make, and the fewest seeds that it judges."""
+"""Error rates of the judge, and the fewest seeds that it judges."""
 
 LEAST_SEEDS = 5
 # One-sided error of the first look, and of the second; every further look spends half of the one

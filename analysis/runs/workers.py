@@ -46,7 +46,7 @@ class Progress(Protocol):
     """A function that takes the units of work done since its last call.
 
     It may also take a few words on how the work goes. `there` marks units that an earlier run of
-    the script did. They say nothing about the pace of this one.
+    the script did, which say nothing about the speed of this one.
     """
 
     def __call__(self, done: int, note: str = "", /, *, there: bool = False) -> None: ...
