@@ -8,6 +8,7 @@ Work that nobody waits for is abandoned, and faults are one line.
 import gc
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from analysis.experiments.shared.curves import Scale
 from analysis.runs.advance import execute
 from analysis.runs.job import Job
 from analysis.runs.store import Outcome
-from analysis.runs.workers import ClusterError, Progress
+from analysis.runs.workers import ClusterError, Progress, Update
 from reptile_core import native
 from reptile_core.native import SOURCES
 from tests.helpers.jobs import RUN, assert_same_run, glyph_source
@@ -316,6 +317,10 @@ def test_an_interrupted_script_abandons_its_work_and_leaves_the_workers(
         assert workers.map("lengths", _length, ["a", "abc"]) == [1, 3]
         (found,) = workers.map("runs", _what_is_reported, [0])
         assert found == {"done": 3, "there": 5, "note": "words"}
+        workers._updates = queue.Queue()
+        for script in (workers._terms.script, "another"):
+            workers._receive((0.0, {"script": script, **found}))
+        assert list(workers._updates.queue) == [Update(5, there=True), Update(3, "words")]
     assert not list(tmp_path.glob(".script-*"))
 
 

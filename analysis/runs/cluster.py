@@ -111,14 +111,15 @@ class ClusterWorkers(Workers):
 
     def _open(self) -> Executor:
         self._updates = queue.Queue()
-
-        def receive(event: tuple[float, dict[str, Any]]) -> None:
-            if event[1]["script"] == self._terms.script:
-                self._updates.put(Update(event[1]["there"], there=True))
-                self._updates.put(Update(event[1]["done"], event[1]["note"]))
-
-        self._client.subscribe_topic(TOPIC, receive)
+        self._client.subscribe_topic(TOPIC, self._receive)
         return self._client.get_executor(pure=False)
+
+    def _receive(self, event: tuple[float, dict[str, Any]]) -> None:
+        """Pass a worker's report to the bar, unless it is of another script's work."""
+        _, report = event
+        if report["script"] == self._terms.script:
+            self._updates.put(Update(report["there"], there=True))
+            self._updates.put(Update(report["done"], report["note"]))
 
     def _close(self, *, stop: bool) -> None:
         # To stop work is to cancel it; a worker abandons it at its next report.
